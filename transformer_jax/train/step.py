@@ -1,0 +1,133 @@
+"""The train step: one pure function from (state, batch, key) to (state, metrics).
+
+    step = make_step(loss, optimizer, learning_rate, accumulate=4, ema_decay=0.999)
+    step = jit_step(step, state_shardings(...), batch_sharding)      # compiled once, the state donated
+    state, metrics = step(state, batch, key)
+
+Losses are sums with weights, so that a big batch, its micro-batches and its shards on many devices all mean the same:
+sums are added, and divided once by the total weight.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transformer_jax.errors import InputError
+from transformer_jax.train.state import TrainState
+
+Batch = Mapping[str, jax.Array]  # every leaf leads with the batch's rows
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # {"name": (sum, weight)}
+Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, Sums]]
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]
+
+
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    *,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Step:
+    """Builds the step, a pure function that the caller compiles.
+
+    Arguments:
+      loss: (params, batch, key) -> (loss_sum, weight, sums), the task's loss; sums are other things to report.
+      optimizer: the optax transformation; it is handed the gradient's global norm as `grad_norm=`.
+      learning_rate: the optimiser's schedule, for the metrics; its argument is the number of updates applied.
+      accumulate: micro-batches per batch; the batch's rows must divide by it.
+      ema_decay: the average's decay d in `ema = d * ema + (1 - d) * params`; 0 when the state has no average.
+
+    Returns: step(state, batch, key) -> (state, metrics). key is the run's key: the step folds in its own number. Metrics
+      are device scalars, "loss" (nats per unit of weight), "weight", "grad_norm" (before clipping), "learning_rate" (of
+      this update), "skipped" (so far, int32), and "sums", the loss's {"name": (sum, weight)}.
+
+    A loss or gradient that is not finite leaves parameters, optimiser state and average as they were, to the bit; step
+    and skipped still count. A batch of weight 0 has loss 0 and gradient 0.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
+        loss_sum, weight, sums = loss(params, batch, key)
+        return loss_sum, (weight, sums)
+
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        if (state.ema is None) != (ema_decay == 0):
+            raise ValueError(f"ema_decay {ema_decay} with a state whose ema is {'off' if state.ema is None else 'on'}")
+        step_key = jax.random.fold_in(key, state.step)
+
+        if accumulate == 1:
+            total = value_and_grad(state.params, batch, step_key)
+        else:
+
+            def add(so_far: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+                i, rows = numbered
+                part = value_and_grad(state.params, rows, jax.random.fold_in(step_key, i))
+                return jax.tree.map(jnp.add, so_far, part), None
+
+            parts = micro_batches(batch, accumulate)
+            shapes = jax.eval_shape(value_and_grad, state.params, jax.tree.map(lambda x: x[0], parts), step_key)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
+
+        (loss_sum, (weight, sums)), grads = total
+        scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
+        mean_loss = loss_sum * scale
+        grads = jax.tree.map(lambda g: g * scale, grads)
+        grad_norm = optax.global_norm(grads)  # not finite when any gradient is not
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda average, p: ema_decay * average + (1.0 - ema_decay) * p, ema, params)
+
+        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
+        metrics = {
+            "loss": mean_loss,
+            "weight": weight,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate(state.step - state.skipped),
+            "skipped": skipped,
+            "sums": sums,
+        }
+        return TrainState(state.step + 1, params, opt_state, ema, skipped), metrics
+
+    return step
+
+
+def micro_batches(batch: Batch, count: int) -> Batch:
+    """Each leaf [B, ...] as [count, B / count, ...]; micro-batch i holds the rows i, i + count, i + 2 * count, ...
+
+    Strided, because a batch lies on its devices in contiguous blocks of rows: each device then finds an equal part of
+    every micro-batch among its own rows, and no row moves. Contiguous micro-batches would sit on a few devices each.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        if x.shape[0] % count:
+            raise InputError(f"a batch of {x.shape[0]} rows does not divide into accumulate={count} micro-batches")
+        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any) -> Step:
+    """The step compiled for the layout of its arguments, with the state's buffers donated to the new state.
+
+    Arguments:
+      batch_sharding: one sharding for every leaf of the batch, or a tree of them.
+    """
+    return jax.jit(
+        step, in_shardings=(state_shardings, batch_sharding, None), out_shardings=(state_shardings, None), donate_argnums=0
+    )
