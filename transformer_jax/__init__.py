@@ -1,0 +1,53 @@
+"""Transformers as pure JAX functions: `init`, `apply`, `prefill`, `decode_step` over a frozen config and a parameter tree.
+
+    import jax, transformer_jax
+    from transformer_jax.models import gpt
+
+    cfg = gpt.Config(vocab_size=50257)
+    params = gpt.init(jax.random.key(0), cfg)
+    logits_BTV = gpt.apply(params, cfg, tokens_BT)
+
+    loaded = transformer_jax.load("runs/a")       # a workdir, one checkpoint step, or a Hugging Face folder
+
+Importing the package costs nothing: each name below is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_ROOMS = (
+    "data",
+    "decode",
+    "errors",
+    "experiment",
+    "hub",
+    "losses",
+    "metrics",
+    "models",
+    "nn",
+    "objectives",
+    "optim",
+    "restore",
+    "sharding",
+    "tasks",
+    "train",
+)
+
+__all__ = [*_ROOMS, "__version__", "load"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from transformer_jax.restore import load as load
+
+
+def __getattr__(name: str):
+    if name == "load":
+        return importlib.import_module("transformer_jax.restore").load
+    if name in _ROOMS:
+        return importlib.import_module(f"transformer_jax.{name}")
+    raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
