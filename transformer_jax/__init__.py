@@ -1,4 +1,4 @@
-"""Transformers as pure JAX functions: `init`, `apply`, `prefill`, `decode_step` over a frozen config and a parameter tree.
+"""Transformers as pure JAX functions over a frozen config and a tree of parameters.
 
     import jax, transformer_jax
     from transformer_jax.models import gpt
@@ -35,7 +35,7 @@ _ROOMS = (
     "train",
 )
 
-__all__ = [*_ROOMS, "__version__", "load"]  # noqa: PLE0604
+__all__ = [*_ROOMS, "__version__", "load"]
 
 if TYPE_CHECKING:
     from transformer_jax.restore import load as load

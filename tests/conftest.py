@@ -1,0 +1,74 @@
+"""What every test runs on: eight fake CPU devices, a compile cache kept between runs, fixed seeds, and no network."""
+
+import os
+import pathlib
+import random
+import socket
+
+import jax
+import jaxlib
+import numpy as np
+import pytest
+
+
+def _configure(**settings) -> None:
+    """Set jax options here, and in the environment for the processes that tests start."""
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+def _compilations() -> pathlib.Path:
+    """One directory per jaxlib, closed to other users: an entry is machine code that is run when its key matches."""
+    user = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transformer_jax"
+    folder = pathlib.Path(os.environ.get("TRANSFORMER_JAX_CACHE") or user) / "test-compilations" / jaxlib.__version__
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+_configure(
+    jax_platforms=os.environ.get("JAX_PLATFORMS", "cpu"),  # what is claimed to the bit is claimed for the CPU
+    jax_compilation_cache_dir=str(_compilations()),
+    jax_compilation_cache_max_size=2**30,  # a bound also makes several test processes lock what they share
+    jax_persistent_cache_min_compile_time_secs=0.1,
+    jax_persistent_cache_min_entry_size_bytes=0,
+)
+jax.config.update("jax_num_cpu_devices", 8)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _refuse_outsiders() -> None:
+    """A test that connects to another machine fails here too, not only where there is no network."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not address[0].startswith(("127.", "::1", "localhost")):
+            raise AssertionError(f"a test opened a network connection to {address}; tests run without the network")
+        return connect(self, address)
+
+    socket.socket.connect = guarded  # type: ignore[method-assign]
+
+
+_refuse_outsiders()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_token_files(tmp_path_factory):
+    """Token files and whatever else the product caches go to a folder of this session, never to the user's cache."""
+    os.environ["TRANSFORMER_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    random.seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real data beside the project; a machine without it skips the test."""
+    folder = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the data sets of ../shared/data, which are not on this machine")
+    return folder

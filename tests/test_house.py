@@ -1,0 +1,243 @@
+"""The house rules that a machine can hold: arrows point down, imports stay cheap, nothing unsafe, nothing left open.
+
+The arrows are read from the table in docs/architecture.md, so that the page and the test cannot disagree.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "transformer_jax"
+SOURCES = sorted(path for folder in (PACKAGE, ROOT / "experiments", ROOT / "tools") for path in folder.rglob("*.py"))
+
+# Imported where they are used, never on the way in. (flax imports rich by itself.)
+HEAVY = [
+    *("tensorflow", "torch", "transformers", "orbax", "grain", "tensorflow_datasets", "array_record", "tokenizers"),
+    *("tyro", "rich", "matplotlib", "tensorboardX", "PIL"),
+]
+
+
+def _name(path: Path) -> str:
+    """The dotted module name of a file, with `.__init__` kept so that relative imports resolve."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def _imports(source: str, module: str) -> list[tuple[int, str]]:
+    """(line, dotted name) of everything a module imports, inside functions too; `from a import b` gives `a.b`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = module.split(".")[: -node.level] if node.level else []
+            found += [(node.lineno, ".".join([*start, *filter(None, [node.module]), a.name])) for a in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found += [(node.lineno, a.value) for a in node.args if isinstance(a, ast.Constant)]
+    return found
+
+
+# ---- Arrows --------------------------------------------------------------------------------------------------------
+
+
+def _table() -> dict[str, tuple[set[str], bool]]:
+    """room -> (rooms it may import, whether it may name a model family), from docs/architecture.md, top to bottom."""
+    rows = re.findall(r"^\| (`.+?) \| .+ \| (.+?) \|$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    table: dict[str, tuple[set[str], bool]] = {}
+    for cell, allowed in rows:
+        rooms = [name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`(.+?)`", cell)]
+        above = set(table)
+        named = {name for name in re.findall(r"`(\w+)`", allowed)} & above
+        everything = allowed.startswith(("all of the above", "everything"))
+        families = not ("except a named family" in allowed or "only through its table" in allowed)
+        for room in rooms:
+            table[room] = (above if everything else named, families)
+    return table
+
+
+TABLE = _table()
+
+
+def _wrong_arrows(source: str, module: str) -> list[str]:
+    room = module.split(".")[1]
+    allowed, families = TABLE[room]
+    wrong = []
+    for line, target in _imports(source, module):
+        parts = target.split(".")
+        if parts[0] in ("experiments", "tests", "tools"):
+            wrong.append(f"{module}:{line} imports {target}: the package knows nothing outside itself")
+        if parts[0] != "transformer_jax" or len(parts) == 1 or parts[1] in (room, "errors", "__version__"):
+            continue
+        if parts[1] not in allowed:
+            wrong.append(
+                f"{module}:{line} imports {target}: {room} may import {', '.join(sorted(allowed)) or 'no room'}"
+            )
+        elif parts[1] == "models" and not families and len(parts) > 2 and parts[2] not in ("FAMILIES", "family"):
+            wrong.append(f"{module}:{line} imports {target}: {room} reaches families through models.FAMILIES only")
+    return wrong
+
+
+def test_the_table_is_read():
+    assert TABLE["nn"] == ({"sharding"}, True)
+    assert TABLE["data"][0] == {"objectives"}
+    assert TABLE["losses"] == TABLE["decode"] == ({"nn", "sharding"}, True)
+    assert "experiment" in TABLE["train"][0] and TABLE["train"][1] is False
+    assert "restore" not in TABLE["train"][0]
+    assert "train" in TABLE["restore"][0]
+    assert TABLE["__main__"][0] == set(TABLE) - {"__main__"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("transformer_jax.nn.layers", "from transformer_jax.models import gpt"),
+        ("transformer_jax.nn.layers", "def f():\n    import transformer_jax.train.loop"),
+        ("transformer_jax.sharding", "if True:\n    from .nn import params"),
+        ("transformer_jax.models.__init__", "from ..train import step"),
+        ("transformer_jax.objectives.masking", "from transformer_jax import data"),
+        ("transformer_jax.tasks.causal_lm", "from transformer_jax.models import gpt"),
+        ("transformer_jax.train.loop", "import transformer_jax.models.gpt"),
+        ("transformer_jax.data.text", "import importlib\nimportlib.import_module('transformer_jax.hub')"),
+        ("transformer_jax.restore", "import experiments.causal_lm.stdlib"),
+    ],
+)
+def test_a_wrong_arrow_is_seen(module, source):
+    assert len(_wrong_arrows(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("transformer_jax.models.gpt", "from transformer_jax.nn import layers\nfrom . import bert\nimport jax"),
+        ("transformer_jax.tasks.causal_lm", "from transformer_jax import models, losses\nmodels.family"),
+        ("transformer_jax.data.text", "from transformer_jax.errors import InputError"),
+    ],
+)
+def test_a_right_arrow_is_left_alone(module, source):
+    assert _wrong_arrows(source, module) == []
+
+
+def test_arrows_point_down():
+    modules = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+    strangers = {_name(path).split(".")[1] for path in modules} - set(TABLE)
+    assert not strangers, f"no row in the table of docs/architecture.md: {sorted(strangers)}"
+    wrong = [message for path in modules for message in _wrong_arrows(path.read_text(), _name(path))]
+    assert not wrong, "\n".join(wrong)
+
+
+# ---- Imports -------------------------------------------------------------------------------------------------------
+
+PROBE = """
+import sys, time
+start = time.perf_counter()
+{statement}
+print(time.perf_counter() - start)
+print(*(name for name in {heavy!r} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy", "bound"),
+    [
+        # The issue asks for 1.0 s; the bounds are generous because test machines are busy.
+        ("import transformer_jax", HEAVY, 1.0),
+        ("from transformer_jax.models import gpt", [name for name in HEAVY if name != "rich"], 5.0),
+        (
+            "import transformer_jax, pkgutil, importlib\n"
+            "for found in pkgutil.walk_packages(transformer_jax.__path__, 'transformer_jax.'):\n"
+            "    if not found.name.endswith('__main__'): importlib.import_module(found.name)",
+            [name for name in HEAVY if name != "rich"],
+            10.0,
+        ),
+    ],
+    ids=["package", "gpt", "every_module"],
+)
+def test_import_is_cheap(statement, heavy, bound, capsys):
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(statement=statement, heavy=heavy)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, modules, *_ = [*done.stdout.split("\n"), ""]
+    with capsys.disabled():
+        print(f"\n{statement.splitlines()[-1].strip()}: {float(seconds):.2f} s")
+    assert modules == "", f"{statement!r} imports {modules}; import it in the function that uses it"
+    assert float(seconds) < bound
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {"orbax-checkpoint": "orbax", "pillow": "PIL"}
+    declared = {
+        names.get(word, word.replace("-", "_"))
+        for word in (re.split(r"[^\w-]", line)[0] for line in project["dependencies"])
+    }
+    imported = {
+        target.split(".")[0]
+        for path in PACKAGE.rglob("*.py")
+        for _, target in _imports(path.read_text(), _name(path))
+        if target.split(".")[0] not in {*sys.stdlib_module_names, "transformer_jax"}
+    }
+    assert imported <= declared, f"imported, not declared in pyproject.toml: {sorted(imported - declared)}"
+
+
+# ---- Safety and order ----------------------------------------------------------------------------------------------
+
+UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+
+
+def _unsafe(source: str, module: str) -> list[str]:
+    found = [
+        f"{module}:{line} {name}" for line, name in _imports(source, module) if name.split(".")[0] in UNSAFE_MODULES
+    ]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "builtins.eval", "builtins.exec"):
+                found.append(f"{module}:{node.lineno} {name}()")
+            for word in node.keywords:
+                if word.arg == "allow_pickle" and ast.unparse(word.value) != "False":
+                    found.append(f"{module}:{node.lineno} allow_pickle={ast.unparse(word.value)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "def f():\n  from pickle import loads",
+        "eval('1')",
+        "exec(text)",
+        "np.load(p, allow_pickle=True)",
+    ],
+)
+def test_an_unsafe_load_is_seen(source):
+    assert len(_unsafe(source, "m")) == 1
+
+
+def test_nothing_unsafe():
+    found = [message for path in SOURCES for message in _unsafe(path.read_text(), _name(path))]
+    assert not found, "\n".join(found)
+
+
+def test_no_drawer_for_everything():
+    drawers = {"utils", "util", "common", "base", "helpers", "helper", "misc", "shared"}
+    python = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
+    found = [str(path.relative_to(ROOT)) for path in python if drawers & set(_name(path).lower().split("."))]
+    assert not found, f"name the file by its subject: {found}"
+
+
+def test_nothing_left_open():
+    words = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK"]) + r")\b")
+    texts = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number} {line.strip()[:100]}"
+        for path in texts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if words.search(line)
+    ]
+    assert not found, "\n".join(found)
