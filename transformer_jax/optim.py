@@ -127,7 +127,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
         **extra: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra
-        norm = optax.global_norm(updates) if grad_norm is None else grad_norm
+        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
         scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
         return jax.tree.map(lambda g: g * scale, updates), state
 

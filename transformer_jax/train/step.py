@@ -79,7 +79,7 @@ def make_step(
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         mean_loss = loss_sum * scale
         grads = jax.tree.map(lambda g: g * scale, grads)
-        grad_norm = optax.global_norm(grads)  # not finite when any gradient is not
+        grad_norm = optax.tree.norm(grads)  # not finite when any gradient is not
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
         params = optax.apply_updates(state.params, updates)
@@ -122,8 +122,8 @@ def micro_batches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any) -> Step:
-    """The step compiled for the layout of its arguments, with the state's buffers donated to the new state.
+def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any) -> jax.stages.Wrapped:
+    """The step under `jax.jit` for this layout of its arguments, with the state's buffers donated to the new state.
 
     Arguments:
       batch_sharding: one sharding for every leaf of the batch, or a tree of them.
