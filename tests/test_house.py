@@ -38,7 +38,7 @@ def _imports(source: str, module: str) -> list[tuple[int, str]]:
             start = module.split(".")[: -node.level] if node.level else []
             found += [(node.lineno, ".".join([*start, *filter(None, [node.module]), a.name])) for a in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            found += [(node.lineno, a.value) for a in node.args if isinstance(a, ast.Constant)]
+            found += [(node.lineno, str(a.value)) for a in node.args if isinstance(a, ast.Constant)]
     return found
 
 
