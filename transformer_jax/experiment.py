@@ -61,11 +61,11 @@ class Checkpoint:
 
     every: int = 1000
     """Steps between two saves; 0: only at the end."""
-    keep: int = 2
+    keep_last: int = 2
     """The newest n are kept."""
     keep_best: int = 1
-    """Of the evaluated ones, the n best by `metric` are kept as well (lower is better)."""
-    metric: str = "loss_nats_per_token"
+    """Of the evaluated ones, the n best by `best_metric` are kept as well (lower is better)."""
+    best_metric: str = "loss_nats_per_token"
     """The reported number that says which checkpoint is best."""
 
 
@@ -150,7 +150,7 @@ class Experiment:
             value = _get(self, name)
             if value < 0:
                 raise InputError(f"{name} = {value}: must be 0 or more")
-        _positive("checkpoint.keep", self.checkpoint.keep)
+        _positive("checkpoint.keep_last", self.checkpoint.keep_last)
         if train.batch_size % train.accumulate:
             raise InputError(
                 f"train.batch_size = {train.batch_size} does not divide into train.accumulate = {train.accumulate} parts"

@@ -1,0 +1,235 @@
+"""What a run says while it trains: live progress, metrics.jsonl, TensorBoard events, loss.png, a profile.
+
+A row is one flat dict of numbers with "step"; training rows have `loss`, validation rows `validation/...`. The loop
+gives each row to `Observer.row`, which passes it to every place at once. Only process 0 writes.
+
+    FLOPs and MFU   FLOPs are those of the model's mathematics, not of the hardware: no recomputation, no masked half
+                    subtracted (PaLM, appendix B: 6 per parameter that multiplies and token, 12*L*N*H*T for attention).
+                    MFU is their rate over the peak dense bfloat16 rate in `PEAK_FLOPS`.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+Row = dict[str, float]
+
+# Peak dense bfloat16 FLOP/s of one device, by a part of its `device_kind`, the more particular first.
+# Sources: cloud.google.com/tpu/docs (system architecture pages), NVIDIA's data sheets (SXM parts, without sparsity).
+PEAK_FLOPS = {
+    "TPU v6": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """The device's peak dense bfloat16 FLOP/s; None where it is not known (every CPU)."""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in device.device_kind), None)
+
+
+class Observer:
+    """Writes rows into `workdir` and to the terminal. Use it as a context manager; `say` prints a line of its own.
+
+    Arguments:
+      workdir: an existing folder.
+      steps: the run's last step, for the time left.
+      first_step: the step it goes on from; rows after it, left by a killed run, are taken out of metrics.jsonl.
+      on_row: called with each row, after it is written.
+      primary: False on all processes but one: nothing is written or printed.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        steps: int,
+        first_step: int = 0,
+        on_row: Callable[[Row], None] | None = None,
+        primary: bool = True,
+    ) -> None:
+        self.workdir, self.steps, self.first_step = workdir, steps, first_step
+        self.on_row, self.primary = on_row, primary
+        self.path = workdir / "metrics.jsonl"
+
+    def __enter__(self) -> "Observer":
+        if not self.primary:
+            return self
+        from tensorboardX import SummaryWriter
+
+        kept = [row for row in read_rows(self.path) if row["step"] <= self.first_step]
+        self.file = self.path.open("w", encoding="utf-8")
+        self.file.writelines(json.dumps(row) + "\n" for row in kept)
+        self.file.flush()
+        self.events = SummaryWriter(str(self.workdir), purge_step=self.first_step + 1)
+        self.progress = _progress(self.steps, self.first_step) if sys.stdout.isatty() else None
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if not self.primary:
+            return
+        if self.progress is not None:
+            self.progress.stop()
+        self.events.close()
+        self.file.close()
+
+    def row(self, row: Row) -> None:
+        """One row to metrics.jsonl (non-finite numbers as null), TensorBoard, the terminal and `on_row`."""
+        if self.primary:
+            finite = {k: (v if math.isfinite(v) else None) for k, v in row.items()}
+            self.file.write(json.dumps(finite) + "\n")
+            self.file.flush()
+            step = int(row["step"])
+            for name, value in row.items():
+                if name != "step":
+                    self.events.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            if self.progress is not None and "loss" in row:
+                self.progress.update(self.progress.task_ids[0], completed=step, line=describe(row))
+            if self.progress is None or "loss" not in row:
+                self.say(f"step {step:,}/{self.steps:,}  {describe(row)}")
+        if self.on_row is not None:
+            self.on_row(row)
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar, or a plain line."""
+        if not self.primary:
+            return
+        if self.progress is not None:
+            self.progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+
+def banner(number: int, text: str) -> None:
+    """Announces a chapter of the run."""
+    if jax.process_index() == 0:
+        print(f"[{number}] {text}", flush=True)
+
+
+# The order and form in which a row's numbers are shown; what is not named here is shown as it is.
+_FORMATS = {
+    "loss": ("loss", "{:.4f}"),
+    "learning_rate": ("lr", "{:.2e}"),
+    "grad_norm": ("grad norm", "{:.2f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "mfu": ("MFU", "{:.1%}"),
+    "seconds_left": ("left", "{}"),
+}
+
+
+def describe(row: Row) -> str:
+    """A row as one line of text."""
+    shown = []
+    for name, value in row.items():
+        label, form = _FORMATS.get(name, (name.removeprefix("validation/").replace("_", " "), "{:.4f}"))
+        if name in ("step", "seconds_per_step") or (name == "skipped" and not value):
+            continue
+        shown.append(f"{label} {form.format(duration(value) if name == 'seconds_left' else value)}")
+    kind = "validation  " if any(name.startswith("validation/") for name in row) else ""
+    return kind + "  ".join(shown)
+
+
+def duration(seconds: float) -> str:
+    """`3:07`, `2:05:00` (hours), `3 d 4 h`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def _progress(steps: int, first_step: int) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[line]}"))
+    progress = Progress(*columns, refresh_per_second=4)
+    progress.add_task("train", total=steps, completed=first_step, line="")
+    progress.start()
+    return progress
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none where there is no file. A last line cut short by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows
+
+
+def plot_loss(rows: list[dict[str, Any]], path: Path, *, validation: str, unit: str = "nats per token") -> None:
+    """The training and validation curves as a PNG; `validation` names the validation rows' loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, label, style in (("loss", "training batch", "-"), (validation, "validation set", "o-")):
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=3)
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel(f"loss ({unit})")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+class Meter:
+    """Turns the metrics of steps into rows, and knows how fast they come.
+
+    Arguments:
+      first_step: the step the run goes on from.
+      steps: the run's last step, for the time left.
+      flops_per_token: of one training step, forward and backward.
+      peak: the peak FLOP/s of all devices together; None where it is not known, and no MFU is given.
+    """
+
+    def __init__(self, *, first_step: int, steps: int, flops_per_token: float, peak: float | None) -> None:
+        self.last_step, self.steps = first_step, steps
+        self.flops_per_token, self.peak = flops_per_token, peak
+        self.since = time.perf_counter()
+
+    def row(self, step: int, metrics: dict[str, Any]) -> Row:
+        """The row of this step. Waits for its metrics; rates are over the steps since the last row."""
+        values = jax.device_get(metrics)
+        row = {"step": float(step)}
+        row |= {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in values["sums"].items()}
+        row |= {name: float(values[name]) for name in ("learning_rate", "grad_norm", "skipped")}
+        now = time.perf_counter()
+        seconds_per_step = max(now - self.since, 1e-9) / max(step - self.last_step, 1)
+        self.since, self.last_step = now, step
+        row["seconds_per_step"] = seconds_per_step
+        row["tokens_per_second"] = float(values["weight"]) / seconds_per_step
+        if self.peak is not None:
+            row["mfu"] = row["tokens_per_second"] * self.flops_per_token / self.peak
+        row["seconds_left"] = seconds_per_step * (self.steps - step)
+        return row
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside (evaluation, saving, compiling) is not counted as time of training."""
+        before = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - before
