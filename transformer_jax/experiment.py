@@ -61,7 +61,7 @@ class Checkpoint:
 
     every: int = 1000
     """Steps between two saves; 0: only at the end."""
-    keep_last: int = 2
+    keep: int = 2
     """The newest n are kept."""
     keep_best: int = 1
     """Of the evaluated ones, the n best by `best_metric` are kept as well (lower is better)."""
@@ -150,7 +150,7 @@ class Experiment:
             value = _get(self, name)
             if value < 0:
                 raise InputError(f"{name} = {value}: must be 0 or more")
-        _positive("checkpoint.keep_last", self.checkpoint.keep_last)
+        _positive("checkpoint.keep", self.checkpoint.keep)
         if train.batch_size % train.accumulate:
             raise InputError(
                 f"train.batch_size = {train.batch_size} does not divide into train.accumulate = {train.accumulate} parts"
@@ -163,12 +163,16 @@ class Experiment:
             )
 
 
+def compute_dtype(precision: Precision, platform: str | None = None) -> str:
+    """The dtype that `precision` gives on this platform ("cpu", "gpu", "tpu"; None: here)."""
+    if precision.compute != "auto":
+        return precision.compute
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+
+
 def resolve_model(experiment: Experiment, platform: str | None = None) -> Any:
-    """The model's config with the dtype that `precision` gives on this platform ("cpu", "gpu", "tpu"; None: here)."""
-    dtype = experiment.precision.compute
-    if dtype == "auto":
-        dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
-    return dataclasses.replace(experiment.model, dtype=dtype)
+    """The model's config with the compute dtype of this platform."""
+    return dataclasses.replace(experiment.model, dtype=compute_dtype(experiment.precision, platform))
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON

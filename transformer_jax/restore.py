@@ -1,0 +1,126 @@
+"""From a path to a model that computes: `load(path)`.
+
+    loaded = transformer_jax.load("runs/a")                    # a workdir: its newest complete step
+    loaded = transformer_jax.load("runs/a/checkpoints/1200")   # one step; needs nothing around it but the tokenizer
+    loaded = transformer_jax.load("downloads/gpt2")            # a Hugging Face snapshot folder
+    logits_BTV = loaded.family.apply(loaded.params, loaded.config, tokens_BT)
+
+A step describes itself: its meta holds the resolved experiment, whose type names are looked up in the one closed table
+of `experiment.py`. Only the parameters are read, or their average where the run kept one; never the moments. Where they
+go, and in which dtype they compute, is decided here and now, so that a checkpoint from a TPU evaluates on a CPU.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from transformer_jax import experiment as experiments
+from transformer_jax import hub, models
+from transformer_jax.data import tokenizers
+from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
+from transformer_jax.tasks import causal_lm
+from transformer_jax.train import checkpoint
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to compute.
+
+    Fields:
+      family: the module with its functions, such as `models.gpt`.
+      config: the family's Config, with the compute dtype of this machine.
+      params: the parameter tree, on its devices.
+      tokenizer: None where the folder has none.
+      task: what the model was trained for, such as `tasks.causal_lm.CausalLM`.
+      step: optimiser steps behind it; None for a Hugging Face snapshot.
+      bytes_read: bytes of weights read from disk.
+    """
+
+    family: ModuleType
+    config: Any
+    params: Any
+    tokenizer: tokenizers.Tokenizer | None
+    task: Any
+    step: int | None
+    bytes_read: int
+
+
+def load(
+    path: str | os.PathLike[str], *, dtype: jax.typing.DTypeLike | None = None, sharding: Mesh | Sharding | Any = None
+) -> Loaded:
+    """The model in a workdir (its newest complete step), in one step's folder, or in a Hugging Face snapshot folder.
+
+    Arguments:
+      dtype: of the parameters and of the computation, one of float32, bfloat16 and float16. None: parameters float32,
+        computation as the experiment's precision policy says for this machine.
+      sharding: a mesh (each parameter lies as the rule table says), one sharding for all parameters, or a tree of
+        shardings. None: the first device.
+    Errors: `InputError` for a path that is none of the three, a workdir without a complete step, and any leaf that is
+      missing, extra or misshapen.
+    """
+    folder = Path(path)
+    if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
+        raise InputError(f"dtype is {jnp.dtype(dtype).name}; it must be one of {', '.join(DTYPES)}")
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{path} {what}; give a workdir, a step's folder or a local Hugging Face snapshot folder")
+    if (folder / "meta").is_dir():
+        return _load_step(folder, dtype, sharding)
+    if hub.is_snapshot(folder):
+        return _load_snapshot(folder, dtype, sharding)
+    if (folder / "checkpoints").is_dir():
+        step = checkpoint.latest_step(folder / "checkpoints")
+        if step is None:
+            raise InputError(f"{folder / 'checkpoints'} holds no complete step yet; train until the first save")
+        return _load_step(folder / "checkpoints" / str(step), dtype, sharding)
+    raise InputError(
+        f"{path} is neither a workdir (no checkpoints/ in it), nor a step's folder (no meta/), nor a Hugging Face "
+        "snapshot (no config.json with a model_type)"
+    )
+
+
+def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
+    meta = checkpoint.read_meta(folder)
+    experiment = experiments.from_json(meta["config"], where=f"{folder / 'meta'}: config")
+    config = _compute_in(experiment.model, dtype, experiment.precision)
+    family = models.family(config)
+    target = _target(family.declare(config), sharding)
+    params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype)
+    beside = folder.absolute().parent.parent / "tokenizer"  # WORKDIR/tokenizer, for WORKDIR/checkpoints/STEP
+    tokenizer = tokenizers.load(beside) if beside.is_dir() else None
+    return Loaded(family, config, params, tokenizer, experiment.task, meta["step"], bytes_read)
+
+
+def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
+    config, on_host, tokenizer = hub.load(folder, dtype=dtype)
+    config = _compute_in(config, dtype, experiments.Precision())
+    family = models.family(config)
+    places = jax.tree.map(lambda leaf: leaf.sharding, _target(family.declare(config), sharding))
+    bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Loaded(family, config, jax.device_put(on_host, places), tokenizer, causal_lm.CausalLM(), None, bytes_read)
+
+
+def _compute_in(config: Any, dtype: Any, precision: experiments.Precision) -> Any:
+    name = experiments.compute_dtype(precision) if dtype is None else jnp.dtype(dtype).name
+    return dataclasses.replace(config, dtype=name)
+
+
+def _target(declaration: Any, sharding: Any) -> Any:
+    """The parameters as `ShapeDtypeStruct`s, each with the place that `load`'s argument gives it."""
+    if isinstance(sharding, Mesh):
+        return params_lib.abstract(declaration, sharding)
+    target = params_lib.abstract(declaration)
+    if sharding is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    places = jax.tree.map(lambda leaf: sharding, target) if isinstance(sharding, Sharding) else sharding
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), target, places)
