@@ -1,0 +1,159 @@
+"""Cross-entropy, plain and without ever holding the logits.
+
+Every loss returns `(sum, weight)` in float32: the weighted sum in nats and the sum of the weights. Micro-batches,
+devices and evaluation batches then add up to the same mean, and padding has weight 0.
+
+B batch, T length, D width, V vocabulary, t positions in a tile.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax import sharding
+
+TILE_BYTES = 128 * 2**20  # float32 logits held at once on one device by `linear_cross_entropy`
+
+
+def cross_entropy(
+    logits_BTV: jax.Array,
+    labels_BT: jax.Array,
+    weights_BT: jax.Array | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted sum of -log softmax(logits)[label] in nats, and the sum of the weights.
+
+    Label smoothing e trains towards (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7). z_loss adds
+    z log(Z)^2 per token, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
+    """
+    if weights_BT is None:
+        weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
+    losses_BT, _ = _token_losses(logits_BTV.astype(jnp.float32), labels_BT, label_smoothing, z_loss)
+    return jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT)
+
+
+def linear_cross_entropy(
+    x_BTD: jax.Array,
+    kernel_DV: jax.Array,
+    labels_BT: jax.Array,
+    weights_BT: jax.Array | None = None,
+    *,
+    bias_V: jax.Array | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    tile_bytes: int = TILE_BYTES,
+) -> tuple[jax.Array, jax.Array]:
+    """`cross_entropy` of the logits x @ kernel + bias, the same value and gradients, in tiles over the positions.
+
+    At most `tile_bytes` of float32 logits exist at once on a device. The forward pass of a differentiated call computes
+    each tile's gradients while its logits are at hand, so nothing is computed twice (the idea of Cut Cross-Entropy and
+    Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
+    """
+    if weights_BT is None:
+        weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
+    kernel_DV = kernel_DV.astype(x_BTD.dtype)
+    tiles = _num_tiles(*labels_BT.shape, kernel_DV.shape[1], tile_bytes)
+    if tiles == 1:
+        logits_BTV = _logits(x_BTD, kernel_DV, bias_V)
+        return cross_entropy(logits_BTV, labels_BT, weights_BT, label_smoothing=label_smoothing, z_loss=z_loss)
+    settings = (tiles, label_smoothing, z_loss)
+    return _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT), jnp.sum(weights_BT)
+
+
+def _logits(x_BTD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None) -> jax.Array:
+    axes = ("batch", "length", "vocab")
+    logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=axes, dtype=jnp.float32)
+    return logits_BTV if bias_V is None else logits_BTV + bias_V.astype(jnp.float32)
+
+
+def _token_losses(
+    logits_BTV: jax.Array, labels_BT: jax.Array, label_smoothing: float, z_loss: float
+) -> tuple[jax.Array, jax.Array]:
+    """Each token's loss [B, T], and the log of its softmax's denominator [B, T].
+
+    The label's logit is picked by comparison with a counter, not gathered: it fuses with the reductions beside it, its
+    gradient is no scatter, and a vocabulary split over devices needs no gather.
+    """
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    is_label_BTV = _is_label(labels_BT, logits_BTV.shape[-1])
+    picked_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)
+    losses_BT = log_z_BT - (1.0 - label_smoothing) * picked_BT
+    if label_smoothing:
+        losses_BT -= label_smoothing * jnp.mean(logits_BTV, axis=-1)
+    if z_loss:
+        losses_BT += z_loss * jnp.square(log_z_BT)
+    return losses_BT, log_z_BT
+
+
+def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
+    return labels_BT[..., None] == jnp.arange(vocab_size, dtype=labels_BT.dtype)
+
+
+def _num_tiles(B: int, T: int, V: int, tile_bytes: int) -> int:
+    """The smallest divisor of T that makes a tile's logits fit."""
+    auto = sharding.shards("batch") * sharding.shards("vocab") * sharding.shards("length")
+    wanted = math.ceil(4 * B * T * V / (auto * tile_bytes))
+    return next(n for n in range(1, T + 1) if T % n == 0 and (n >= wanted or n == T))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
+    tiles, label_smoothing, z_loss = settings
+
+    def tile(total, xs):
+        x_BtD, labels_Bt, weights_Bt = xs
+        losses_Bt, _ = _token_losses(_logits(x_BtD, kernel_DV, bias_V), labels_Bt, label_smoothing, z_loss)
+        return total + jnp.sum(losses_Bt * weights_Bt), None
+
+    xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
+    return jax.lax.scan(tile, jnp.zeros((), jnp.float32), xs)[0]
+
+
+def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
+    """The sum, and the gradients of the sum: each tile's logits are turned into their gradient and used at once."""
+    tiles, label_smoothing, z_loss = settings
+    V = kernel_DV.shape[1]
+
+    def tile(carry, xs):
+        total, d_kernel_DV, d_bias_V = carry
+        x_BtD, labels_Bt, weights_Bt = xs
+        logits_BtV = _logits(x_BtD, kernel_DV, bias_V)
+        losses_Bt, log_z_Bt = _token_losses(logits_BtV, labels_Bt, label_smoothing, z_loss)
+        target_BtV = jnp.where(_is_label(labels_Bt, V), 1.0 - label_smoothing, 0.0) + label_smoothing / V
+        probs_BtV = jnp.exp(logits_BtV - log_z_Bt[..., None])
+        d_logits_BtV = (probs_BtV * (1.0 + 2.0 * z_loss * log_z_Bt)[..., None] - target_BtV) * weights_Bt[..., None]
+        narrow_BtV = d_logits_BtV.astype(x_BtD.dtype)
+        d_x_BtD = sharding.einsum("BTV,DV->BTD", narrow_BtV, kernel_DV, out=("batch", "length", None))
+        d_kernel_DV += jnp.einsum("BtD,BtV->DV", x_BtD, narrow_BtV, preferred_element_type=jnp.float32)
+        d_bias_V += jnp.sum(d_logits_BtV, axis=(0, 1))
+        return (total + jnp.sum(losses_Bt * weights_Bt), d_kernel_DV, d_bias_V), (d_x_BtD, losses_Bt)
+
+    xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
+    start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel_DV.shape, jnp.float32), jnp.zeros((V,), jnp.float32))
+    (total, d_kernel_DV, d_bias_V), (d_x, losses) = jax.lax.scan(tile, start, xs)
+    d_bias_V = None if bias_V is None else d_bias_V.astype(bias_V.dtype)
+    return total, (_join(d_x), d_kernel_DV.astype(kernel_DV.dtype), d_bias_V, _join(losses))
+
+
+def _tiled_backward(settings, residuals, d_total):
+    d_x_BTD, d_kernel_DV, d_bias_V, losses_BT = residuals
+    scaled = (None if d is None else (d * d_total).astype(d.dtype) for d in (d_x_BTD, d_kernel_DV, d_bias_V))
+    return (*scaled, None, losses_BT * d_total)
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
+def _cut(x: jax.Array, tiles: int) -> jax.Array:
+    """[B, T, ...] -> [tiles, B, t, ...]: the batch, which may be sharded, stays whole."""
+    return jnp.moveaxis(x.reshape(x.shape[0], tiles, -1, *x.shape[2:]), 1, 0)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """The inverse of `_cut`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])

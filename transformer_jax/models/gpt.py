@@ -1,0 +1,307 @@
+"""GPT: the decoder-only language model, from GPT-2 to Llama, by config.
+
+The defaults are GPT-2 small (Radford et al. 2019; the weights of `gpt2` fit). The modern decoder (Touvron et al. 2023)
+is the same functions with norm="rms", position="rotary", gated=True, activation="silu", bias=False, fewer key/value
+heads and untied embeddings.
+
+    cfg = gpt.Config(vocab_size=50257)
+    params = gpt.init(jax.random.key(0), cfg)
+    logits = jax.jit(gpt.apply, static_argnums=1)(params, cfg, tokens)
+
+B batch, T length, S cache slots, D width, N query heads, K key/value heads, H head width, V vocabulary, L layers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax import sharding
+from transformer_jax.errors import InputError
+from transformer_jax.nn import attention, block, layers, positions, stack
+from transformer_jax.nn import params as params_lib
+from transformer_jax.nn.attention import KVCache
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.params import Param, normal
+
+Params = Any
+RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a GPT is. Frozen and hashable: pass it as a static argument of jit.
+
+    Errors: `InputError` on construction when sizes contradict each other.
+    """
+
+    vocab_size: int
+    max_length: int = 1024
+    """The longest sequence, in tokens."""
+    width: int = 768
+    """D, the width of the residual stream."""
+    num_layers: int = 12
+    num_heads: int = 12
+    num_kv_heads: int | None = None
+    """Key/value heads, each shared by num_heads / num_kv_heads query heads; None: as many as query heads."""
+    head_dim: int | None = None
+    """Width of a head; None: width / num_heads."""
+    mlp_width: int | None = None
+    """Width of the MLP's hidden layer; None: 4 * width."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    gated: bool = False
+    """Multiply the MLP's hidden layer by a gate (SwiGLU with activation "silu")."""
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-5
+    norm_order: Literal["pre", "post"] = "pre"
+    """Norm before each sublayer (GPT-2 and later) or after each residual sum (GPT-1)."""
+    bias: bool = True
+    """Biases in the dense layers and LayerNorms."""
+    qkv_bias: bool | None = None
+    """Biases in the query, key and value projections; None: as `bias` says."""
+    qk_norm: bool = False
+    """RMSNorm of each query and key head (Qwen3)."""
+    position: Literal["learned", "sinusoidal", "rotary", "relative", "alibi"] = "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: positions.RopeScaling | None = None
+    tie_embeddings: bool = True
+    """The output matrix is the token embedding's transpose."""
+    dropout: float = 0.0
+    """Of the embeddings, the attention probabilities and each sublayer's output; applied only when a key is given."""
+    init_std: float = 0.02
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
+    scan_layers: bool = True
+    """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "max_length", "width", "num_layers", "num_heads", "kv_heads", "head_width", "mlp_features")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.head_dim is None and self.width % self.num_heads:
+            raise InputError(
+                f"model.num_heads {self.num_heads} does not divide model.width {self.width}; "
+                "change one of them or set model.head-dim"
+            )
+        if self.num_heads % self.kv_heads:
+            raise InputError(f"model.num_kv_heads {self.kv_heads} does not divide model.num_heads {self.num_heads}")
+        if self.position == "rotary" and self.head_width % 2:
+            raise InputError(f"rotary positions need an even head width; it is {self.head_width}")
+        if self.position == "sinusoidal" and self.width % 2:
+            raise InputError(f"sinusoidal positions need an even model.width; it is {self.width}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
+
+    @property
+    def kv_heads(self) -> int:
+        """K."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """H."""
+        return self.width // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def mlp_features(self) -> int:
+        """F."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether the query, key and value projections have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+
+def declare(cfg: Config) -> dict[str, Any]:
+    """The tree of `Param`s."""
+    embed = {"token": layers.declare_embedding(cfg.vocab_size, cfg.width, "vocab", std=cfg.init_std)}
+    if cfg.position == "learned":
+        embed["position"] = layers.declare_embedding(cfg.max_length, cfg.width, "position", std=cfg.init_std)
+    tree: dict[str, Any] = {"embed": embed, "blocks": params_lib.stack(block.declare(cfg), cfg.num_layers)}
+    if cfg.position == "relative":
+        shape = (RELATIVE_BUCKETS, cfg.num_heads)
+        tree["relative_bias"] = {"embedding": Param(shape, (None, None), normal(cfg.init_std))}
+    if cfg.norm_order == "pre":
+        tree["final_norm"] = layers.declare_norm(cfg.width, cfg.norm, bias=cfg.bias)
+    if not cfg.tie_embeddings:
+        tree["head"] = layers.declare_dense(
+            cfg.width, cfg.vocab_size, ("embed", "vocab"), bias=False, std=cfg.init_std
+        )
+    return tree
+
+
+def init(key: jax.Array, cfg: Config) -> Params:
+    """Fresh float32 parameters: Normal(0, init_std^2), residual outputs smaller by sqrt(2 L) (GPT-2)."""
+    return params_lib.init(key, declare(cfg))
+
+
+def hidden(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    *,
+    segments: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states after the final norm, [B, T] int -> [B, T, D] in cfg.dtype.
+
+    Arguments: segments [B, T], if given, keep packed documents apart (attention only; positions run on); prefix [B]
+    makes the first prefix[b] tokens visible to all (prefix-LM); key switches dropout on.
+    Errors: `ValueError` when T > cfg.max_length.
+    """
+    mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix)
+    return _forward(params, cfg, tokens_BT, jnp.arange(tokens_BT.shape[1]), mask, key)[0]
+
+
+def head(params: Params, cfg: Config) -> jax.Array:
+    """The output matrix [D, V], for `losses.linear_cross_entropy`."""
+    return params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else params["head"]["kernel"]
+
+
+def apply(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    *,
+    segments: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Logits of the next token at each position, [B, T] int -> [B, T, V] float32. Arguments as for `hidden`."""
+    return _logits(params, cfg, hidden(params, cfg, tokens_BT, segments=segments, prefix=prefix, key=key))
+
+
+def init_cache(cfg: Config, batch: int, length: int) -> KVCache:
+    """An empty cache for `length` tokens in each of `batch` rows. Errors: `ValueError` when length > cfg.max_length."""
+    _check_length(cfg, length)
+    return attention.empty_cache(
+        cfg.num_layers, batch, length, cfg.kv_heads, cfg.head_width, jnp.dtype(cfg.dtype)
+    )
+
+
+def prefill(
+    params: Params, cfg: Config, tokens_BT: jax.Array, cache: KVCache, *, start_B: jax.Array | None = None
+) -> tuple[jax.Array, KVCache]:
+    """Read whole prompts into an empty cache; logits [B, V] after each row's last token.
+
+    Prompts of different lengths are padded on the left: start_B[b] is the column of row b's first token, whose
+    position is 0. Errors: `ValueError` when the prompts are longer than the cache.
+    """
+    T, S = tokens_BT.shape[1], cache.k_LBKSH.shape[3]
+    if T > S:
+        raise ValueError(f"the prompts have {T} tokens, the cache {S} slots; make it with init_cache(cfg, batch, {T} or more)")
+    where = jnp.arange(T)
+    if start_B is not None:
+        where = jnp.maximum(where - start_B[:, None], 0)
+        cache = cache.replace(start_B=start_B.astype(jnp.int32))
+    x_BTD, cache = _forward(params, cfg, tokens_BT, where, Mask(causal=True, start_B=start_B), None, cache)
+    assert cache is not None
+    return _logits(params, cfg, x_BTD[:, -1:])[:, 0], cache.replace(index=cache.index + T)
+
+
+def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """Append one token to each row; logits [B, V] of the token after it.
+
+    The cache must have a slot left (`cache.index` < its length), which a compiled function cannot check.
+    """
+    where_B1 = (cache.index - cache.start_B)[:, None]
+    x_BTD = _embed(params, cfg, token_B[:, None], where_B1)
+    rope = _rope(cfg, where_B1)
+    slots_S = jnp.arange(cache.k_LBKSH.shape[3])
+    bias = _bias(params, cfg, cache.index[None], slots_S)
+    bias_NS = None if bias is None else bias[:, 0]
+
+    def step(p: Any, carry: Any, layer: Any, key: None) -> Any:
+        x_BTD, cache = carry
+        return block.apply_cached(p, cfg, x_BTD, cache, layer, rope=rope, bias_NS=bias_NS)
+
+    x_BTD, cache = stack.run(
+        step, params["blocks"], (x_BTD, cache), num_layers=cfg.num_layers, scan=cfg.scan_layers, remat="none", key=None
+    )
+    return _logits(params, cfg, _final_norm(params, cfg, x_BTD))[:, 0], cache.replace(index=cache.index + 1)
+
+
+def _forward(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    where: jax.Array,
+    mask: Mask,
+    key: jax.Array | None,
+    cache: KVCache | None = None,
+) -> tuple[jax.Array, KVCache | None]:
+    """Embeddings, blocks and final norm; each layer's keys and values go into the cache, if there is one.
+
+    `where` holds the tokens' positions, [T] or [B, T].
+    """
+    _check_length(cfg, tokens_BT.shape[1])
+    embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+    x_BTD = layers.dropout(_embed(params, cfg, tokens_BT, where), cfg.dropout, embed_key)
+    rope = _rope(cfg, where)
+    columns_T = jnp.arange(tokens_BT.shape[1])
+    bias_NTS = _bias(params, cfg, columns_T, columns_T)
+
+    def one(p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
+        x_BTD, cache = carry
+        x_BTD, (k_BTKH, v_BTKH) = block.apply(p, cfg, x_BTD, mask=mask, rope=rope, bias_NTS=bias_NTS, key=key)
+        return x_BTD, None if cache is None else attention.write(cache, layer, k_BTKH, v_BTKH)
+
+    x_BTD, cache = stack.run(
+        one,
+        params["blocks"],
+        (x_BTD, cache),
+        num_layers=cfg.num_layers,
+        scan=cfg.scan_layers,
+        remat=cfg.remat,
+        key=blocks_key,
+    )
+    return _final_norm(params, cfg, x_BTD), cache
+
+
+def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, where: jax.Array) -> jax.Array:
+    """Token embeddings plus the positions that are added to them, [B, T, D]."""
+    x_BTD = layers.embed(params["embed"]["token"], tokens_BT, cfg.dtype)
+    if cfg.position == "learned":
+        table = params["embed"]["position"]["embedding"].astype(cfg.dtype)
+        if where.ndim == 1:
+            return x_BTD + table[: where.shape[0]]
+        return x_BTD + sharding.take(table, where, out=("batch", "length", None))
+    if cfg.position == "sinusoidal":
+        return x_BTD + positions.sinusoidal(where, cfg.width).astype(x_BTD.dtype)
+    return x_BTD
+
+
+def _rope(cfg: Config, where: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    if cfg.position != "rotary":
+        return None
+    return positions.rotary_angles(where, cfg.head_width, theta=cfg.rope_theta, scaling=cfg.rope_scaling)
+
+
+def _bias(params: Params, cfg: Config, queries_T: jax.Array, keys_S: jax.Array) -> jax.Array | None:
+    """The bias on the scores [N, T, S] of positions that need one. Distances do not change with left padding."""
+    if cfg.position == "relative":
+        return positions.relative_bias(params["relative_bias"]["embedding"], queries_T, keys_S)
+    if cfg.position == "alibi":
+        return positions.alibi_bias(cfg.num_heads, queries_T, keys_S)
+    return None
+
+
+def _final_norm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    return layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "pre" else x_BTD
+
+
+def _logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    kernel_DV = head(params, cfg).astype(x_BTD.dtype)
+    return sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=("batch", "length", "vocab"), dtype=jnp.float32)
+
+
+def _check_length(cfg: Config, length: int) -> None:
+    if length > cfg.max_length:
+        raise ValueError(f"{length} tokens are more than the model's max_length of {cfg.max_length}")

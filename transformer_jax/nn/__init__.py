@@ -1,0 +1,1 @@
+"""The pieces models are made of: parameter declarations, layers, attention, masks, positions, the block stack."""

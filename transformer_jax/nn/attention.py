@@ -1,0 +1,158 @@
+"""Attention: one function for self, cross, multi-head and grouped-query attention, and the cache for decoding.
+
+B batch, T queries, S keys (or cache slots), N query heads, K key/value heads, G = N // K, H head width, L layers.
+"""
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from transformer_jax import sharding
+from transformer_jax.nn import masks
+from transformer_jax.nn.layers import dropout
+from transformer_jax.nn.masks import Mask
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the tokens seen so far.
+
+    k_LBKSH, v_LBKSH   heads before slots: decoding then reads each head's keys contiguously
+    index              int32 scalar: the slot that the next token takes, the same for every row
+    start_B            int32: each row's first slot that holds a token; the slots before it are left padding
+    """
+
+    k_LBKSH: jax.Array
+    v_LBKSH: jax.Array
+    index: jax.Array
+    start_B: jax.Array
+
+
+def empty_cache(
+    num_layers: int, batch: int, num_slots: int, kv_heads: int, head_width: int, dtype: jnp.dtype
+) -> KVCache:
+    """A cache of `num_slots` slots for each of `batch` rows with nothing in it."""
+    shape = (num_layers, batch, kv_heads, num_slots, head_width)
+    zeros = sharding.constrain(jnp.zeros(shape, dtype), (None, "batch", "kv_heads", None, None))
+    return KVCache(zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((batch,), jnp.int32))
+
+
+def write(cache: KVCache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KVCache:
+    """The cache with T tokens' keys and values of one layer in the slots from `index` on; `index` stays."""
+    at = (layer, 0, 0, cache.index, 0)
+    k_LBKTH, v_LBKTH = (jnp.moveaxis(x, 1, 2)[None].astype(cache.k_LBKSH.dtype) for x in (k_BTKH, v_BTKH))
+    return cache.replace(
+        k_LBKSH=jax.lax.dynamic_update_slice(cache.k_LBKSH, k_LBKTH, at),
+        v_LBKSH=jax.lax.dynamic_update_slice(cache.v_LBKSH, v_LBKTH, at),
+    )
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    *,
+    bias_NTS: jax.Array | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax(q k^T scale + bias) v over the keys that the mask allows, [B, T, N, H] (Vaswani et al. 2017, 3.2).
+
+    Arguments: queries, keys and values (N a multiple of K: grouped-query attention, Ainslie et al. 2023); the mask;
+    a bias on the scores; scale, 1/sqrt(H) by default; dropout of the probabilities, applied only with a key;
+    implementation "auto", "xla" or "cudnn" (see `choose`). Scores and softmax are float32.
+    """
+    scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
+    dropping = key is not None and dropout_rate > 0.0
+    k_BSKH = sharding.constrain(k_BSKH, ("batch", None, "kv_heads", None))  # every query needs all keys
+    v_BSKH = sharding.constrain(v_BSKH, ("batch", None, "kv_heads", None))
+    if implementation == "auto":
+        implementation = choose(q_BTNH, mask, bias=bias_NTS is not None, dropout=dropping)
+    if implementation == "cudnn":
+        return _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
+    k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
+    mask_BTS = masks.dense(mask, T, k_BSKH.shape[1])
+    if not dropping:
+        key = None
+    out_BKGTH = _plain(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, bias_NTS, scale, dropout_rate, key)
+    return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
+
+
+def attend_cached(
+    q_BNH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask: Mask,
+    *,
+    bias_NS: jax.Array | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """One query per row against a layer's cache, [B, N, H]; the mask says which slots are filled."""
+    B, N, H = q_BNH.shape
+    K, S = k_BKSH.shape[1:3]
+    q_BKGTH = q_BNH.reshape(B, K, N // K, 1, H)
+    bias_NTS = None if bias_NS is None else bias_NS[:, None, :]
+    scale = 1.0 / math.sqrt(H) if scale is None else scale
+    out = _plain(q_BKGTH, k_BKSH, v_BKSH, masks.dense(mask, 1, S), bias_NTS, scale, 0.0, None)
+    return out.reshape(B, N, H)
+
+
+def choose(q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> str:
+    """The implementation for these operands: "cudnn" where the target is a GPU and the kernel covers the case, or "xla".
+
+    The kernel takes float16 and bfloat16, head widths up to 128 in multiples of 8, causal masks and right padding.
+    """
+    described = mask.segment_BT is None and mask.prefix_B is None and mask.start_B is None
+    H = q_BTNH.shape[-1]
+    narrow = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
+    return "cudnn" if target_platform() == "gpu" and narrow and described and not bias and not dropout else "xla"
+
+
+def target_platform() -> str:
+    """The platform that the program being traced is for: the mesh's devices where there is a mesh, or the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def _plain(
+    q_BKGTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask_BTS: jax.Array | None,
+    bias_NTS: jax.Array | None,
+    scale: float,
+    dropout_rate: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """The definition, on any platform. Query heads that share a key head stand together, so nothing is repeated."""
+    K, G, T, S = *q_BKGTH.shape[1:4], k_BKSH.shape[2]
+    # The scale is applied to the queries, the smaller operand.
+    scores_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH * scale, k_BKSH, preferred_element_type=jnp.float32)
+    if bias_NTS is not None:
+        scores_BKGTS += bias_NTS.reshape(K, G, T, S)
+    if mask_BTS is not None:
+        # A finite low value: a row that may see nothing (a padded query) gets numbers nobody reads, not NaN.
+        scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -1e30)
+    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BKSH.dtype)
+    probs_BKGTS = dropout(probs_BKGTS, dropout_rate, key)
+    return jnp.einsum("BKGTS,BKSH->BKGTH", probs_BKGTS, v_BKSH)
+
+
+def _cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, scale: float) -> jax.Array:
+    """cuDNN's fused kernel, told the mask as a flag and lengths: it never holds the scores in memory."""
+    B, T = q_BTNH.shape[:2]
+    lengths = {}
+    if mask.end_B is not None:
+        lengths = {"query_seq_lengths": jnp.full((B,), T, jnp.int32), "key_value_seq_lengths": mask.end_B}
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=mask.causal, implementation="cudnn", **lengths
+    )

@@ -1,0 +1,94 @@
+"""The small layers: dense, embedding, norms, MLP, dropout. Each is a declaration and a function.
+
+Kernels are stored [in, out], flattened where the field has more axes (heads times head width), so that no product needs
+a reshape the compiler must execute. Parameters are float32 and are cast to the dtype of the activations where they are
+used; statistics of norms are float32.
+
+B batch, T length, D width, F MLP width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax import sharding
+from transformer_jax.nn.params import Param, normal, ones, zeros
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def declare_dense(
+    width_in: int, width_out: int, axes: tuple[str | None, str | None], *, bias: bool, std: float
+) -> dict[str, Param]:
+    """A kernel [in, out] drawn from Normal(0, std^2), and a zero bias [out] where asked for."""
+    kernel = Param((width_in, width_out), axes, normal(std))
+    # A vector of the model's width is too small to be worth gathering: it is never sharded.
+    bias_axis = None if axes[1] == "embed" else axes[1]
+    return {"kernel": kernel, "bias": Param((width_out,), (bias_axis,), zeros)} if bias else {"kernel": kernel}
+
+
+def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
+    """x @ kernel + bias, [B, T, D] -> [B, T, F]; `out` is the logical name of the new last axis."""
+    y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
+    return y_BTF + p["bias"].astype(x_BTD.dtype) if "bias" in p else y_BTF
+
+
+def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[str, Param]:
+    """A table [rows, D]."""
+    return {"embedding": Param((rows, width), (axis, "embed"), normal(std))}
+
+
+def embed(p: dict[str, jax.Array], ids_BT: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of the table, [B, T] -> [B, T, D] in `dtype`."""
+    return sharding.take(p["embedding"].astype(dtype), ids_BT, out=("batch", "length", None))
+
+
+def declare_norm(width: int, kind: str, *, bias: bool) -> dict[str, Param]:
+    """LayerNorm ("layer": scale, and bias where asked for) or RMSNorm ("rms": scale)."""
+    scale = {"scale": Param((width,), (None,), ones)}
+    return scale | {"bias": Param((width,), (None,), zeros)} if bias and kind == "layer" else scale
+
+
+def norm(p: dict[str, jax.Array], x: jax.Array, kind: str, eps: float) -> jax.Array:
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis, computed in float32."""
+    y = x.astype(jnp.float32)
+    if kind == "layer":
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps) * p["scale"]
+    return (y + p["bias"] if "bias" in p else y).astype(x.dtype)
+
+
+def declare_mlp(
+    width: int, mlp_width: int, *, gated: bool, bias: bool, std: float, out_std: float
+) -> dict[str, dict[str, Param]]:
+    """up [D, F], down [F, D], and a gate [D, F] where asked for."""
+    up = {"up": declare_dense(width, mlp_width, ("embed", "mlp"), bias=bias, std=std)}
+    gate = {"gate": declare_dense(width, mlp_width, ("embed", "mlp"), bias=bias, std=std)} if gated else {}
+    return up | gate | {"down": declare_dense(mlp_width, width, ("mlp", "embed"), bias=bias, std=out_std)}
+
+
+def mlp(p: dict[str, Any], x_BTD: jax.Array, activation: str) -> jax.Array:
+    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+    act = ACTIVATIONS[activation]
+    h_BTF = dense(p["up"], x_BTD, out="mlp")
+    h_BTF = act(dense(p["gate"], x_BTD, out="mlp")) * h_BTF if "gate" in p else act(h_BTF)
+    return dense(p["down"], h_BTF, out=None)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """x with each element zeroed with probability `rate` and the rest scaled up; x itself without a key.
+
+    The rate is rounded to a multiple of 2^-16: 16 random bits an element cost half of what 32 do.
+    """
+    if key is None or rate == 0.0:
+        return x
+    threshold = round(rate * 65536)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
+    return jnp.where(keep, x * (65536 / (65536 - threshold)), jnp.zeros((), x.dtype)).astype(x.dtype)

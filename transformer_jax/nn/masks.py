@@ -1,0 +1,59 @@
+"""Who may attend to whom, as a description rather than an array.
+
+A fused kernel wants to be told "causal" or "these lengths"; only the plain implementation wants a boolean array. So a
+mask is a value that says what it means, and `dense` spells it out.
+
+B batch, T queries, S keys.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Mask:
+    """The conditions that a (query, key) pair must all meet. The default lets every query see every key.
+
+    causal      a query sees keys at its own position and before; needs T == S.
+    prefix_B    with causal: the first prefix_B[b] keys are visible to every query as well (prefix-LM; Raffel et al.
+                2020, section 3.2.1).
+    segment_BT  a query sees only keys of its own segment (packed documents); needs T == S.
+    start_B     keys before start_B[b] are left padding and hidden.
+    end_B       keys from end_B[b] on are right padding (or not yet written) and hidden.
+    """
+
+    causal: bool = flax.struct.field(pytree_node=False, default=False)
+    prefix_B: jax.Array | None = None
+    segment_BT: jax.Array | None = None
+    start_B: jax.Array | None = None
+    end_B: jax.Array | None = None
+
+
+def dense(mask: Mask, num_queries: int, num_keys: int) -> jax.Array | None:
+    """The mask as booleans [1 or B, T, S], True where attention is allowed; None when nothing is hidden.
+
+    Arguments: mask; T; S. Errors: `ValueError` for a causal or segment mask with T != S.
+    """
+    if (mask.causal or mask.segment_BT is not None) and num_queries != num_keys:
+        raise ValueError(f"a causal or segment mask needs as many queries as keys; got {num_queries} and {num_keys}")
+    keys_S = jnp.arange(num_keys)
+    allowed = []
+    if mask.causal:
+        causal_TS = jnp.arange(num_queries)[:, None] >= keys_S[None, :]
+        if mask.prefix_B is None:
+            allowed.append(causal_TS[None])
+        else:
+            allowed.append(causal_TS[None] | (keys_S[None, None, :] < mask.prefix_B[:, None, None]))
+    if mask.segment_BT is not None:
+        allowed.append(mask.segment_BT[:, :, None] == mask.segment_BT[:, None, :])
+    if mask.start_B is not None:
+        allowed.append(keys_S[None, None, :] >= mask.start_B[:, None, None])
+    if mask.end_B is not None:
+        allowed.append(keys_S[None, None, :] < mask.end_B[:, None, None])
+    if not allowed:
+        return None
+    result = allowed[0]
+    for condition in allowed[1:]:
+        result = result & condition
+    return result

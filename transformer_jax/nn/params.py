@@ -1,0 +1,123 @@
+"""One declaration per parameter; everything else about parameters is derived from it.
+
+A family declares a tree (nested dicts) of `Param(shape, axes, init)`. From that tree follow initial values, abstract
+values, shardings, counts, the weight-decay mask and the list of paths that an imported checkpoint must fill.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from transformer_jax import sharding
+
+Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+Tree = Any  # nested dicts with the same keys as the declaration
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter: its shape, the logical name of each axis (None: never sharded) and its initialiser."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer
+
+    def __post_init__(self) -> None:
+        assert len(self.shape) == len(self.axes), f"Param of shape {self.shape} names {len(self.axes)} axes"
+
+
+def normal(std: float) -> Initializer:
+    """Normal(0, std^2)."""
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """All zeros: biases."""
+    return jnp.zeros(shape, jnp.float32)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """All ones: the scales of norms."""
+    return jnp.ones(shape, jnp.float32)
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """{"blocks/mlp/up/kernel": leaf, ...}, in sorted order of the keys."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_param)
+    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+
+
+def stack(tree: Tree, num_layers: int) -> Tree:
+    """The declaration of `num_layers` copies, each leaf with a leading "layers" axis."""
+    return jax.tree.map(
+        lambda p: Param((num_layers, *p.shape), ("layers", *p.axes), p.init), tree, is_leaf=_is_param
+    )
+
+
+def init(key: jax.Array, tree: Tree) -> Tree:
+    """Initial float32 values.
+
+    A leaf's key is folded in from its path and, when stacked, from its layer's number: adding a leaf or a layer
+    changes no other draw.
+    """
+
+    def leaf(path: tuple[Any, ...], p: Param) -> jax.Array:
+        name = "/".join(str(entry.key) for entry in path)
+        own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        if p.axes[:1] != ("layers",):
+            return p.init(own_key, p.shape)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(own_key, jnp.arange(p.shape[0]))
+        return jax.vmap(lambda k: p.init(k, p.shape[1:]))(keys)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=_is_param)
+
+
+def abstract(tree: Tree, mesh: Mesh | AbstractMesh | None = None, dtype: Any = jnp.float32) -> Tree:
+    """`jax.ShapeDtypeStruct`s of the values, with their shardings when a mesh is given."""
+    if mesh is None:
+        return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), tree, is_leaf=_is_param)
+    return jax.tree.map(
+        lambda p, place: jax.ShapeDtypeStruct(p.shape, dtype, sharding=place),
+        tree,
+        shardings(tree, mesh),
+        is_leaf=_is_param,
+    )
+
+
+def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
+    """A `NamedSharding` for each leaf. Errors: `InputError` naming the leaf whose dimension does not divide."""
+    flat = flatten(tree)
+    specs = {name: sharding.partition_spec(p.axes, p.shape, mesh, name=name) for name, p in flat.items()}
+    treedef = jax.tree.structure(tree, is_leaf=_is_param)
+    return jax.tree.unflatten(treedef, [NamedSharding(mesh, spec) for spec in specs.values()])  # type: ignore[arg-type]
+
+
+def count(tree: Tree) -> int:
+    """The number of parameters."""
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(tree, is_leaf=_is_param))
+
+
+def decay_mask(tree: Tree) -> Tree:
+    """True for the matrices, which weight decay applies to; the layers axis does not make a vector a matrix."""
+    return jax.tree.map(lambda p: len([a for a in p.axes if a != "layers"]) >= 2, tree, is_leaf=_is_param)
+
+
+def unstack(tree: Mapping[str, Any], num_layers: int) -> list[Tree]:
+    """A stacked tree of arrays as one tree per layer.
+
+    Uses `lax.split`, whose transpose is one concatenation; indexing would make each layer's gradient a padded copy of
+    the whole stack.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    rows = [jax.lax.split(leaf, (1,) * num_layers) for leaf in leaves]
+    return [jax.tree.unflatten(treedef, [row[i].reshape(row[i].shape[1:]) for row in rows]) for i in range(num_layers)]
+
+
+def _is_param(x: Any) -> bool:
+    return isinstance(x, Param)

@@ -1,0 +1,103 @@
+"""How a model knows where a token stands: five published answers.
+
+Learned positions are a table like any other (see the families). The rest are functions of the positions:
+
+- sinusoidal    added to the embeddings; Vaswani et al. 2017, section 3.5
+- rotary        queries and keys turned by an angle; Su et al. 2021 (arXiv 2104.09864), in the "rotate half" pairing
+                of GPT-NeoX and Llama, with Llama 3.1's frequency scaling
+- relative      a learned bias on the scores per bucket of distance; Raffel et al. 2020 (T5), section 2.1
+- ALiBi         a fixed linear bias on the scores; Press et al. 2022 (arXiv 2108.12409), section 3
+
+B batch, T queries, S keys, D width, N heads, H head width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the rotary frequencies for contexts beyond the pre-training length.
+
+    Wavelengths above original_length / low_freq_factor are slowed by `factor`, those below
+    original_length / high_freq_factor are kept, and the ones between are interpolated.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+
+def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
+    """Sines and cosines of the positions, float32 [..., D]: sin at even and cos at odd columns.
+
+    Arguments: positions [...], any numbers; width D, even.
+    """
+    rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
+    angles = positions[..., None].astype(jnp.float32) * rates
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
+
+
+def rotary_angles(
+    positions: jax.Array, head_dim: int, *, theta: float = 10_000.0, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin), float32 [..., H/2] each, to turn heads at these positions by."""
+    rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        wavelengths = 2 * math.pi / rates
+        kept = scaling.original_length / wavelengths - scaling.low_freq_factor
+        kept = jnp.clip(kept / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0)
+        rates = rates * (kept + (1.0 - kept) / scaling.factor)
+    angles = positions[..., None].astype(jnp.float32) * rates
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """x with each pair (column i, column i + H/2) turned by its angle, in float32, returned in x's dtype.
+
+    Arguments: x_BTNH, queries or keys; cos and sin [T, H/2] or [B, T, H/2] from `rotary_angles`.
+    """
+    cos, sin = cos[..., None, :], sin[..., None, :]  # the same angle for every head
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+def relative_buckets(distance: jax.Array, *, num_buckets: int, max_distance: int) -> jax.Array:
+    """T5's bucket of each distance (query position - key position) for causal attention, int32, same shape.
+
+    Half of the buckets hold one distance each, the other half grow logarithmically up to `max_distance`; keys after
+    the query share bucket 0.
+    """
+    exact = num_buckets // 2
+    distance = jnp.maximum(distance, 0)
+    scale = (num_buckets - exact) / math.log(max_distance / exact)
+    far = exact + (jnp.log(jnp.maximum(distance, 1) / exact) * scale).astype(jnp.int32)
+    return jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
+
+
+def relative_bias(
+    table: jax.Array, queries_T: jax.Array, keys_S: jax.Array, *, max_distance: int = 128
+) -> jax.Array:
+    """The scores' bias [N, T, S] from a learned table [buckets, N]."""
+    distance_TS = queries_T[:, None] - keys_S[None, :]
+    buckets_TS = relative_buckets(distance_TS, num_buckets=table.shape[0], max_distance=max_distance)
+    return jnp.moveaxis(table[buckets_TS], -1, 0)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """Each head's slope: a geometric sequence from 2^(-8/n), interleaved with the next power's for other counts."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    extra = [2.0 ** (-8.0 * (i + 1) / (2 * power)) for i in range(0, 2 * (num_heads - power), 2)]
+    return slopes + extra
+
+
+def alibi_bias(num_heads: int, queries_T: jax.Array, keys_S: jax.Array) -> jax.Array:
+    """The scores' bias float32 [N, T, S]: minus slope times distance."""
+    distance_TS = (queries_T[:, None] - keys_S[None, :]).astype(jnp.float32)
+    return -jnp.asarray(alibi_slopes(num_heads))[:, None, None] * jnp.abs(distance_TS)

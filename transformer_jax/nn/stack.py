@@ -1,0 +1,44 @@
+"""L identical blocks, one after the other: scanned (compiled once) or unrolled (each compiled on its own).
+
+Parameters are stored stacked, with a leading "layers" axis, whichever way they are run, so a checkpoint never depends
+on the choice. A block is a function (params of one layer, carry, layer number, key or None) -> carry.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.nn import params as params_lib
+
+Block = Callable[[Any, Any, Any, jax.Array | None], Any]
+
+# What the backward pass keeps of the forward pass, from most memory to least.
+REMAT: dict[str, Any] = {
+    "none": None,  # everything
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the weight matmuls
+    "full": jax.checkpoint_policies.nothing_saveable,  # the input of each block
+}
+
+
+def run(
+    block: Block, params: Any, carry: Any, *, num_layers: int, scan: bool, remat: str, key: jax.Array | None
+) -> Any:
+    """carry after all layers. Layer i gets fold_in(key, i), so both ways of running draw the same dropout."""
+    if remat != "none":
+        block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=not scan)
+
+    def layer_key(layer: Any) -> jax.Array | None:
+        return None if key is None else jax.random.fold_in(key, layer)
+
+    if scan:
+
+        def body(carry: Any, xs: tuple[Any, jax.Array]) -> tuple[Any, None]:
+            layer_params, layer = xs
+            return block(layer_params, carry, layer, layer_key(layer)), None
+
+        return jax.lax.scan(body, carry, (params, jnp.arange(num_layers)))[0]
+    for layer, layer_params in enumerate(params_lib.unstack(params, num_layers)):
+        carry = block(layer_params, carry, layer, layer_key(layer))
+    return carry

@@ -1,0 +1,211 @@
+"""Where arrays live: the mesh, the one table from logical names to mesh axes, and the three functions that read it.
+
+A model names the dimensions of its arrays ("batch", "heads", "mlp", ...) and never a device. This file turns those
+names into shardings. The same model function must run
+
+- with no mesh at all,
+- in an Auto mesh (ours: the compiler propagates shardings from our constraints),
+- in an Explicit mesh (shardings are part of the types, and ambiguous operations must say what they produce),
+- inside a `shard_map` that is manual over some axes (those axes are not ours to constrain).
+
+No single JAX primitive does all four, so every layer goes through three functions:
+
+    constrain(x, axes)             the value x, laid out as its axes' names say
+    einsum(eq, x, w, out=axes)     a contraction of activations with a kernel, and how its result is laid out
+    take(table, ids, out=axes)     rows of a table, and how the result is laid out
+
+Sharding follows the logical-axis idea of T5X and Flax (`flax.linen.spmd`): a rule table is the only place that knows
+both vocabularies. Nothing falls back to replicated silently: an unknown name, a size that does not divide or a mesh
+axis used twice is an error.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+from transformer_jax.errors import InputError
+
+Axes = Sequence[str | None]
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+
+# Logical axis -> mesh axis or axes. "embed" names the model width of parameters; activations keep their width whole
+# (None), because their batch already uses the fsdp axis.
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "length": "sequence",
+    "layers": None,
+    "position": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+# A context that is part of jit's cache key, so that one function traced under two tables is compiled twice.
+_rules = jax.make_user_context(default_value=None)
+
+
+def rules(table: Rules):
+    """A context manager that installs `table` in place of `RULES`, for a mesh with other axis names.
+
+    with jax.set_mesh(my_mesh), sharding.rules({"batch": "x", "heads": "y", ...}): gpt.apply(...)
+
+    The table must name every logical axis of the model (None: not sharded).
+    """
+    return _rules(tuple(sorted(table.items())))
+
+
+def current_rules() -> Rules:
+    """The rule table in force."""
+    return RULES if _rules.value is None else dict(_rules.value)
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    sequence: int = 1,
+    tensor: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """An Auto mesh with the four axes of `MESH_AXES`; one size may be -1 and takes the devices that remain.
+
+    Errors: `InputError` when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_shape(data, fsdp, sequence, tensor, num_devices=len(devices))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def mesh_shape(data: int, fsdp: int, sequence: int, tensor: int, *, num_devices: int) -> tuple[int, ...]:
+    """The sizes with -1 filled in. Errors: `InputError` when they do not multiply to `num_devices`."""
+    sizes = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
+    written = ", ".join(f"mesh.{name} {size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise InputError(f"mesh sizes must be positive, and one of them may be -1 (the rest); got {written}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and num_devices % fixed == 0:
+        sizes[free[0]] = num_devices // fixed
+    elif fixed != num_devices or free:
+        raise InputError(f"{written} do not multiply to the {num_devices} devices here; set one size to -1")
+    return tuple(sizes.values())
+
+
+def partition_spec(
+    axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh, *, name: str = "an activation"
+) -> PartitionSpec:
+    """The PartitionSpec of an array with these logical axes and this shape on `mesh`.
+
+    Mesh axes of size 1 are left out, so that one device gives the plain program, and so are Manual ones: inside a
+    shard_map the shape is already the shard's own.
+    Errors: `InputError`, naming `name`, for an unknown logical axis, a mesh without the axes of the rules, a dimension
+    that does not divide, and two dimensions that want the same mesh axis.
+    """
+    table = current_rules()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    entries: list[Any] = []
+    used: dict[str, str | None] = {}
+    for logical, size in zip(axes, shape, strict=True):
+        if logical is not None and logical not in table:
+            raise InputError(f"{name}: no rule for the logical axis {logical!r}; the table has {sorted(table)}")
+        rule = None if logical is None else table[logical]
+        wanted = (rule,) if isinstance(rule, str) else rule or ()
+        for mesh_axis in wanted:
+            if mesh_axis not in types:
+                raise InputError(
+                    f"{name}: axis {logical!r} goes to mesh axis {mesh_axis!r}, but the mesh has {mesh.axis_names}; "
+                    "pass a table for this mesh with sharding.rules(...)"
+                )
+        names = tuple(n for n in wanted if mesh.shape[n] > 1 and types[n] != AxisType.Manual)
+        for mesh_axis in names:
+            if mesh_axis in used:
+                raise InputError(
+                    f"{name}: axes {used[mesh_axis]!r} and {logical!r} of {tuple(axes)} both go to mesh axis {mesh_axis!r}"
+                )
+            used[mesh_axis] = logical
+        parts = math.prod(mesh.shape[n] for n in names)
+        if size % parts:
+            raise InputError(
+                f"{name}: axis {logical!r} of size {size} does not divide over mesh axes {names} of {parts} devices"
+            )
+        entries.append(names[0] if len(names) == 1 else names or None)
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """x with the layout that its logical axes ask for in the mesh around this call; x itself where there is none.
+
+    Auto mesh axes get a constraint, Explicit ones a reshard, Manual ones (inside shard_map or pmap) are the caller's.
+    """
+    auto, explicit = _layout(axes, x.shape)
+    if explicit is not None:
+        x = jax.sharding.reshard(x, explicit)
+    if auto is not None:
+        x = jax.lax.with_sharding_constraint(x, auto)
+    return x
+
+
+def einsum(eq: str, x: jax.Array, w: jax.Array, *, out: Axes, dtype: Any = None) -> jax.Array:
+    """`jnp.einsum(eq, x, w)`, the result laid out as `out`. w is a 2-D kernel, x ends in the contracted dimension.
+
+    `dtype` is the result's and the accumulation's (None: the operands').
+
+    x's leading dimensions are collapsed to one for the product and split again: XLA's CPU backend otherwise makes
+    single-threaded transposed copies in the backward pass, and elsewhere the reshape costs nothing. Where a leading
+    dimension other than the first is sharded, collapsing would move data, so there the product stays as written.
+    """
+    left, right = eq.split("->")[0].split(",")
+    sizes = dict(zip(left, x.shape, strict=True)) | dict(zip(right, w.shape, strict=True))
+    auto, explicit = _layout(out, [sizes[letter] for letter in eq.split("->")[1]])
+    if explicit is not None:
+        return constrain(jnp.einsum(eq, x, w, preferred_element_type=dtype, out_sharding=explicit), out)
+    if auto is not None and any(auto[1:-1]):
+        return constrain(jnp.einsum(eq, x, w, preferred_element_type=dtype), out)
+    contracted = right.index(left[-1])
+    dims = (((1,), (contracted,)), ((), ()))
+    y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), w, dims, preferred_element_type=dtype)
+    return constrain(y.reshape(*x.shape[:-1], -1), out)
+
+
+def take(table: jax.Array, ids: jax.Array, *, out: Axes) -> jax.Array:
+    """Rows `table[ids]`, laid out as `out`. ids are in range (the input pipeline checks); others are clipped."""
+    _, explicit = _layout(out, (*ids.shape, *table.shape[1:]))
+    if explicit is not None:
+        return constrain(table.at[ids].get(mode="clip", out_sharding=explicit), out)
+    return constrain(jnp.take(table, ids, axis=0, mode="clip"), out)
+
+
+def shards(logical: str) -> int:
+    """How many parts the mesh around this call cuts an activation's logical axis into, leaving out Manual axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(mesh.axis_types) & {AxisType.Auto, AxisType.Explicit}:
+        return 1
+    rule = current_rules()[logical]
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    names = (rule,) if isinstance(rule, str) else rule or ()
+    return math.prod(mesh.shape[n] for n in names if types[n] != AxisType.Manual)
+
+
+def _layout(axes: Axes, shape: Sequence[int]) -> tuple[PartitionSpec | None, PartitionSpec | None]:
+    """What the mesh around this call asks of such an array: its spec on Auto axes, and its spec on Explicit axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = set(mesh.axis_types)
+    if not kinds & {AxisType.Auto, AxisType.Explicit}:
+        return None, None
+    spec = partition_spec(axes, shape, mesh)
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+
+    def part(kind: AxisType) -> PartitionSpec | None:
+        names = [((e,) if isinstance(e, str) else e or ()) for e in spec]
+        kept = [tuple(n for n in entry if types[n] == kind) for entry in names]
+        return PartitionSpec(*(k or None for k in kept)) if kind in kinds else None
+
+    return part(AxisType.Auto), part(AxisType.Explicit)
