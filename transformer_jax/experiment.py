@@ -7,7 +7,7 @@ differs from the defaults here. The value is the whole recipe: two equal experim
                             one closed table of the package's own dataclasses; nothing is ever imported by name.
     override                `--optim.peak-lr 3e-4`, typed from the dataclasses (tyro).
     refuse_other            what may change when a run goes on, and what makes it another experiment.
-    resolve_model           the precision policy, applied at launch and again at load.
+    compute_dtype           the precision policy, applied at launch and again at load.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
+from transformer_jax.nn import positions
 from transformer_jax.tasks import causal_lm
 
 
@@ -170,9 +171,11 @@ def compute_dtype(precision: Precision, platform: str | None = None) -> str:
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
-def resolve_model(experiment: Experiment, platform: str | None = None) -> Any:
-    """The model's config with the compute dtype of this platform."""
-    return dataclasses.replace(experiment.model, dtype=compute_dtype(experiment.precision, platform))
+def compute_dtype(precision: Precision, platform: str | None = None) -> str:
+    """The dtype that the precision policy gives on this platform ("cpu", "gpu", "tpu"; None: the one here)."""
+    if precision.compute != "auto":
+        return precision.compute
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON
@@ -182,7 +185,7 @@ TYPES: dict[str, type] = {
     f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}": cls
     for cls in (
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Mesh, Precision, Ema),
-        gpt.Config,
+        *(gpt.Config, positions.RopeScaling),
         causal_lm.CausalLM,
         corpus.TextCorpus,
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),

@@ -86,7 +86,7 @@ def run(
 
     # ---------------------------------------------------------------------------------------- 2. Devices, model, step
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
-    model = experiments.resolve_model(experiment)
+    model = dataclasses.replace(experiment.model, dtype=experiments.compute_dtype(experiment.precision))
     family = models.family(model)
     declaration = family.declare(model)
     init_key, train_key = jax.random.split(jax.random.key(experiment.seed))
@@ -159,9 +159,6 @@ def run(
     eval_step = evaluation.make_eval_step(loss)
     eval_size = experiment.evaluate.batch_size or train.batch_size // train.accumulate
     eval_places = batch_shardings(example, eval_size, mesh)
-    facts = {"family": family.__name__.rpartition(".")[2], "config": experiments.to_json(model)}
-    keep = dataclasses.asdict(experiment.checkpoint)
-    save_every = keep.pop("every")
     peak = observe.peak_flops(jax.devices()[0])
     meter = observe.Meter(
         first_step=first, steps=train.steps, flops_per_token=task.flops_per_token(model, experiment.data.length),
@@ -173,7 +170,10 @@ def run(
         jax.set_mesh(mesh),
         StopSignals() as stop,
         observe.Observer(workdir, steps=train.steps, first_step=first, on_row=on_row, primary=primary) as observer,
-        checkpoint.Writer(workdir / "checkpoints", **keep) as writer,
+        checkpoint.Writer(
+            workdir / "checkpoints", family=family.__name__.rpartition(".")[2], config=experiments.to_json(experiment),
+            keep=experiment.checkpoint.keep, keep_best=experiment.checkpoint.keep_best,
+        ) as writer,
     ):
 
         def read(step: int, metrics: Any) -> None:
@@ -198,7 +198,7 @@ def run(
 
         def save(step: int, state: state_lib.TrainState, report: Mapping[str, float]) -> None:
             with meter.pause():
-                writer.save(state, rows=rows, facts=facts, metric=report.get(experiment.checkpoint.best_metric))
+                writer.save(state, rows=rows, metric=report.get(experiment.checkpoint.best_metric))
 
         step, saved_at = first, first
         unread: list[tuple[int, Any]] = []  # the step that the device is working on
@@ -215,7 +215,7 @@ def run(
                     batch = place(next(batches), batch_places)
                 unread.append((step, metrics))
                 evaluate_now = _due(step, experiment.evaluate.every, train.steps)
-                save_now = _due(step, save_every, train.steps)
+                save_now = _due(step, experiment.checkpoint.every, train.steps)
                 profile_ends = profile is not None and step == profile[1]
                 while len(unread) > (0 if evaluate_now or save_now or profile_ends else 1):
                     read(*unread.pop(0))

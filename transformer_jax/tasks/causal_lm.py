@@ -1,0 +1,140 @@
+"""Causal language modelling: predict each token of a corpus from those before it.
+
+Reported are nats and perplexity per token, which depend on the tokenizer, and bits per byte of the original text, which
+does not: it compares with any model and with any compressor of the same bytes.
+"""
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from transformer_jax import losses, models
+from transformer_jax.data import corpus
+from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
+
+GZIP_AT_MOST = 64 << 20  # bytes of validation text that are worth compressing for comparison: about 3 s
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run.
+
+    Fields:
+      tokenizer: with the vocabulary that the model's ids mean.
+      train: example i of an endless stream, `train[i]`, a dict of arrays without the batch dimension.
+      validation: the whole validation set, `len(validation)` such examples.
+      facts: what to print and store about it.
+      bytes_per_token: of the validation text in UTF-8.
+    """
+
+    tokenizer: Any
+    train: Any
+    validation: Any
+    facts: Mapping[str, Any]
+    bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """Cross-entropy of the next token."""
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over the vocabulary (Szegedy et al. 2016, section 7). Never in what is reported."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (Chowdhery et al. 2022, section 5)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
+        if self.z_loss < 0.0:
+            raise InputError(f"task.z_loss = {self.z_loss}: must be 0 or more")
+
+    def prepare(
+        self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
+    ) -> Prepared:
+        """Tokenises the corpus (once: it is cached) and makes the train and validation sets.
+
+        Arguments:
+          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
+        Errors: `InputError` for a missing, empty or too short corpus, and a tokenizer with more ids than the model.
+        """
+        raise NotImplementedError
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's targets; dropout only with a key.
+
+        The first pair is what training minimises, the one in the dict plain cross-entropy without smoothing and z-loss.
+        The logits are never whole in memory when they are large: `losses.linear_cross_entropy` decides.
+        """
+        family = models.family(model_cfg)
+        x_BTD = family.hidden(params, model_cfg, batch["inputs"], segments=batch.get("segments"), key=key)
+        kernel_DV = family.head(params, model_cfg)
+        plain = losses.linear_cross_entropy(x_BTD, kernel_DV, batch["targets"], batch["weights"])
+        if not (self.label_smoothing or self.z_loss):
+            return (*plain, {"loss": plain})
+        total, weight = losses.linear_cross_entropy(
+            x_BTD, kernel_DV, batch["targets"], batch["weights"],
+            label_smoothing=self.label_smoothing, z_loss=self.z_loss,
+        )  # fmt: skip
+        return total, weight, {"loss": jax.lax.stop_gradient(plain)}
+
+    def report(self, sums: Mapping[str, tuple[float, float]], prepared: Prepared) -> dict[str, float]:
+        """The numbers of an evaluation, from the sums over the whole validation set."""
+        nats = sums["loss"][0] / sums["loss"][1]
+        report = {
+            "loss_nats_per_token": nats,
+            "perplexity_per_token": math.exp(min(nats, 700.0)),
+            "bits_per_byte": nats / math.log(2) / prepared.bytes_per_token,
+        }
+        if "gzip_bits_per_byte" in prepared.facts:
+            report["gzip_bits_per_byte"] = prepared.facts["gzip_bits_per_byte"]
+        return report
+
+    def flops_per_token(self, model_cfg: Any, length: int) -> float:
+        """FLOPs of one training step per token, forward and backward (PaLM, appendix B).
+
+        6 for each parameter that multiplies a token (kernels and the output matrix; embeddings are looked up), and
+        12 * L * N * H * T for attention, its masked half included.
+        """
+        leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
+        kernels = sum(math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel") and name != "head/kernel")
+        head = model_cfg.width * model_cfg.vocab_size
+        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
+        return 6.0 * (kernels + head) + 12.0 * attention
+
+
+def gzip_bits_per_byte(documents: Iterable[tuple[str, str]]) -> float:
+    """What `gzip -9` needs for these documents, each compressed by itself: all its bits over all their bytes.
+
+    Arguments:
+      documents: (name, text); consecutive pieces with one name are one document.
+    """
+    read = written = 0
+    name, compressor = None, None
+    for piece_name, text in documents:
+        if piece_name != name or compressor is None:
+            written += len(compressor.flush()) if compressor else 0
+            name, compressor = piece_name, zlib.compressobj(9, wbits=31)  # 31: with gzip's header and checksum
+        piece = text.encode()
+        read += len(piece)
+        written += len(compressor.compress(piece))
+    written += len(compressor.flush()) if compressor else 0
+    return 8 * written / max(read, 1)
+
+
+def stream_text(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
+    """The text of token ids as they come, in pieces that end at whole characters."""
+    seen: list[int] = []
+    shown = 0
+    for token in ids:
+        seen.append(int(token))
+        text = tokenizer.decode(seen)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[shown:]
+            shown = len(text)
+    yield tokenizer.decode(seen)[shown:]
