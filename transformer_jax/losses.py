@@ -32,6 +32,7 @@ def cross_entropy(
     """
     if weights_BT is None:
         weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
+    labels_BT, weights_BT = (sharding.constrain(a, ("batch", "length")) for a in (labels_BT, weights_BT))
     losses_BT, _ = _token_losses(logits_BTV.astype(jnp.float32), labels_BT, label_smoothing, z_loss)
     return jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT)
 
@@ -55,13 +56,11 @@ def linear_cross_entropy(
     """
     if weights_BT is None:
         weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
-    kernel_DV = kernel_DV.astype(x_BTD.dtype)
+    labels_BT, weights_BT = (sharding.constrain(a, ("batch", "length")) for a in (labels_BT, weights_BT))
     tiles = _num_tiles(*labels_BT.shape, kernel_DV.shape[1], tile_bytes)
-    if tiles == 1:
-        logits_BTV = _logits(x_BTD, kernel_DV, bias_V)
-        return cross_entropy(logits_BTV, labels_BT, weights_BT, label_smoothing=label_smoothing, z_loss=z_loss)
     settings = (tiles, label_smoothing, z_loss)
-    return _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT), jnp.sum(weights_BT)
+    total = _tiled(settings, x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)
+    return total, jnp.sum(weights_BT)
 
 
 def _logits(x_BTD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None) -> jax.Array:
@@ -94,10 +93,11 @@ def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def _num_tiles(B: int, T: int, V: int, tile_bytes: int) -> int:
-    """The smallest divisor of T that makes a tile's logits fit."""
-    auto = sharding.shards("batch") * sharding.shards("vocab") * sharding.shards("length")
-    wanted = math.ceil(4 * B * T * V / (auto * tile_bytes))
-    return next(n for n in range(1, T + 1) if T % n == 0 and (n >= wanted or n == T))
+    """The smallest divisor of a device's length that makes a tile's logits fit."""
+    length = T // sharding.shards("length")
+    rows = length * B // sharding.shards("batch")
+    wanted = math.ceil(4 * rows * V / (sharding.shards("vocab") * tile_bytes))
+    return next(n for n in range(1, length + 1) if length % n == 0 and (n >= wanted or n == length))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -128,12 +128,15 @@ def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
         d_logits_BtV = (probs_BtV * (1.0 + 2.0 * z_loss * log_z_Bt)[..., None] - target_BtV) * weights_Bt[..., None]
         narrow_BtV = d_logits_BtV.astype(x_BtD.dtype)
         d_x_BtD = sharding.einsum("BTV,DV->BTD", narrow_BtV, kernel_DV, out=("batch", "length", None))
-        d_kernel_DV += jnp.einsum("BtD,BtV->DV", x_BtD, narrow_BtV, preferred_element_type=jnp.float32)
+        axes = ("embed", "vocab")
+        d_kernel_DV += sharding.einsum("BTD,BTV->DV", x_BtD, narrow_BtV, out=axes, dtype=jnp.float32)
         d_bias_V += jnp.sum(d_logits_BtV, axis=(0, 1))
         return (total + jnp.sum(losses_Bt * weights_Bt), d_kernel_DV, d_bias_V), (d_x_BtD, losses_Bt)
 
     xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
-    start = (jnp.zeros((), jnp.float32), jnp.zeros(kernel_DV.shape, jnp.float32), jnp.zeros((V,), jnp.float32))
+    zeros_DV = sharding.constrain(jnp.zeros(kernel_DV.shape, jnp.float32), ("embed", "vocab"))
+    zeros_V = sharding.constrain(jnp.zeros((V,), jnp.float32), ("vocab",))
+    start = (jnp.zeros((), jnp.float32), zeros_DV, zeros_V)
     (total, d_kernel_DV, d_bias_V), (d_x, losses) = jax.lax.scan(tile, start, xs)
     d_bias_V = None if bias_V is None else d_bias_V.astype(bias_V.dtype)
     return total, (_join(d_x), d_kernel_DV.astype(kernel_DV.dtype), d_bias_V, _join(losses))
@@ -149,11 +152,11 @@ _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
 def _cut(x: jax.Array, tiles: int) -> jax.Array:
-    """[B, T, ...] -> [tiles, B, t, ...]: the batch, which may be sharded, stays whole."""
-    return jnp.moveaxis(x.reshape(x.shape[0], tiles, -1, *x.shape[2:]), 1, 0)
+    """[B, T, ...] -> [tiles, B, t, ...], tile i holding positions i, i + tiles, ...: batch and length keep their shards."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, tiles, *x.shape[2:]), 2, 0)
 
 
 def _join(x: jax.Array) -> jax.Array:
     """The inverse of `_cut`."""
-    x = jnp.moveaxis(x, 0, 1)
+    x = jnp.moveaxis(x, 0, 2)
     return x.reshape(x.shape[0], -1, *x.shape[3:])

@@ -154,29 +154,36 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def einsum(eq: str, x: jax.Array, w: jax.Array, *, out: Axes, dtype: Any = None) -> jax.Array:
-    """`jnp.einsum(eq, x, w)`, the result laid out as `out`. w is a 2-D kernel, x ends in the contracted dimension.
+    """`jnp.einsum(eq, x, w)`, the result laid out as `out`.
 
-    `dtype` is the result's and the accumulation's (None: the operands').
+    For the products of a layer, "BTD,DF->BTF" with a kernel (or its transpose, "BTD,VD->BTV"), and for the kernel's
+    gradient, "BTD,BTF->DF". `dtype` is the result's and the accumulation's (None: the operands').
 
-    x's leading dimensions are collapsed to one for the product and split again: XLA's CPU backend otherwise makes
-    single-threaded transposed copies in the backward pass, and elsewhere the reshape costs nothing. Where a leading
-    dimension other than the first is sharded, collapsing would move data, so there the product stays as written.
+    Batch and length are collapsed to one dimension for the product and split again: XLA's CPU backend otherwise makes
+    single-threaded transposed copies in the backward pass, and elsewhere the reshape costs nothing. Where the length
+    is sharded, collapsing would move data, so there the product stays as written.
     """
-    left, right = eq.split("->")[0].split(",")
+    left, right, result = eq.replace("->", ",").split(",")
     sizes = dict(zip(left, x.shape, strict=True)) | dict(zip(right, w.shape, strict=True))
-    auto, explicit = _layout(out, [sizes[letter] for letter in eq.split("->")[1]])
+    _, explicit = _layout(out, [sizes[letter] for letter in result])
     if explicit is not None:
         return constrain(jnp.einsum(eq, x, w, preferred_element_type=dtype, out_sharding=explicit), out)
-    if auto is not None and any(auto[1:-1]):
+    if shards("length") > 1:
         return constrain(jnp.einsum(eq, x, w, preferred_element_type=dtype), out)
-    contracted = right.index(left[-1])
-    dims = (((1,), (contracted,)), ((), ()))
-    y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), w, dims, preferred_element_type=dtype)
-    return constrain(y.reshape(*x.shape[:-1], -1), out)
+    batch = left[:-1]
+    if right.startswith(batch):
+        w = w.reshape(-1, w.shape[-1])
+    flat_eq = eq.replace(batch, "z")
+    y = jnp.einsum(flat_eq, x.reshape(-1, x.shape[-1]), w, preferred_element_type=dtype)
+    return constrain(y.reshape([sizes[letter] for letter in result]), out)
 
 
 def take(table: jax.Array, ids: jax.Array, *, out: Axes) -> jax.Array:
-    """Rows `table[ids]`, laid out as `out`. ids are in range (the input pipeline checks); others are clipped."""
+    """Rows `table[ids]`, laid out as `out`. ids are in range (the input pipeline checks); others are clipped.
+
+    Arguments: table [V, D], sharded as ("vocab", "embed"); its width is gathered first, so that a row is whole.
+    """
+    table = constrain(table, ("vocab", None))
     _, explicit = _layout(out, (*ids.shape, *table.shape[1:]))
     if explicit is not None:
         return constrain(table.at[ids].get(mode="clip", out_sharding=explicit), out)
