@@ -1,0 +1,176 @@
+"""A corpus of text as random-access examples for causal language modelling.
+
+An example is a window of the token stream: {"inputs": int32[T], "targets": int32[T], "weights": float32[T]}, targets
+the tokens one position on. Which window row i is decides the sampling, as a pure function of (seed, i):
+
+    "epochs"    windows side by side, each once an epoch, in an order drawn anew each epoch (Grain's seeded shuffle)
+    "random"    a uniformly random position for every row (nanoGPT's `get_batch`)
+
+Validation goes over the whole stream in order. Each token but the first is predicted once: with `eval_stride` below the
+length, windows overlap, and what the window before has scored is context of weight 0. The last window is padded with
+weight 0.
+
+Letters: B rows, T length.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from transformer_jax.data import sources, tokenizers, tokens
+from transformer_jax.errors import InputError
+
+Source = sources.Embedded | sources.TextFiles | sources.Jsonl | sources.Tfds
+Sampling = Literal["epochs", "random"]
+
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """The data of a causal-LM experiment: which text, which tokens, how long a window."""
+
+    source: Source = field(default_factory=sources.Embedded)
+    """Where the text comes from."""
+    tokenizer: tokenizers.Spec = field(default_factory=tokenizers.TrainBPE)
+    """How it becomes tokens."""
+    length: int = 256
+    """Tokens in a window."""
+    sampling: Sampling = "epochs"
+    """epochs: every window once an epoch, shuffled; random: windows at random positions (nanoGPT)."""
+    eval_stride: int = 0
+    """Tokens between the starts of two validation windows; 0: the length (no overlap)."""
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise InputError(f"data.length = {self.length} must be at least 1")
+        if self.sampling not in ("epochs", "random"):
+            raise InputError(f"data.sampling = {self.sampling!r} must be 'epochs' or 'random'")
+        if not 0 <= self.eval_stride <= self.length:
+            raise InputError(
+                f"data.eval_stride = {self.eval_stride} must lie between 1 and data.length = {self.length} "
+                "(a wider one would skip tokens), or be 0 for the length itself"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A TextCorpus made ready."""
+
+    tokenizer: tokenizers.Tokenizer
+    train: "Windows"
+    validation: "Windows"
+    train_tokens: tokens.TokenFile
+    validation_tokens: tokens.TokenFile
+
+
+def prepare(
+    corpus: TextCorpus, *, seed: int, tokenizer: tokenizers.Tokenizer | None = None, cache: Path | None = None
+) -> Corpus:
+    """Tokenise (once) and give the endless training examples and the finite validation ones.
+
+    `tokenizer` is given when a run goes on or starts from a checkpoint; else it is built from the training text.
+    """
+    cache = cache or tokens.cache_dir()
+    train_documents = corpus.source.documents("train")
+    validation_documents = corpus.source.documents("validation")
+    tokenizer = tokenizer or tokenizers.build(corpus.tokenizer, train_documents, cache)
+    train = tokens.prepare(train_documents, tokenizer, cache)
+    validation = tokens.prepare(validation_documents, tokenizer, cache)
+    return Corpus(
+        tokenizer=tokenizer,
+        train=training_windows(train, corpus.length, corpus.sampling, seed, train_documents.origin),
+        validation=validation_windows(validation, corpus.length, corpus.eval_stride, validation_documents.origin),
+        train_tokens=train,
+        validation_tokens=validation,
+    )
+
+
+# ---- Windows -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """`windows[i]` is example i; `windows.stacked([i, j, ...])` the same examples stacked, at once."""
+
+    tokens: np.ndarray
+    starts: Sequence[int]
+    """Row -> position of the window's first input in `tokens`."""
+    length: int
+    overlap: int = 0
+    """Targets at the front of every window but the first that the window before has scored."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return {name: array[0] for name, array in self.stacked([row]).items()}
+
+    def stacked(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Rows as {"inputs": int32[B, T], "targets": int32[B, T], "weights": float32[B, T]}."""
+        start_B1 = np.array([self.starts[row] for row in rows], np.int64)[:, None]
+        offset_T = np.arange(self.length + 1)
+        at_BT = start_B1 + offset_T  # one wider than T: inputs and targets
+        inside_BT = at_BT < len(self.tokens)
+        window_BT = np.where(inside_BT, self.tokens[np.minimum(at_BT, len(self.tokens) - 1)], 0).astype(np.int32)
+        scored_BT = (start_B1 == 0) | (offset_T[1:] > self.overlap)
+        return {
+            "inputs": np.ascontiguousarray(window_BT[:, :-1]),
+            "targets": np.ascontiguousarray(window_BT[:, 1:]),
+            "weights": (inside_BT[:, 1:] & scored_BT).astype(np.float32),
+        }
+
+
+def training_windows(
+    file: tokens.TokenFile, length: int, sampling: Sampling, seed: int, origin: str = "the training text"
+) -> Windows:
+    """An endless stream of full windows. A corpus shorter than one raises InputError."""
+    count = len(file.tokens)
+    if count <= length:
+        raise InputError(
+            f"{origin} has {count:,} tokens, and one window needs data.length + 1 = {length + 1:,}; "
+            "give more text or lower data.length"
+        )
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
+    if sampling == "epochs":
+        return Windows(file.tokens, _epochs((count - 1) // length, length, seed), length)
+    return Windows(file.tokens, _Random(count - length, seed), length)
+
+
+def validation_windows(
+    file: tokens.TokenFile, length: int, stride: int = 0, origin: str = "the validation text"
+) -> Windows:
+    """Every token but the first as a target of weight 1, once, in order. A short text is one padded window."""
+    targets = len(file.tokens) - 1
+    if targets < 1:
+        raise InputError(f"{origin} has {len(file.tokens)} token, and predicting one needs at least 2; give more text")
+    stride = stride or length
+    windows = 1 + -(-max(targets - length, 0) // stride)
+    return Windows(file.tokens, range(0, windows * stride, stride), length, overlap=length - stride)
+
+
+def _epochs(windows: int, length: int, seed: int) -> Sequence[int]:
+    """Window number times length, shuffled anew each epoch, for ever."""
+    import grain
+
+    return grain.MapDataset.range(0, windows * length, length).shuffle(seed=seed).repeat()
+
+
+@dataclass(frozen=True)
+class _Random(Sequence[int]):
+    """Row -> a uniform position below `positions`: Philox, counter-based (Salmon et al. 2011), at counter = row."""
+
+    positions: int
+    seed: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, row):
+        # The remainder's bias is positions / 2**64.
+        return int(np.random.Philox(key=self.seed, counter=row).random_raw()) % self.positions

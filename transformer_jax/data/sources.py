@@ -1,0 +1,366 @@
+"""Where text comes from: frozen dataclasses whose `.documents("train" | "validation")` can be read again and again.
+
+    Embedded     the source tree of the Python that is running: real code and prose on every machine, no network
+    TextFiles    plain text: files, folders, globs
+    Jsonl        one JSON object per line, also gzipped
+    Tfds         any text data set that TensorFlow Datasets has prepared, without TensorFlow
+
+Reading streams: no corpus is ever held in memory whole. A plain text file comes in pieces cut at line ends, and
+consecutive pieces under one name are one document.
+
+A document is on one side only. Where a source has no validation set of its own, the sides are told apart by a hash of
+the document's relative path (of its text, in JSONL), so the answer depends neither on the machine nor on what else is
+in the folder.
+"""
+
+import codecs
+import glob
+import gzip
+import hashlib
+import json
+import os
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformer_jax.errors import InputError
+
+Split = Literal["train", "validation"]
+Files = list[tuple[str, Path]]  # (name: the path relative to where the search began, file), sorted, names unique
+
+PIECE = 1 << 20  # bytes of a plain text file read at a time
+READ_TO_IDENTIFY = 1 << 30  # bytes; see `_identity`
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The (name, text) pairs of one side of a corpus, read anew by every `for`.
+
+    Consecutive pairs with the same name are one document in pieces.
+    """
+
+    origin: str
+    """What is read, for messages: "the text files of books/ (train)"."""
+    read: Callable[[], Iterator[tuple[str, str]]]
+    identity: Callable[[], str]
+    """A hash that changes when the text does; it costs at most reading READ_TO_IDENTIFY bytes."""
+    nbytes: int
+    """About how much there is to read, for progress bars."""
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return self.read()
+
+
+def in_memory(pairs: Iterable[tuple[str, str]], origin: str = "the documents given") -> Documents:
+    """Documents from (name, text) pairs that are already here."""
+    held = list(pairs)
+    return Documents(
+        origin=origin,
+        read=lambda: iter(held),
+        identity=lambda: hashlib.sha256(json.dumps(held).encode()).hexdigest(),
+        nbytes=sum(len(text) for _, text in held),
+    )
+
+
+# ---- The sources ---------------------------------------------------------------------------------------------------
+
+# Not the language's own writing: tests and their data, installed packages, the build's settings (which differ by
+# machine), and pydoc_data, one generated file so large that it would be half of whichever side it fell on.
+_NOT_EMBEDDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The standard library of the running Python, about 11 MB in 700 files: the corpus that every machine has.
+
+    The text differs between Python versions; the split of a file that several versions have is the same in all.
+    """
+
+    def documents(self, split: Split) -> Documents:
+        root = Path(sysconfig.get_path("stdlib"))
+        files: Files = []
+        for folder, folders, names in os.walk(root):
+            folders[:] = [f for f in folders if f not in _NOT_EMBEDDED and not f.startswith(("config-", "."))]
+            found = (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
+            files += [(path.relative_to(root).as_posix(), path) for path in found]
+        files = [(name, path) for name, path in files if _is_utf8(path)]
+        if not files:
+            raise InputError(
+                f"no .py files under {root}, the standard library of this Python: it comes without its source; "
+                "use TextFiles with text of your own"
+            )
+        held = {name for name, _ in files if _position(name) < 0.07}
+        return _file_documents(_side(sorted(files), held, split), f"the Python standard library at {root} ({split})")
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Plain UTF-8 text. Paths are files, folders (every file below them that is not hidden) or globs.
+
+    Without `validation`, one file is cut: the first characters train, the last `validation_fraction` of them validate
+    (nanoGPT's split). Several are split by a hash of their path below the folder, or the fixed part of the glob,
+    they were found under.
+    """
+
+    paths: tuple[str, ...]
+    """Files, folders or globs."""
+    validation: tuple[str, ...] = ()
+    """Files, folders or globs to validate on; empty: a part of `paths`."""
+    validation_fraction: float = 0.1
+    """The part of `paths` held out where `validation` is empty."""
+
+    def __post_init__(self):
+        _check_paths(self)
+
+    def documents(self, split: Split) -> Documents:
+        origin = f"the text files of {', '.join(self.paths)} ({split})"
+        if self.validation:
+            return _file_documents(_files(self.paths if split == "train" else self.validation, split), origin)
+        files = _files(self.paths, split)
+        if len(files) == 1:
+            return _one_file(files, self.validation_fraction, split, origin)
+        # A handful of files may all hash to one side; the file with the lowest hash validates in any case.
+        lowest = min(_position(name) for name, _ in files)
+        held = {name for name, _ in files if _position(name) <= max(lowest, self.validation_fraction)}
+        return _file_documents(_side(files, held, split), origin)
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """JSON objects, one a line, in UTF-8; a name that ends in .gz is decompressed on the way.
+
+    Without `validation`, each text falls on a side by its own hash, so no text is on both, not even a duplicate.
+    """
+
+    paths: tuple[str, ...]
+    """Files, globs, or folders (their *.jsonl, *.json, *.jsonl.gz and *.json.gz)."""
+    field: str = "text"
+    """The key that holds the text."""
+    validation: tuple[str, ...] = ()
+    """Files, folders or globs to validate on; empty: a part of `paths`."""
+    validation_fraction: float = 0.01
+    """The part of the texts held out where `validation` is empty."""
+
+    def __post_init__(self):
+        _check_paths(self)
+
+    def documents(self, split: Split) -> Documents:
+        suffixes = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+        own = bool(self.validation)
+        files = _files(self.validation if own and split == "validation" else self.paths, split, suffixes)
+        fraction = self.validation_fraction
+
+        def read() -> Iterator[tuple[str, str]]:
+            for name, path in files:
+                for number, text in _json_lines(path, self.field):
+                    if own or (_position(text) < fraction) == (split == "validation"):
+                        yield f"{name}:{number}", text
+
+        size = sum(path.stat().st_size for _, path in files)
+        share = 1.0 if own else fraction if split == "validation" else 1 - fraction
+        return Documents(
+            origin=f"field {self.field!r} of {', '.join(self.paths)} ({split})",
+            read=read,
+            identity=lambda: _identity(files, f"jsonl {self.field} {own or (split, fraction)}"),
+            nbytes=int(size * share),
+        )
+
+
+@dataclass(frozen=True)
+class Tfds:
+    """A data set that TensorFlow Datasets has prepared in array_record format, read without TensorFlow."""
+
+    name: str
+    """As TFDS writes it: "tiny_shakespeare", "c4/en", "c4/en:3.1.0"."""
+    field: str = "text"
+    """The feature that holds the text."""
+    train: str = "train"
+    """The training split; sums such as "train+unsupervised" and slices such as "train[:90%]" work."""
+    validation: str = "validation"
+    """The validation split."""
+    data_dir: str = ""
+    """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    def documents(self, split: Split) -> Documents:
+        from transformer_jax.data import tfds_store
+
+        wanted = self.train if split == "train" else self.validation
+        source, full_name, files = tfds_store.open_split(self.name, wanted, self.data_dir)
+        origin = f"TFDS {full_name} ({wanted})"
+
+        def read() -> Iterator[tuple[str, str]]:
+            for first in range(0, len(source), 256):
+                rows = range(first, min(first + 256, len(source)))
+                for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
+                    yield f"{full_name}:{wanted}:{row}", tfds_store.text_of(example, self.field, origin)
+
+        return Documents(
+            origin=origin,
+            read=read,
+            identity=lambda: _identity(files, f"tfds {full_name} {wanted} {self.field}"),
+            nbytes=sum(path.stat().st_size for _, path in files),
+        )
+
+
+# ---- Which file is on which side -----------------------------------------------------------------------------------
+
+
+def _position(text: str) -> float:
+    """A hash of the text as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+
+
+def _side(files: Files, held: set[str], split: Split) -> Files:
+    return [(name, path) for name, path in files if (name in held) == (split == "validation")]
+
+
+def _check_paths(source: "TextFiles | Jsonl") -> None:
+    for name in ("paths", "validation"):
+        value = getattr(source, name)
+        if isinstance(value, str):  # one path, written without the comma that makes a tuple
+            object.__setattr__(source, name, (value,))
+    if not source.paths:
+        raise InputError(f"{type(source).__name__}(paths=()) names no file; give it files, folders or globs")
+    if not 0 < source.validation_fraction < 1:
+        raise InputError(
+            f"{type(source).__name__}.validation_fraction = {source.validation_fraction} must lie between 0 and 1"
+        )
+
+
+def _files(paths: tuple[str, ...], split: Split, suffixes: tuple[str, ...] = ("",)) -> Files:
+    """The files that the paths name, each once. An explicit file may have any suffix, one in a folder only these."""
+    found: dict[Path, str] = {}
+    for given in paths:
+        start = Path(given).expanduser()
+        if start.is_file():
+            matches, root = [start], start.parent
+        elif start.is_dir():
+            matches, root = [p for p in start.rglob("*") if p.name.endswith(suffixes)], start
+        elif glob.has_magic(given):
+            matches, root = [Path(p) for p in glob.glob(str(start), recursive=True)], start.parent
+            while glob.has_magic(str(root)):
+                root = root.parent
+        else:
+            raise InputError(f"no such file or folder: {given} (the {split} text; looked in {Path.cwd()})")
+        matches = [p for p in matches if p.is_file() and not _hidden(p.relative_to(root))]
+        if not matches:
+            of_kind = "" if suffixes == ("",) else f" ending in {', '.join(suffixes)}"
+            raise InputError(f"no files{of_kind} in {given} (the {split} text)")
+        for path in matches:
+            found.setdefault(path.resolve(), path.relative_to(root).as_posix())
+    names = list(found.values())
+    # Two folders may hold a file of the same name, and a name stands for one document.
+    return sorted((name if names.count(name) == 1 else str(path), path) for path, name in found.items())
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+# ---- Reading files -------------------------------------------------------------------------------------------------
+
+
+def _file_documents(files: Files, origin: str) -> Documents:
+    if not files:
+        raise InputError(f"{origin}: no files; give it more of them, or name the validation files")
+    return Documents(
+        origin=origin,
+        read=lambda: ((name, piece) for name, path in files for piece in _pieces(path)),
+        identity=lambda: _identity(files, "text"),
+        nbytes=sum(path.stat().st_size for _, path in files),
+    )
+
+
+def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Documents:
+    """One side of a single file: characters before or after int(characters * (1 - fraction)), as nanoGPT cuts it."""
+    ((name, path),) = files
+
+    def read() -> Iterator[tuple[str, str]]:
+        cut = int(sum(map(len, _pieces(path))) * (1 - fraction))
+        at = 0
+        for piece in _pieces(path):
+            side = piece[: max(cut - at, 0)] if split == "train" else piece[max(cut - at, 0) :]
+            at += len(piece)
+            if side:
+                yield name, side
+
+    share = 1 - fraction if split == "train" else fraction
+    return Documents(
+        origin, read, lambda: _identity(files, f"{split} {fraction}"), nbytes=int(path.stat().st_size * share)
+    )
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """The text of a file in pieces of about PIECE bytes that end at the end of a line, wherever one does."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    carried = ""
+    with path.open("rb") as file:
+        while True:
+            start = file.tell() - len(decoder.getstate()[0])
+            data = file.read(PIECE)
+            try:
+                carried += decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                at = start + error.start
+                raise InputError(
+                    f"{path}: not UTF-8 at byte {at} ({error.reason}); convert it to UTF-8 or leave it out"
+                ) from None
+            end = carried.rfind("\n") + 1 if data and "\n" in carried else len(carried)
+            if end:
+                yield carried[:end]
+            carried = carried[end:]
+            if not data:
+                return
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _json_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text)."""
+    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _json_text(line, field, f"{path}:{number}")
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise InputError(f"{path}: not a whole gzip file ({error})") from None
+
+
+def _json_text(line: bytes, field: str, where: str) -> str:
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 at byte {error.start} of the line ({error.reason})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not a JSON object ({error}); each line must hold one") from None
+    if not isinstance(record, dict) or field not in record:
+        has = f"it has {', '.join(map(repr, record))}" if isinstance(record, dict) else "it is not an object"
+        raise InputError(f"{where}: no field {field!r} ({has}); say which with field=...")
+    if not isinstance(record[field], str):
+        raise InputError(f"{where}: field {field!r} holds {type(record[field]).__name__}, not a string")
+    return record[field]
+
+
+def _identity(files: Files, how: str) -> str:
+    """A hash of the files' names and contents.
+
+    Where they are together larger than READ_TO_IDENTIFY, size and modification time stand for the content, so that a
+    run over terabytes does not begin by reading them all.
+    """
+    small = sum(path.stat().st_size for _, path in files) <= READ_TO_IDENTIFY
+    digest = hashlib.sha256(how.encode())
+    for name, path in files:
+        stat = path.stat()
+        label = f"\0{name}\0{stat.st_size}\0{'' if small else stat.st_mtime_ns}\0"
+        digest.update(label.encode("utf-8", "surrogateescape"))
+        if small:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""Reading what TensorFlow Datasets has prepared, without TensorFlow.
+
+TFDS keeps a data set as DATA_DIR/NAME[/CONFIG]/VERSION. In array_record format any example can be read by its number;
+in TFRecord format, the older default, only TensorFlow can read it: such a store is converted once.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.errors import InputError
+
+
+def open_split(name: str, split: str, data_dir: str = "") -> tuple[Any, str, list[tuple[str, Path]]]:
+    """(random-access source of examples, "name/config/version", the files it reads).
+
+    Raises InputError where the data set, its split or a readable format is missing, saying how to get it.
+    """
+    import tensorflow_datasets as tfds
+
+    store = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = Path(store).expanduser()
+    base = name.split("/")[0].split(":")[0]
+    # Ask the store first: TFDS would go on to look for the builder's code, and for the network.
+    if not (root / base).is_dir():
+        here = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else ""
+        raise InputError(
+            f"TFDS data set {name!r} is not in {root} ({f'it has {here}' if here else 'empty or absent'}); prepare it where "
+            f"TensorFlow and a network are: `tfds build {name} --data_dir {store} --file_format array_record`, or say "
+            "where it is with TFDS_DATA_DIR or data_dir"
+        )
+    try:
+        builder = tfds.builder(name, data_dir=str(root))
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+        found = sorted(p.parent.relative_to(root).as_posix() for p in root.glob(f"{base}/**/dataset_info.json"))
+        raise InputError(
+            f"TFDS data set {name!r} cannot be opened in {root}, which has {', '.join(found) or 'no prepared version'} "
+            f"({_first_line(error)})"
+        ) from None
+    info = builder.info
+    if not info.splits:
+        raise InputError(f"TFDS data set {name!r}: {builder.data_path} holds no prepared data")
+    if not (formats := {f.value for f in info.available_file_formats()} & {"array_record", "parquet"}):
+        raise InputError(
+            f"TFDS data set {name!r} at {builder.data_path} is in {info.file_format.value} format, which only "
+            "TensorFlow reads; convert it once, where TensorFlow is installed: "
+            "`python -m tensorflow_datasets.scripts.convert_format "
+            f"--dataset_version_dir={builder.data_path} --out_file_format=array_record`"
+        )
+    try:
+        source = builder.as_data_source(split)
+    except (ValueError, KeyError) as error:
+        sizes = ", ".join(f"{key} ({value.num_examples})" for key, value in info.splits.items())
+        raise InputError(
+            f"TFDS data set {info.full_name} has no examples in split {split!r}; it has {sizes} ({_first_line(error)})"
+        ) from None
+    folder = Path(builder.data_path)
+    files = [(p.name, p) for p in sorted(folder.iterdir()) if any(f".{kind}" in p.name for kind in formats)]
+    return source, info.full_name, files
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def text_of(example: dict[str, Any], field: str, where: str) -> str:
+    """The text of an example, decoded from the bytes that TFDS stores."""
+    if field not in example:
+        raise InputError(f"{where}: no feature {field!r}; it has {', '.join(example)}; say which with field=...")
+    value = example[field]
+    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        raise InputError(f"{where}: feature {field!r} holds {type(value).__name__}, not text")
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: feature {field!r} is not UTF-8 ({error})") from None

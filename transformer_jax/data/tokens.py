@@ -1,0 +1,292 @@
+"""Token files: a corpus tokenised once, memory-mapped ever after.
+
+    CACHE/tokens/KEY/
+      tokens.bin      every token of the corpus in one row, uint16 or uint32, little-endian
+      documents.bin   int64: where each document starts in it
+      header.json     counts, hashes, sizes
+
+KEY is a hash of the corpus and the tokenizer: either changes, another file is made. A file is written under a
+temporary name, synced and renamed, so it is there whole or not at all; its size is checked against the header whenever
+it is opened. Memory stays bounded however large the corpus is.
+
+Where the tokenizer has an end-of-text token, it stands before each document, the first included: a model is asked to
+predict every token of the text, and one end-of-text between neighbours. `predicted_bytes` are the UTF-8 bytes of the
+text so predicted, so
+
+    bits per byte = (sum of the losses of all tokens but the first, in nats) / ln 2 / predicted_bytes
+
+counts the cost of the ends of text and is an upper bound on the text's own. Without such a token the first token of the
+stream is given, not predicted, and its bytes are left out.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from transformer_jax.data import sources
+from transformer_jax.data.tokenizers import Tokenizer
+from transformer_jax.errors import InputError
+
+FORMAT = 1
+BATCH = 4 << 20  # characters encoded together; their tokens are all that is in memory
+ABANDONED = 3600  # seconds without a write after which a temporary folder's writer is taken for dead
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFile:
+    """A tokenised corpus, mapped, not read."""
+
+    tokens: np.ndarray
+    """uint16 or uint32 [count]."""
+    starts: np.ndarray
+    """int64 [documents]: the position of each document's first token (its end-of-text, where there is one)."""
+    bytes: int
+    """UTF-8 bytes of the text."""
+    predicted_bytes: int
+    """The bytes that a model predicts: all, or all but the first token's where there is no end-of-text token."""
+    vocab_size: int
+    tokenizer: str
+    """The tokenizer's fingerprint."""
+    content: str
+    """sha256 of the text: each document's UTF-8 after a byte 0xFF."""
+    folder: Path
+
+
+def cache_dir() -> Path:
+    """$TRANSFORMER_JAX_CACHE, else transformer_jax in $XDG_CACHE_HOME or ~/.cache; made if absent, mode 0700."""
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.environ.get("TRANSFORMER_JAX_CACHE") or f"{user}/transformer_jax").expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the cache folder {folder} ({error}); set TRANSFORMER_JAX_CACHE to one that can be written"
+        ) from None
+    return folder
+
+
+def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | None = None) -> TokenFile:
+    """The token file of these documents: found in the cache, or made there.
+
+    Raises InputError where there is no text, or the cache cannot be written.
+    """
+    key = hashlib.sha256(f"{FORMAT} {documents.identity()} {tokenizer.fingerprint}".encode()).hexdigest()[:32]
+    parent = (cache or cache_dir()) / "tokens"
+    folder = parent / key
+    if folder.exists():
+        try:
+            return open_file(folder)
+        except InputError as error:
+            print(f"{error}; making it again", file=sys.stderr)
+            shutil.rmtree(folder)
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(parent)
+        temporary = Path(tempfile.mkdtemp(prefix=".", dir=parent))
+        try:
+            _write(documents, tokenizer, temporary)
+            _rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the token file {folder} ({error}); make room, or set TRANSFORMER_JAX_CACHE to another folder"
+        ) from error
+    return open_file(folder)
+
+
+def open_file(folder: Path) -> TokenFile:
+    """A token file by its folder. One that is not whole raises InputError."""
+    try:
+        header = json.loads((folder / "header.json").read_text())
+        if header["format"] != FORMAT:
+            raise InputError(f"token file {folder} has format {header['format']}, this version reads {FORMAT}")
+        arrays = {}
+        for name, dtype, count in (
+            ("tokens", np.dtype(f"<u{header['itemsize']}"), header["count"]),
+            ("documents", np.dtype("<i8"), header["documents"]),
+        ):
+            path = folder / f"{name}.bin"
+            size, expected = path.stat().st_size, count * dtype.itemsize
+            if size != expected or count < 1:
+                raise InputError(f"token file {path} has {size:,} bytes, its header says {expected:,}: it is damaged")
+            # A plain ndarray over the map: indexing np.memmap itself is several times slower.
+            arrays[name] = np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
+        return TokenFile(
+            tokens=arrays["tokens"],
+            starts=arrays["documents"],
+            bytes=header["bytes"],
+            predicted_bytes=header["predicted_bytes"],
+            vocab_size=header["vocab_size"],
+            tokenizer=header["tokenizer"],
+            content=header["content"],
+            folder=folder,
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"token file {folder} is damaged ({type(error).__name__}: {error})") from None
+
+
+# ---- Writing -------------------------------------------------------------------------------------------------------
+
+
+def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> None:
+    """Everything but the rename."""
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    eos = [] if tokenizer.eos_id is None else [np.array([tokenizer.eos_id], np.int32)]
+    content = hashlib.sha256()
+    count = text_bytes = document_count = first_bytes = 0
+    last_name: str | None = None
+    progress = _progress(documents.nbytes, documents.origin)
+    with progress as advance, (folder / "tokens.bin").open("wb") as out, (folder / "documents.bin").open("wb") as index:
+        for batch in _batches(documents):
+            row: list[np.ndarray] = []
+            starts: list[int] = []
+            batch_bytes = 0
+            encoded = _encode(tokenizer, batch)
+            for (name, text), ids in zip(batch, encoded, strict=True):
+                if not count and not eos:
+                    first_bytes = len(tokenizer.decode(ids[:1]).encode())
+                if name != last_name:
+                    starts.append(count)
+                    row += eos
+                    count += len(eos)
+                    content.update(b"\xff")
+                    last_name = name
+                data = text.encode()
+                content.update(data)
+                batch_bytes += len(data)
+                row.append(ids)
+                count += len(ids)
+            np.concatenate(row).astype(dtype).tofile(out)
+            np.array(starts, "<i8").tofile(index)
+            document_count += len(starts)
+            text_bytes += batch_bytes
+            advance(batch_bytes, count, document_count)
+        _sync(out)
+        _sync(index)
+    if not text_bytes:
+        raise InputError(f"{documents.origin}: the corpus is empty; it holds not one character")
+    header = {
+        "format": FORMAT,
+        "count": count,
+        "itemsize": dtype.itemsize,
+        "documents": document_count,
+        "bytes": text_bytes,
+        "predicted_bytes": text_bytes - first_bytes,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "content": content.hexdigest(),
+        "origin": documents.origin,
+    }
+    with (folder / "header.json").open("wb") as file:
+        file.write(json.dumps(header, indent=1).encode())
+        _sync(file)
+    _sync_folder(folder)
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Texts by the BATCH characters; empty ones hold nothing to predict and are left out."""
+    batch: list[tuple[str, str]] = []
+    held = 0
+    for name, text in documents:
+        if text:
+            batch.append((name, text))
+            held += len(text)
+        if held >= BATCH:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> list[np.ndarray]:
+    for name, text in batch:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
+            raise InputError(f"{name}: character {error.start} is half of a surrogate pair, which is no text") from None
+    try:
+        return tokenizer.encode_batch([text for _, text in batch])
+    except InputError:
+        for name, text in batch:  # say which text it was
+            try:
+                tokenizer.encode(text)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+        raise
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / "header.json").exists():  # else another process was faster, with the same content
+            raise
+    _sync_folder(folder.parent)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed writers left behind."""
+    for folder in parent.glob(".*"):
+        with contextlib.suppress(OSError):  # another process may be sweeping too
+            if time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir())) > ABANDONED:
+                shutil.rmtree(folder)
+
+
+# ---- Progress ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _progress(total: int, origin: str) -> Iterator[Callable[[int, int, int], None]]:
+    """advance(bytes more, tokens so far, documents so far): a bar on a terminal, else a line a few times a minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    started = said = time.monotonic()
+    done = tokens = documents = 0
+
+    def line(verb: str) -> str:
+        rate = done / 1e6 / max(time.monotonic() - started, 1e-9)
+        return f"{verb} {origin}: {done / 1e6:.1f} MB, {tokens:,} tokens, {documents:,} documents, {rate:.1f} MB/s"
+
+    columns = (TextColumn("tokenising"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+
+        def advance(more: int, tokens_now: int, documents_now: int) -> None:
+            nonlocal done, tokens, documents, said
+            done, tokens, documents = done + more, tokens_now, documents_now
+            bar.update(task, completed=done, total=max(total, done))
+            if not console.is_terminal and time.monotonic() - said > 15:
+                said = time.monotonic()
+                print(line("tokenising"), file=sys.stderr, flush=True)
+
+        yield advance
+    print(line("tokenised"), file=sys.stderr, flush=True)
