@@ -29,14 +29,14 @@ class Prepared:
       train: example i of an endless stream, `train[i]`, a dict of arrays without the batch dimension.
       validation: the whole validation set, `len(validation)` such examples.
       facts: what to print and store about it.
-      bytes_per_token: of the validation text in UTF-8.
+      validation_bytes: of the validation text that the model predicts, in UTF-8.
     """
 
     tokenizer: Any
     train: Any
     validation: Any
     facts: Mapping[str, Any]
-    bytes_per_token: float
+    validation_bytes: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,23 @@ class CausalLM:
           workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
         Errors: `InputError` for a missing, empty or too short corpus, and a tokenizer with more ids than the model.
         """
-        raise NotImplementedError
+        made = corpus.prepare(data, seed=seed, tokenizer=workdir_tokenizer)
+        if made.tokenizer.vocab_size > model_cfg.vocab_size:
+            raise InputError(
+                f"the tokenizer has ids up to {made.tokenizer.vocab_size - 1}, but model.vocab_size is "
+                f"{model_cfg.vocab_size}; give --model.vocab-size {made.tokenizer.vocab_size} or more"
+            )
+        validation = data.source.documents("validation")
+        facts: dict[str, Any] = {
+            "vocabulary": made.tokenizer.vocab_size,
+            "training_tokens": len(made.train_tokens.tokens),
+            "training_bytes": made.train_tokens.bytes,
+            "validation_tokens": len(made.validation_tokens.tokens),
+            "validation_bytes": made.validation_tokens.bytes,
+        }
+        if validation.nbytes <= GZIP_AT_MOST:
+            facts["gzip_bits_per_byte"] = gzip_bits_per_byte(validation)
+        return Prepared(made.tokenizer, made.train, made.validation, facts, made.validation_tokens.predicted_bytes)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's targets; dropout only with a key.
@@ -89,7 +105,7 @@ class CausalLM:
         report = {
             "loss_nats_per_token": nats,
             "perplexity_per_token": math.exp(min(nats, 700.0)),
-            "bits_per_byte": nats / math.log(2) / prepared.bytes_per_token,
+            "bits_per_byte": sums["loss"][0] / math.log(2) / prepared.validation_bytes,
         }
         if "gzip_bits_per_byte" in prepared.facts:
             report["gzip_bits_per_byte"] = prepared.facts["gzip_bits_per_byte"]
@@ -106,6 +122,10 @@ class CausalLM:
         head = model_cfg.width * model_cfg.vocab_size
         attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
         return 6.0 * (kernels + head) + 12.0 * attention
+
+    def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
+        """The prompt and its continuation as text, in pieces as it is made."""
+        return iter(())
 
 
 def gzip_bits_per_byte(documents: Iterable[tuple[str, str]]) -> float:
@@ -125,16 +145,3 @@ def gzip_bits_per_byte(documents: Iterable[tuple[str, str]]) -> float:
         written += len(compressor.compress(piece))
     written += len(compressor.flush()) if compressor else 0
     return 8 * written / max(read, 1)
-
-
-def stream_text(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
-    """The text of token ids as they come, in pieces that end at whole characters."""
-    seen: list[int] = []
-    shown = 0
-    for token in ids:
-        seen.append(int(token))
-        text = tokenizer.decode(seen)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[shown:]
-            shown = len(text)
-    yield tokenizer.decode(seen)[shown:]

@@ -4,33 +4,19 @@ Every example counts exactly once and in the same way, whatever the batch size a
 batch is filled up with rows of weight 0, never dropped.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from transformer_jax.data import pipeline
+
 Sums = dict[str, tuple[float, float]]
-Examples = Sequence[Mapping[str, np.ndarray]]
 
 
 class Stopped(Exception):
     """An evaluation was given up because the run is to stop."""
-
-
-def padded_batches(
-    examples: Examples, batch_size: int, *, host: int = 0, hosts: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
-    """All examples in order, `batch_size` at a time; the last batch is filled up with zeros (weight 0 among them).
-
-    Yields: this host's contiguous rows of each global batch, dicts of arrays [batch_size / hosts, ...].
-    """
-    local = batch_size // hosts
-    for start in range(0, len(examples), batch_size):
-        here = range(start + host * local, start + (host + 1) * local)
-        rows = [examples[i] for i in here if i < len(examples)]
-        rows += [{name: np.zeros_like(value) for name, value in examples[0].items()}] * (local - len(rows))
-        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def make_eval_step(loss: Callable[..., Any]) -> Callable[[Any, Any], dict[str, tuple[jax.Array, jax.Array]]]:
@@ -41,7 +27,7 @@ def make_eval_step(loss: Callable[..., Any]) -> Callable[[Any, Any], dict[str, t
 def evaluate(
     eval_step: Callable[[Any, Any], Any],
     params: Any,
-    examples: Examples,
+    examples: pipeline.Dataset,
     batch_size: int,
     place: Callable[[Any], Any],
     *,
@@ -51,13 +37,15 @@ def evaluate(
 
     Arguments:
       eval_step: from `make_eval_step`.
+      examples: finite; each has "weights".
       batch_size: rows of the global batch; every batch has this size, so there is one compilation.
       place: puts this host's rows of a batch on the devices.
       stop: asked before each batch; True raises `Stopped`.
     """
     totals: dict[str, np.ndarray] = {}
     pending = None
-    for batch in padded_batches(examples, batch_size, host=jax.process_index(), hosts=jax.process_count()):
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    for batch in pipeline.batches(examples, 0, batch_size, **here):
         if stop():
             raise Stopped
         ahead = eval_step(params, place(batch))  # the device works on this while the host adds the one before

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from transformer_jax import experiment as experiments
-from transformer_jax import models, optim, sharding
+from transformer_jax import hub, models, optim, sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -115,7 +115,7 @@ def run(
     task = experiment.task
     prepared = task.prepare(experiment.data, model, seed=experiment.seed, workdir_tokenizer=tokenizer)
     for fact, value in prepared.facts.items():
-        say(4, f"{fact.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"{fact.replace('_', ' ')}: {value}")
+        say(4, f"{fact.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"{fact.replace('_', ' ')}: {value:.4f}")
 
     # Nothing was refused: from here on the folder is this run's.
     if primary:
@@ -202,7 +202,8 @@ def run(
 
         step, saved_at = first, first
         unread: list[tuple[int, Any]] = []  # the step that the device is working on
-        with contextlib.closing(pipeline.batches(prepared.train, rows, train.batch_size)) as batches:
+        here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        with contextlib.closing(pipeline.batches(prepared.train, rows, train.batch_size, **here)) as batches:
             batch = place(next(batches), batch_places)
             while step < train.steps and not stop():
                 step += 1
@@ -301,12 +302,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def refuse_other_model(found: Any, wanted: Any, path: str) -> None:
     """Errors: `InputError` when the parameters at `path` belong to a model that computes something else."""
-    free = ("dropout", "dtype", "scan_layers", "remat", "attention", "init_std")  # change no parameter's meaning
     if type(found) is not type(wanted):
         raise InputError(f"init_from {path} is a {type(found).__module__}, the experiment's model is another family")
     for f in dataclasses.fields(wanted):
-        theirs, ours = getattr(found, f.name), getattr(wanted, f.name)
-        if f.name not in free and theirs != ours:
+        name = hub.DERIVED.get(f.name, f.name)
+        theirs, ours = getattr(found, name), getattr(wanted, name)
+        if f.name not in {*hub.RUN_FIELDS, "init_std"} and theirs != ours:
             flag = f"--model.{f.name.replace('_', '-')}"
             raise InputError(f"init_from {path} has model.{f.name} {theirs!r}, the experiment {ours!r}; set {flag} {theirs}")
 
@@ -319,7 +320,8 @@ def batch_shardings(example: Mapping[str, np.ndarray], batch_size: int, mesh: ja
     places = {}
     for name, x in example.items():
         axes = ("batch", "length", *(None,) * (x.ndim - 1))[: x.ndim + 1]
-        places[name] = sharding.named_sharding(axes, (batch_size, *x.shape), mesh, name=f"batch[{name!r}]")
+        spec = sharding.partition_spec(axes, (batch_size, *x.shape), mesh, name=f"the batch's {name!r}")
+        places[name] = jax.sharding.NamedSharding(mesh, spec)
     return places
 
 
