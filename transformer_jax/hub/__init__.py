@@ -1,0 +1,177 @@
+"""Hugging Face snapshot folders in and out, without torch or Transformers.
+
+    config, params, tokenizer = hub.load("path/to/snapshot")
+    hub.export("path/to/new/folder", config, params, tokenizer)
+
+A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer.
+How model types name their tensors and settings stands in one module each (`gpt2`; `llama` for llama, qwen2 and qwen3);
+`mapping` carries parameters across, `settings` reads config.json strictly, `weights` reads and writes the files.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax import models
+from transformer_jax.data import tokenizers
+from transformer_jax.errors import InputError
+from transformer_jax.hub import gpt2, llama, mapping, weights
+
+FORMATS = (gpt2, llama)  # a module each: MODEL_TYPES, TABLE, read_config, holds, write_config
+
+# How a run computes, not what the function is: a snapshot does not say these.
+RUN_FIELDS = {"dropout", "dtype", "scan_layers", "remat", "attention"}
+# Fields that may be None, and the property that says what it then means.
+DERIVED = {
+    "num_kv_heads": "kv_heads",
+    "head_dim": "head_width",
+    "mlp_width": "mlp_features",
+    "qkv_bias": "has_qkv_bias",
+}
+TORCH_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def is_snapshot(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder looks like a Hugging Face snapshot: its config.json states a model type."""
+    try:
+        return isinstance(weights.read_json(Path(path) / "config.json").get("model_type"), str)
+    except InputError:
+        return False
+
+
+def load(path: str | os.PathLike[str], *, dtype: Any = None) -> tuple[Any, Any, tokenizers.Tokenizer | None]:
+    """(config, params, tokenizer) of a snapshot folder; the tokenizer is None where the folder has none.
+
+    The parameters are NumPy arrays on the host, in `dtype` (float32 unless told; bfloat16 and float16 checkpoints are
+    converted): placing them on devices is the caller's choice. One copy of them is in memory.
+
+    Errors: `InputError` for a folder that is no whole snapshot, a model type or setting that is not supported, and any
+    tensor that is missing, left over, or of another shape or type than config.json makes it.
+    """
+    folder = Path(path)
+    where = str(folder / "config.json")
+    given = weights.read_json(folder / "config.json")
+    model_type = given.get("model_type")
+    formats = {name: format for format in FORMATS for name in format.MODEL_TYPES}
+    format = formats.get(str(model_type))
+    if format is None:
+        raise InputError(f'{where}: "model_type" is {model_type!r}; supported are {", ".join(formats)}')
+    config = format.read_config(given, where)
+    declaration = models.family(config).declare(config)
+    with weights.open_tensors(folder) as tensors:
+        params = mapping.read_params(
+            declaration, format.TABLE, tensors, np.dtype(jnp.float32 if dtype is None else dtype), str(folder)
+        )
+    return config, params, _load_tokenizer(folder, config.vocab_size)
+
+
+def _load_tokenizer(folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "bytes.json", "characters.json")):
+        if (folder / "tokenizer.model").exists():
+            raise InputError(
+                f"{folder} holds its tokenizer only as tokenizer.model, which is not read; save it as tokenizer.json "
+                "with Transformers' AutoTokenizer, or remove it to load the weights alone"
+            )
+        return None
+    tokenizer = tokenizers.load(folder)
+    if tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer makes ids up to {tokenizer.vocab_size - 1}, but the model's embedding has "
+            f"{vocab_size} rows; use the tokenizer that belongs to these weights"
+        )
+    return tokenizer
+
+
+def export(
+    folder: str | os.PathLike[str],
+    config: Any,
+    params: Any,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    *,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a snapshot folder that `load` and Transformers read: config.json, safetensors in the dtype of `params`
+    (in shards of at most `shard_bytes`), tokenizer.json.
+
+    The files are written beside `folder` and renamed when complete and on disk, so it is there whole or not at all.
+    `load` gives the same parameters to the bit, and the same config but for how a run computes (`RUN_FIELDS`).
+
+    Errors: `InputError` where something is there already, and for a config that no supported model type expresses.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; nothing is overwritten, so name another")
+    format = _format_of(config)
+    settings = format.write_config(config)
+    _check_says(config, format.read_config(settings, "config.json"), settings["model_type"])
+    declaration = models.family(config).declare(config)
+    tensors = mapping.write_params(declaration, format.TABLE, params)
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+    if len(dtypes) != 1 or dtypes[0] not in TORCH_DTYPES:
+        raise InputError(
+            f"parameters to export are {', '.join(dtypes)}; they must all be one of {', '.join(TORCH_DTYPES)}"
+        )
+    eos_id = None if tokenizer is None else tokenizer.eos_id
+    settings |= {
+        "architectures": [format.MODEL_TYPES[settings["model_type"]]],
+        "torch_dtype": dtypes[0],
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+    }
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"cannot make a folder in {folder.parent} ({error.strerror}); name another place") from None
+    try:
+        partial.chmod(folder.parent.stat().st_mode & 0o777)
+        (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        weights.write_tensors(partial, tensors, shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(partial)
+        for file in partial.iterdir():
+            _to_disk(file)
+        _to_disk(partial)
+        partial.rename(folder)
+        _to_disk(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _format_of(config: Any) -> Any:
+    for format in FORMATS:
+        if format.holds(config):
+            return format
+    position = getattr(config, "position", None)
+    family = type(config).__module__.rpartition(".")[2]
+    raise InputError(f"no supported Hugging Face model type is a {family} with position={position!r}")
+
+
+def _check_says(config: Any, read_back: Any, model_type: str) -> None:
+    """Refuses a config of which config.json would lose something: what is written must read back as the same."""
+    for field in dataclasses.fields(config):
+        name = DERIVED.get(field.name, field.name)
+        ours, theirs = getattr(config, name), getattr(read_back, name)
+        if field.name not in RUN_FIELDS and ours != theirs:
+            raise InputError(
+                f"the model type {model_type} cannot say {field.name}={ours!r} (it means {theirs!r}), so this config "
+                "has no Hugging Face form"
+            )
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""Safetensors files of a snapshot folder, read lazily and written in shards.
+
+Reading maps the files into memory and copies a tensor, or some columns of it, when asked; nothing is unpickled. Every
+way in which a file can be broken ends in one `InputError` that names the file.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.errors import InputError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@contextlib.contextmanager
+def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
+    """{name: slice} of all tensors of a snapshot, valid inside the `with`.
+
+    A slice has `get_shape()`, `get_dtype()` ("F32", "BF16", ...) and reads when indexed: `slice[:]`, `slice[:, 3:5]`.
+
+    Errors: `InputError` for a folder without safetensors, a missing shard, a file that is cut short or whose header
+    lies, and an index that disagrees with its shards.
+    """
+    with contextlib.ExitStack() as stack:
+        tensors: dict[str, Any] = {}
+        for path, listed in _files(folder).items():
+            file = _open(path, stack)
+            names = set(file.keys())
+            if listed is not None and names != listed:
+                name = min(names ^ listed)
+                place = "in the index but not in the file" if name in listed else "in the file but not in the index"
+                raise InputError(f"{path}: {name} is {place} ({INDEX}); copy the snapshot again")
+            tensors |= {name: file.get_slice(name) for name in names}
+        yield tensors
+
+
+def _files(folder: Path) -> dict[Path, set[str] | None]:
+    """The files to read, each with the names that the index says it holds (None: there is no index)."""
+    if (folder / SINGLE).exists():
+        return {folder / SINGLE: None}
+    if not (folder / INDEX).exists():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickled:
+            raise InputError(
+                f"{folder} holds its weights only as {pickled[0]}, which is not read (such files can run code); "
+                f"convert it to {SINGLE} with Transformers' save_pretrained, or fetch a safetensors revision"
+            )
+        raise InputError(f"{folder} holds neither {SINGLE} nor {INDEX}; is this a whole snapshot folder?")
+    index = read_json(folder / INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()) or not weight_map:
+        raise InputError(f'{folder / INDEX} has no "weight_map" of tensor names to file names; copy the file again')
+    files: dict[Path, set[str] | None] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise InputError(f"{folder / INDEX} names {shard!r}, which is not a file in the same folder")
+        if not (folder / shard).exists():
+            raise InputError(f"{folder / shard} is missing, though {INDEX} lists it; copy the snapshot again")
+        files[folder / shard] = {name for name, file in weight_map.items() if file == shard}
+    return files
+
+
+def _open(path: Path, stack: contextlib.ExitStack) -> Any:
+    import safetensors
+
+    try:
+        return stack.enter_context(safetensors.safe_open(path, "numpy"))
+    except (safetensors.SafetensorError, OSError) as error:
+        with open(path, "rb") as file:
+            if file.read(24) == b"version https://git-lfs.":
+                raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a whole safetensors file ({reason}); copy it again") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Errors: `InputError` naming the file if it is absent or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def write_tensors(folder: Path, tensors: dict[str, tuple[int, Callable[[], np.ndarray]]], shard_bytes: int) -> None:
+    """Writes {name: (bytes, function that makes the tensor)} as one file, or as shards of at most `shard_bytes`.
+
+    Only one shard's tensors are in memory at a time. A tensor larger than `shard_bytes` gets a shard of its own. Files
+    take the permissions of the folder's config.json, which is there first (the library makes them private).
+    """
+    from safetensors.numpy import save_file
+
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, (nbytes, _) in tensors.items():
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    count = len(shards)
+    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for file, names in zip(files, shards, strict=True):
+        # Transformers refuses a file without this metadata.
+        save_file({name: tensors[name][1]() for name in names}, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(nbytes for nbytes, _ in tensors.values())},
+            "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
