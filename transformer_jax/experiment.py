@@ -165,13 +165,6 @@ class Experiment:
 
 
 def compute_dtype(precision: Precision, platform: str | None = None) -> str:
-    """The dtype that `precision` gives on this platform ("cpu", "gpu", "tpu"; None: here)."""
-    if precision.compute != "auto":
-        return precision.compute
-    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
-
-
-def compute_dtype(precision: Precision, platform: str | None = None) -> str:
     """The dtype that the precision policy gives on this platform ("cpu", "gpu", "tpu"; None: the one here)."""
     if precision.compute != "auto":
         return precision.compute
