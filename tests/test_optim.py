@@ -37,7 +37,8 @@ def test_cosine_is_nanogpts():
 
 def test_cosine_ends_with_the_run_when_no_end_is_given():
     cfg = Optim(peak_lr=1.0, warmup_steps=2, final_lr_fraction=0.0)
-    np.testing.assert_allclose(rates(cfg, 10, range(11)), [nanogpt_lr(n, 1.0, 0.0, 2, 10) for n in range(11)], atol=1e-7)
+    want = [nanogpt_lr(n, 1.0, 0.0, 2, 10) for n in range(11)]
+    np.testing.assert_allclose(rates(cfg, 10, range(11)), want, atol=1e-7)
 
 
 def test_linear():
@@ -68,7 +69,7 @@ DECLARATION = {
 
 
 def adamw_float64(params: dict, all_grads: list[dict], cfg: Optim, decayed: set[str]) -> dict:
-    """torch.nn.utils.clip_grad_norm_ and torch.optim.AdamW as documented, in float64, decay on the named leaves only."""
+    """torch.nn.utils.clip_grad_norm_ and torch.optim.AdamW as documented, in float64; decay on these leaves only."""
     p = {k: np.asarray(v, np.float64) for k, v in params.items()}
     m = {k: np.zeros_like(v) for k, v in p.items()}
     v = {k: np.zeros_like(x) for k, x in p.items()}
@@ -153,5 +154,5 @@ def test_bad_values_are_named(values, message):
 
 
 def test_a_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(InputError, match="optim.warmup_steps 20 is more than the 10 steps that the linear schedule has"):
+    with pytest.raises(InputError, match="optim.warmup_steps 20 is more than the 10 steps that the linear schedule"):
         optim.schedule(Optim(schedule="linear", warmup_steps=20), 10)

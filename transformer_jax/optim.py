@@ -76,8 +76,10 @@ def schedule(cfg: Optim, total_steps: int) -> optax.Schedule:
     peak, final, warmup = cfg.peak_lr, cfg.peak_lr * cfg.final_lr_fraction, cfg.warmup_steps
     end = cfg.decay_steps or total_steps
     if cfg.schedule in ("cosine", "linear", "wsd") and warmup + cfg.cooldown_steps > end:
-        parts = f"optim.warmup_steps {warmup}" + (f" + cooldown_steps {cfg.cooldown_steps}" if cfg.cooldown_steps else "")
-        raise InputError(f"{parts} is more than the {end} steps that the {cfg.schedule} schedule has; lower it")
+        sizes = f"{warmup} + cooldown_steps {cfg.cooldown_steps}" if cfg.cooldown_steps else f"{warmup}"
+        raise InputError(
+            f"optim.warmup_steps {sizes} is more than the {end} steps that the {cfg.schedule} schedule has; lower it"
+        )
 
     def learning_rate(count: jax.typing.ArrayLike) -> jax.Array:
         n = jnp.asarray(count, jnp.float32)

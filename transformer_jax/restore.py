@@ -123,4 +123,4 @@ def _target(declaration: Any, sharding: Any) -> Any:
     if sharding is None:
         sharding = SingleDeviceSharding(jax.local_devices()[0])
     places = jax.tree.map(lambda leaf: sharding, target) if isinstance(sharding, Sharding) else sharding
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), target, places)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target, places)

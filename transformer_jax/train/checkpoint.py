@@ -109,8 +109,10 @@ class Writer:
         try:
             self.wait()
         finally:
-            self._call(self._manager.close)
-            self._thread.shutdown()
+            try:
+                self._call(self._manager.close)
+            finally:
+                self._thread.shutdown()
 
     def _call(self, function: Callable[[], Any]) -> Any:
         """The function's result, from the checkpoint thread, waited for through any number of Ctrl-C."""
@@ -174,7 +176,7 @@ def read_meta(step_folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {_first_line(error)}; is {step_folder} a step's folder?") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else meta
-        raise InputError(f"{path}: format {found!r} is not the {FORMAT} that this version reads; upgrade transformer_jax")
+        raise InputError(f"{path}: format {found!r} is not {FORMAT}, which this version reads; upgrade transformer_jax")
     for name, kind in (("step", int), ("rows", int), ("family", str), ("config", dict)):
         if type(meta.get(name)) is not kind:
             raise InputError(f"{path}: {name!r} is {meta.get(name)!r}, which is not of type {kind.__name__}")
@@ -246,15 +248,16 @@ def _compare(stored: dict[str, Any], wanted: dict[str, Any], item: Path, *, any_
     """Raises `InputError` naming the first leaf in which the trees differ."""
     problems = []
     for name in sorted(stored.keys() | wanted.keys()):
-        if name not in stored:
-            problems.append(f"leaf {name} is missing there; the model wants {_describe(wanted[name])}")
-        elif name not in wanted:
-            problems.append(f"leaf {name} {_describe(stored[name])} is extra; the model has no such leaf")
-        elif tuple(stored[name].shape) != tuple(wanted[name].shape):
-            problems.append(f"leaf {name} is {_describe(stored[name])} there, but the model wants {_describe(wanted[name])}")
-        elif stored[name].dtype != wanted[name].dtype and not (any_float and _is_float(stored[name])):
+        there, here = stored.get(name), wanted.get(name)
+        if there is None:
+            problems.append(f"leaf {name} is missing there; the model wants {_describe(here)}")
+        elif here is None:
+            problems.append(f"leaf {name} {_describe(there)} is extra; the model has no such leaf")
+        elif tuple(there.shape) != tuple(here.shape):
+            problems.append(f"leaf {name} is {_describe(there)} there, but the model wants {_describe(here)}")
+        elif there.dtype != here.dtype and not (any_float and _is_float(there)):
             problems.append(
-                f"leaf {name} is {_describe(stored[name])} there, but {_describe(wanted[name])} is wanted; "
+                f"leaf {name} is {_describe(there)} there, but {_describe(here)} is wanted; "
                 "nothing is cast unless dtype= asks for it"
             )
     if problems:

@@ -19,6 +19,8 @@ from transformer_jax.nn import params as params_lib
 class TrainState:
     """What a step reads and writes. All arrays, so the whole of it can be donated.
 
+    The same structure carries what there is to say about each leaf: shapes and dtypes (`abstract`), shardings.
+
     Fields:
       step: int32 scalar, steps taken, the skipped ones included.
       params: the family's parameter tree, float32.
@@ -27,11 +29,11 @@ class TrainState:
       skipped: int32 scalar, steps whose loss or gradient was not finite and that changed nothing.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
     ema: Any
-    skipped: jax.Array
+    skipped: Any
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:

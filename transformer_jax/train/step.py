@@ -41,9 +41,9 @@ def make_step(
       accumulate: micro-batches per batch; the batch's rows must divide by it.
       ema_decay: the average's decay d in `ema = d * ema + (1 - d) * params`; 0 when the state has no average.
 
-    Returns: step(state, batch, key) -> (state, metrics). key is the run's key: the step folds in its own number. Metrics
-      are device scalars, "loss" (nats per unit of weight), "weight", "grad_norm" (before clipping), "learning_rate" (of
-      this update), "skipped" (so far, int32), and "sums", the loss's {"name": (sum, weight)}.
+    Returns: step(state, batch, key) -> (state, metrics). key is the run's key: the step folds in its own number.
+      Metrics are device scalars, "loss" (nats per unit of weight), "weight", "grad_norm" (before clipping),
+      "learning_rate" (of this update), "skipped" (so far, int32), and "sums", the loss's {"name": (sum, weight)}.
 
     A loss or gradient that is not finite leaves parameters, optimiser state and average as they were, to the bit; step
     and skipped still count. A batch of weight 0 has loss 0 and gradient 0.
@@ -128,6 +128,5 @@ def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any) -> ja
     Arguments:
       batch_sharding: one sharding for every leaf of the batch, or a tree of them.
     """
-    return jax.jit(
-        step, in_shardings=(state_shardings, batch_sharding, None), out_shardings=(state_shardings, None), donate_argnums=0
-    )
+    places_in, places_out = (state_shardings, batch_sharding, None), (state_shardings, None)
+    return jax.jit(step, in_shardings=places_in, out_shardings=places_out, donate_argnums=0)
