@@ -8,6 +8,7 @@ exports.
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -172,6 +173,21 @@ def test_settings_of_transformers_4_mean_the_same(tmp_path):
     config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": config.pop("dtype")}
     (folder / "config.json").write_text(json.dumps(config))
     assert hub.load(folder)[0] == hub.load(FIXTURES / "llama3_rope")[0]
+
+
+def test_one_copy_of_the_parameters_in_memory(tmp_path):
+    config = gpt.Config(vocab_size=1000, max_length=8, width=256, num_layers=6, num_heads=4)
+    params = jax.tree.map(lambda p: np.zeros(p.shape, np.float32), param_tree.abstract(gpt.declare(config)))
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    hub.export(tmp_path / "new", config, params, shard_bytes=2 * largest)
+    tracemalloc.start()
+    try:
+        hub.load(tmp_path / "new")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert nbytes < peak < nbytes + largest, f"{peak:,} bytes for {nbytes:,} of parameters"
 
 
 def test_is_snapshot(tmp_path):
@@ -391,6 +407,9 @@ def test_pickled_weights_are_not_read(tmp_path):
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": "big"}}, "'big'; it must be a positive"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ("qwen3", {"layer_types": 3}, '"layer_types" is 3'),
+        ("qwen3", {"rms_norm_eps": float("nan")}, "it must be a finite number"),
+        ("qwen3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "which may disagree"),
     ],
 )
 def test_settings_that_are_not_computed_are_refused(tmp_path, name, settings, says):

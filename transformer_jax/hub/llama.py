@@ -5,6 +5,7 @@ i + H/2, so the query and key kernels need no permutation. Qwen 2 has biases on 
 each head's queries and keys instead, and its heads have a width of their own.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,8 +77,8 @@ def read_config(given: Mapping[str, Any], where: str) -> gpt.Config:
     """The config of a config.json's object. Errors: `InputError` for what `gpt` does not compute."""
     model_type, known = given["model_type"], dict(given)
     layer_types = known.pop("layer_types", None) or []
-    if set(layer_types) - {"full_attention"}:
-        raise InputError(f'{where}: "layer_types" has {sorted(set(layer_types))}; only "full_attention" is supported')
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise InputError(f'{where}: "layer_types" is {layer_types!r}; only "full_attention" is supported')
     if model_type != "llama":
         known = {name: value for name, value in known.items() if name not in UNUSED_WINDOW}
     s = settings.read(known, DEFAULTS, NEUTRAL, where)
@@ -110,6 +111,8 @@ def read_config(given: Mapping[str, Any], where: str) -> gpt.Config:
 
 def _read_rope(s: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    if s["rope_parameters"] and s["rope_scaling"]:
+        raise InputError(f'{where} has both "rope_parameters" and "rope_scaling", which may disagree; remove one')
     setting = "rope_parameters" if s["rope_parameters"] else "rope_scaling"
     rope = {"rope_theta": s["rope_theta"], **s[setting]}
     theta = rope.pop("rope_theta")
@@ -124,7 +127,7 @@ def _read_rope(s: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
             f'"llama3", with {", ".join(names)}'
         )
     for name, value in {"rope_theta": theta, **rope}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise InputError(f'{where}: "{name}" is {value!r}; it must be a positive number')
     if kind == "default":
         return float(theta), None

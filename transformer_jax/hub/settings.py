@@ -5,6 +5,7 @@ not to change the function (what is null or begins with an underscore never does
 skipped because nobody knew it gives a model that loads and is wrong.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -78,6 +79,8 @@ def read(
             value = float(value)
         elif type(value) is not type(default):
             raise InputError(f'{where}: "{name}" is {value!r}; it must be of type {type(default).__name__}')
+        if isinstance(value, float) and not 0 <= value < math.inf:
+            raise InputError(f'{where}: "{name}" is {value!r}; it must be a finite number, not below 0')
         values[name] = value
     accepted = {**NEUTRAL, **neutral}
     for name, value in settings.items():
