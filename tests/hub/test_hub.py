@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from transformer_jax import hub, models
+from transformer_jax import hub
 from transformer_jax.errors import InputError
-from transformer_jax.hub import gpt2, llama
+from transformer_jax.hub import gpt2, llama, mapping
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as param_tree
 
@@ -441,9 +441,13 @@ def test_a_tokenizer_that_makes_ids_the_model_has_no_row_for(tmp_path):
 # ---- Tables ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_leaf_has_one_row():
-    for format, name in [(gpt2, "gpt2_sharded"), (llama, "llama"), (llama, "qwen2"), (llama, "qwen3")]:
-        config = hub.load(FIXTURES / name)[0]
-        leaves = set(param_tree.flatten(models.family(config).declare(config)))
-        rows = [row.leaf for row in format.TABLE.rows]
-        assert leaves <= set(rows) and len(rows) == len(set(rows))
+@pytest.mark.parametrize("format", hub.FORMATS)
+def test_a_leaf_has_one_row_and_a_table_that_lacks_it_is_refused(format):
+    leaves = [row.leaf for row in format.TABLE.rows]
+    assert len(leaves) == len(set(leaves))
+    config, params, _ = hub.load(FIXTURES / ("gpt2_sharded" if format is gpt2 else "llama"))
+    short = format.TABLE._replace(rows=[row for row in format.TABLE.rows if row.leaf != "final_norm/scale"])
+    with pytest.raises(InputError, match="no tensor for final_norm/scale"):
+        mapping.write_params(gpt.declare(config), short, params)
+    with pytest.raises(InputError, match="no tensor for final_norm/scale"):
+        mapping.read_params(gpt.declare(config), short, {}, np.dtype(np.float32), "here")

@@ -53,7 +53,9 @@ class _Piece(NamedTuple):
 
 
 def _pieces(shapes: Mapping[str, tuple[int, ...]], table: Table) -> dict[str, list[_Piece]]:
-    """{their tensor: the pieces of our leaves in it, in order}, for the leaves that `shapes` declares."""
+    """{their tensor: the pieces of our leaves in it, in order}, for the leaves that `shapes` declares: all of them."""
+    if homeless := sorted(shapes.keys() - {row.leaf for row in table.rows}):
+        raise InputError(f"this Hugging Face format has no tensor for {_some(homeless)}")
     pieces: dict[str, list[_Piece]] = {}
     for row in table.rows:
         if row.leaf in shapes:
@@ -146,8 +148,6 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
     for path, leaf in leaves.items():
         if leaf.shape != shapes[path]:
             raise InputError(f"parameter {path} to export has shape {leaf.shape}; the config makes it {shapes[path]}")
-    if homeless := sorted(shapes.keys() - {row.leaf for row in table.rows}):
-        raise InputError(f"this Hugging Face format has no tensor for {_some(homeless)}")
 
     def make(held: list[_Piece]) -> np.ndarray:
         ours = [np.asarray(leaves[row.leaf]) if i is None else np.asarray(leaves[row.leaf])[i] for row, i in held]
