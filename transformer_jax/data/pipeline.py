@@ -126,8 +126,9 @@ def _ahead(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
                 raise item
             yield item
     finally:
-        finish()
-        atexit.unregister(finish)
+        if not stop.is_set():  # set already: the interpreter is ending, and atexit came first
+            finish()
+            atexit.unregister(finish)
 
 
 def _next(ready: "queue.Queue[Batch | BaseException | None]", worker: threading.Thread) -> Batch | BaseException | None:

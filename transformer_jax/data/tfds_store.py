@@ -27,21 +27,19 @@ def open_split(name: str, split: str, data_dir: str = "") -> tuple[Any, str, lis
     if not (root / base).is_dir():
         here = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else ""
         raise InputError(
-            f"TFDS data set {name!r} is not in {root} ({f'it has {here}' if here else 'empty or absent'}); prepare it where "
-            f"TensorFlow and a network are: `tfds build {name} --data_dir {store} --file_format array_record`, or say "
-            "where it is with TFDS_DATA_DIR or data_dir"
+            f"TFDS data set {name!r} is not in {root} ({f'it has {here}' if here else 'empty or absent'}); prepare it "
+            f"where TensorFlow and a network are: `tfds build {name} --data_dir {store} --file_format array_record`, "
+            "or say where it is with TFDS_DATA_DIR or data_dir"
         )
+    found = sorted(p.parent.relative_to(root).as_posix() for p in root.glob(f"{base}/**/dataset_info.json"))
+    prepared = f"prepared there: {', '.join(found) or 'nothing'}; another version is named as NAME/CONFIG:VERSION"
     try:
         builder = tfds.builder(name, data_dir=str(root))
+        info = builder.info
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
-        found = sorted(p.parent.relative_to(root).as_posix() for p in root.glob(f"{base}/**/dataset_info.json"))
-        raise InputError(
-            f"TFDS data set {name!r} cannot be opened in {root}, which has {', '.join(found) or 'no prepared version'} "
-            f"({_first_line(error)})"
-        ) from None
-    info = builder.info
+        raise InputError(f"TFDS data set {name!r} cannot be opened in {root} ({_line(error)}); {prepared}") from None
     if not info.splits:
-        raise InputError(f"TFDS data set {name!r}: {builder.data_path} holds no prepared data")
+        raise InputError(f"TFDS data set {name!r}: there is no {builder.data_path}; {prepared}")
     if not (formats := {f.value for f in info.available_file_formats()} & {"array_record", "parquet"}):
         raise InputError(
             f"TFDS data set {name!r} at {builder.data_path} is in {info.file_format.value} format, which only "
@@ -54,14 +52,14 @@ def open_split(name: str, split: str, data_dir: str = "") -> tuple[Any, str, lis
     except (ValueError, KeyError) as error:
         sizes = ", ".join(f"{key} ({value.num_examples})" for key, value in info.splits.items())
         raise InputError(
-            f"TFDS data set {info.full_name} has no examples in split {split!r}; it has {sizes} ({_first_line(error)})"
+            f"TFDS data set {info.full_name} has no examples in split {split!r}; it has {sizes} ({_line(error)})"
         ) from None
     folder = Path(builder.data_path)
     files = [(p.name, p) for p in sorted(folder.iterdir()) if any(f".{kind}" in p.name for kind in formats)]
     return source, info.full_name, files
 
 
-def _first_line(error: Exception) -> str:
+def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

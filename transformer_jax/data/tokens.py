@@ -6,8 +6,8 @@
       header.json     counts, hashes, sizes
 
 KEY is a hash of the corpus and the tokenizer: either changes, another file is made. A file is written under a
-temporary name, synced and renamed, so it is there whole or not at all; its size is checked against the header whenever
-it is opened. Memory stays bounded however large the corpus is.
+temporary name, synced and renamed, so it is there whole or not at all; its size is checked against the header, and the
+header against its own hash, whenever it is opened. Memory stays bounded however large the corpus is.
 
 Where the tokenizer has an end-of-text token, it stands before each document, the first included: a model is asked to
 predict every token of the text, and one end-of-text between neighbours. `predicted_bytes` are the UTF-8 bytes of the
@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -112,6 +112,8 @@ def open_file(folder: Path) -> TokenFile:
         header = json.loads((folder / "header.json").read_text())
         if header["format"] != FORMAT:
             raise InputError(f"token file {folder} has format {header['format']}, this version reads {FORMAT}")
+        if header["sha256"] != _digest(header):
+            raise InputError(f"token file {folder}: header.json is damaged, its values do not match its sha256")
         arrays = {}
         for name, dtype, count in (
             ("tokens", np.dtype(f"<u{header['itemsize']}"), header["count"]),
@@ -135,8 +137,13 @@ def open_file(folder: Path) -> TokenFile:
         )
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"token file {folder} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _digest(header: dict[str, Any]) -> str:
+    rest = {key: value for key, value in header.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 # ---- Writing -------------------------------------------------------------------------------------------------------
@@ -179,7 +186,7 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
         _sync(index)
     if not text_bytes:
         raise InputError(f"{documents.origin}: the corpus is empty; it holds not one character")
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "count": count,
         "itemsize": dtype.itemsize,
@@ -191,6 +198,7 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
         "content": content.hexdigest(),
         "origin": documents.origin,
     }
+    header["sha256"] = _digest(header)
     with (folder / "header.json").open("wb") as file:
         file.write(json.dumps(header, indent=1).encode())
         _sync(file)
