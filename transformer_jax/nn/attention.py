@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax import sharding
-from transformer_jax.nn import masks
+from transformer_jax.nn import attention_cpu, masks
 from transformer_jax.nn.layers import dropout
 from transformer_jax.nn.masks import Mask
 
@@ -65,7 +65,7 @@ def attend(
 
     Arguments: queries, keys and values (N a multiple of K: grouped-query attention, Ainslie et al. 2023); the mask;
     a bias on the scores; scale, 1/sqrt(H) by default; dropout of the probabilities, applied only with a key;
-    implementation "auto", "xla" or "cudnn" (see `choose`). Scores and softmax are float32.
+    implementation "auto", "xla", "cudnn" or "cpu" (see `choose`). Scores and softmax are float32.
     """
     scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
     dropping = key is not None and dropout_rate > 0.0
@@ -79,10 +79,11 @@ def attend(
     K = k_BSKH.shape[2]
     q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
     k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
-    mask_BTS = masks.dense(mask, T, k_BSKH.shape[1])
-    if not dropping:
-        key = None
-    out_BKGTH = _plain(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, bias_NTS, scale, dropout_rate, key)
+    if implementation == "cpu":
+        out_BKGTH = attention_cpu.causal_attention(q_BKGTH, k_BKSH, v_BKSH, scale)
+    else:
+        mask_BTS = masks.dense(mask, T, k_BSKH.shape[1])
+        out_BKGTH = _plain(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, bias_NTS, scale, dropout_rate, key if dropping else None)
     return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
 
 
@@ -106,14 +107,20 @@ def attend_cached(
 
 
 def choose(q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> str:
-    """The implementation for these operands: "cudnn" where the target is a GPU and the kernel covers the case, or "xla".
+    """The implementation for these operands, by the platform that the program is for.
 
-    The kernel takes float16 and bfloat16, head widths up to 128 in multiples of 8, causal masks and right padding.
+    "cudnn"   GPU: fused; float16 and bfloat16, head widths up to 128 in multiples of 8, causal masks and right padding
+    "cpu"     CPU: causal query blocks (`attention_cpu`); float32, a causal mask and nothing else, the length unsharded
+    "xla"     everything else, on any platform
     """
-    described = mask.segment_BT is None and mask.prefix_B is None and mask.start_B is None
-    H = q_BTNH.shape[-1]
-    narrow = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
-    return "cudnn" if target_platform() == "gpu" and narrow and described and not bias and not dropout else "xla"
+    if bias or dropout or any(a is not None for a in (mask.segment_BT, mask.prefix_B, mask.start_B)):
+        return "xla"
+    platform, H = target_platform(), q_BTNH.shape[-1]
+    if platform == "gpu" and q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128:
+        return "cudnn"
+    if platform == "cpu" and q_BTNH.dtype == jnp.float32 and mask.causal and mask.end_B is None:
+        return "cpu" if sharding.shards("length") == 1 else "xla"
+    return "xla"
 
 
 def target_platform() -> str:

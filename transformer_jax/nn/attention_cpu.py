@@ -1,0 +1,71 @@
+"""Causal attention for the CPU: blocks of queries, each against only the keys it may see, with its own gradient.
+
+XLA's CPU backend has no fused attention. What costs there is passing over the [T, S] scores, so this file passes over
+fewer of them: a block of queries ends at the diagonal, which skips almost half; the softmax's denominator falls out of
+the product with the values, extended by a column of ones; and the backward pass reuses the exponentials of the forward
+pass instead of differentiating the softmax. 62 -> 33 ms for B 16, T 256, 6 heads of 64, forward and backward (measured:
+2 cores, medians, interleaved with the plain implementation).
+
+B batch, T queries and keys, K key/value heads, G query heads per key head, H head width; lower-case t a block of
+queries, s the keys that it sees.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def causal_attention(q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, scale: float) -> jax.Array:
+    """Causal softmax(q k^T scale) v in float32, [B, K, G, T, H]. Differentiable in reverse mode only."""
+    return _forward(q_BKGTH, k_BKTH, v_BKTH, scale)[0]
+
+
+def _blocks(T: int) -> list[tuple[int, int]]:
+    """(first, end) of each block of queries: 64 at a time, or eight blocks where that would be more than eight."""
+    size = max(64, -(-T // 8))
+    return [(first, min(first + size, T)) for first in range(0, T, size)]
+
+
+def _forward(q_BKGTH, k_BKTH, v_BKTH, scale):
+    T = q_BKGTH.shape[3]
+    one_more = [(0, 0)] * 3 + [(0, 1)]
+    v1_BKTH = jnp.pad(v_BKTH, one_more, constant_values=1.0)
+    outs, weights = [], []
+    for first, end in _blocks(T):
+        scores = jnp.einsum("BKGtH,BKsH->BKGts", q_BKGTH[..., first:end, :] * scale, k_BKTH[:, :, :end])
+        visible_ts = np.arange(first, end)[:, None] >= np.arange(end)[None, :]
+        scores = jnp.where(visible_ts, scores, -1e30)
+        weights_BKGts = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        sums = jnp.einsum("BKGts,BKsH->BKGtH", weights_BKGts, v1_BKTH[:, :, :end])
+        denominator = sums[..., -1:]
+        outs.append(sums[..., :-1] / denominator)
+        weights.append((weights_BKGts, denominator))
+    out_BKGTH = jnp.concatenate(outs, axis=3)
+    return out_BKGTH, (q_BKGTH, k_BKTH, v_BKTH, out_BKGTH, weights)
+
+
+def _backward(scale, residuals, d_out_BKGTH):
+    """With p = w / z: d_scores = p (d_out v^T - sum(d_out out)); the division by z is folded into d_out."""
+    q_BKGTH, k_BKTH, v_BKTH, out_BKGTH, weights = residuals
+    T = q_BKGTH.shape[3]
+    inner_BKGT1 = jnp.sum(d_out_BKGTH * out_BKGTH, axis=-1, keepdims=True)
+    d_q, d_k, d_v = [], [], []
+    for (first, end), (weights_BKGts, denominator) in zip(_blocks(T), weights, strict=True):
+        d_out = d_out_BKGTH[..., first:end, :] / denominator
+        d_weights = jnp.einsum("BKGtH,BKsH->BKGts", d_out, v_BKTH[:, :, :end])
+        d_scores = weights_BKGts * (d_weights - inner_BKGT1[..., first:end, :] / denominator)
+        d_q.append(jnp.einsum("BKGts,BKsH->BKGtH", d_scores, k_BKTH[:, :, :end]) * scale)
+        d_k.append(jnp.einsum("BKGts,BKGtH->BKsH", d_scores, q_BKGTH[..., first:end, :] * scale))
+        d_v.append(jnp.einsum("BKGts,BKGtH->BKsH", weights_BKGts, d_out))
+
+    def total(parts: list[jax.Array]) -> jax.Array:
+        """The sum over blocks, each of which knows only the keys up to its end."""
+        return sum(jnp.pad(part, [(0, 0), (0, 0), (0, T - part.shape[2]), (0, 0)]) for part in parts)
+
+    return jnp.concatenate(d_q, axis=3), total(d_k), total(d_v)
+
+
+causal_attention.defvjp(_forward, _backward)
