@@ -94,6 +94,10 @@ def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
     experiment = experiments.from_json(meta["config"], where=f"{folder / 'meta'}: config")
     config = _compute_in(experiment.model, dtype, experiment.precision)
     family = models.family(config)
+    if models.FAMILIES.get(meta["family"]) is not family:
+        raise InputError(
+            f"{folder / 'meta'}: family is {meta['family']!r}, but its config is {type(config).__module__}'s"
+        )
     target = _target(family.declare(config), sharding)
     params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype)
     beside = folder.absolute().parent.parent / "tokenizer"  # WORKDIR/tokenizer, for WORKDIR/checkpoints/STEP
