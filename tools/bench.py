@@ -1,0 +1,305 @@
+"""How fast a training step is on this machine, and how fast that is compared with what the machine can do.
+
+    tools/run tools.bench gpt-4x128                                   # nanoGPT's CPU configuration
+    tools/run tools.bench experiments.causal_lm.stdlib --json out.json
+    tools/run tools.bench gpt-6x384 --train.batch-size 32             # any field of the experiment, as for `train`
+    tools/run tools.bench gpt-4x128 --against torch --torch-python ~/torch/bin/python [--nanogpt ~/nanoGPT]
+    tools/run tools.bench gpt-4x128 --profile                         # where the time goes, by operation
+
+What is timed is the step that `train` runs: same mesh, same optimiser, state donated, one step dispatched ahead of the
+one waited for. The batches are random tokens that already lie on the devices, so the input pipeline is not in it.
+
+Shared and throttled machines drift by tens of percent, so everything is measured in turns: a block of our steps, a
+block of plain matrix products, a block of the other side's steps, and again, for `--rounds` rounds. The first step of
+a block is dropped (the other side has just had the caches). Medians are over all steps; the ratio is the median of the
+rounds' own ratios, whose two blocks were neighbours in time.
+
+FLOPs are the model's mathematics (PaLM, appendix B: nothing recomputed, the masked half of attention counted), and the
+machine's rate is that of one large product per device in the compute dtype, all devices at once. `tools/bench_torch.py`
+is the other side, in a process and an interpreter of its own.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tools import bench_profile, bench_step
+from transformer_jax import experiment as experiments
+from transformer_jax import launch, optim
+from transformer_jax.data import corpus
+from transformer_jax.errors import InputError
+from transformer_jax.experiment import Experiment, Train
+from transformer_jax.models import gpt
+
+
+def nanogpt_char(num_layers: int, num_heads: int, width: int, length: int, batch: int) -> Experiment:
+    """nanoGPT's character model (config/train_shakespeare_char.py) in this size, without dropout."""
+    model = gpt.Config(
+        vocab_size=65, max_length=length, width=width, num_layers=num_layers, num_heads=num_heads,
+        activation="gelu", bias=False, scan_layers=False,
+    )  # fmt: skip
+    return Experiment(
+        model=model,
+        data=corpus.TextCorpus(length=length),
+        optim=optim.Optim(peak_lr=1e-3, warmup_steps=100, beta2=0.99),
+        train=Train(batch_size=batch),
+    )
+
+
+SHAPES: dict[str, Callable[[], Experiment]] = {
+    "gpt-4x128": lambda: nanogpt_char(4, 4, 128, 64, 12),
+    "gpt-6x384": lambda: nanogpt_char(6, 6, 384, 256, 16),
+    "gpt2-124m": lambda: Experiment(
+        model=gpt.Config(vocab_size=50257), data=corpus.TextCorpus(length=1024), train=Train(batch_size=16)
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="tools.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("shape", help=f"{', '.join(SHAPES)}, or an experiment: MODULE[:VARIANT] or FILE[:VARIANT]")
+    parser.add_argument("--against", choices=["torch"], help="time PyTorch on the same shape, in turns with ours")
+    parser.add_argument("--torch-python", metavar="PATH", help="an interpreter that has torch; default: this one")
+    parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT whose model.py is the PyTorch side")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="CPU devices; default: one a core, if the batch divides"
+    )
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="turns; default 10")
+    parser.add_argument("--block-seconds", type=float, default=1.0, metavar="S", help="length of a block; default 1")
+    parser.add_argument("--profile", action="store_true", help="trace some steps, print the time by operation, and end")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        experiment = override(named(options.shape), overrides)
+        if options.rounds < 1:
+            raise InputError(f"--rounds {options.rounds}: give 1 or more")
+        if options.json and not Path(options.json).resolve().parent.is_dir():
+            raise InputError(f"--json {options.json}: no such folder")
+        if options.devices is not None:
+            jax.config.update("jax_num_cpu_devices", options.devices)
+        else:
+            launch.use_cpu_cores(experiment)
+        if options.profile:
+            run, _, compiled = bench_step.prepare(experiment)
+            print(bench_profile.report(run, compiled))
+            return 0
+        with contextlib.ExitStack() as stack:
+            torch = None
+            if options.against:
+                torch = start_torch(experiment, options.torch_python, options.nanogpt)
+                stack.callback(torch.kill)  # whatever happens here; it has ended by itself after a measurement
+            result = {"shape": options.shape, **measure(experiment, torch, options.rounds, options.block_seconds)}
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(result))
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def named(shape: str) -> Experiment:
+    """The experiment that a named shape or an experiment's module or file stands for."""
+    if shape in SHAPES:
+        return SHAPES[shape]()
+    if "." not in shape and "/" not in shape:
+        raise InputError(f"no shape {shape!r}; there are {', '.join(SHAPES)}; or give an experiment's module or file")
+    target, _, variant = shape.partition(":")
+    recipes = launch.variants(launch.import_experiment(target)[0])
+    if (variant or "experiment") not in recipes:
+        raise InputError(f"{target} has no {variant or 'experiment'!r}; it has {', '.join(recipes) or 'none'}")
+    return recipes[variant or "experiment"]()
+
+
+def override(experiment: Experiment, arguments: list[str]) -> Experiment:
+    """With the fields that the rest of the command line names replaced."""
+    return experiments.override(experiment, arguments, description="", program="tools.bench")
+
+
+# ------------------------------------------------------------------------------------------------------ PyTorch's side
+
+
+def start_torch(experiment: Experiment, python: str | None, nanogpt: str | None) -> subprocess.Popen[str]:
+    """The process that trains the same model in PyTorch; it prints its facts as one line of JSON when it is ready.
+
+    Errors: `InputError` when there is no torch, or the experiment is not one that nanoGPT's model covers.
+    """
+    if python is None:
+        if importlib.util.find_spec("torch") is None:
+            raise InputError(f"{sys.executable} has no torch; give --torch-python PATH of an interpreter that has")
+        python = sys.executable
+    if nanogpt and not (Path(nanogpt) / "model.py").is_file():
+        raise InputError(f"--nanogpt {nanogpt}: no model.py there; give the folder of a nanoGPT checkout")
+    model, cfg = experiment.model, experiment.optim
+    same = ("vocab_size", "max_length", "width", "num_layers", "num_heads", "bias", "dropout", "activation", "dtype")
+    free = ("init_std", "scan_layers", "remat", "attention")  # these do not change what is computed
+    for field in dataclasses.fields(model):
+        if field.name not in same + free and getattr(model, field.name) != field.default:
+            raise InputError(f"model.{field.name} {getattr(model, field.name)!r} has no counterpart on the torch side")
+    if model.activation not in (("gelu",) if nanogpt else ("gelu", "gelu_tanh")):
+        raise InputError(
+            f"model.activation {model.activation!r} is not on the torch side; give --model.activation gelu"
+        )
+    if experiment.train.accumulate > 1 or experiment.ema.decay:
+        raise InputError("train.accumulate and ema.decay have no counterpart on the torch side")
+    wanted = {name: getattr(model, name) for name in same} | {
+        "dtype": experiments.compute_dtype(experiment.precision),
+        "length": experiment.data.length,
+        "batch_size": experiment.train.batch_size,
+        "peak_lr": cfg.peak_lr,
+        "betas": [cfg.beta1, cfg.beta2],
+        "weight_decay": cfg.weight_decay,
+        "clip_norm": cfg.clip_norm,
+        "nanogpt": str(Path(nanogpt).resolve()) if nanogpt else None,
+    }
+    worker = Path(__file__).with_name("bench_torch.py")
+    return subprocess.Popen(
+        [python, str(worker), json.dumps(wanted)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def ask(process: subprocess.Popen[str], question: int | None = None) -> Any:
+    """The next line of JSON from the torch process, after asking for that many steps."""
+    assert process.stdin is not None and process.stdout is not None
+    if question is not None:
+        process.stdin.write(f"{question}\n")
+        process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise InputError(f"the torch process ended with code {process.wait()}; its message is above")
+    return json.loads(line)
+
+
+# ---------------------------------------------------------------------------------------------------------- the turns
+
+
+def measure(
+    experiment: Experiment, torch: subprocess.Popen[str] | None, rounds: int, block_seconds: float
+) -> dict[str, Any]:
+    """Everything in turns; the numbers as a tree that JSON can hold."""
+    theirs = ask(torch) if torch is not None else None
+    run, ours, _ = bench_step.prepare(experiment)
+    if theirs is not None and theirs["parameters"] != ours["parameters"]:
+        raise InputError(f"parameters differ: {ours['parameters']:,} here, {theirs['parameters']:,} in torch")
+    product, product_flops = bench_step.prepare_matmul(experiments.compute_dtype(experiment.precision))
+
+    def steps_per_block(block: bench_step.Block) -> int:
+        return max(3, round(block_seconds / statistics.median(block(3))))
+
+    steps, products = steps_per_block(run), steps_per_block(product)
+    blocks: dict[str, list[list[float]]] = {"ours": [], "matmul": [], "torch": []}
+    load = os.getloadavg()[0]
+    for _ in range(rounds):
+        blocks["ours"].append(run(steps + 1)[1:])
+        blocks["matmul"].append(product(products + 1)[1:])
+        if torch is not None:
+            blocks["torch"].append(ask(torch, steps + 1)[1:])
+    rate = product_flops / statistics.median(list(itertools.chain(*blocks["matmul"])))
+    ours |= bench_step.peak_memory()
+    sides = {"ours": ours} | ({"torch": theirs} if theirs is not None else {})
+    for name, side in sides.items():
+        seconds = np.array(list(itertools.chain(*blocks[name])))
+        p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
+        side |= {
+            "steps_timed": len(seconds),
+            "step_ms": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90},
+            "tokens_per_second": bench_step.tokens(experiment) / median,
+            "flops_per_second": ours["flops_per_step"] / median,
+            "share_of_matmul_rate": ours["flops_per_step"] / median / rate,
+        }
+    result: dict[str, Any] = {
+        "model": experiments.to_json(experiment.model),
+        "batch_size": experiment.train.batch_size,
+        "length": experiment.data.length,
+        "machine": machine(),
+        "load_average_before": load,
+        "matmul_flops_per_second": rate,
+        "compilation_cache": jax.config.values["jax_compilation_cache_dir"] or "no compilation cache",
+        "matmul_dtype": experiments.compute_dtype(experiment.precision),
+        "ours": ours,
+    }
+    if torch is not None and theirs is not None:
+        result["torch"] = theirs | ask(torch, 0)  # 0: the end
+        torch.wait()
+        pairs = zip(blocks["ours"], blocks["torch"], strict=True)
+        ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs]
+        p10, median, p90 = np.percentile(ratios, [10, 50, 90]).tolist()
+        result["ours_over_torch"] = {"median": median, "p10": p10, "p90": p90, "rounds": rounds}
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and the versions that the numbers belong to."""
+    processor = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
+    devices = jax.devices()
+    return {
+        "processor": processor or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "optax")},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The numbers for people."""
+    facts, ours, theirs = result["machine"], result["ours"], result.get("torch")
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "jax", "jaxlib"))
+    busy = " (THE MACHINE IS BUSY: only ratios mean anything)" if result["load_average_before"] > 0.5 else ""
+    lines = [
+        f"{result['shape']}: batch {result['batch_size']}, length {result['length']}, "
+        f"{ours['parameters']:,} parameters, {ours['flops_per_step'] / 1e9:,.2f} GFLOP a step (PaLM, appendix B)",
+        f"{facts['processor']}, {facts['cores']} cores; {facts['devices']}; {versions}; "
+        f"load average {result['load_average_before']:.1f}" + busy,
+        f"{result['matmul_dtype']} products on all devices: {result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s",
+        "",
+        f"{'':16}{'step, median':>14}{'p10':>10}{'p90':>10}{'tokens/s':>12}{'GFLOP/s':>10}{'of matmul':>11}",
+    ]
+    sides = [("transformer_jax", ours)] + ([(theirs["name"], theirs)] if theirs else [])
+    for name, side in sides:
+        ms = side["step_ms"]
+        lines.append(
+            f"{name:16}{ms['median']:11.2f} ms{ms['p10']:10.2f}{ms['p90']:10.2f}{side['tokens_per_second']:12,.0f}"
+            f"{side['flops_per_second'] / 1e9:10,.0f}{side['share_of_matmul_rate']:11.1%}"
+        )
+    if theirs:
+        ratio = result["ours_over_torch"]
+        lines.append(
+            f"{'ours / theirs':16}{ratio['median']:11.3f}   {ratio['p10']:10.3f}{ratio['p90']:10.3f}   "
+            f"(of {ratio['rounds']} rounds; {theirs['versions']}, {theirs['threads']} threads)"
+        )
+    peak = ours.get("peak_device_bytes") or ours["peak_resident_bytes"]
+    compiled = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in ours["compiled_bytes_per_device"].items())
+    lines += [
+        "",
+        f"tracing {ours['seconds_tracing']:.2f} s, compiling {ours['seconds_compiling']:.2f} s "
+        f"({result['compilation_cache']}), first step done after {ours['seconds_to_first_step']:.2f} s, imports apart",
+        f"memory: peak {'resident' if 'peak_resident_bytes' in ours else 'of a device'} {peak / 2**20:,.0f} MiB"
+        + (f" (torch {theirs['peak_resident_bytes'] / 2**20:,.0f})" if theirs else "")
+        + f"; by the compiler, MiB a device: {compiled}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""Where a step's time goes: the profiler's record of each operation, summed by kind and by the line of the model.
+
+`report` traces a few steps with `jax.profiler` and reads the operations back from the trace. XLA names an operation
+after what it fused ("multiply_add_fusion.3"), which says little; the compiled program's text says from which part of
+the model it came, and whether from its forward or its backward pass, and that is what the second table shows.
+
+Times are sums over all devices. With d devices working side by side, divide by d to compare with a step's time. A
+traced step is slower than an untraced one where operations are short.
+"""
+
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+STEPS = 5
+
+# The kind of an operation, by its name: the first pattern that fits.
+KINDS = {
+    "communication": r"all-reduce|all-gather|reduce-scatter|collective|all-to-all",
+    "matrix products": r"dot|ynn_fusion|onednn|gemm|cublas|convolution",
+    "attention kernels": r"cudnn|flash",
+    "copies and transposes": r"copy|transpose|bitcast_fusion|concatenate|slice|pad",
+    "reductions (fused)": r"reduce",
+    "gather and scatter": r"gather|scatter|select-and",
+    "elementwise (fused)": r"fusion|wrapped|multiply|add|convert|broadcast|exponential",
+}
+
+
+def report(run: Callable[[int], Any], compiled: jax.stages.Compiled, top: int = 25) -> str:
+    """Two tables of milliseconds per step: by kind, and the `top` places in the model that cost most.
+
+    Arguments: a function that runs so many steps; the compiled program that it runs.
+    """
+    run(2)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run(STEPS)
+        traces = sorted(Path(folder).rglob("*.xplane.pb"))
+        operations = [op for trace in traces for op in read(jax.profiler.ProfileData.from_file(str(trace)))]
+    program = compiled.as_text() or ""
+    places = dict(re.findall(r'%(\S+) = .*?op_name="([^"]*)"', program))
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    by_place: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for name, milliseconds in operations:
+        by_kind[kind(name)].append(milliseconds)
+        by_place[re.sub(r"[.\d]+$", "", name), place(places.get(name, ""))].append(milliseconds)
+    total = sum(map(sum, by_kind.values()))
+    lines = [
+        f"{STEPS} steps traced; {total / STEPS:,.2f} ms of operations a step, on {jax.device_count()} devices together",
+        "",
+        f"{'ms/step':>9}{'share':>8}{'calls':>8}  kind",
+    ]
+    lines += [row(times, total, name) for name, times in largest(by_kind.items())]
+    lines += ["", f"{'ms/step':>9}{'share':>8}{'calls':>8}  operation, and where it comes from"]
+    lines += [row(times, total, f"{op}  {where}") for (op, where), times in largest(by_place.items())[:top]]
+    return "\n".join(lines)
+
+
+def read(profile: Any) -> Iterable[tuple[str, float]]:
+    """(name in the compiled program, milliseconds) of each operation; what one holds inside counts for the inner ones."""
+    for plane in profile.planes:
+        for line in plane.lines:
+            events = []
+            for event in line.events:
+                stats = dict(event.stats)
+                if "hlo_op" in stats and event.duration_ns > 0:
+                    events.append((event.start_ns, -event.duration_ns, str(stats["hlo_op"])))
+            open_: list[list[Any]] = []  # [end, name, what is left to itself], outermost first
+            for start, negative, name in sorted(events):
+                while open_ and open_[-1][0] <= start:
+                    _, done, left = open_.pop()
+                    yield done, left / 1e6
+                if open_:
+                    open_[-1][2] += negative
+                open_.append([start - negative, name, -negative])
+            yield from ((name, left / 1e6) for _, name, left in open_)
+
+
+def kind(name: str) -> str:
+    return next((k for k, pattern in KINDS.items() if re.search(pattern, name)), "other")
+
+
+def place(op_name: str) -> str:
+    """ "jit(step)/transpose(jvp(zD,DF->zF))/dot_general" -> "backward zD,DF->zF dot_general"."""
+    parts = op_name.split("/")[1:]
+    direction = "backward" if any("transpose(" in part for part in parts) else "forward" if "jvp" in op_name else ""
+    inner = [re.sub(r"^(?:\w+\()*|\)+$", "", part) for part in parts]
+    return " ".join(filter(None, [direction, *inner[-3:]]))
+
+
+def largest(table: Iterable[tuple[Any, list[float]]]) -> list[tuple[Any, list[float]]]:
+    return sorted(table, key=lambda item: -sum(item[1]))
+
+
+def row(times: list[float], total: float, text: str) -> str:
+    return f"{sum(times) / STEPS:9.3f}{sum(times) / total:8.1%}{len(times) / STEPS:8.0f}  {text}"

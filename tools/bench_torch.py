@@ -1,0 +1,172 @@
+"""The PyTorch side of `tools/bench.py --against torch`: a plain GPT trained step by step, in a process of its own.
+
+    python tools/bench_torch.py '{"num_layers": 4, ...}'      (bench.py starts it)
+
+It prints one line of JSON when it is ready. Then it reads numbers, one a line: it runs that many training steps and
+answers with a JSON list of their seconds; after 0 it answers with its peak memory and ends. It needs torch alone.
+
+The model is GPT-2's (Radford et al. 2019) written the plain way: pre-norm, fused attention, tied head. The step is the
+one that nanoGPT's train.py makes: forward, mean cross-entropy, backward, clip, AdamW, gradients set to None; on a GPU
+under bfloat16 autocast with the fused optimiser. With "nanogpt" the model and its optimiser come from that checkout.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Norm(nn.Module):
+    """LayerNorm whose bias is optional."""
+
+    def __init__(self, width: int, bias: bool):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.scale.shape, self.scale, self.bias)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind its norm and added to the residual stream."""
+
+    def __init__(self, width: int, num_heads: int, bias: bool, dropout: float, tanh: bool):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.attention_norm, self.mlp_norm = Norm(width, bias), Norm(width, bias)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
+        self.gelu = nn.GELU(approximate="tanh" if tanh else "none")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, D = x.shape
+        rate = self.dropout if self.training else 0.0
+        heads = self.query_key_value(self.attention_norm(x)).view(B, T, 3, self.num_heads, D // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        a = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
+        x = x + F.dropout(self.out(a.transpose(1, 2).reshape(B, T, D)), rate)
+        return x + F.dropout(self.down(self.gelu(self.up(self.mlp_norm(x)))), rate)
+
+
+class GPT(nn.Module):
+    """tokens, targets -> (logits, mean loss in nats), the interface of nanoGPT's model."""
+
+    def __init__(self, cfg: dict[str, Any]):
+        super().__init__()
+        self.token = nn.Embedding(cfg["vocab_size"], cfg["width"])
+        self.position = nn.Embedding(cfg["max_length"], cfg["width"])
+        self.dropout = nn.Dropout(cfg["dropout"])
+        tanh = cfg["activation"] == "gelu_tanh"
+        self.blocks = nn.ModuleList(
+            Block(cfg["width"], cfg["num_heads"], cfg["bias"], cfg["dropout"], tanh) for _ in range(cfg["num_layers"])
+        )
+        self.norm = Norm(cfg["width"], cfg["bias"])
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                residual = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg["num_layers"]) if residual else 0.02)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.dropout(self.token(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device)))
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(self.norm(x), self.token.weight)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def own(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model above and AdamW: decay on matrices alone, the fused kernel on a GPU and the default elsewhere."""
+    model = GPT(cfg).to(device)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": cfg["weight_decay"]},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = {"fused": True} if device == "cuda" else {}
+    return model, torch.optim.AdamW(groups, lr=cfg["peak_lr"], betas=tuple(cfg["betas"]), **fused)
+
+
+def nanogpt(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The user's checkout of nanoGPT: its model and its optimiser, as they are."""
+    sys.path.insert(0, cfg["nanogpt"])
+    theirs = importlib.import_module("model")
+    model = theirs.GPT(
+        theirs.GPTConfig(
+            block_size=cfg["max_length"], vocab_size=cfg["vocab_size"], n_layer=cfg["num_layers"],
+            n_head=cfg["num_heads"], n_embd=cfg["width"], dropout=cfg["dropout"], bias=cfg["bias"],
+        )
+    ).to(device)  # fmt: skip
+    return model, model.configure_optimizers(cfg["weight_decay"], cfg["peak_lr"], tuple(cfg["betas"]), device)
+
+
+def make_step(cfg: dict[str, Any], device: str, model: nn.Module, optimizer: Any) -> Callable[[], torch.Tensor]:
+    """One training step on a batch that already lies on the device; returns the loss there."""
+    torch.manual_seed(0)
+    shape = (4, 2, cfg["batch_size"], cfg["length"])
+    batches = torch.randint(cfg["vocab_size"], shape, device=device)
+    narrow = torch.bfloat16 if cfg["dtype"] == "bfloat16" else None
+    count = 0
+
+    def step() -> torch.Tensor:
+        nonlocal count
+        tokens, targets = batches[count % len(batches)]
+        count += 1
+        with torch.autocast(device, narrow) if narrow else contextlib.nullcontext():
+            _, loss = model(tokens, targets)
+        loss.backward()
+        if cfg["clip_norm"]:
+            nn.utils.clip_grad_norm_(model.parameters(), cfg["clip_norm"])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def main() -> None:
+    cfg = json.loads(sys.argv[1])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+    with contextlib.redirect_stdout(sys.stderr):  # nanoGPT prints; standard output is for bench.py alone
+        model, optimizer = (nanogpt if cfg["nanogpt"] else own)(cfg, device)
+        model.train()
+        step = make_step(cfg, device, model, optimizer)
+        first_loss = step().item()
+
+    def say(value: Any) -> None:
+        print(json.dumps(value), flush=True)
+
+    say({
+        "name": "nanoGPT, torch" if cfg["nanogpt"] else "plain torch",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "first_loss": first_loss,
+        "versions": f"torch {torch.__version__}",
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    })  # fmt: skip
+    for line in sys.stdin:
+        if int(line) == 0:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            say({"peak_resident_bytes": peak})
+            return
+        seconds = []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            step()
+            finish()
+            seconds.append(time.perf_counter() - began)
+        say(seconds)
+
+
+if __name__ == "__main__":
+    main()
