@@ -138,7 +138,7 @@ class Experiment:
     seed: int = 0
     """Decides the initial parameters, the order of the data, dropout and sampling."""
     init_from: str = ""
-    """A workdir, a step's folder or a Hugging Face snapshot folder whose parameters the run starts from; empty: scratch."""
+    """A workdir, a step or a Hugging Face folder whose parameters the run starts from; empty: from scratch."""
 
     def __post_init__(self) -> None:
         train, length = self.train, self.data.length
@@ -146,21 +146,30 @@ class Experiment:
         _positive("train.batch_size", train.batch_size)
         _positive("train.accumulate", train.accumulate)
         _positive("train.log_every", train.log_every)
-        for name in ("evaluate.every", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep_best",
-                     "sample.tokens", "sample.top_k", "sample.temperature", "seed"):
+        for name in (
+            "evaluate.every",
+            "evaluate.batch_size",
+            "checkpoint.every",
+            "checkpoint.keep_best",
+            "sample.tokens",
+            "sample.top_k",
+            "sample.temperature",
+            "seed",
+        ):
             value = _get(self, name)
             if value < 0:
                 raise InputError(f"{name} = {value}: must be 0 or more")
         _positive("checkpoint.keep", self.checkpoint.keep)
         if train.batch_size % train.accumulate:
             raise InputError(
-                f"train.batch_size = {train.batch_size} does not divide into train.accumulate = {train.accumulate} parts"
+                f"train.batch_size = {train.batch_size} does not divide into train.accumulate = {train.accumulate}"
             )
         if not 0.0 <= self.ema.decay < 1.0:
             raise InputError(f"ema.decay = {self.ema.decay}: must be in [0, 1); 0 is off")
         if length > self.model.max_length:
             raise InputError(
-                f"data.length = {length} is longer than model.max_length = {self.model.max_length}; lower the one or raise the other"
+                f"data.length = {length} is longer than model.max_length = {self.model.max_length}; "
+                "lower the one or raise the other"
             )
 
 
@@ -260,7 +269,9 @@ def _decode_dataclass(tree: dict[str, Any], options: list[type], where: str) -> 
 def _describe(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
-    return _NAMES.get(annotation, getattr(annotation, "__name__", "")) if isinstance(annotation, type) else str(annotation)
+    return (
+        _NAMES.get(annotation, getattr(annotation, "__name__", "")) if isinstance(annotation, type) else str(annotation)
+    )
 
 
 def save(experiment: Experiment, path: Path) -> None:
@@ -273,13 +284,16 @@ def load(path: Path) -> Experiment:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist, so {path.parent} is not a workdir; give the folder of a run") from None
+        raise InputError(
+            f"{path} does not exist, so {path.parent} is not a workdir; give the folder of a run"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     return from_json(tree, where=str(path))
 
 
 # ---------------------------------------------------------------------------------------------------- command line
+
 
 def override(default: Any, arguments: list[str], *, description: str, program: str) -> Any:
     """`default`, a dataclass, with the fields that `arguments` name (`--train.steps 20`) replaced.
@@ -299,8 +313,11 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 tyro.conf.AvoidSubcommands[type(default)],  # type: ignore[misc]
-                default=default, args=arguments, prog=program, description=description,
-            )  # fmt: skip
+                default=default,
+                args=arguments,
+                prog=program,
+                description=description,
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -333,9 +350,21 @@ def _nearest(name: str, names: Any) -> str:
 
 # What may differ when a workdir is taken up again: nothing here changes what the parameters mean.
 _MAY_CHANGE = (
-    "train.steps", "train.batch_size", "train.accumulate", "train.log_every", "evaluate.", "checkpoint.", "sample.",
-    "mesh.", "precision.", "init_from", "model.scan_layers", "model.remat", "data.cache", "data.workers",
-)  # fmt: skip
+    "train.steps",
+    "train.batch_size",
+    "train.accumulate",
+    "train.log_every",
+    "evaluate.",
+    "checkpoint.",
+    "sample.",
+    "mesh.",
+    "precision.",
+    "init_from",
+    "model.scan_layers",
+    "model.remat",
+    "data.cache",
+    "data.workers",
+)
 
 
 def refuse_other(stored: Experiment, asked: Experiment, workdir: Path) -> list[str]:

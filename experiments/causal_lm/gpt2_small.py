@@ -1,18 +1,19 @@
 """GPT-2 124M from scratch on C4 or on your own text, or fine-tuned from the published weights.
 
-    TFDS_DATA_DIR=/data python -m experiments.causal_lm.gpt2_small --data.tokenizer.path gpt2/tokenizer.json
-    python -m experiments.causal_lm.gpt2_small text --data.source.paths shards/ --data.tokenizer.path gpt2/tokenizer.json
+    TFDS_DATA_DIR=/data python -m experiments.causal_lm.gpt2_small --data.tokenizer.path gpt2/
+    python -m experiments.causal_lm.gpt2_small text --data.source.paths shards/ --data.tokenizer.path gpt2/
     python -m experiments.causal_lm.gpt2_small jsonl --data.source.paths 'shards/*.jsonl.gz' --data.tokenizer.path gpt2/
     python -m experiments.causal_lm.gpt2_small finetune --init-from downloads/gpt2 --data.source.paths mine.txt
 
 `gpt2/` is the Hugging Face folder of `gpt2` (its tokenizer alone is enough to train from scratch).
 
 Reproduces: GPT-2 small (Radford et al. 2019) by the recipe of nanoGPT's config/train_gpt2.py: 480 sequences of 1,024
-tokens a step (0.49M tokens), 600,000 steps, AdamW, peak 6e-4, 2,000 steps of warm-up, cosine to 6e-5, bfloat16. nanoGPT
-reads OpenWebText and rounds the vocabulary up to 50,304; here it stays 50,257, so the published weights fit.
+tokens a step (0.49M tokens), 600,000 steps, AdamW, peak 6e-4, 2,000 steps of warm-up, cosine to 6e-5, bfloat16.
+nanoGPT reads OpenWebText, leaves the biases out and rounds the vocabulary up to 50,304; here the model is GPT-2 as
+published, so that its weights fit.
 
-Hardware: accumulation fits the batch into one GPU; on more devices lower it: `--train.accumulate 5` on eight GPUs or a TPU
-slice, and `--train.batch-size 512` where 480 does not divide.
+Hardware: accumulation fits the batch into one GPU; on more devices lower it: `--train.accumulate 5` on eight GPUs or a
+TPU slice, and `--train.batch-size 512` where 480 does not divide.
 Time: about 4 days on 8 A100 40GB for nanoGPT (published, README).
 Expected: 2.85 nats per token on OpenWebText after 600,000 steps (published, nanoGPT README). On C4, whose text is
 another, no figure is published for this recipe.

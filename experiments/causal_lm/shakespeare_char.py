@@ -1,18 +1,18 @@
 """Character-level Shakespeare: the two configurations that nanoGPT publishes, as they are published.
 
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
-    python -m experiments.causal_lm.shakespeare_char --data.source.paths input.txt           # the README's CPU run
-    python -m experiments.causal_lm.shakespeare_char gpu --data.source.paths input.txt       # config/train_shakespeare_char.py
-    python -m experiments.causal_lm.shakespeare_char tfds                                    # CPU run, tiny_shakespeare of TFDS
+    python -m experiments.causal_lm.shakespeare_char --data.source.paths input.txt       # README, CPU
+    python -m experiments.causal_lm.shakespeare_char gpu --data.source.paths input.txt   # config/
+    python -m experiments.causal_lm.shakespeare_char tfds                                # CPU run, text from TFDS
 
 Reproduces: karpathy/nanoGPT, README "quick start" and config/train_shakespeare_char.py: GPT-2's architecture without
 biases, random windows, the first 90 % of the text to train on, the last 10 % to validate.
 
-Expected validation loss, nats per character, over the whole validation split (nanoGPT prints the mean of random batches):
-    cpu: at most 1.91; nanoGPT's own three seeds with 400 evaluation batches 1.907, 1.916, 1.900 (measured, 2 CPU cores);
-         1.88 (published, README, mean of 20 batches). About 2 minutes on 2 CPU cores (estimated).
-    gpu: 1.4697, the best along the way (published, README; about 3 minutes on one A100).
-    tfds: as cpu; TFDS cuts the same text into 90 % training, 5 % validation and 5 % test, so the loss differs a little.
+Expected validation loss, nats per character (here over the whole validation split, nanoGPT's of random batches):
+    CPU: 1.88 (published, README, 20 batches); nanoGPT's own three seeds with 400 batches give 1.907, 1.916 and 1.900
+         (measured, 2 CPU cores). About 2 minutes on 2 CPU cores (estimated).
+    gpu: 1.4697, the best along the way (published, README), in about 3 minutes on one A100.
+    tfds: about the CPU run's; TFDS cuts the same text into 90 % training, 5 % validation and 5 % test.
 """
 
 import dataclasses

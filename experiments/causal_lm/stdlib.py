@@ -4,7 +4,7 @@
     python -m experiments.causal_lm.stdlib --workdir runs/a --model.num-layers 6 --optim.peak-lr 3e-4
 
 Data: the standard library's own source, about 11 MB, split by file; a byte-level BPE of 4,096 tokens trained on the
-training files. Model: the modern decoder (RMSNorm, rotary, SwiGLU, no biases), 4 layers, 256 wide, windows of 256 tokens.
+training files. Model: the modern decoder (RMSNorm, rotary, SwiGLU, no biases), 4 layers, 256 wide, 256 tokens long.
 Hardware and time: 2 CPU cores, about 4 minutes (estimated).
 Expected: validation bits per byte below `gzip -9`'s on the same files, which the run prints beside its own.
 """

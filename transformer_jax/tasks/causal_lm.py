@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from transformer_jax import losses, models
 from transformer_jax.data import corpus
@@ -44,7 +45,7 @@ class CausalLM:
     """Cross-entropy of the next token."""
 
     label_smoothing: float = 0.0
-    """Share of the target that is spread over the vocabulary (Szegedy et al. 2016, section 7). Never in what is reported."""
+    """Share of the target spread over the vocabulary (Szegedy et al. 2016, section 7). Not in what is reported."""
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (Chowdhery et al. 2022, section 5)."""
 
@@ -54,9 +55,13 @@ class CausalLM:
         if self.z_loss < 0.0:
             raise InputError(f"task.z_loss = {self.z_loss}: must be 0 or more")
 
-    def prepare(
-        self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
-    ) -> Prepared:
+    def example(self, data: corpus.TextCorpus) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example, [T]."""
+        T = data.length
+        dtypes = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        return {name: jax.ShapeDtypeStruct((T,), dtype) for name, dtype in dtypes.items()}
+
+    def prepare(self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
         """Tokenises the corpus (once: it is cached) and makes the train and validation sets.
 
         Arguments:
@@ -94,9 +99,13 @@ class CausalLM:
         if not (self.label_smoothing or self.z_loss):
             return (*plain, {"loss": plain})
         total, weight = losses.linear_cross_entropy(
-            x_BTD, kernel_DV, batch["targets"], batch["weights"],
-            label_smoothing=self.label_smoothing, z_loss=self.z_loss,
-        )  # fmt: skip
+            x_BTD,
+            kernel_DV,
+            batch["targets"],
+            batch["weights"],
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
         return total, weight, {"loss": jax.lax.stop_gradient(plain)}
 
     def report(self, sums: Mapping[str, tuple[float, float]], prepared: Prepared) -> dict[str, float]:
@@ -118,7 +127,9 @@ class CausalLM:
         12 * L * N * H * T for attention, its masked half included.
         """
         leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
-        kernels = sum(math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel") and name != "head/kernel")
+        kernels = sum(
+            math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel") and name != "head/kernel"
+        )
         head = model_cfg.width * model_cfg.vocab_size
         attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
         return 6.0 * (kernels + head) + 12.0 * attention

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """The device's peak dense bfloat16 FLOP/s; None where it is not known (every CPU)."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in device.device_kind), None)
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+    """The peak dense bfloat16 FLOP/s of these devices together; None where it is not known (every CPU)."""
+    known = next((peak for part, peak in PEAK_FLOPS.items() if part in devices[0].device_kind), None)
+    return None if known is None else known * len(devices)
 
 
 class Observer:

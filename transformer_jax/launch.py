@@ -1,0 +1,145 @@
+"""From an experiment file and arguments to a process that is ready to run it.
+
+The settings here belong to the command line alone: they are made once, before JAX starts, and only where neither the
+environment nor the configuration says otherwise. Importing the library sets nothing.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import math
+import os
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from transformer_jax import experiment as experiments
+from transformer_jax.errors import InputError
+from transformer_jax.experiment import Experiment
+
+# ---------------------------------------------------------------------------------------------------- experiment files
+
+
+def import_experiment(target: str) -> tuple[ModuleType, str]:
+    """The module that `a.b.c` or `path/to/b/c.py` names, and a short name for its runs, "b-c".
+
+    Errors: `InputError` when there is no such module or file.
+    """
+    if target.endswith(".py"):
+        path = Path(target).resolve()
+        if not path.is_file():
+            raise InputError(f"no such experiment file: {target}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module, f"{path.parent.name}-{path.stem}"
+    try:
+        module = importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{target}.".startswith(f"{error.name}."):
+            raise  # the experiment was found; something that it imports was not
+        raise InputError(
+            f"no experiment module {target!r} here; give one such as experiments.causal_lm.stdlib, from the checkout's "
+            "folder, or the path of a file that ends in .py"
+        ) from None
+    return module, "-".join(target.split(".")[-2:])
+
+
+def variants(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
+    """The module's own public functions that are annotated to return an Experiment."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and callable(value)
+        and getattr(value, "__annotations__", {}).get("return") is Experiment
+    }
+
+
+def parse(default: Experiment, arguments: list[str], *, workdir: str, description: str, program: str) -> Any:
+    """The experiment with its overrides and what belongs to this launch alone: `.experiment .workdir .profile`.
+
+    Errors: `InputError` for an unknown name or a wrong type. `--help` prints and exits.
+    """
+    import tyro
+
+    default_workdir = workdir
+
+    @dataclass(frozen=True)
+    class Launch:
+        workdir: str = default_workdir
+        """Folder of the run; one that holds a checkpoint goes on from it."""
+        profile: str = ""
+        """FIRST:LAST, the steps whose trace is written to WORKDIR/profile, such as 10:15."""
+        experiment: typing.Annotated[Experiment, tyro.conf.arg(name="")] = field(
+            default_factory=lambda: default, metadata={"flat": True}
+        )
+
+    return experiments.override(Launch(), arguments, description=description, program=program)
+
+
+def parse_profile(text: str) -> tuple[int, int] | None:
+    """ "10:15" -> (10, 15); an empty text -> None. Errors: `InputError` for anything else."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise InputError(f"--profile {text!r} is not FIRST:LAST with 1 <= FIRST <= LAST, such as 10:15")
+    return int(first), int(last)
+
+
+# --------------------------------------------------------------------------------------------------------- the process
+
+
+def use_cpu_cores(experiment: Experiment) -> None:
+    """Makes a CPU device of each core, as far as the batches divide over them: faster than one device of all cores."""
+    if {"JAX_NUM_CPU_DEVICES", "XLA_FLAGS"} & os.environ.keys() or jax.config.jax_num_cpu_devices >= 0:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    jax.config.update("jax_num_cpu_devices", num_cpu_devices(experiment, cores))
+
+
+def num_cpu_devices(experiment: Experiment, cores: int) -> int:
+    """The most devices, at most `cores`, that fit the mesh and divide the batches; a mesh without -1 has its way."""
+    mesh, train = experiment.mesh, experiment.train
+    sizes = dataclasses.astuple(mesh)
+    fixed = math.prod(size for size in sizes if size > 0)
+    if -1 not in sizes:
+        return fixed
+    part = train.batch_size // train.accumulate
+    for count in range(cores, fixed, -1):
+        batch_shards = count // (mesh.tensor * mesh.sequence)
+        if (
+            count % fixed == 0
+            and part % batch_shards == 0
+            and (experiment.evaluate.batch_size or part) % batch_shards == 0
+        ):
+            return count
+    return max(fixed, 1)
+
+
+def keep_compilations() -> None:
+    """Keeps compiled programs between runs, one folder per jaxlib version, which only this user can write.
+
+    In $TRANSFORMER_JAX_CACHE, else in transformer_jax below $XDG_CACHE_HOME or ~/.cache. An entry is machine code that
+    is run when its key matches, hence the mode 0700.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    import jaxlib
+
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transformer_jax"
+    folder = Path(os.environ.get("TRANSFORMER_JAX_CACHE") or user) / "compilations" / jaxlib.__version__
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError:
+        return  # a home that cannot be written compiles anew each time
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,0 +1,66 @@
+"""A run's folder: what may be taken up again in it, and its small JSON files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from transformer_jax import experiment as experiments
+from transformer_jax.data import corpus, tokenizers
+from transformer_jax.errors import InputError
+from transformer_jax.experiment import Experiment
+from transformer_jax.train import checkpoint
+from transformer_jax.train import state as state_lib
+
+
+def check(workdir: Path, experiment: Experiment) -> list[str]:
+    """The differences from what the folder holds, all of which are allowed; none for a new folder.
+
+    Errors: `InputError` when the folder holds another experiment, or something that is not a run.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; give a folder to --workdir")
+    if (workdir / "config.json").exists():
+        return experiments.refuse_other(experiments.load(workdir / "config.json"), experiment, workdir)
+    if workdir.exists() and any(workdir.iterdir()):
+        raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
+    return []
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """results.json, or an empty dict where a run has not come to its end."""
+    try:
+        return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes beside the target and renames, so that the file is whole or as it was."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def create(folder: Path, loaded: Any) -> None:
+    """A new workdir of imported parameters: one checkpoint, step 0, no moments, the embedded corpus to evaluate on.
+
+    Arguments:
+      loaded: a `restore.Loaded` with a tokenizer.
+    Errors: `InputError` when it has no tokenizer.
+    """
+    if loaded.tokenizer is None:
+        raise InputError("no tokenizer.json, nor vocab.json and merges.txt, beside the weights; a workdir needs one")
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(parents=True)
+    loaded.tokenizer.save(part / "tokenizer")
+    data = corpus.TextCorpus(
+        tokenizer=tokenizers.TokenizerFile(str(folder / "tokenizer")), length=min(loaded.config.max_length, 1024)
+    )
+    experiment = experiments.to_json(Experiment(model=loaded.config, data=data, task=loaded.task))
+    write_json(part / "config.json", experiment)
+    family = loaded.family.__name__.rpartition(".")[2]
+    with checkpoint.Writer(part / "checkpoints", family=family, config=experiment) as writer:
+        writer.save(state_lib.create(loaded.params, optax.identity()), rows=0)
+    part.rename(folder)
