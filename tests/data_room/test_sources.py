@@ -138,7 +138,7 @@ def test_jsonl_reads_plain_and_gzipped_and_splits_by_text(tmp_path):
     lines = [json.dumps({"body": f"text {i % 150} ü"}, ensure_ascii=False) for i in range(300)]  # each text twice
     (tmp_path / "a.jsonl").write_text("\n".join(lines[:150]) + "\n\n")
     with gzip.open(tmp_path / "b.json.gz", "wt", encoding="utf-8") as file:
-        file.write("\n".join(lines[150:]))
+        file.write("\n".join(reversed(lines[150:])))
     source = Jsonl(str(tmp_path), field="body", validation_fraction=0.2)
     train, validation = list(source.documents("train")), list(source.documents("validation"))
     assert len(train) + len(validation) == 300
