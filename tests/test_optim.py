@@ -116,15 +116,30 @@ def test_decay_reaches_matrices_alone():
     assert not np.any(updates["blocks"]["scale"])
 
 
-def test_clipping_takes_the_norm_it_is_given():
-    clip = optim.clip_by_global_norm(1.0)
-    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
-    own, _ = clip.update(grads, optax.EmptyState())
-    np.testing.assert_allclose(own["b"], [0.8], rtol=1e-6)
-    given, _ = clip.update(grads, optax.EmptyState(), grad_norm=jnp.float32(8.0))
-    np.testing.assert_allclose(given["b"], [0.5], rtol=1e-6)
-    untouched, _ = clip.update(grads, optax.EmptyState(), grad_norm=jnp.float32(0.5))
-    assert np.array_equal(untouched["a"], grads["a"])
+def test_the_norm_is_clipped_to():
+    """The first moments are (1 - beta1) times the clipped gradient; its norm may be given."""
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}  # norm 5
+    for cfg, norm, scale in [
+        (Optim(clip_norm=1.0), {}, 1 / 5),
+        (Optim(clip_norm=1.0), {"grad_norm": jnp.float32(8.0)}, 1 / 8),
+        (Optim(clip_norm=1.0), {"grad_norm": jnp.float32(0.5)}, 1.0),
+        (Optim(clip_norm=0.0), {}, 1.0),
+    ]:
+        optimizer = optim.make(cfg, 10, {"a": False, "b": False})
+        _, state = optimizer.update(grads, optimizer.init(params), params, **norm)
+        np.testing.assert_allclose(state.mu["b"], [0.1 * 4 * scale], rtol=1e-6)
+        np.testing.assert_allclose(state.nu["a"], [0.05 * (3 * scale) ** 2, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [optim.make(Optim(), 10, {"a": True}), optim.skippable(optax.adam(0.1))])
+def test_an_update_that_is_not_finite_leaves_the_state(optimizer):
+    assert optim.skippable(optimizer) is optimizer
+    params, grads = {"a": jnp.ones(3)}, {"a": jnp.array([1.0, 2.0, 3.0])}
+    _, state = optimizer.update(grads, optimizer.init(params), params, finite=True)
+    bad = {"a": jnp.array([1.0, jnp.nan, jnp.inf])}
+    _, after = jax.jit(optimizer.update)(bad, state, params, finite=False)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True))
 
 
 def test_moments_are_float32():

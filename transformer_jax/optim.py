@@ -5,8 +5,12 @@
 
 The defaults are the recipe of nanoGPT (karpathy/nanoGPT, train.py): linear warm-up, cosine decay, AdamW (Loshchilov and
 Hutter 2019, "Decoupled weight decay regularization", algorithm 2) with decay on matrices alone, and the gradient's
-global norm clipped to 1. The transformation takes the norm from the caller where it is given, because the train step
-logs it: gradients are read once for the norm and once for the update.
+global norm clipped to 1.
+
+AdamW is written out here, not chained from optax's parts, for two things that the train step needs and a chain cannot
+be told: the gradient's norm, which the step has computed already, and whether the update counts at all. Choosing
+between new and old moments after a chain has run makes XLA's CPU backend copy parameters and moments at every step
+(measured: 10 M parameters, two busy cores, best of 15 updates: 211 ms against 115 on jax 0.10.1, 197 against 58 on 0.12).
 """
 
 from dataclasses import dataclass
@@ -98,39 +102,72 @@ def schedule(cfg: Optim, total_steps: int) -> optax.Schedule:
     return learning_rate
 
 
-def make(cfg: Optim, total_steps: int, decay_mask: Any) -> optax.GradientTransformationExtraArgs:
+class Skippable(optax.GradientTransformationExtraArgs):
+    """An optax transformation whose `update` takes `finite=`, a bool scalar: where it is False, its state stays."""
+
+
+def make(cfg: Optim, total_steps: int, decay_mask: Any) -> Skippable:
     """AdamW under `schedule(cfg, total_steps)`, moments in float32.
 
     Arguments:
       decay_mask: a tree of bools like the parameters, True where weight decay applies (`nn.params.decay_mask`).
-    Returns: an optax transformation; `update(grads, state, params, grad_norm=...)` clips by that global norm, and
-      computes it when it is not given.
+    Returns: an optax transformation; `update(grads, state, params, grad_norm=..., finite=...)` clips by that global
+      norm, and computes it when it is not given.
     """
-    return optax.chain(
-        clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
-        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=jnp.float32),
-        optax.add_decayed_weights(cfg.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(schedule(cfg, total_steps)),
-    )
+    learning_rate = schedule(cfg, total_steps)
+    beta1, beta2 = cfg.beta1, cfg.beta2
 
-
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Gradients times min(1, max_norm / (norm + 1e-6)): PyTorch's `clip_grad_norm_`, which published recipes used.
-
-    `optax.clip_by_global_norm` leaves the 1e-6 out, and cannot be handed a norm that is already known.
-    """
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        mu, nu = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
+        grads: optax.Updates,
+        state: optax.ScaleByAdamState,
+        params: optax.Params,
         *,
         grad_norm: jax.Array | None = None,
+        finite: jax.Array | bool = True,
+        **unused: Any,
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        norm = optax.tree.norm(grads) if grad_norm is None else grad_norm
+        # As torch.nn.utils.clip_grad_norm_, which the published recipes used; optax leaves the 1e-6 out.
+        clip = jnp.minimum(1.0, cfg.clip_norm / (norm + 1e-6)) if cfg.clip_norm else 1.0
+        rate, count = learning_rate(state.count), state.count + 1
+
+        def first(m: jax.Array, g: jax.Array) -> jax.Array:
+            return jnp.where(finite, beta1 * m + (1 - beta1) * (clip * g), m)
+
+        def second(v: jax.Array, g: jax.Array) -> jax.Array:
+            return jnp.where(finite, beta2 * v + (1 - beta2) * (clip * g) ** 2, v)
+
+        def change(p: jax.Array, m: jax.Array, v: jax.Array, decayed: bool) -> jax.Array:
+            direction = m / (1 - beta1**count) / (jnp.sqrt(v / (1 - beta2**count)) + cfg.eps)
+            return -rate * (direction + cfg.weight_decay * p if decayed else direction)
+
+        mu = jax.tree.map(first, state.mu, grads)
+        nu = jax.tree.map(second, state.nu, grads)
+        updates = jax.tree.map(change, params, mu, nu, decay_mask)
+        return updates, optax.ScaleByAdamState(jnp.where(finite, count, state.count), mu, nu)
+
+    return Skippable(init, update)
+
+
+def skippable(optimizer: optax.GradientTransformation) -> Skippable:
+    """Any optax transformation as a `Skippable`; itself if it is one already."""
+    if isinstance(optimizer, Skippable):
+        return optimizer
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(
+        grads: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params,
+        *,
+        finite: jax.Array | bool = True,
         **extra: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        del params, extra
-        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
-        scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
-        return jax.tree.map(lambda g: g * scale, updates), state
+        updates, new = inner.update(grads, state, params, **extra)
+        return updates, jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return Skippable(inner.init, update)

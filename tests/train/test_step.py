@@ -253,8 +253,7 @@ def test_moments_and_average_lie_where_their_parameter_lies():
     target = state_lib.abstract(DECLARATION, optimizer, mesh, ema=True)
     kernel = target.params["blocks"]["up"]["kernel"].sharding
     assert kernel.spec == PartitionSpec(None, "fsdp", "tensor")
-    adam = next(part for part in target.opt_state if hasattr(part, "mu"))
-    for tree in (adam.mu, adam.nu, target.ema):
+    for tree in (target.opt_state.mu, target.opt_state.nu, target.ema):
         assert jax.tree.map(lambda x: x.sharding, tree) == jax.tree.map(lambda x: x.sharding, target.params)
     state, _ = build(mesh, ema_decay=0.9)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(

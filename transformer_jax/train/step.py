@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from transformer_jax.errors import InputError
+from transformer_jax.optim import skippable
 from transformer_jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]  # every leaf leads with the batch's rows
@@ -36,7 +37,7 @@ def make_step(
 
     Arguments:
       loss: (params, batch, key) -> (loss_sum, weight, sums), the task's loss; sums are other things to report.
-      optimizer: the optax transformation; it is handed the gradient's global norm as `grad_norm=`.
+      optimizer: an optax transformation; it is handed the gradient's global norm as `grad_norm=`.
       learning_rate: the optimiser's schedule, for the metrics; its argument is the number of updates applied.
       accumulate: micro-batches per batch; the batch's rows must divide by it.
       ema_decay: the average's decay d in `ema = d * ema + (1 - d) * params`; 0 when the state has no average.
@@ -48,7 +49,7 @@ def make_step(
     A loss or gradient that is not finite leaves parameters, optimiser state and average as they were, to the bit; step
     and skipped still count. A batch of weight 0 has loss 0 and gradient 0.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = skippable(optimizer)
 
     def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
         loss_sum, weight, sums = loss(params, batch, key)
@@ -81,18 +82,18 @@ def make_step(
         grads = jax.tree.map(lambda g: g * scale, grads)
         grad_norm = optax.tree.norm(grads)  # not finite when any gradient is not
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
-        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+
+        def unless_skipped(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(finite, new, old)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm, finite=finite)
+        params = jax.tree.map(unless_skipped, optax.apply_updates(state.params, updates), state.params)
         ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda average, p: ema_decay * average + (1.0 - ema_decay) * p, ema, params)
+            averaged = jax.tree.map(lambda average, p: ema_decay * average + (1.0 - ema_decay) * p, ema, params)
+            ema = jax.tree.map(unless_skipped, averaged, ema)
 
-        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
-        params, opt_state, ema = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
         skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
         metrics = {
             "loss": mean_loss,
