@@ -1,0 +1,169 @@
+"""The loop on a tiny experiment: what it writes, that it goes on to the bit, and what ends it."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from transformer_jax import experiment as experiments
+from transformer_jax import restore
+from transformer_jax.data import corpus, sources, tokenizers
+from transformer_jax.errors import InputError
+from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Sample, Train
+from transformer_jax.models import gpt
+from transformer_jax.nn import params as params_lib
+from transformer_jax.optim import Optim
+from transformer_jax.train import loop
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Experiment:
+    text = tmp_path_factory.mktemp("text") / "words.txt"
+    words = np.random.default_rng(0).choice(["to", "be", "or", "not", "that", "is", "the"], 2000)
+    text.write_text(" ".join(words))
+    return Experiment(
+        model=gpt.Config(vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2, dropout=0.2),
+        data=corpus.TextCorpus(sources.TextFiles((str(text),)), tokenizers.Bytes(), length=16),
+        optim=Optim(peak_lr=1e-2, decay_steps=STEPS),
+        train=Train(steps=STEPS, batch_size=16, accumulate=2, log_every=1),
+        evaluate=Evaluate(every=4),
+        checkpoint=Checkpoint(every=2),
+        sample=Sample(tokens=0),
+        ema=Ema(decay=0.9),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory) -> Path:
+    """The workdir of the run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert loop.run(tiny, folder, load=restore.load).step == STEPS
+    return folder
+
+
+def leaves(workdir: Path) -> dict[str, np.ndarray]:
+    """Parameters, average and moments of the newest step, as they are stored."""
+    import orbax.checkpoint as ocp
+
+    step = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name)).absolute()
+    found = {}
+    for item in ("params", "ema", "optimizer"):
+        tree = ocp.StandardCheckpointer().restore(step / item)
+        found |= {f"{item}/{name}": np.asarray(x) for name, x in params_lib.flatten(tree).items()}
+    return found
+
+
+def test_the_folder_explains_itself(tiny, whole):
+    names = {path.name.partition(".tfevents")[0] for path in whole.iterdir()}
+    assert names == {
+        *("config.json", "tokenizer", "metrics.jsonl", "events.out", "checkpoints", "loss.png", "results.json")
+    }
+    assert experiments.load(whole / "config.json") == tiny
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "validation/bits_per_byte" in row] == [4, 6]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[0] == pytest.approx(np.log(257), abs=0.1)
+    assert losses[-1] < losses[0] - 0.3
+    results = json.loads((whole / "results.json").read_text())
+    assert results["step"] == STEPS and results["report"] == {
+        name.removeprefix("validation/"): value for name, value in rows[-1].items() if name != "step"
+    }
+    assert results["seconds_to_first_step"] > 0 and results["seconds_compiling"] > 0
+
+
+def test_stopped_by_sigterm_and_taken_up_gives_the_same_bits(tiny, whole, tmp_path):
+    """Dropout, accumulation, average and validation on; stopped twice, away from a regular save, in another step size."""
+
+    def stop_at(step):
+        def on_row(row):
+            if row["step"] == step and "loss" in row:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return on_row
+
+    folder = tmp_path / "run"
+    first = loop.run(tiny, folder, load=restore.load, on_row=stop_at(2))
+    assert first.signal == signal.SIGTERM and 2 <= first.step < STEPS and not first.report
+    assert not (folder / "results.json").exists()
+    second = loop.run(tiny, folder, load=restore.load, on_row=stop_at(first.step + 1))
+    assert first.step < second.step < STEPS
+    third = loop.run(tiny, folder, load=restore.load)
+    assert (third.step, third.signal) == (STEPS, 0)
+
+    expected, found = leaves(whole), leaves(folder)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name, strict=True)
+
+    def curve(workdir):
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return {
+            (row["step"], name): value for row in rows for name, value in row.items() if name in ("loss", "grad_norm")
+        }
+
+    assert curve(folder) == curve(whole)
+
+
+def test_another_seed_is_another_run(tiny, whole, tmp_path):
+    """The comparison to the bit above can fail."""
+    loop.run(dataclasses.replace(tiny, seed=1), tmp_path / "run", load=restore.load)
+    name = "params/blocks/mlp/up/kernel"
+    assert (leaves(tmp_path / "run")[name] != leaves(whole)[name]).any()
+
+
+def test_a_complete_run_says_so_and_how_to_go_on(tiny, whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    results = loop.run(tiny, whole, load=restore.load)
+    out = capsys.readouterr().out
+    assert "already complete at step 6" in out and "--train.steps 12" in out
+    assert results.step == STEPS and results.report["bits_per_byte"] > 0
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_more_steps_go_on_and_are_said(tiny, whole, tmp_path, capsys):
+    import shutil
+
+    folder = shutil.copytree(whole, tmp_path / "run")
+    more = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, steps=STEPS + 1, batch_size=32))
+    results = loop.run(more, folder, load=restore.load)
+    out = capsys.readouterr().out
+    assert "train.steps: 6 -> 7" in out and "train.batch_size: 16 -> 32" in out and "resume from step 6 of 7" in out
+    assert results.step == STEPS + 1
+    # 6 batches of 16 rows, then one of 32: the pipeline counts rows, not batches.
+    meta = json.loads((folder / "checkpoints/7/meta/metadata").read_text())
+    assert meta["rows"] == 6 * 16 + 32
+
+
+def test_another_experiment_is_refused_and_nothing_written(tiny, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    other = dataclasses.replace(tiny, optim=dataclasses.replace(tiny.optim, peak_lr=1e-3))
+    with pytest.raises(InputError, match=r"another experiment: optim.peak_lr is 0.01 there and 0.001 here"):
+        loop.run(other, whole, load=restore.load)
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_init_from_starts_from_those_parameters(tiny, whole, tmp_path):
+    """With a learning rate of nearly nothing the parameters after one step are those of the run it starts from."""
+    still = dataclasses.replace(
+        tiny,
+        init_from=str(whole),
+        optim=Optim(peak_lr=1e-12, schedule="constant"),
+        train=dataclasses.replace(tiny.train, steps=1),
+        ema=Ema(decay=0.0),
+    )
+    loop.run(still, tmp_path / "run", load=restore.load)
+    start, end = restore.load(whole), restore.load(tmp_path / "run")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), start.params, end.params)
+
+    wider = dataclasses.replace(still, model=dataclasses.replace(still.model, mlp_width=48))
+    with pytest.raises(InputError, match=r"has model.mlp_width 64, the experiment 48; set --model.mlp-width 64"):
+        loop.run(wider, tmp_path / "other", load=restore.load)
+    assert not (tmp_path / "other").exists()
