@@ -177,8 +177,8 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
                 batch_bytes += len(data)
                 row.append(ids)
                 count += len(ids)
-            np.concatenate(row).astype(dtype).tofile(out)
-            np.array(starts, "<i8").tofile(index)
+            out.write(np.concatenate(row).astype(dtype).tobytes())
+            index.write(np.array(starts, "<i8").tobytes())
             document_count += len(starts)
             text_bytes += batch_bytes
             advance(batch_bytes, count, document_count)
