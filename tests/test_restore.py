@@ -44,9 +44,8 @@ def write_workdir(folder: Path, *steps: int, ema: bool = False, experiment=EXPER
     config = experiments.to_json(experiment)
     with checkpoint.Writer(folder / "checkpoints", family="gpt", config=config, keep=5) as writer:
         for step in steps:
-            state = state_lib.create(init(step), optimizer, ema=ema).replace(step=jnp.int32(step))
-            if ema:
-                state = state.replace(ema=init(step + 100))
+            state = state_lib.create(init(step), optimizer, ema=ema)
+            state = dataclasses.replace(state, step=jnp.int32(step), ema=init(step + 100) if ema else None)
             writer.save(state, rows=step)
     return folder
 

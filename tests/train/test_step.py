@@ -100,9 +100,9 @@ def test_one_step_is_the_optimisers_update_of_the_mean_loss():
         total, weight, _ = make_loss()(params, batch, KEY)
         return total / weight
 
-    value, grads = jax.value_and_grad(mean)(before.params)
+    value, grads = jax.jit(jax.value_and_grad(mean))(before.params)
     optimizer = optim.make(CFG, TOTAL, params_lib.decay_mask(DECLARATION))
-    updates, _ = optimizer.update(grads, optimizer.init(before.params), before.params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(before.params), before.params)
     assert_close(state.params, optax.apply_updates(before.params, updates), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
     np.testing.assert_allclose(metrics["weight"], batch["weights"].sum())
