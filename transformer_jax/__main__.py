@@ -145,7 +145,7 @@ def evaluate(arguments: list[str]) -> int:
 def predict(arguments: list[str]) -> int:
     """Continue a prompt, printing the text as it is made.
 
-        python -m transformer_jax predict WORKDIR [PROMPT] [--tokens N] [--temperature X] [--seed N] [...]
+        python -m transformer_jax predict WORKDIR [PROMPT] [--max-new-tokens N] [--temperature X] [--seed N] [...]
 
     WORKDIR is a run, one of its checkpoints or a Hugging Face folder. Without PROMPT, or with -, the prompt is read
     from stdin. A prompt that leaves no room in the model's context for the new tokens loses its beginning, and a line

@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import jax
 
+from transformer_jax import decode
 from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
@@ -72,22 +73,39 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Sample:
-    """The text printed when training ends, and the defaults of `predict`."""
+    """The text printed when training ends, and the defaults of `predict`. `decode.Sampling` says more."""
 
     prompt: str = ""
-    """Text to go on from; empty: the end-of-text token, or a newline where the tokenizer has none."""
-    tokens: int = 200
+    """Text to continue; empty: the end-of-text token, or a newline where the tokenizer has none."""
+    max_new_tokens: int = 200
     """New tokens at most; 0: no sample."""
     temperature: float = 0.8
     """Divides the logits; 0: greedy."""
     top_k: int = 0
-    """Only the k likeliest tokens; 0: all."""
+    """Draw from the k likeliest tokens; 0: from all."""
     top_p: float = 1.0
-    """Only the smallest set of tokens with this probability together."""
+    """Draw from the fewest tokens that hold this share of the probability."""
     min_p: float = 0.0
-    """Only tokens at least this share as likely as the likeliest."""
+    """Draw from the tokens at least this likely, as a share of the likeliest one."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens already there, multiplies the negative ones (CTRL, section 4.1)."""
+    """Makes tokens that are already there less likely; 1: not."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise InputError(f"sample.max_new_tokens = {self.max_new_tokens}: must be 0 or more")
+        self.sampling()
+
+    def sampling(self, *, max_new_tokens: int = 1, stop_ids: tuple[int, ...] = ()) -> decode.Sampling:
+        """These settings for `decode`. Errors: `InputError` for one outside its range."""
+        return decode.Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            stop_ids=stop_ids,
+        )
 
 
 @dataclass(frozen=True)
@@ -151,9 +169,6 @@ class Experiment:
             "evaluate.batch_size",
             "checkpoint.every",
             "checkpoint.keep_best",
-            "sample.tokens",
-            "sample.top_k",
-            "sample.temperature",
             "seed",
         ):
             value = _get(self, name)
@@ -376,10 +391,10 @@ def refuse_other(stored: Experiment, asked: Experiment, workdir: Path) -> list[s
     for path, old, new in _differences(to_json(stored), to_json(asked)):
         if not path.startswith(_MAY_CHANGE):
             raise InputError(
-                f"{workdir} holds another experiment: {path} is {json.dumps(old)} there and {json.dumps(new)} here; "
+                f"{workdir} holds another experiment: {path} is {_brief(old)} there and {_brief(new)} here; "
                 f"give another --workdir, or start from its parameters with --init-from {workdir}"
             )
-        changed.append(f"{path}: {json.dumps(old)} -> {json.dumps(new)}")
+        changed.append(f"{path}: {_brief(old)} -> {_brief(new)}")
     return changed
 
 
@@ -389,6 +404,10 @@ def _differences(old: Any, new: Any, path: str = "") -> typing.Iterator[tuple[st
             yield from _differences(old[key], new[key], f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
+
+
+def _brief(tree: Any) -> str:
+    return tree["type"] if isinstance(tree, dict) else json.dumps(tree)
 
 
 def _get(value: Any, path: str) -> Any:

@@ -56,7 +56,7 @@ def experiment() -> Experiment:
         train=Train(steps=600_000, batch_size=480, accumulate=40, log_every=10),
         evaluate=Evaluate(every=5000, batch_size=32),
         checkpoint=Checkpoint(every=1000),
-        sample=Sample(prompt="The", tokens=200, temperature=0.8, top_k=200),
+        sample=Sample(prompt="The", max_new_tokens=200, temperature=0.8, top_k=200),
     )
 
 

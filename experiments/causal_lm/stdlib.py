@@ -38,7 +38,7 @@ def experiment() -> Experiment:
         train=Train(steps=600, batch_size=16, log_every=20),
         evaluate=Evaluate(every=300, batch_size=16),
         checkpoint=Checkpoint(every=300),
-        sample=Sample(prompt="def add(", tokens=200, temperature=0.7, top_k=50),
+        sample=Sample(prompt="def add(", max_new_tokens=200, temperature=0.7, top_k=50),
     )
 
 

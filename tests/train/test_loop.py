@@ -35,7 +35,7 @@ def tiny(tmp_path_factory) -> Experiment:
         train=Train(steps=STEPS, batch_size=16, accumulate=2, log_every=1),
         evaluate=Evaluate(every=4),
         checkpoint=Checkpoint(every=2),
-        sample=Sample(tokens=0),
+        sample=Sample(max_new_tokens=0),
         ema=Ema(decay=0.9),
     )
 
@@ -80,7 +80,7 @@ def test_the_folder_explains_itself(tiny, whole):
 
 
 def test_stopped_by_sigterm_and_taken_up_gives_the_same_bits(tiny, whole, tmp_path):
-    """Dropout, accumulation, average and validation on; stopped twice, away from a regular save, in another step size."""
+    """With dropout, accumulation, averaging and validation; stopped twice, each time away from a regular save."""
 
     def stop_at(step):
         def on_row(row):

@@ -4,7 +4,9 @@ Reported are nats and perplexity per token, which depend on the tokenizer, and b
 does not: it compares with any model and with any compressor of the same bytes.
 """
 
+import itertools
 import math
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer_jax import losses, models
-from transformer_jax.data import corpus
+from transformer_jax import decode, losses, models
+from transformer_jax.data import corpus, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 
@@ -135,8 +137,38 @@ class CausalLM:
         return 6.0 * (kernels + head) + 12.0 * attention
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
-        """The prompt and its continuation as text, in pieces as it is made."""
-        return iter(())
+        """The prompt and its continuation as text, in pieces as it is made.
+
+        Arguments:
+          options: an `experiment.Sample`.
+        A prompt that leaves no room for the new tokens loses its beginning (`decode.fit`), and stderr says so.
+        """
+        family, asked = models.family(model_cfg), options.max_new_tokens
+        if asked == 0:
+            return
+        stop_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        ids = [int(i) for i in tokenizer.encode(options.prompt)] or [*stop_ids] or [int(tokenizer.encode("\n")[0])]
+        kept, new = decode.fit(len(ids), asked, model_cfg.max_length)
+        if kept < len(ids) or new < asked:
+            print(
+                f"the prompt's {len(ids)} tokens and {asked} new ones exceed the context of {model_cfg.max_length}: "
+                f"reading the last {kept} of the prompt, making {new}",
+                file=sys.stderr,
+            )
+        # Prompts of about the same length share one compilation.
+        columns = min(-(-kept // 32) * 32, model_cfg.max_length + 1 - new)
+        tokens_B = decode.stream(
+            family,
+            params,
+            model_cfg,
+            family.init_cache(model_cfg, 1, columns + new - 1),
+            decode.left_pad([ids[-kept:]], length=columns),
+            decode.row_keys(jax.random.key(seed), 1),
+            options.sampling(max_new_tokens=new, stop_ids=stop_ids),
+        )
+        made = itertools.takewhile(lambda token: token not in stop_ids, (int(token_B[0]) for token_B in tokens_B))
+        yield options.prompt
+        yield from tokenizers.stream_decode(tokenizer, made)
 
 
 def gzip_bits_per_byte(documents: Iterable[tuple[str, str]]) -> float:

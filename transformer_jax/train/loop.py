@@ -242,6 +242,8 @@ def run(
 
     # ------------------------------------------------------------------------------------ 8. A sample, and the results
     params = state.params if state.ema is None else state.ema
+    if all(leaf.is_fully_replicated and leaf.is_fully_addressable for leaf in jax.tree.leaves(params)):
+        params = jax.device_put(params, jax.local_devices()[0])  # one copy is enough to write one text
     text = "".join(task.sample(params, model, prepared.tokenizer, experiment.sample, seed=experiment.seed))
     if primary and text:
         say(8, "a sample:")

@@ -1,0 +1,223 @@
+"""Experiments as values: the JSON round trip, what it refuses, what may change in a workdir, and every one on disk."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from transformer_jax import experiment as experiments
+from transformer_jax import launch, restore, sharding
+from transformer_jax.data import corpus, sources, tokenizers
+from transformer_jax.errors import InputError
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Sample, Train
+from transformer_jax.models import gpt
+from transformer_jax.nn.positions import RopeScaling
+from transformer_jax.optim import Optim
+from transformer_jax.train import loop
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path for path in (ROOT / "experiments").rglob("*.py") if path.name != "__init__.py")
+
+
+def small(**changes) -> Experiment:
+    model = gpt.Config(vocab_size=257, max_length=32, width=16, num_layers=1, num_heads=2)
+    return dataclasses.replace(Experiment(model=model, data=corpus.TextCorpus(length=16)), **changes)
+
+
+# ---- JSON
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        small(),
+        small(data=corpus.TextCorpus(sources.TextFiles(("a", "b/*.txt")), tokenizers.Characters(), length=8)),
+        small(data=corpus.TextCorpus(sources.Jsonl(("a",)), tokenizers.TokenizerFile("t"), 8, "random")),
+        small(data=corpus.TextCorpus(sources.Tfds("c4/en"), tokenizers.Bytes(), length=8)),
+        small(model=gpt.Config(257, position="rotary", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), num_kv_heads=4)),
+    ],
+)
+def test_round_trip(experiment):
+    text = json.dumps(experiments.to_json(experiment))
+    assert experiments.from_json(json.loads(text)) == experiment
+
+
+def test_absent_fields_take_their_defaults():
+    tree = experiments.to_json(small())
+    del tree["ema"], tree["train"]["log_every"]
+    assert experiments.from_json(tree) == small()
+
+
+def broken(**edits):
+    tree = experiments.to_json(small())
+    for path, value in edits.items():
+        *parents, last = path.split("__")
+        part = tree
+        for name in parents:
+            part = part[name]
+        part[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (broken(type="os.system"), r"x: type 'os.system' is not one of experiment.Experiment"),
+        (
+            broken(data__source__type="builtins.eval"),
+            r"x.data.source: type 'builtins.eval' is not one of sources.Embedded",
+        ),
+        (broken(model__type="causal_lm.CausalLM"), r"x.model: type 'causal_lm.CausalLM' is not one of gpt.Config"),
+        (broken(train__stepz=3), r"x.train.stepz: experiment.Train has no such field; the nearest is steps"),
+        (broken(train__steps=3.5), r"x.train.steps: 3.5 is not int"),
+        (broken(train__steps=True), r"x.train.steps: true is not int"),
+        (broken(model__norm="batch"), r"x.model.norm: \"batch\" is not"),
+        (broken(model__num_kv_heads="two"), r"x.model.num_kv_heads: \"two\" is not"),
+        (broken(train=[1]), r"x.train: \[1\] is not experiment.Train"),
+        (broken(train__steps=0), r"x: train.steps = 0: must be 1 or more"),
+        (broken(model__num_heads=3), r"x.model: model.num_heads 3 does not divide model.width 16"),
+        ([], r"x: \[\] is not experiment.Experiment"),
+    ],
+)
+def test_refused(tree, message):
+    with pytest.raises(InputError, match=message):
+        experiments.from_json(tree, where="x")
+
+
+def test_a_missing_field_is_named():
+    tree = experiments.to_json(small())
+    del tree["model"]["vocab_size"]
+    with pytest.raises(InputError, match=r"x.model: gpt.Config needs the field 'vocab_size'"):
+        experiments.from_json(tree, where="x")
+
+
+def test_a_type_of_ones_own_cannot_be_stored():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(sources.Embedded):
+        pass
+
+    with pytest.raises(InputError, match=r"Mine is not one of the package's own types"):
+        experiments.to_json(small(data=corpus.TextCorpus(Mine(), length=16)))
+
+
+# ---- Checks on construction
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": Train(batch_size=10, accumulate=4)}, r"batch_size = 10 does not divide into train.accumulate = 4"),
+        ({"train": Train(steps=-1)}, r"train.steps = -1"),
+        ({"evaluate": Evaluate(every=-5)}, r"evaluate.every = -5"),
+        ({"checkpoint": Checkpoint(keep=0)}, r"checkpoint.keep = 0"),
+        ({"ema": experiments.Ema(1.0)}, r"ema.decay = 1.0"),
+        ({"data": corpus.TextCorpus(length=64)}, r"data.length = 64 is longer than model.max_length = 32"),
+    ],
+)
+def test_contradictions(changes, message):
+    with pytest.raises(InputError, match=message):
+        small(**changes)
+
+
+def test_precision_is_resolved_by_platform():
+    assert [experiments.compute_dtype(Precision(), p) for p in ("cpu", "gpu", "tpu")] == ["float32"] + 2 * ["bfloat16"]
+    assert experiments.compute_dtype(Precision("bfloat16"), "cpu") == "bfloat16"
+
+
+# ---- The same workdir
+
+
+def test_what_may_change_is_said(tmp_path):
+    asked = small(train=Train(steps=7), mesh=experiments.Mesh(fsdp=2), init_from="elsewhere")
+    assert experiments.refuse_other(small(), asked, tmp_path) == [
+        "train.steps: 1000 -> 7",
+        "mesh.fsdp: 1 -> 2",
+        'init_from: "" -> "elsewhere"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"seed is 0 there and 1 here"),
+        ({"optim": Optim(beta2=0.5)}, r"optim.beta2 is 0.95 there and 0.5 here"),
+        ({"data": corpus.TextCorpus(sources.Tfds("c4"), length=16)}, r"data.source is sources.Embedded there"),
+    ],
+)
+def test_what_makes_it_another_experiment(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        experiments.refuse_other(small(), small(**changes), tmp_path)
+
+
+# ---- Every experiment on disk
+
+
+def all_recipes():
+    for path in FILES:
+        for name, recipe in launch.variants(launch.import_experiment(str(path))[0]).items():
+            yield pytest.param(recipe, id=f"{path.relative_to(ROOT / 'experiments').with_suffix('')}:{name}")
+
+
+def test_there_are_experiments():
+    assert {"causal_lm/stdlib:experiment", "causal_lm/shakespeare_char:gpu"} <= {param.id for param in all_recipes()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_docstring_says_what_to_expect(path):
+    text = launch.import_experiment(str(path))[0].__doc__ or ""
+    for part in ("python -m experiments.", "xpected", "ardware", "CPU"):
+        assert part in text or part == "CPU" or (part == "ardware" and "core" in text), f"{path}: no {part!r}"
+    assert any(label in text for label in ("measured", "published", "estimated"))
+
+
+@pytest.mark.parametrize("recipe", list(all_recipes()))
+def test_the_full_size_step_lowers_without_arrays(recipe):
+    """For a TPU, on a mesh of as many devices (up to 8) as the batch has room for."""
+    experiment = recipe()
+    rows = experiment.train.batch_size // experiment.train.accumulate
+    devices = next(n for n in (8, 4, 2, 1) if rows % n == 0)
+    mesh = AbstractMesh((devices, 1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    program = loop.make_program(experiment, mesh, platform="tpu")
+    assert program.model.dtype == "bfloat16"
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.sharding.use_abstract_mesh(mesh):
+        lowered = program.step.trace(program.state, program.batch, key).lower(lowering_platforms=("tpu",))
+    new_state, metrics = lowered.out_info
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), program.state
+    )
+    assert metrics["sums"]["loss"][0].shape == ()
+
+
+def shrink(experiment: Experiment, text: Path) -> Experiment:
+    """The same recipe with little of everything."""
+    model = dataclasses.replace(
+        experiment.model, vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2, mlp_width=32
+    )
+    data = dataclasses.replace(
+        experiment.data, source=sources.TextFiles((str(text),)), tokenizer=tokenizers.Bytes(), length=16
+    )
+    return dataclasses.replace(
+        experiment,
+        model=model,
+        data=data,
+        optim=dataclasses.replace(experiment.optim, warmup_steps=1, decay_steps=0),
+        train=Train(
+            steps=2, batch_size=8 * min(experiment.train.accumulate, 2), accumulate=min(experiment.train.accumulate, 2)
+        ),
+        evaluate=Evaluate(batch_size=8),
+        sample=Sample(max_new_tokens=0),
+        init_from="",
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_shrunken_one_trains(path, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a rose is a rose is a rose\n" * 30)
+    experiment = launch.variants(launch.import_experiment(str(path))[0])["experiment"]()
+    results = loop.run(shrink(experiment, text), tmp_path / "run", load=restore.load)
+    assert results.step == 2 and results.report["bits_per_byte"] < 9
