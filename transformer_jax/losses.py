@@ -30,9 +30,7 @@ def cross_entropy(
     Label smoothing e trains towards (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7). z_loss adds
     z log(Z)^2 per token, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
     """
-    if weights_BT is None:
-        weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
-    labels_BT, weights_BT = (sharding.constrain(a, ("batch", "length")) for a in (labels_BT, weights_BT))
+    labels_BT, weights_BT = _targets(labels_BT, weights_BT)
     losses_BT, _ = _token_losses(logits_BTV.astype(jnp.float32), labels_BT, label_smoothing, z_loss)
     return jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT)
 
@@ -54,13 +52,17 @@ def linear_cross_entropy(
     each tile's gradients while its logits are at hand, so nothing is computed twice (the idea of Cut Cross-Entropy and
     Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
     """
-    if weights_BT is None:
-        weights_BT = jnp.ones(labels_BT.shape, jnp.float32)
-    labels_BT, weights_BT = (sharding.constrain(a, ("batch", "length")) for a in (labels_BT, weights_BT))
+    labels_BT, weights_BT = _targets(labels_BT, weights_BT)
     tiles = _num_tiles(*labels_BT.shape, kernel_DV.shape[1], tile_bytes)
     settings = (tiles, label_smoothing, z_loss)
-    total = _tiled(settings, x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)
-    return total, jnp.sum(weights_BT)
+    operands = sharding.vary_together(x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)
+    return _tiled(settings, *operands), jnp.sum(weights_BT)
+
+
+def _targets(labels_BT: jax.Array, weights_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Labels and float32 weights (None: all 1), laid out alike."""
+    weights_BT = jnp.ones_like(labels_BT, jnp.float32) if weights_BT is None else weights_BT.astype(jnp.float32)
+    return sharding.constrain(labels_BT, ("batch", "length")), sharding.constrain(weights_BT, ("batch", "length"))
 
 
 def _logits(x_BTD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None) -> jax.Array:
@@ -110,7 +112,7 @@ def _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
         return total + jnp.sum(losses_Bt * weights_Bt), None
 
     xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
-    return jax.lax.scan(tile, jnp.zeros((), jnp.float32), xs)[0]
+    return jax.lax.scan(tile, jnp.zeros_like(x_BTD, jnp.float32, shape=()), xs)[0]
 
 
 def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
@@ -134,9 +136,10 @@ def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
         return (total + jnp.sum(losses_Bt * weights_Bt), d_kernel_DV, d_bias_V), (d_x_BtD, losses_Bt)
 
     xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
-    zeros_DV = sharding.constrain(jnp.zeros(kernel_DV.shape, jnp.float32), ("embed", "vocab"))
-    zeros_V = sharding.constrain(jnp.zeros((V,), jnp.float32), ("vocab",))
-    start = (jnp.zeros((), jnp.float32), zeros_DV, zeros_V)
+    # zeros_like: zeros that vary over the manual mesh axes that x varies over.
+    zeros_DV = sharding.constrain(jnp.zeros_like(x_BTD, jnp.float32, shape=kernel_DV.shape), ("embed", "vocab"))
+    zeros_V = sharding.constrain(jnp.zeros_like(x_BTD, jnp.float32, shape=(V,)), ("vocab",))
+    start = (jnp.zeros_like(x_BTD, jnp.float32, shape=()), zeros_DV, zeros_V)
     (total, d_kernel_DV, d_bias_V), (d_x, losses) = jax.lax.scan(tile, start, xs)
     d_bias_V = None if bias_V is None else d_bias_V.astype(bias_V.dtype)
     return total, (_join(d_x), d_kernel_DV.astype(kernel_DV.dtype), d_bias_V, _join(losses))
@@ -152,7 +155,7 @@ _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
 def _cut(x: jax.Array, tiles: int) -> jax.Array:
-    """[B, T, ...] -> [tiles, B, t, ...], tile i holding positions i, i + tiles, ...: batch and length keep their shards."""
+    """[B, T, ...] -> [tiles, B, t, ...], tile i holding positions i, i + tiles, ...: length keeps its shards."""
     return jnp.moveaxis(x.reshape(x.shape[0], -1, tiles, *x.shape[2:]), 2, 0)
 
 

@@ -128,7 +128,8 @@ def partition_spec(
         for mesh_axis in names:
             if mesh_axis in used:
                 raise InputError(
-                    f"{name}: axes {used[mesh_axis]!r} and {logical!r} of {tuple(axes)} both go to mesh axis {mesh_axis!r}"
+                    f"{name}: axes {used[mesh_axis]!r} and {logical!r} of {tuple(axes)} both go to mesh axis "
+                    f"{mesh_axis!r}"
                 )
             used[mesh_axis] = logical
         parts = math.prod(mesh.shape[n] for n in names)
@@ -178,12 +179,12 @@ def einsum(eq: str, x: jax.Array, w: jax.Array, *, out: Axes, dtype: Any = None)
     return constrain(y.reshape([sizes[letter] for letter in result]), out)
 
 
-def take(table: jax.Array, ids: jax.Array, *, out: Axes) -> jax.Array:
+def take(table: jax.Array, ids: jax.Array, *, out: Axes, rows: str = "vocab") -> jax.Array:
     """Rows `table[ids]`, laid out as `out`. ids are in range (the input pipeline checks); others are clipped.
 
-    Arguments: table [V, D], sharded as ("vocab", "embed"); its width is gathered first, so that a row is whole.
+    Arguments: table [V, D], sharded as (rows, "embed"); its width is gathered first, so that a row is whole.
     """
-    table = constrain(table, ("vocab", None))
+    table = constrain(table, (rows, None))
     _, explicit = _layout(out, (*ids.shape, *table.shape[1:]))
     if explicit is not None:
         return constrain(table.at[ids].get(mode="clip", out_sharding=explicit), out)
@@ -199,6 +200,19 @@ def shards(logical: str) -> int:
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     names = (rule,) if isinstance(rule, str) else rule or ()
     return math.prod(mesh.shape[n] for n in names if types[n] != AxisType.Manual)
+
+
+def vary_together(*arrays: jax.Array | None) -> tuple[Any, ...]:
+    """The arrays, each marked as varying over every manual mesh axis that one of them varies over; None stays None.
+
+    Inside a shard_map that checks this (`check_vma=True`), a scan's carry and a custom gradient must have the very type
+    of what they meet: JAX's own operations cast by themselves, ours call this. The cast's transpose is the sum over
+    those axes, so the gradient of what all devices share is the whole batch's.
+    """
+    varying = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
+    union = frozenset().union(*varying)
+    pairs = zip(arrays, varying, strict=True)
+    return tuple(a if a is None else jax.lax.pcast(a, tuple(sorted(union - v)), to="varying") for a, v in pairs)
 
 
 def _layout(axes: Axes, shape: Sequence[int]) -> tuple[PartitionSpec | None, PartitionSpec | None]:

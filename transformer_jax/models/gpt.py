@@ -12,7 +12,7 @@ B batch, T length, S cache slots, D width, N query heads, K key/value heads, H h
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,19 @@ class Config:
     """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "max_length", "width", "num_layers", "num_heads", "kv_heads", "head_width", "mlp_features")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise InputError(f"model.{name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(hint))}")
+        sizes = (
+            "vocab_size",
+            "max_length",
+            "width",
+            "num_layers",
+            "num_heads",
+            "kv_heads",
+            "head_width",
+            "mlp_features",
+        )
         for name in sizes:
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
@@ -95,6 +107,8 @@ class Config:
             raise InputError(f"rotary positions need an even head width; it is {self.head_width}")
         if self.position == "sinusoidal" and self.width % 2:
             raise InputError(f"sinusoidal positions need an even model.width; it is {self.width}")
+        if self.rope_scaling is not None and self.position != "rotary":
+            raise InputError(f"model.rope_scaling needs model.position rotary; it is {self.position}")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
 
@@ -131,9 +145,7 @@ def declare(cfg: Config) -> dict[str, Any]:
     if cfg.norm_order == "pre":
         tree["final_norm"] = layers.declare_norm(cfg.width, cfg.norm, bias=cfg.bias)
     if not cfg.tie_embeddings:
-        tree["head"] = layers.declare_dense(
-            cfg.width, cfg.vocab_size, ("embed", "vocab"), bias=False, std=cfg.init_std
-        )
+        tree["head"] = layers.declare_dense(cfg.width, cfg.vocab_size, ("embed", "vocab"), bias=False, std=cfg.init_std)
     return tree
 
 
@@ -182,9 +194,7 @@ def apply(
 def init_cache(cfg: Config, batch: int, length: int) -> KVCache:
     """An empty cache for `length` tokens in each of `batch` rows. Errors: `ValueError` when length > cfg.max_length."""
     _check_length(cfg, length)
-    return attention.empty_cache(
-        cfg.num_layers, batch, length, cfg.kv_heads, cfg.head_width, jnp.dtype(cfg.dtype)
-    )
+    return attention.empty_cache(cfg.num_layers, batch, length, cfg.kv_heads, cfg.head_width, jnp.dtype(cfg.dtype))
 
 
 def prefill(
@@ -197,14 +207,19 @@ def prefill(
     """
     T, S = tokens_BT.shape[1], cache.k_LBKSH.shape[3]
     if T > S:
-        raise ValueError(f"the prompts have {T} tokens, the cache {S} slots; make it with init_cache(cfg, batch, {T} or more)")
+        raise ValueError(
+            f"the prompts have {T} tokens, the cache {S} slots; make it with init_cache(cfg, batch, {T} or more)"
+        )
     where = jnp.arange(T)
     if start_B is not None:
         where = jnp.maximum(where - start_B[:, None], 0)
         cache = cache.replace(start_B=start_B.astype(jnp.int32))
     x_BTD, cache = _forward(params, cfg, tokens_BT, where, Mask(causal=True, start_B=start_B), None, cache)
     assert cache is not None
-    return _logits(params, cfg, x_BTD[:, -1:])[:, 0], cache.replace(index=cache.index + T)
+    last_B1D = sharding.constrain(x_BTD, ("batch", None, None))[:, -1:]
+    with _one_token():
+        logits_BTV = _logits(params, cfg, last_B1D)
+    return logits_BTV[:, 0], cache.replace(index=cache.index + T)
 
 
 def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
@@ -213,7 +228,6 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
     The cache must have a slot left (`cache.index` < its length), which a compiled function cannot check.
     """
     where_B1 = (cache.index - cache.start_B)[:, None]
-    x_BTD = _embed(params, cfg, token_B[:, None], where_B1)
     rope = _rope(cfg, where_B1)
     slots_S = jnp.arange(cache.k_LBKSH.shape[3])
     bias = _bias(params, cfg, cache.index[None], slots_S)
@@ -223,10 +237,17 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
         x_BTD, cache = carry
         return block.apply_cached(p, cfg, x_BTD, cache, layer, rope=rope, bias_NS=bias_NS)
 
-    x_BTD, cache = stack.run(
-        step, params["blocks"], (x_BTD, cache), num_layers=cfg.num_layers, scan=cfg.scan_layers, remat="none", key=None
-    )
-    return _logits(params, cfg, _final_norm(params, cfg, x_BTD))[:, 0], cache.replace(index=cache.index + 1)
+    settings: Any = {"num_layers": cfg.num_layers, "scan": cfg.scan_layers, "remat": "none", "key": None}
+    with _one_token():
+        carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
+        x_BTD, cache = stack.run(step, params["blocks"], carry, **settings)
+        logits_BTV = _logits(params, cfg, _final_norm(params, cfg, x_BTD))
+    return logits_BTV[:, 0], cache.replace(index=cache.index + 1)
+
+
+def _one_token() -> Any:
+    """A length of one has no parts to spread: inside, the length is on every device of the sequence axis."""
+    return sharding.rules({**sharding.current_rules(), "length": None})
 
 
 def _forward(
@@ -273,7 +294,7 @@ def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, where: jax.Array) 
         table = params["embed"]["position"]["embedding"].astype(cfg.dtype)
         if where.ndim == 1:
             return x_BTD + sharding.constrain(table[: where.shape[0]], ("length", None))
-        return x_BTD + sharding.take(table, where, out=("batch", "length", None))
+        return x_BTD + sharding.take(table, where, out=("batch", "length", None), rows="position")
     if cfg.position == "sinusoidal":
         return x_BTD + positions.sinusoidal(where, cfg.width).astype(x_BTD.dtype)
     return x_BTD

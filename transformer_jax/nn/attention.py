@@ -4,6 +4,7 @@ B batch, T queries, S keys (or cache slots), N query heads, K key/value heads, G
 """
 
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -35,14 +36,17 @@ def empty_cache(
 ) -> KVCache:
     """A cache of `num_slots` slots for each of `batch` rows with nothing in it."""
     shape = (num_layers, batch, kv_heads, num_slots, head_width)
-    zeros = sharding.constrain(jnp.zeros(shape, dtype), (None, "batch", "kv_heads", None, None))
-    return KVCache(zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((batch,), jnp.int32))
+    axes = (None, "batch", "kv_heads", None, None)
+    k_LBKSH, v_LBKSH = (sharding.constrain(jnp.zeros(shape, dtype), axes) for _ in range(2))  # two buffers to donate
+    return KVCache(k_LBKSH, v_LBKSH, jnp.zeros((), jnp.int32), jnp.zeros((batch,), jnp.int32))
 
 
 def write(cache: KVCache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KVCache:
     """The cache with T tokens' keys and values of one layer in the slots from `index` on; `index` stays."""
     at = (layer, 0, 0, cache.index, 0)
     k_LBKTH, v_LBKTH = (jnp.moveaxis(x, 1, 2)[None].astype(cache.k_LBKSH.dtype) for x in (k_BTKH, v_BTKH))
+    axes = (None, "batch", "kv_heads", None, None)
+    k_LBKTH, v_LBKTH = sharding.constrain(k_LBKTH, axes), sharding.constrain(v_LBKTH, axes)
     return cache.replace(
         k_LBKSH=jax.lax.dynamic_update_slice(cache.k_LBKSH, k_LBKTH, at),
         v_LBKSH=jax.lax.dynamic_update_slice(cache.v_LBKSH, v_LBKTH, at),
@@ -66,13 +70,23 @@ def attend(
     Arguments: queries, keys and values (N a multiple of K: grouped-query attention, Ainslie et al. 2023); the mask;
     a bias on the scores; scale, 1/sqrt(H) by default; dropout of the probabilities, applied only with a key;
     implementation "auto", "xla", "cudnn" or "cpu" (see `choose`). Scores and softmax are float32.
+    Errors: `ValueError` for a causal or segment mask with T != S, and for a named implementation that does not compute
+    this case (it would leave out the mask, the bias or the dropout).
     """
+    masks.check(mask, q_BTNH.shape[1], k_BSKH.shape[1])
     scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
     dropping = key is not None and dropout_rate > 0.0
     k_BSKH = sharding.constrain(k_BSKH, ("batch", None, "kv_heads", None))  # every query needs all keys
     v_BSKH = sharding.constrain(v_BSKH, ("batch", None, "kv_heads", None))
+    case: Any = {"bias": bias_NTS is not None, "dropout": dropping}
     if implementation == "auto":
-        implementation = choose(q_BTNH, mask, bias=bias_NTS is not None, dropout=dropping)
+        implementation = choose(q_BTNH, mask, **case)
+    elif not covers(implementation, q_BTNH, mask, **case):
+        hidden_by = [name for name, value in vars(mask).items() if value is not None and value is not False]
+        raise ValueError(
+            f"attention {implementation!r} does not compute this case ({q_BTNH.dtype}, head width {q_BTNH.shape[-1]}, "
+            f"mask by {hidden_by}, {case}); 'auto' picks an implementation that does"
+        )
     if implementation == "cudnn":
         return _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     B, T, N, H = q_BTNH.shape
@@ -113,14 +127,21 @@ def choose(q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> str:
     "cpu"     CPU: causal query blocks (`attention_cpu`); float32, a causal mask and nothing else, the length unsharded
     "xla"     everything else, on any platform
     """
+    own = {"gpu": "cudnn", "cpu": "cpu"}.get(target_platform(), "xla")
+    return own if covers(own, q_BTNH, mask, bias=bias, dropout=dropout) else "xla"
+
+
+def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> bool:
+    """Whether an implementation computes this case at all, on the platform that it is for."""
+    if implementation == "xla":
+        return True
     if bias or dropout or any(a is not None for a in (mask.segment_BT, mask.prefix_B, mask.start_B)):
-        return "xla"
-    platform, H = target_platform(), q_BTNH.shape[-1]
-    if platform == "gpu" and q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128:
-        return "cudnn"
-    if platform == "cpu" and q_BTNH.dtype == jnp.float32 and mask.causal and mask.end_B is None:
-        return "cpu" if sharding.shards("length") == 1 else "xla"
-    return "xla"
+        return False
+    if implementation == "cudnn":
+        H = q_BTNH.shape[-1]
+        return q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
+    whole = mask.end_B is None and sharding.shards("length") == 1
+    return implementation == "cpu" and q_BTNH.dtype == jnp.float32 and mask.causal and whole
 
 
 def target_platform() -> str:

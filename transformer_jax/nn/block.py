@@ -1,4 +1,4 @@
-"""The transformer block: attention and MLP, each with its norm, residual and dropout. Declared and applied from a config.
+"""The transformer block: attention and MLP, each with its norm, residual and dropout, by a config.
 
 Every family's `Config` has the fields of `BlockConfig`, so one block serves them all.
 

@@ -89,6 +89,6 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """
     if key is None or rate == 0.0:
         return x
-    threshold = round(rate * 65536)
+    threshold = min(round(rate * 65536), 65535)  # the highest rates keep one in 65536
     keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
     return jnp.where(keep, x * (65536 / (65536 - threshold)), jnp.zeros((), x.dtype)).astype(x.dtype)

@@ -30,13 +30,18 @@ class Mask:
     end_B: jax.Array | None = None
 
 
+def check(mask: Mask, num_queries: int, num_keys: int) -> None:
+    """Errors: `ValueError` for a causal or segment mask with T != S."""
+    if (mask.causal or mask.segment_BT is not None) and num_queries != num_keys:
+        raise ValueError(f"a causal or segment mask needs as many queries as keys; got {num_queries} and {num_keys}")
+
+
 def dense(mask: Mask, num_queries: int, num_keys: int) -> jax.Array | None:
-    """The mask as booleans [1 or B, T, S], True where attention is allowed; None when nothing is hidden.
+    """The mask as booleans [1 or B, 1 or T, S], True where attention is allowed; None when nothing is hidden.
 
     Arguments: mask; T; S. Errors: `ValueError` for a causal or segment mask with T != S.
     """
-    if (mask.causal or mask.segment_BT is not None) and num_queries != num_keys:
-        raise ValueError(f"a causal or segment mask needs as many queries as keys; got {num_queries} and {num_keys}")
+    check(mask, num_queries, num_keys)
     keys_S = jnp.arange(num_keys)
     allowed = []
     if mask.causal:

@@ -55,9 +55,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
 
 def stack(tree: Tree, num_layers: int) -> Tree:
     """The declaration of `num_layers` copies, each leaf with a leading "layers" axis."""
-    return jax.tree.map(
-        lambda p: Param((num_layers, *p.shape), ("layers", *p.axes), p.init), tree, is_leaf=_is_param
-    )
+    return jax.tree.map(lambda p: Param((num_layers, *p.shape), ("layers", *p.axes), p.init), tree, is_leaf=_is_param)
 
 
 def init(key: jax.Array, tree: Tree) -> Tree:

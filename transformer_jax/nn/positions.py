@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.errors import InputError
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -30,6 +32,17 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise InputError(
+                f"rope_scaling.low_freq_factor {self.low_freq_factor} and high_freq_factor {self.high_freq_factor}: "
+                "the first must be positive and below the second"
+            )
+        if self.factor <= 0 or self.original_length < 1:
+            raise InputError(
+                f"rope_scaling.factor {self.factor} and original_length {self.original_length} must be positive"
+            )
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
@@ -80,9 +93,7 @@ def relative_buckets(distance: jax.Array, *, num_buckets: int, max_distance: int
     return jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
 
 
-def relative_bias(
-    table: jax.Array, queries_T: jax.Array, keys_S: jax.Array, *, max_distance: int = 128
-) -> jax.Array:
+def relative_bias(table: jax.Array, queries_T: jax.Array, keys_S: jax.Array, *, max_distance: int = 128) -> jax.Array:
     """The scores' bias [N, T, S] from a learned table [buckets, N]."""
     distance_TS = queries_T[:, None] - keys_S[None, :]
     buckets_TS = relative_buckets(distance_TS, num_buckets=table.shape[0], max_distance=max_distance)

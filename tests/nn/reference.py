@@ -1,0 +1,176 @@
+"""The transformer once more, in NumPy and float64, as the papers write it: loops over examples, layers and heads.
+
+Nothing here is shared with the product but the names of the parameters and of the config's fields. Sources: Vaswani et
+al. 2017 (attention, sinusoids), Radford et al. 2019 (GPT-2's pre-norm), Ba et al. 2016 and Zhang and Sennrich 2019
+(norms), Hendrycks and Gimpel 2016 (GELU), Shazeer 2020 (gated MLP), Su et al. 2021 (rotary), Ainslie et al. 2023
+(grouped queries), Raffel et al. 2020 (prefix, buckets), Press et al. 2022 (ALiBi), Dubey et al. 2024 (Llama 3.1's
+frequencies).
+
+T queries, S keys, D width, H head width, V vocabulary; one example at a time, so there is no B.
+"""
+
+import math
+
+import numpy as np
+
+
+def layer_norm(x, scale, bias, eps):
+    centred = x - x.mean(-1, keepdims=True)
+    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * scale
+    return y if bias is None else y + bias
+
+
+def rms_norm(x, scale, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def activate(x, name):
+    if name == "gelu":
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    if name == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return {"relu": np.maximum(x, 0), "silu": x / (1 + np.exp(-x))}[name]
+
+
+def softmax(scores):
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def attention_head(q_TH, k_SH, v_SH, allowed_TS, bias_TS=0.0):
+    """One head: softmax(q k^T / sqrt(H) + bias) v over the allowed keys."""
+    scores_TS = q_TH @ k_SH.T / math.sqrt(q_TH.shape[-1]) + bias_TS
+    return softmax(np.where(allowed_TS, scores_TS, -np.inf)) @ v_SH
+
+
+def allowed(T, segments=None, prefix=0):
+    """Position t sees position s if s <= t or s is in the prefix, and both are of one segment."""
+    segments = [0] * T if segments is None else segments
+    return np.array([[(s <= t or s < prefix) and segments[s] == segments[t] for s in range(T)] for t in range(T)])
+
+
+def sinusoid(position, width):
+    row = np.zeros(width)
+    for i in range(width // 2):
+        row[2 * i] = math.sin(position / 10_000 ** (2 * i / width))
+        row[2 * i + 1] = math.cos(position / 10_000 ** (2 * i / width))
+    return row
+
+
+def rotary_frequencies(H, theta, scaling=None):
+    frequencies = []
+    for i in range(H // 2):
+        frequency = theta ** (-2 * i / H)
+        if scaling is not None:
+            wavelength = 2 * math.pi / frequency
+            if wavelength > scaling.original_length / scaling.low_freq_factor:
+                frequency /= scaling.factor
+            elif wavelength > scaling.original_length / scaling.high_freq_factor:
+                smooth = scaling.original_length / wavelength - scaling.low_freq_factor
+                smooth /= scaling.high_freq_factor - scaling.low_freq_factor
+                frequency = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+        frequencies.append(frequency)
+    return frequencies
+
+
+def rotate(x_TH, frequencies):
+    """Columns i and i + H/2 of row t are one complex number, multiplied by e^(i t frequency)."""
+    half = x_TH.shape[-1] // 2
+    numbers = x_TH[:, :half] + 1j * x_TH[:, half:]
+    turned = numbers * np.exp(1j * np.arange(len(x_TH))[:, None] * np.array(frequencies)[None])
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def bucket(distance, num_buckets, max_distance):
+    """T5's bucket of one distance to the left; keys on the right count as distance 0."""
+    distance, exact = max(distance, 0), num_buckets // 2
+    if distance < exact:
+        return distance
+    far = math.log(distance / exact) / math.log(max_distance / exact) * (num_buckets - exact)
+    return min(exact + int(far), num_buckets - 1)
+
+
+def alibi_slopes(heads):
+    """The paper's rule for powers of two, and for other counts the released code's: every second slope of the next."""
+    if math.log2(heads).is_integer():
+        return [2 ** (-8 / heads * (i + 1)) for i in range(heads)]
+    power = 2 ** int(math.log2(heads))
+    return alibi_slopes(power) + alibi_slopes(2 * power)[0::2][: heads - power]
+
+
+def _layer(tree, i):
+    return {k: _layer(v, i) if isinstance(v, dict) else v[i] for k, v in tree.items()}
+
+
+def _dense(p, x):
+    return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+def _norm(p, x, cfg):
+    if cfg.norm == "rms":
+        return rms_norm(x, p["scale"], cfg.norm_eps)
+    return layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
+
+
+def gpt_logits(params, cfg, tokens_T, segments=None, prefix=0):
+    """Logits [T, V] of one sequence."""
+    T, N = len(tokens_T), cfg.num_heads
+    K = cfg.num_kv_heads or N
+    H = cfg.head_dim or cfg.width // N
+    x_TD = params["embed"]["token"]["embedding"][tokens_T]
+    if cfg.position == "learned":
+        x_TD = x_TD + params["embed"]["position"]["embedding"][:T]
+    if cfg.position == "sinusoidal":
+        x_TD = x_TD + np.stack([sinusoid(t, cfg.width) for t in range(T)])
+    bias_NTS = np.zeros((N, T, T))
+    for n in range(N):
+        for t in range(T):
+            for s in range(T):
+                if cfg.position == "relative":
+                    bias_NTS[n, t, s] = params["relative_bias"]["embedding"][bucket(t - s, 32, 128), n]
+                if cfg.position == "alibi":
+                    bias_NTS[n, t, s] = -alibi_slopes(N)[n] * abs(t - s)
+    frequencies = rotary_frequencies(H, cfg.rope_theta, cfg.rope_scaling)
+
+    def attend(p, h_TD):
+        query, key, value = (_dense(p[name], h_TD) for name in ("query", "key", "value"))
+        outputs = []
+        for n in range(N):
+            kv = n // (N // K)
+            q_TH, k_SH, v_SH = query[:, n * H :][:, :H], key[:, kv * H :][:, :H], value[:, kv * H :][:, :H]
+            if cfg.qk_norm:
+                q_TH = rms_norm(q_TH, p["query_norm"]["scale"], cfg.norm_eps)
+                k_SH = rms_norm(k_SH, p["key_norm"]["scale"], cfg.norm_eps)
+            if cfg.position == "rotary":
+                q_TH, k_SH = rotate(q_TH, frequencies), rotate(k_SH, frequencies)
+            outputs.append(attention_head(q_TH, k_SH, v_SH, allowed(T, segments, prefix), bias_NTS[n]))
+        return _dense(p["out"], np.concatenate(outputs, axis=-1))
+
+    def mlp(p, h_TD):
+        if cfg.gated:
+            return _dense(p["down"], activate(_dense(p["gate"], h_TD), cfg.activation) * _dense(p["up"], h_TD))
+        return _dense(p["down"], activate(_dense(p["up"], h_TD), cfg.activation))
+
+    for i in range(cfg.num_layers):
+        p = _layer(params["blocks"], i)
+        if cfg.norm_order == "pre":
+            x_TD = x_TD + attend(p["attention"], _norm(p["attention_norm"], x_TD, cfg))
+            x_TD = x_TD + mlp(p["mlp"], _norm(p["mlp_norm"], x_TD, cfg))
+        else:
+            x_TD = _norm(p["attention_norm"], x_TD + attend(p["attention"], x_TD), cfg)
+            x_TD = _norm(p["mlp_norm"], x_TD + mlp(p["mlp"], x_TD), cfg)
+    if cfg.norm_order == "pre":
+        x_TD = _norm(params["final_norm"], x_TD, cfg)
+    return x_TD @ (params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else params["head"]["kernel"])
+
+
+def random_params(declaration, seed):
+    """Float64 values for a tree of `Param`s, large enough that every one of them shows in the result."""
+    rng = np.random.default_rng(seed)
+
+    def values(tree, name=""):
+        if isinstance(tree, dict):
+            return {name: values(branch, name) for name, branch in tree.items()}
+        return float(name == "scale") + 0.3 * rng.standard_normal(tree.shape)
+
+    return values(declaration)

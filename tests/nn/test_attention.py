@@ -1,0 +1,220 @@
+"""Attention against its definition in float64, the implementations against each other, and the cache."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from tests.nn import reference
+from transformer_jax import sharding
+from transformer_jax.nn import attention
+from transformer_jax.nn.masks import Mask
+
+
+def operands(B, T, S, N, K, H, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, H))
+    return tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+
+
+def by_definition(q, k, v, allowed_BTS, bias_NTS=None):
+    """[B, T, N, H] in float64, head by head; query head n shares the keys of head n K / N."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out, N, K = np.zeros(q.shape), q.shape[2], k.shape[2]
+    for b, n in np.ndindex(q.shape[0], N):
+        bias = 0.0 if bias_NTS is None else np.asarray(bias_NTS[n], np.float64)
+        head = n * K // N
+        out[b, :, n] = reference.attention_head(q[b, :, n], k[b, :, head], v[b, :, head], allowed_BTS[b], bias)
+    return out
+
+
+def test_cross_attention_with_grouped_heads_bias_and_padding():
+    q, k, v = operands(B=2, T=3, S=5, N=4, K=2, H=8)
+    bias_NTS = jnp.asarray(np.random.default_rng(1).standard_normal((4, 3, 5)), jnp.float32)
+    mask = Mask(start_B=jnp.array([0, 1]), end_B=jnp.array([5, 3]))
+    allowed_BTS = np.broadcast_to([[[1, 1, 1, 1, 1]], [[0, 1, 1, 0, 0]]], (2, 3, 5)).astype(bool)
+    ours = jax.jit(attention.attend)(q, k, v, mask, bias_NTS=bias_NTS)
+    np.testing.assert_allclose(ours, by_definition(q, k, v, allowed_BTS, bias_NTS), atol=2e-6)
+
+
+@pytest.mark.parametrize("T", [5, 130])
+def test_causal_attention_of_both_implementations(T):
+    """130 queries are two blocks of 64 and one of 2 on the CPU's own implementation."""
+    q, k, v = operands(B=1, T=T, S=T, N=4, K=2, H=8)
+    d_out = jnp.asarray(np.random.default_rng(2).standard_normal(q.shape), jnp.float32)
+
+    @jax.jit
+    def both(*qkv):
+        results = []
+        for name in ("xla", "cpu"):
+            out, pull = jax.vjp(partial(attention.attend, mask=Mask(causal=True), implementation=name), *qkv)
+            results.append((out, *pull(d_out)))
+        return results
+
+    xla, cpu = both(q, k, v)
+    np.testing.assert_allclose(xla[0], by_definition(q, k, v, np.tri(T, dtype=bool)[None]), atol=5e-6)
+    for one, other in zip(xla, cpu, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_grouped_queries_equal_repeated_heads():
+    q, k, v = operands(B=2, T=6, S=6, N=6, K=2, H=4)
+    attend = jax.jit(partial(attention.attend, mask=Mask(causal=True), implementation="xla"))
+    repeated = attend(q, jnp.repeat(k, 3, axis=2), jnp.repeat(v, 3, axis=2))
+    np.testing.assert_allclose(attend(q, k, v), repeated, atol=1e-6)
+
+
+def test_a_row_that_sees_nothing_is_finite_and_so_is_its_gradient():
+    q, k, v = operands(B=2, T=4, S=4, N=2, K=2, H=4)
+    mask = Mask(causal=True, start_B=jnp.array([2, 4]))  # two queries, and all four, see no key
+    out, pull = jax.jit(partial(jax.vjp, partial(attention.attend, mask=mask)))(q, k, v)
+    assert np.isfinite(out).all()
+    assert all(np.isfinite(d).all() for d in pull(jnp.ones_like(out)))
+
+
+def test_extreme_scores_do_not_overflow():
+    q, k, v = operands(B=1, T=8, S=8, N=2, K=2, H=4)
+    for name in ("xla", "cpu"):
+        out = attention.attend(q * 1e4, k * 1e4, v, Mask(causal=True), implementation=name)
+        np.testing.assert_allclose(out[0, 0], v[0, 0], rtol=1e-6)
+        assert np.isfinite(out).all()
+
+
+def test_dropout_of_probabilities():
+    """With one-hot values the output is the dropped probabilities themselves."""
+    q, k, _ = operands(B=4, T=32, S=32, N=2, K=2, H=32)
+    v = jnp.broadcast_to(jnp.eye(32)[None, :, None], (4, 32, 2, 32))
+    attend = jax.jit(lambda key, rate: attention.attend(q, k, v, Mask(), dropout_rate=rate, key=key), static_argnums=1)
+    whole, dropped = attend(None, 0.25), attend(jax.random.key(0), 0.25)
+    kept = np.asarray(dropped) != 0
+    np.testing.assert_allclose(dropped[kept], (whole / 0.75)[kept], rtol=1e-5)
+    assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / kept.size)  # four standard deviations
+    np.testing.assert_array_equal(dropped, attend(jax.random.key(0), 0.25))
+    assert (np.asarray(attend(jax.random.key(1), 0.25)) != dropped).any()
+    np.testing.assert_allclose(whole, attend(jax.random.key(0), 0.0), atol=1e-7)
+
+
+def test_bfloat16_keeps_the_softmax_in_float32():
+    q, k, v = (a.astype(jnp.bfloat16) for a in operands(B=1, T=16, S=16, N=2, K=1, H=16))
+    attend = partial(attention.attend, mask=Mask(causal=True))
+    out = attend(q, k, v)
+    assert out.dtype == jnp.bfloat16
+    expected = by_definition(q, k, v, np.tri(16, dtype=bool)[None])
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.02)
+    program = str(jax.make_jaxpr(attend)(q, k, v))
+    exponentials = [line for line in program.splitlines() if " = exp " in line]
+    assert exponentials and all(":f32[" in line for line in exponentials), exponentials
+
+
+def test_the_cache_is_written_where_it_says():
+    cache = attention.empty_cache(2, batch=1, num_slots=4, kv_heads=2, head_width=3, dtype=jnp.float32)
+    assert cache.k_LBKSH.shape == (2, 1, 2, 4, 3) and int(cache.index) == 0
+    k_BTKH = jnp.arange(12.0).reshape(1, 2, 2, 3) + 1
+    cache = attention.write(cache.replace(index=jnp.array(1)), 1, k_BTKH, -k_BTKH)
+    assert int(cache.index) == 1
+    assert cache.k_LBKSH[1, 0, 1].tolist() == [[0, 0, 0], [4, 5, 6], [10, 11, 12], [0, 0, 0]]
+    np.testing.assert_array_equal(cache.v_LBKSH, -cache.k_LBKSH)
+    assert not cache.k_LBKSH[0].any()
+
+
+def test_an_empty_cache_can_be_donated():
+    """Keys and values are two buffers: one buffer cannot be given away twice."""
+    cache = attention.empty_cache(1, batch=1, num_slots=2, kv_heads=1, head_width=2, dtype=jnp.float32)
+    jax.jit(lambda cache: cache.replace(index=cache.index + 1), donate_argnums=0)(cache)
+
+
+# ---- Which implementation ------------------------------------------------------------------------------------------
+
+
+def on(platform, shape=(1, 1, 1, 1)):
+    """A mesh of devices of another platform; nothing can run on it, everything can be decided."""
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    types = (AxisType.Auto,) * 4
+    return jax.sharding.use_abstract_mesh(AbstractMesh(shape, sharding.MESH_AXES, types, abstract_device=device))
+
+
+def decide(mask, dtype=jnp.bfloat16, H=64, bias=False, dropout=False):
+    return attention.choose(jax.ShapeDtypeStruct((8, 16, 2, H), dtype), mask, bias=bias, dropout=dropout)
+
+
+CAUSAL = Mask(causal=True)
+INTS = jnp.ones(1, int)
+F32 = {"dtype": jnp.float32}
+
+
+@pytest.mark.parametrize(
+    ("mask", "case", "gpu", "cpu", "tpu"),
+    [
+        (CAUSAL, {}, "cudnn", "xla", "xla"),
+        (CAUSAL, {"dtype": jnp.float16}, "cudnn", "xla", "xla"),
+        (CAUSAL, F32, "xla", "cpu", "xla"),
+        (CAUSAL, {"H": 128}, "cudnn", "xla", "xla"),
+        (CAUSAL, {"H": 136}, "xla", "xla", "xla"),
+        (CAUSAL, {"H": 60}, "xla", "xla", "xla"),
+        (CAUSAL, {"bias": True}, "xla", "xla", "xla"),
+        (CAUSAL, {"bias": True, **F32}, "xla", "xla", "xla"),
+        (CAUSAL, {"dropout": True}, "xla", "xla", "xla"),
+        (CAUSAL, {"dropout": True, **F32}, "xla", "xla", "xla"),
+        (Mask(), {}, "cudnn", "xla", "xla"),
+        (Mask(), F32, "xla", "xla", "xla"),
+        (Mask(end_B=INTS), {}, "cudnn", "xla", "xla"),
+        (Mask(causal=True, end_B=INTS), F32, "xla", "xla", "xla"),
+        (Mask(causal=True, start_B=INTS), {}, "xla", "xla", "xla"),
+        (Mask(causal=True, prefix_B=INTS), {}, "xla", "xla", "xla"),
+        (Mask(causal=True, prefix_B=INTS), F32, "xla", "xla", "xla"),
+        (Mask(causal=True, segment_BT=INTS[None]), {}, "xla", "xla", "xla"),
+        (Mask(causal=True, segment_BT=INTS[None]), F32, "xla", "xla", "xla"),
+    ],
+)
+def test_what_is_chosen(mask, case, gpu, cpu, tpu):
+    for platform, expected in (("gpu", gpu), ("cuda", gpu), ("cpu", cpu), ("tpu", tpu)):
+        with on(platform):
+            assert decide(mask, **case) == expected, platform
+
+
+def test_a_cut_length_takes_the_plain_implementation_on_a_cpu():
+    with on("cpu", (1, 1, 2, 1)):
+        assert decide(CAUSAL, jnp.float32) == "xla"
+    with on("cpu", (2, 2, 1, 2)):
+        assert decide(CAUSAL, jnp.float32) == "cpu"
+
+
+def test_the_platform_is_the_meshs_or_the_default():
+    assert attention.target_platform() == jax.default_backend()
+    with jax.set_mesh(sharding.make_mesh()):
+        assert attention.target_platform() == jax.default_backend()
+    for written, meant in (("tpu", "tpu"), ("rocm", "gpu")):
+        with on(written):
+            assert attention.target_platform() == meant
+    with jax.sharding.use_abstract_mesh(
+        AbstractMesh((1,), ("data",), (AxisType.Auto,))
+    ):  # of no platform in particular
+        assert attention.target_platform() == jax.default_backend()
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "options"),
+    [
+        ("cudnn", Mask(causal=True, segment_BT=jnp.ones((2, 4), int)), {}),
+        ("cudnn", Mask(causal=True, start_B=jnp.zeros(2, int)), {}),
+        ("cudnn", CAUSAL, {}),  # float32
+        ("cpu", Mask(), {}),
+        ("cpu", Mask(causal=True, prefix_B=jnp.zeros(2, int)), {}),
+        ("cpu", CAUSAL, {"bias_NTS": jnp.zeros((2, 4, 4))}),
+        ("cpu", CAUSAL, {"dropout_rate": 0.1, "key": jax.random.key(0)}),
+        ("flash", CAUSAL, {}),
+    ],
+)
+def test_a_named_implementation_never_leaves_something_out(name, mask, options):
+    q, k, v = operands(B=2, T=4, S=4, N=2, K=2, H=8)
+    with pytest.raises(ValueError, match=f"attention '{name}' does not compute this case"):
+        attention.attend(q, k, v, mask, implementation=name, **options)
+
+
+@pytest.mark.parametrize("name", ["auto", "xla", "cpu"])
+def test_causal_needs_as_many_queries_as_keys(name):
+    with pytest.raises(ValueError, match="got 4 and 5"):
+        attention.attend(*operands(B=1, T=4, S=5, N=2, K=2, H=8), CAUSAL, implementation=name)

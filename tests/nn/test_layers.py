@@ -1,0 +1,70 @@
+"""Norms, activations, the MLP and dropout against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.nn import reference
+from transformer_jax.nn import layers
+
+X = np.random.default_rng(0).standard_normal((2, 3, 8)) * 3 + 1
+SCALE, BIAS = np.random.default_rng(1).standard_normal((2, 8))
+
+
+def f32(tree):
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
+
+
+def test_norms():
+    both, scale = f32({"scale": SCALE, "bias": BIAS}), f32({"scale": SCALE})
+    x = f32(X)
+    np.testing.assert_allclose(
+        layers.norm(both, x, "layer", 1e-5), reference.layer_norm(X, SCALE, BIAS, 1e-5), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        layers.norm(scale, x, "layer", 0.1), reference.layer_norm(X, SCALE, None, 0.1), atol=1e-5
+    )
+    np.testing.assert_allclose(layers.norm(scale, x, "rms", 0.1), reference.rms_norm(X, SCALE, 0.1), atol=1e-5)
+
+
+def test_statistics_of_norms_are_float32():
+    """In bfloat16 the mean of 1000 + noise would have an error of 4 and drown the noise."""
+    x = (1000 + 8 * np.arange(8)).astype(jnp.bfloat16)[None, None]
+    y = layers.norm(f32({"scale": np.ones(8)}), jnp.asarray(x), "layer", 1e-5)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y, reference.layer_norm(x.astype(np.float64), 1.0, None, 1e-5), atol=0.01)
+
+
+@pytest.mark.parametrize("name", list(layers.ACTIVATIONS))
+def test_activations(name):
+    x = np.linspace(-5, 5, 101)
+    np.testing.assert_allclose(layers.ACTIVATIONS[name](f32(x)), reference.activate(x, name), atol=1e-6)
+
+
+def test_the_gate_gates():
+    rng = np.random.default_rng(2)
+    p = {name: {"kernel": rng.standard_normal((8, 8))} for name in ("up", "gate", "down")}
+    gated = reference.activate(X @ p["gate"]["kernel"], "silu") * (X @ p["up"]["kernel"]) @ p["down"]["kernel"]
+    np.testing.assert_allclose(layers.mlp(f32(p), f32(X), "silu"), gated, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_statistics(rate):
+    x = jnp.ones((200, 500))
+    y = np.asarray(layers.dropout(x, rate, jax.random.key(0)))
+    kept = y != 0
+    assert abs(kept.mean() - (1 - rate)) < 4 * np.sqrt(rate * (1 - rate) / y.size)
+    np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=2e-4)  # the rate is a multiple of 2^-16
+    np.testing.assert_array_equal(y, layers.dropout(x, rate, jax.random.key(0)))
+    assert (y != layers.dropout(x, rate, jax.random.key(1))).any()
+
+
+def test_dropout_off_is_the_identity_itself():
+    x = jnp.ones(3)
+    assert layers.dropout(x, 0.5, None) is x and layers.dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_the_highest_rates_stay_finite():
+    y = layers.dropout(jnp.ones(1000), 0.999999, jax.random.key(0))
+    assert np.isfinite(y).all()
