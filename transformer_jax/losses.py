@@ -60,8 +60,9 @@ def linear_cross_entropy(
 
 
 def _targets(labels_BT: jax.Array, weights_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Labels and float32 weights (None: all 1), laid out alike."""
-    weights_BT = jnp.ones_like(labels_BT, jnp.float32) if weights_BT is None else weights_BT.astype(jnp.float32)
+    """int32 labels and float32 weights (None: all 1), of whatever dtypes they come in, laid out alike."""
+    labels_BT = jnp.asarray(labels_BT, jnp.int32)
+    weights_BT = jnp.ones_like(labels_BT, jnp.float32) if weights_BT is None else jnp.asarray(weights_BT, jnp.float32)
     return sharding.constrain(labels_BT, ("batch", "length")), sharding.constrain(weights_BT, ("batch", "length"))
 
 
@@ -91,7 +92,7 @@ def _token_losses(
 
 
 def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
-    return labels_BT[..., None] == jnp.arange(vocab_size, dtype=labels_BT.dtype)
+    return labels_BT[..., None] == jnp.arange(vocab_size, dtype=jnp.int32)
 
 
 def _num_tiles(B: int, T: int, V: int, tile_bytes: int) -> int:

@@ -1,0 +1,157 @@
+"""Cross-entropy against float64, and the tiled one against the plain one: values, gradients and memory."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.losses import cross_entropy, linear_cross_entropy
+
+B, T, D, V = 4, 24, 8, 50
+RNG = np.random.default_rng(0)
+X, KERNEL, BIAS = RNG.standard_normal((B, T, D)), RNG.standard_normal((D, V)), RNG.standard_normal(V)
+LABELS = RNG.integers(0, V, (B, T))
+WEIGHTS = RNG.uniform(0, 2, (B, T)) * (RNG.uniform(size=(B, T)) > 0.3)
+SMOOTH = {"label_smoothing": 0.1, "z_loss": 1e-2}
+
+
+def by_definition(logits, labels, weights, label_smoothing=0.0, z_loss=0.0):
+    """Token by token in float64: the cross-entropy of a target distribution, and z log(Z)^2."""
+    total = 0.0
+    for b, t in np.ndindex(labels.shape):
+        log_z = np.log(np.sum(np.exp(logits[b, t])))
+        target = np.full(V, label_smoothing / V)
+        target[labels[b, t]] += 1 - label_smoothing
+        total += weights[b, t] * (-np.sum(target * (logits[b, t] - log_z)) + z_loss * log_z**2)
+    return total, weights.sum()
+
+
+def f32(*arrays):
+    return [jnp.asarray(a, jnp.float32) for a in arrays]
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-2}, SMOOTH])
+def test_cross_entropy_is_its_definition(options):
+    logits = X @ KERNEL + BIAS
+    ours = cross_entropy(*f32(logits), LABELS, *f32(WEIGHTS), **options)
+    np.testing.assert_allclose(ours, by_definition(logits, LABELS, WEIGHTS, **options), rtol=1e-5)
+
+
+def test_a_uniform_guess_costs_the_logarithm_of_the_vocabulary():
+    total, weight = cross_entropy(jnp.zeros((2, 3, V)), jnp.zeros((2, 3), int))
+    assert weight == 6 and total.dtype == weight.dtype == jnp.float32
+    np.testing.assert_allclose(total, 6 * np.log(V), rtol=1e-6)
+
+
+def tiles(number):
+    return {"tile_bytes": 4 * B * T * V // number}
+
+
+def test_tiled_is_plain():
+    """Values and gradients of x, kernel, bias and weights, for one tile, some, and one position at a time."""
+
+    def plain(x, kernel, bias, weights):
+        total, weight = cross_entropy(x @ kernel + bias, LABELS, weights, **SMOOTH)
+        return total / weight
+
+    def tiled(x, kernel, bias, weights, number):
+        options = {"bias_V": bias, **SMOOTH, **tiles(number)}
+        total, weight = linear_cross_entropy(x, kernel, LABELS, weights, **options)
+        return total / weight
+
+    grad = {"argnums": (0, 1, 2, 3)}
+    numbers = (1, 3, 24, 1000)
+
+    @jax.jit
+    def all_of_them(*args):
+        values = [tiled(*args, number) for number in numbers]
+        return (
+            jax.value_and_grad(plain, **grad)(*args),
+            values,
+            [jax.value_and_grad(tiled, **grad)(*args, number) for number in numbers],
+        )
+
+    expected, values, others = all_of_them(*f32(X, KERNEL, BIAS, WEIGHTS))
+    total, weight = by_definition(X @ KERNEL + BIAS, LABELS, WEIGHTS, **SMOOTH)
+    np.testing.assert_allclose(expected[0], total / weight, rtol=1e-5)
+    np.testing.assert_allclose(values, total / weight, rtol=1e-5)
+    for other in others:
+        for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_tiled_is_plain_in_bfloat16():
+    """x in bfloat16, parameters in float32: the loss is float32 and the gradients come in their own dtypes."""
+    x = jnp.asarray(X, jnp.bfloat16)
+    kernel, bias, weights = f32(KERNEL, BIAS, WEIGHTS)
+
+    def plain(x, kernel, bias):
+        logits = jnp.einsum("BTD,DV->BTV", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        return cross_entropy(logits + bias, LABELS, weights)[0]
+
+    def tiled(x, kernel, bias):
+        return linear_cross_entropy(x, kernel, LABELS, weights, bias_V=bias, **tiles(3))[0]
+
+    one, two = jax.jit(lambda *args: [jax.value_and_grad(f, (0, 1, 2))(*args) for f in (plain, tiled)])(x, kernel, bias)
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-5)
+    assert two[0].dtype == jnp.float32 and [g.dtype for g in two[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for a, b in zip(one[1], two[1], strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=0.01 * np.abs(a).max())  # bfloat16 has 8 bits
+
+
+def largest_float32(number):
+    """Elements of the largest float32 array in the compiled gradient of the loss in so many tiles."""
+    x, kernel = f32(X, KERNEL)
+
+    def loss(x, kernel):
+        return linear_cross_entropy(x, kernel, LABELS, **tiles(number))[0]
+
+    text = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
+    return max(np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"\bf32\[([\d,]+)\]", text))
+
+
+def test_the_logits_are_never_whole():
+    assert largest_float32(1) >= B * T * V  # so the measure sees them
+    assert largest_float32(6) <= B * T * V / 6
+
+
+@pytest.mark.parametrize("length", [1, 7, 24])
+def test_a_tile_fits_where_the_length_has_a_divisor(length):
+    """Seven positions in two tiles are seven tiles of one; a single position is one tile, however large."""
+    x, kernel = f32(X[:, :length], KERNEL)
+    whole = linear_cross_entropy(x, kernel, LABELS[:, :length])[0]
+    cut = linear_cross_entropy(x, kernel, LABELS[:, :length], tile_bytes=4 * B * V * max(1, length // 2))[0]
+    np.testing.assert_allclose(whole, cut, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_labels_of_any_dtype(dtype):
+    """Also NumPy's own, and bytes with a vocabulary that has more words than a byte has values."""
+    logits = np.random.default_rng(1).standard_normal((1, 3, 300)).astype(np.float32)
+    labels = np.array([[1, 44, 255]])
+    expected = -np.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1).sum()
+    np.testing.assert_allclose(cross_entropy(logits, labels.astype(dtype))[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float16])
+def test_weights_of_any_dtype_count_in_float32(dtype):
+    """A padding mask is often boolean; it is a weight like any other, and its gradient exists nowhere."""
+    x, kernel, logits = f32(X, KERNEL, X @ KERNEL)
+    weights = jnp.asarray(WEIGHTS > 0).astype(dtype)
+    expected = by_definition(X @ KERNEL, LABELS, (WEIGHTS > 0).astype(float))
+    for result in (cross_entropy(logits, LABELS, weights), linear_cross_entropy(x, kernel, LABELS, weights)):
+        assert result[0].dtype == result[1].dtype == jnp.float32
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+    assert np.isfinite(jax.grad(lambda x: linear_cross_entropy(x, kernel, LABELS, weights)[0])(x)).all()
+
+
+def test_a_token_of_weight_zero_changes_nothing():
+    x, kernel, weights = f32(X, KERNEL, WEIGHTS)
+    other = jnp.where(weights > 0, LABELS, (LABELS + 1) % V)
+    f = jax.jit(jax.value_and_grad(lambda x, labels: linear_cross_entropy(x, kernel, labels, weights)[0]))
+    value, grad = f(x, jnp.asarray(LABELS))
+    assert value == f(x, other)[0]
+    assert not np.asarray(grad)[WEIGHTS == 0].any()
