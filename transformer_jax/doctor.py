@@ -52,7 +52,7 @@ def smoke() -> tuple[float, float]:
     """The loss of a tiny GPT before and after 20 steps on one batch, in nats per token."""
     gpt, task = FAMILIES["gpt"], CausalLM()
     cfg = gpt.Config(vocab_size=64, max_length=32, width=32, num_layers=2, num_heads=2)
-    params = gpt.init(jax.random.key(0), cfg)
+    params = jax.jit(gpt.init, static_argnums=1)(jax.random.key(0), cfg)
     tokens_BT = jax.random.randint(jax.random.key(1), (8, 33), 0, 64)
     batch = {"inputs": tokens_BT[:, :-1], "targets": tokens_BT[:, 1:], "weights": jnp.ones((8, 32))}
     optimizer = optax.adam(3e-3)
@@ -67,7 +67,7 @@ def smoke() -> tuple[float, float]:
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state, value
 
-    values, opt_state = [], optimizer.init(params)
+    values, opt_state = [], jax.jit(optimizer.init)(params)
     for _ in range(20):
         params, opt_state, value = step(params, opt_state)
         values.append(float(value))

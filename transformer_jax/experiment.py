@@ -261,7 +261,7 @@ def _decode(tree: Any, annotation: Any, where: str) -> Any:
     raise InputError(f"{where}: {json.dumps(tree)[:80]} is not {_describe(annotation)}")
 
 
-def _decode_dataclass(tree: dict[str, Any], options: list[type], where: str) -> Any:
+def _decode_dataclass(tree: dict[str, Any], options: list[Any], where: str) -> Any:
     name = tree.get("type")
     names = [_NAMES[o] for o in options]
     if not isinstance(name, str) or name not in names:

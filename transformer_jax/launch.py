@@ -100,7 +100,7 @@ def parse_profile(text: str) -> tuple[int, int] | None:
 
 def use_cpu_cores(experiment: Experiment) -> None:
     """Makes a CPU device of each core, as far as the batches divide over them: faster than one device of all cores."""
-    if {"JAX_NUM_CPU_DEVICES", "XLA_FLAGS"} & os.environ.keys() or jax.config.jax_num_cpu_devices >= 0:
+    if {"JAX_NUM_CPU_DEVICES", "XLA_FLAGS"} & os.environ.keys() or jax.config.values["jax_num_cpu_devices"] >= 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     jax.config.update("jax_num_cpu_devices", num_cpu_devices(experiment, cores))
@@ -131,7 +131,7 @@ def keep_compilations() -> None:
     In $TRANSFORMER_JAX_CACHE, else in transformer_jax below $XDG_CACHE_HOME or ~/.cache. An entry is machine code that
     is run when its key matches, hence the mode 0700.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     import jaxlib
 

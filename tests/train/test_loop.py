@@ -53,7 +53,7 @@ def leaves(workdir: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     step = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name)).absolute()
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for item in ("params", "ema", "optimizer"):
         tree = ocp.StandardCheckpointer().restore(step / item)
         found |= {f"{item}/{name}": np.asarray(x) for name, x in params_lib.flatten(tree).items()}

@@ -154,7 +154,7 @@ def run(
             keep=experiment.checkpoint.keep,
             keep_best=experiment.checkpoint.keep_best,
         ) as writer,
-        contextlib.closing(pipeline.batches(prepared.train, rows, train.batch_size, **hosts)) as batches,
+        contextlib.closing(pipeline.batches(prepared.train, rows, train.batch_size, **hosts)) as batches,  # type: ignore[type-var]
     ):
 
         def read(step: int, metrics: Any) -> None:
@@ -309,7 +309,8 @@ def make_program(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: st
     Errors: `InputError` for a parameter, a batch or a schedule that does not fit.
     """
     train = experiment.train
-    model = dataclasses.replace(experiment.model, dtype=experiments.compute_dtype(experiment.precision, platform))
+    model: Any = experiment.model
+    model = dataclasses.replace(model, dtype=experiments.compute_dtype(experiment.precision, platform))
     family = models.family(model)
     declaration = family.declare(model)
     optimizer = optim.make(experiment.optim, train.steps, params_lib.decay_mask(declaration))
