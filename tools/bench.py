@@ -265,7 +265,9 @@ def table(result: dict[str, Any]) -> str:
     """The numbers for people."""
     facts, ours, theirs = result["machine"], result["ours"], result.get("torch")
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "jax", "jaxlib"))
-    busy = " (THE MACHINE IS BUSY: only ratios mean anything)" if result["load_average_before"] > 0.5 else ""
+    busy = (
+        " (BUSY with other work: times and ratios are not to be quoted)" if result["load_average_before"] > 0.5 else ""
+    )
     lines = [
         f"{result['shape']}: batch {result['batch_size']}, length {result['length']}, "
         f"{ours['parameters']:,} parameters, {ours['flops_per_step'] / 1e9:,.2f} GFLOP a step (PaLM, appendix B)",

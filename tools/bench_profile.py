@@ -4,16 +4,18 @@
 after what it fused ("multiply_add_fusion.3"), which says little; the compiled program's text says from which part of
 the model it came, and whether from its forward or its backward pass, and that is what the second table shows.
 
-Times are sums over all devices. With d devices working side by side, divide by d to compare with a step's time. A
-traced step is slower than an untraced one where operations are short.
+An operation's time is the median of its calls, so that a call that the machine interrupted does not count. The tables
+add the operations of all devices up: with d of them side by side, divide by d to compare with a step's time. A traced
+step is slower than an untraced one where operations are short.
 """
 
 import re
+import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -31,6 +33,16 @@ KINDS = {
 }
 
 
+class Cost(NamedTuple):
+    """Milliseconds and calls, both per step."""
+
+    milliseconds: float = 0.0
+    calls: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
+        return Cost(self.milliseconds + other.milliseconds, self.calls + other.calls)
+
+
 def report(run: Callable[[int], Any], compiled: jax.stages.Compiled, top: int = 25) -> str:
     """Two tables of milliseconds per step: by kind, and the `top` places in the model that cost most.
 
@@ -44,25 +56,28 @@ def report(run: Callable[[int], Any], compiled: jax.stages.Compiled, top: int = 
         operations = [op for trace in traces for op in read(jax.profiler.ProfileData.from_file(str(trace)))]
     program = compiled.as_text() or ""
     places = dict(re.findall(r'%(\S+) = .*?op_name="([^"]*)"', program))
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    by_place: dict[tuple[str, str], list[float]] = defaultdict(list)
+    calls: dict[str, list[float]] = defaultdict(list)
     for name, milliseconds in operations:
-        by_kind[kind(name)].append(milliseconds)
-        by_place[re.sub(r"[.\d]+$", "", name), place(places.get(name, ""))].append(milliseconds)
-    total = sum(map(sum, by_kind.values()))
+        calls[name].append(milliseconds)
+    by_kind: dict[str, Cost] = defaultdict(Cost)
+    by_place: dict[str, Cost] = defaultdict(Cost)
+    for name, times in calls.items():
+        per_step = len(times) / STEPS
+        cost = Cost(per_step * statistics.median(times), per_step)
+        by_kind[kind(name)] += cost
+        by_place[f"{re.sub(r'[.0-9]+$', '', name)}  {place(places.get(name, ''))}"] += cost
+    total = sum(cost.milliseconds for cost in by_kind.values())
+    heading = f"{'ms/step':>9}{'share':>8}{'calls':>8}  "
     lines = [
-        f"{STEPS} steps traced; {total / STEPS:,.2f} ms of operations a step, on {jax.device_count()} devices together",
-        "",
-        f"{'ms/step':>9}{'share':>8}{'calls':>8}  kind",
+        f"{STEPS} steps traced: {total:,.2f} ms of operations a step, on {jax.device_count()} devices together",
+        *("", heading + "kind", *rows(by_kind, total)),
+        *("", heading + "operation, and where it comes from", *rows(by_place, total)[:top]),
     ]
-    lines += [row(times, total, name) for name, times in largest(by_kind.items())]
-    lines += ["", f"{'ms/step':>9}{'share':>8}{'calls':>8}  operation, and where it comes from"]
-    lines += [row(times, total, f"{op}  {where}") for (op, where), times in largest(by_place.items())[:top]]
     return "\n".join(lines)
 
 
 def read(profile: Any) -> Iterable[tuple[str, float]]:
-    """(name in the compiled program, milliseconds) of each operation; what one holds inside counts for the inner ones."""
+    """(name in the compiled program, milliseconds) of each operation; time inside another counts for the inner one."""
     for plane in profile.planes:
         for line in plane.lines:
             events = []
@@ -93,9 +108,9 @@ def place(op_name: str) -> str:
     return " ".join(filter(None, [direction, *inner[-3:]]))
 
 
-def largest(table: Iterable[tuple[Any, list[float]]]) -> list[tuple[Any, list[float]]]:
-    return sorted(table, key=lambda item: -sum(item[1]))
-
-
-def row(times: list[float], total: float, text: str) -> str:
-    return f"{sum(times) / STEPS:9.3f}{sum(times) / total:8.1%}{len(times) / STEPS:8.0f}  {text}"
+def rows(costs: Mapping[str, Cost], total: float) -> list[str]:
+    """A line for each, the most costly first."""
+    return [
+        f"{cost.milliseconds:9.3f}{cost.milliseconds / total:8.1%}{cost.calls:8.0f}  {name}"
+        for name, cost in sorted(costs.items(), key=lambda item: -item[1].milliseconds)
+    ]

@@ -105,7 +105,7 @@ def random_rows(experiment: Experiment, count: int = 4) -> list[dict[str, np.nda
 
 def prepare_matmul(dtype: str) -> tuple[Block, float]:
     """Products [n, n] x [n, n], one on each device at once; and the FLOPs of one such step."""
-    n = 1536 if jax.default_backend() == "cpu" else 8192
+    n = 1024 if jax.default_backend() == "cpu" else 8192
     count = jax.device_count()
     mesh = jax.make_mesh((count,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, whole = (jax.NamedSharding(mesh, jax.P(*spec)) for spec in (("all",), ()))

@@ -1,0 +1,95 @@
+"""tools/bench.py runs, what it counts is right, and what it cannot do it refuses in one line."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from tools import bench, bench_profile
+
+TINY = ["--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2", "--train.batch-size", "8"]
+TINY += ["--model.max-length", "8", "--data.length", "8"]
+QUICK = ["--rounds", "2", "--block-seconds", "0.001"]
+
+
+def test_numbers_of_a_tiny_shape(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert bench.main(["gpt-4x128", *TINY, *QUICK, "--json", str(path)]) == 0
+    printed, result = capsys.readouterr().out, json.loads(path.read_text())
+    ours, tokens = result["ours"], 8 * 8
+    kernels, head, attention = 12 * 16**2, 16 * 65, 16 * 8  # one layer
+    assert ours["flops_per_step"] == tokens * (6 * (kernels + head) + 12 * attention)
+    assert ours["parameters"] == kernels + head + 8 * 16 + 3 * 16
+    assert ours["steps_timed"] >= 2 * 3
+    step = ours["step_ms"]
+    assert 0 < step["p10"] <= step["median"] <= step["p90"]
+    assert ours["tokens_per_second"] == pytest.approx(tokens / (1e-3 * step["median"]))
+    assert ours["share_of_matmul_rate"] == pytest.approx(ours["flops_per_second"] / result["matmul_flops_per_second"])
+    assert ours["compiled_bytes_per_device"]["argument"] >= 3 * 4 * ours["parameters"]  # and its two moments
+    assert result["machine"]["jax"] == jax.__version__ and jax.__version__ in printed
+
+
+def test_profile_names_the_parts_of_the_model(capsys):
+    assert bench.main(["gpt-4x128", *TINY, "--profile"]) == 0
+    printed = capsys.readouterr().out
+    assert "matrix products" in printed
+    assert "backward zD,DF->zF dot_general" in printed
+
+
+def test_time_inside_an_operation_counts_once():
+    times = {
+        "while.1": (0, 10),
+        "dot.1": (1, 3),
+        "dot.2": (5, 4),
+        "copy": (12, 1),
+    }  # start and duration in milliseconds
+    events = [
+        SimpleNamespace(start_ns=1e6 * start, duration_ns=1e6 * duration, stats=[("hlo_op", name)])
+        for name, (start, duration) in times.items()
+    ]
+    profile = SimpleNamespace(planes=[SimpleNamespace(lines=[SimpleNamespace(events=events)])])
+    assert sorted(bench_profile.read(profile)) == [("copy", 1.0), ("dot.1", 3.0), ("dot.2", 4.0), ("while.1", 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("all-reduce.4", "communication"),
+        ("ynn_fusion.12", "matrix products"),
+        ("transpose_copy_fusion", "copies and transposes"),
+        ("multiply_add_fusion.3", "elementwise (fused)"),
+        ("while.2", "other"),
+    ],
+)
+def test_kinds_of_operations(name, kind):
+    assert bench_profile.kind(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpt-9"], "no shape 'gpt-9'; there are gpt-4x128"),
+        (["gpt-4x128", "--model.num-layer", "2"], "the nearest is --model.num-layers"),
+        (["gpt-4x128", "--rounds", "0"], "--rounds 0: give 1 or more"),
+        (["gpt-4x128", "--json", "no/such/folder/out.json"], "no such folder"),
+        (["gpt-4x128", "--against", "torch", "--torch-python", "x", "--nanogpt", "no/such"], "no model.py there"),
+        (["gpt-4x128", "--against", "torch", "--torch-python", "x", "--model.norm", "rms"], "model.norm 'rms'"),
+    ],
+)
+def test_refused_in_one_line(arguments, message, capsys):
+    assert bench.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+
+
+def test_against_torch_trains_the_same_model(tmp_path):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("this interpreter has no torch")
+    path = tmp_path / "out.json"
+    assert bench.main(["gpt-4x128", *TINY, *QUICK, "--against", "torch", "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert result["torch"]["parameters"] == result["ours"]["parameters"]
+    assert result["torch"]["first_loss"] == pytest.approx(result["ours"]["first_loss"], abs=0.1)
+    assert result["ours_over_torch"]["median"] > 0
