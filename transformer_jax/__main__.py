@@ -21,6 +21,7 @@ import inspect as python_inspect
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted before the first step; there was nothing new to save", file=sys.stderr)
+        print("interrupted; a run goes on from its newest checkpoint when its command is given again", file=sys.stderr)
         return 130
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
@@ -98,8 +99,10 @@ def train(arguments: list[str]) -> int:
 
     results = loop.run(launched.experiment, launched.workdir, load=restore.load, profile=profile)
     if results.signal:
+        python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
         where = os.path.relpath(target) if target.endswith(".py") else target
-        print(f"to go on: {PROGRAM} train {shlex.join([where, *arguments[1:]])}", flush=True)
+        again = [python, "-m", "transformer_jax", "train", where, *arguments[1:]]
+        print(f"to go on: {shlex.join(again)}", flush=True)
         return 128 + results.signal
     return 0
 

@@ -164,6 +164,6 @@ def test_init_from_starts_from_those_parameters(tiny, whole, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), start.params, end.params)
 
     wider = dataclasses.replace(still, model=dataclasses.replace(still.model, mlp_width=48))
-    with pytest.raises(InputError, match=r"has model.mlp_width 64, the experiment 48; set --model.mlp-width 64"):
+    with pytest.raises(InputError, match=r"another model than the experiment's; to use it, add --model.mlp-width 64$"):
         loop.run(wider, tmp_path / "other", load=restore.load)
     assert not (tmp_path / "other").exists()

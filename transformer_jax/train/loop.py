@@ -164,6 +164,7 @@ def run(
             to_first_step = to_first_step or time.perf_counter() - began
             if step % train.log_every == 0 or step in (first + 1, train.steps):
                 observer.row(meter.row(step, metrics))
+                writer.check()
 
         def evaluate(step: int, state: state_lib.TrainState) -> Mapping[str, float]:
             """The numbers of the whole validation set; none when a signal came meanwhile."""
@@ -188,7 +189,7 @@ def run(
 
         batch_places = {name: leaf.sharding for name, leaf in program.batch.items()}
         batch = batch_lib.place(next(batches), batch_places)
-        step, saved_at = first, first
+        step, saved_at, tracing = first, first, False
         unread: list[tuple[int, Any]] = []  # the step that the device is working on
         meter = observe.Meter(
             first_step=first,
@@ -198,8 +199,9 @@ def run(
         )
         while step < train.steps and not stop():
             step += 1
-            if profile is not None and step == profile[0]:
+            if profile is not None and profile[0] <= step <= profile[1] and not tracing:
                 jax.profiler.start_trace(str(folder / "profile"))
+                tracing = True
             state, metrics = step_fn(state, batch, train_key)
             rows += train.batch_size
             unread.append((step, metrics))
@@ -208,14 +210,13 @@ def run(
                 batch = batch_lib.place(next(batches), batch_places)
             evaluate_now = _due(step, experiment.evaluate.every, train.steps)
             save_now = _due(step, experiment.checkpoint.every, train.steps)
-            profile_ends = profile is not None and step == min(profile[1], train.steps)
-            while len(unread) > (0 if evaluate_now or save_now or profile_ends else 1):
+            trace_ends = tracing and (profile is None or step >= profile[1] or step == train.steps or stop())
+            while len(unread) > (0 if evaluate_now or save_now or trace_ends else 1):
                 read(*unread.pop(0))
-            if profile_ends:
+            if trace_ends:
                 jax.profiler.stop_trace()
-                observer.say(
-                    f"profile of steps up to {step} in {folder / 'profile'}; open it with Perfetto or TensorBoard"
-                )
+                tracing = False
+                observer.say(f"profile up to step {step} in {folder / 'profile'}; Perfetto and TensorBoard open it")
             if evaluate_now:
                 report = evaluate(step, state)
             if save_now:
@@ -346,14 +347,14 @@ def refuse_other_model(found: Any, wanted: Any, path: str) -> None:
     """Errors: `InputError` when the parameters at `path` belong to a model that computes something else."""
     if type(found) is not type(wanted):
         raise InputError(f"init_from {path} is a {type(found).__module__}, the experiment's model is another family")
+    flags = []
     for f in dataclasses.fields(wanted):
         name = hub.DERIVED.get(f.name, f.name)
         theirs, ours = getattr(found, name), getattr(wanted, name)
         if f.name not in {*hub.RUN_FIELDS, "init_std"} and theirs != ours:
-            flag = f"--model.{f.name.replace('_', '-')}"
-            raise InputError(
-                f"init_from {path} has model.{f.name} {theirs!r}, the experiment {ours!r}; set {flag} {theirs}"
-            )
+            flags.append(f"--model.{f.name.replace('_', '-')} {theirs}")
+    if flags:
+        raise InputError(f"init_from {path} is another model than the experiment's; to use it, add {' '.join(flags)}")
 
 
 def _due(step: int, every: int, last: int) -> bool:

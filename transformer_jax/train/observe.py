@@ -178,12 +178,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def plot_loss(rows: list[dict[str, Any]], path: Path, *, validation: str, unit: str = "nats per token") -> None:
     """The training and validation curves as a PNG; `validation` names the validation rows' loss."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for name, label, style in (("loss", "training batch", "-"), (validation, "validation set", "o-")):
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if points:
@@ -194,7 +192,6 @@ def plot_loss(rows: list[dict[str, Any]], path: Path, *, validation: str, unit: 
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 class Meter:
