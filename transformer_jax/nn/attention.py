@@ -30,6 +30,11 @@ class KVCache:
     index: jax.Array
     start_B: jax.Array
 
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.k_LBKSH.shape[3]
+
 
 def empty_cache(
     num_layers: int, batch: int, num_slots: int, kv_heads: int, head_width: int, dtype: jnp.dtype
