@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; a run goes on from its newest checkpoint when its command is given again", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
 
@@ -80,6 +83,7 @@ def train(arguments: list[str]) -> int:
         positional(train, arguments, 1)
     target, *rest = arguments
     module, name = launch.import_experiment(target)
+    where = os.path.relpath(target) if target.endswith(".py") else target
     recipes = launch.variants(module)
     chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "experiment"
     if chosen not in recipes:
@@ -89,7 +93,7 @@ def train(arguments: list[str]) -> int:
         rest,
         workdir=str(Path("runs") / (name if chosen == "experiment" else f"{name}-{chosen}")),
         description=module.__doc__ or "",
-        program=f"{PROGRAM} train {target}",
+        program=f"{PROGRAM} train {where}",
     )
     profile = launch.parse_profile(launched.profile)
     launch.use_cpu_cores(launched.experiment)
@@ -100,7 +104,6 @@ def train(arguments: list[str]) -> int:
     results = loop.run(launched.experiment, launched.workdir, load=restore.load, profile=profile)
     if results.signal:
         python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
-        where = os.path.relpath(target) if target.endswith(".py") else target
         again = [python, "-m", "transformer_jax", "train", where, *arguments[1:]]
         print(f"to go on: {shlex.join(again)}", flush=True)
         return 128 + results.signal
