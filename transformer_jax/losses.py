@@ -53,7 +53,8 @@ def linear_cross_entropy(
     Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT)
-    tiles = _num_tiles(*labels_BT.shape, kernel_DV.shape[1], tile_bytes)
+    B, T = labels_BT.shape
+    tiles = _num_tiles(B, T, kernel_DV.shape[1], tile_bytes)
     settings = (tiles, label_smoothing, z_loss)
     operands = sharding.vary_together(x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)
     return _tiled(settings, *operands), jnp.sum(weights_BT)

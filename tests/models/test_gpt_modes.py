@@ -199,7 +199,7 @@ def test_heads_are_cut_whole():
 def test_the_page_about_flax():
     """docs/use_in_flax.md runs as it stands; its modules give apply's logits, dropout and gradients."""
     page = (Path(__file__).resolve().parents[2] / "docs/use_in_flax.md").read_text()
-    names: dict = {}
+    names = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
     cfg, tokens, linen, nnx = (names[name] for name in ("cfg", "tokens_BT", "module", "nnx"))
     weights = names["variables"]["params"]["gpt"]

@@ -101,6 +101,7 @@ def test_gpt2s_initial_values():
     """Radford et al. 2019 and its code: N(0, 0.02), residual projections scaled by 1/sqrt(2 L), biases 0, scales 1."""
     cfg = gpt.Config(vocab_size=512, width=128, num_layers=8, num_heads=4, max_length=64)
     values = params.flatten(jax.jit(gpt.init, static_argnums=1)(KEY, cfg))
+    draws: list[float] = []
     for name, value in values.items():
         value = np.asarray(value)
         if name.endswith(("bias", "scale")):
@@ -110,3 +111,6 @@ def test_gpt2s_initial_values():
             error = 4 / np.sqrt(2 * value.size)  # four standard deviations of an estimated standard deviation
             assert abs(value.std() / std - 1) < error, name
             assert abs(value.mean()) < 4 * std / np.sqrt(value.size), name
+            first = value.reshape(value.shape[0], -1)[:, 0] if name.startswith("blocks") else value[0, :1]
+            draws += (first / std).round(4).tolist()
+    assert len(set(draws)) == len(draws) == 6 * 8 + 2, "two leaves or layers were drawn alike"

@@ -11,6 +11,7 @@ heads and untied embeddings.
 B batch, T length, S cache slots, D width, N query heads, K key/value heads, H head width, V vocabulary, L layers.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -213,13 +214,13 @@ def prefill(
     where = jnp.arange(T)
     if start_B is not None:
         where = jnp.maximum(where - start_B[:, None], 0)
-        cache = cache.replace(start_B=start_B.astype(jnp.int32))
-    x_BTD, cache = _forward(params, cfg, tokens_BT, where, Mask(causal=True, start_B=start_B), None, cache)
-    assert cache is not None
+        cache = dataclasses.replace(cache, start_B=start_B.astype(jnp.int32))
+    x_BTD, filled = _forward(params, cfg, tokens_BT, where, Mask(causal=True, start_B=start_B), None, cache)
+    assert filled is not None
     last_B1D = sharding.constrain(x_BTD, ("batch", None, None))[:, -1:]
     with _one_token():
         logits_BTV = _logits(params, cfg, last_B1D)
-    return logits_BTV[:, 0], cache.replace(index=cache.index + T)
+    return logits_BTV[:, 0], dataclasses.replace(filled, index=filled.index + T)
 
 
 def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
@@ -233,7 +234,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
     bias = _bias(params, cfg, cache.index[None], slots_S)
     bias_NS = None if bias is None else bias[:, 0]
 
-    def step(p: Any, carry: Any, layer: Any, key: None) -> Any:
+    def step(p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
         x_BTD, cache = carry
         return block.apply_cached(p, cfg, x_BTD, cache, layer, rope=rope, bias_NS=bias_NS)
 
@@ -242,7 +243,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
         carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
         x_BTD, cache = stack.run(step, params["blocks"], carry, **settings)
         logits_BTV = _logits(params, cfg, _final_norm(params, cfg, x_BTD))
-    return logits_BTV[:, 0], cache.replace(index=cache.index + 1)
+    return logits_BTV[:, 0], dataclasses.replace(cache, index=cache.index + 1)
 
 
 def _one_token() -> Any:

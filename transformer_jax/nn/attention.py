@@ -3,6 +3,7 @@
 B batch, T queries, S keys (or cache slots), N query heads, K key/value heads, G = N // K, H head width, L layers.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -52,7 +53,8 @@ def write(cache: KVCache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax
     k_LBKTH, v_LBKTH = (jnp.moveaxis(x, 1, 2)[None].astype(cache.k_LBKSH.dtype) for x in (k_BTKH, v_BTKH))
     axes = (None, "batch", "kv_heads", None, None)
     k_LBKTH, v_LBKTH = sharding.constrain(k_LBKTH, axes), sharding.constrain(v_LBKTH, axes)
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         k_LBKSH=jax.lax.dynamic_update_slice(cache.k_LBKSH, k_LBKTH, at),
         v_LBKSH=jax.lax.dynamic_update_slice(cache.v_LBKSH, v_LBKTH, at),
     )
@@ -183,7 +185,7 @@ def _plain(
 def _cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, scale: float) -> jax.Array:
     """cuDNN's fused kernel, told the mask as a flag and lengths: it never holds the scores in memory."""
     B, T = q_BTNH.shape[:2]
-    lengths = {}
+    lengths: dict[str, Any] = {}
     if mask.end_B is not None:
         lengths = {"query_seq_lengths": jnp.full((B,), T, jnp.int32), "key_value_seq_lengths": mask.end_B}
     return jax.nn.dot_product_attention(

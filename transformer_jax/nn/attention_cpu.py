@@ -63,7 +63,8 @@ def _backward(scale, residuals, d_out_BKGTH):
 
     def total(parts: list[jax.Array]) -> jax.Array:
         """The sum over blocks, each of which knows only the keys up to its end."""
-        return sum(jnp.pad(part, [(0, 0), (0, 0), (0, T - part.shape[2]), (0, 0)]) for part in parts)
+        padded = [jnp.pad(part, [(0, 0), (0, 0), (0, T - part.shape[2]), (0, 0)]) for part in parts]
+        return sum(padded[1:], start=padded[0])
 
     return jnp.concatenate(d_q, axis=3), total(d_k), total(d_v)
 
