@@ -130,7 +130,8 @@ def both_ways(cfg, options):
     """Loss and gradients with dropout for each set of options, in one compilation."""
 
     def loss(params, cfg):
-        return jnp.sum(jnp.sin(gpt.apply(params, cfg, TOKENS, key=jax.random.key(3))))
+        key = jax.random.key(3, impl="rbg")  # compiles in a third of the time
+        return jnp.sum(jnp.sin(gpt.apply(params, cfg, TOKENS, key=key)))
 
     configs = [dataclasses.replace(cfg, dropout=0.2, **option) for option in options]
     return jax.jit(lambda params: [jax.value_and_grad(loss)(params, c) for c in configs])(single(cfg))
@@ -146,8 +147,7 @@ def test_scanned_is_unrolled_and_remat_changes_nothing():
     """Values and gradients with dropout: one parameter tree, the same draws, whichever way the stack is run."""
     options = [
         {"scan_layers": True},
-        {"scan_layers": False},
-        {"scan_layers": True, "remat": "dots"},
+        {"scan_layers": False, "remat": "dots"},
         {"scan_layers": True, "remat": "full"},
     ]
     first, *others = both_ways(LLAMA, options)
