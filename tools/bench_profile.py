@@ -12,6 +12,7 @@ step is slower than an untraced one where operations are short.
 import re
 import statistics
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -53,7 +54,10 @@ def report(run: Callable[[int], Any], compiled: jax.stages.Compiled, top: int = 
         with jax.profiler.trace(folder):
             run(STEPS)
         traces = sorted(Path(folder).rglob("*.xplane.pb"))
-        operations = [op for trace in traces for op in read(jax.profiler.ProfileData.from_file(str(trace)))]
+        with warnings.catch_warnings():
+            # Python 3.12 deprecates how jaxlib makes the type of `stats`; as an error that would end the process.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            operations = [op for trace in traces for op in read(jax.profiler.ProfileData.from_file(str(trace)))]
     program = compiled.as_text() or ""
     places = dict(re.findall(r'%(\S+) = .*?op_name="([^"]*)"', program))
     calls: dict[str, list[float]] = defaultdict(list)

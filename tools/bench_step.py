@@ -6,20 +6,18 @@ Beside it the machine's own rate, as one large matrix product per device.
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import experiment as experiments
-from transformer_jax import models, optim, sharding
+from transformer_jax import sharding
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
-from transformer_jax.train import batch as batch_lib
+from transformer_jax.train import loop
 from transformer_jax.train import state as state_lib
-from transformer_jax.train import step as step_lib
 
 Block = Callable[[int], list[float]]  # run that many steps; the seconds of each
 
@@ -27,31 +25,17 @@ Block = Callable[[int], list[float]]  # run that many steps; the seconds of each
 def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.Compiled]:
     """The compiled step with its first state: a function that times blocks of steps, and what making it took."""
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
-    model = dataclasses.replace(experiment.model, dtype=experiments.compute_dtype(experiment.precision))  # type: ignore[arg-type]
-    declaration = models.family(model).declare(model)
-    optimizer = optim.make(experiment.optim, experiment.train.steps, params_lib.decay_mask(declaration))
-    ema = experiment.ema.decay > 0
-    abstract_state = state_lib.abstract(declaration, optimizer, mesh, ema=ema)
-    rows = random_rows(experiment)
-    places = batch_lib.shardings({name: x[0] for name, x in rows[0].items()}, experiment.train.batch_size, mesh)
-    batch_lib.check_parts(experiment.train.batch_size, experiment.train.accumulate, mesh)
+    program = loop.make_program(experiment, mesh)
+    batches = random_batches(program.batch, experiment.model.vocab_size)
     key = jax.random.key(experiment.seed)
-    step = step_lib.make_step(
-        lambda params, batch, key: experiment.task.loss(params, model, batch, key=key),
-        optimizer,
-        optim.schedule(experiment.optim, experiment.train.steps),
-        accumulate=experiment.train.accumulate,
-        ema_decay=experiment.ema.decay,
-    )
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        jitted = step_lib.jit_step(step, jax.tree.map(lambda leaf: leaf.sharding, abstract_state), places)
-        batches = [batch_lib.place(batch, places) for batch in rows]
-        lowered = jitted.lower(abstract_state, batches[0], key)
+        lowered = program.step.lower(program.state, program.batch, key)
         traced = time.perf_counter()
         compiled = lowered.compile()
         built = time.perf_counter()
-        state = state_lib.init(key, declaration, optimizer, mesh, ema=ema)
+        ema = program.state.ema is not None
+        state = state_lib.init(key, program.declaration, program.optimizer, mesh, ema=ema)
         state, metrics = compiled(state, batches[0], key)
         first_loss = float(metrics["loss"])
     ready = time.perf_counter()
@@ -74,8 +58,8 @@ def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.C
 
     memory = compiled.memory_analysis()
     facts = {
-        "parameters": params_lib.count(declaration),
-        "flops_per_step": experiment.task.flops_per_token(model, experiment.data.length) * tokens(experiment),
+        "parameters": params_lib.count(program.declaration),
+        "flops_per_step": experiment.task.flops_per_token(program.model, experiment.data.length) * tokens(experiment),
         "first_loss": first_loss,
         "seconds_tracing": traced - began,
         "seconds_compiling": built - traced,
@@ -91,16 +75,18 @@ def tokens(experiment: Experiment) -> int:
     return experiment.train.batch_size * experiment.data.length
 
 
-def random_rows(experiment: Experiment, count: int = 4) -> list[dict[str, np.ndarray]]:
-    """Batches of random tokens: their values do not change the time of a step."""
+def random_batches(
+    batch: Mapping[str, jax.ShapeDtypeStruct], vocab_size: int, count: int = 4
+) -> list[dict[str, jax.Array]]:
+    """Batches of random tokens with weights of 1, on their devices: values do not change the time of a step."""
     rng = np.random.default_rng(0)
-    shape = (experiment.train.batch_size, experiment.data.length)
 
-    def batch() -> dict[str, np.ndarray]:
-        inputs, targets = (rng.integers(0, experiment.model.vocab_size, shape, np.int32) for _ in range(2))
-        return {"inputs": inputs, "targets": targets, "weights": np.ones(shape, np.float32)}
+    def leaf(x: jax.ShapeDtypeStruct) -> jax.Array:
+        integers = jnp.issubdtype(x.dtype, jnp.integer)
+        value = rng.integers(0, vocab_size, x.shape, x.dtype) if integers else np.ones(x.shape, x.dtype)
+        return jax.device_put(value, x.sharding)
 
-    return [batch() for _ in range(count)]
+    return [{name: leaf(x) for name, x in batch.items()} for _ in range(count)]
 
 
 def prepare_matmul(dtype: str) -> tuple[Block, float]:
