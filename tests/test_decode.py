@@ -22,7 +22,9 @@ CONFIGS = {
     "relative": gpt.Config(
         vocab_size=V, max_length=80, width=32, num_layers=2, num_heads=4, init_std=0.3, position="relative"
     ),
-    "alibi": gpt.Config(vocab_size=V, max_length=80, width=32, num_layers=2, num_heads=4, init_std=0.3, position="alibi"),
+    "alibi": gpt.Config(
+        vocab_size=V, max_length=80, width=32, num_layers=2, num_heads=4, init_std=0.3, position="alibi"
+    ),
 }  # fmt: skip
 PROMPTS = [[5, 1, 4], [2], [7, 7, 31, 0, 12, 9, 8, 3, 30]]  # 0 is a token like any other
 
@@ -43,7 +45,7 @@ def make_params(cfg):
     return gpt.init(jax.random.key(0), cfg)
 
 
-# ------------------------------------------------------------------------------------------------------- Against no cache
+# ----------------------------------------------------------------------------------------------------- Against no cache
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -65,7 +67,7 @@ def test_greedy_equals_the_forward_pass_repeated(name, scan):
     assert len({token for row in made for token in row}) > 5, "a constant answer would prove nothing"
 
 
-# ------------------------------------------------------------------------------------------------------------ Stop tokens
+# ---------------------------------------------------------------------------------------------------------- Stop tokens
 
 
 def test_rows_stop_by_themselves_and_the_loop_when_all_have():
@@ -87,7 +89,7 @@ def test_rows_stop_by_themselves_and_the_loop_when_all_have():
     assert made == [[token] for token in first] and int(state.step) == 1, "the prompts' own logits can end a row"
 
 
-# ----------------------------------------------------------------------------------------------------------------- Draws
+# ---------------------------------------------------------------------------------------------------------------- Draws
 
 
 WILD = Sampling(12, temperature=1.3, top_k=30, top_p=0.95, min_p=0.01, repetition_penalty=1.2, stop_ids=(3,))
@@ -167,7 +169,7 @@ def test_greedy_takes_the_largest_after_the_penalty():
     assert tokens.tolist() == [1] * 4
 
 
-# ------------------------------------------------------------------------------------- Each step of choosing, against NumPy
+# --------------------------------------------------------------------------------- Each step of choosing, against NumPy
 
 
 def softmax(x):
@@ -251,6 +253,10 @@ def test_the_penalty_sees_prompt_and_new_tokens_and_no_padding():
         """A model that has read nothing and knows one answer: 0 before 1 before 2, by little."""
 
         @staticmethod
+        def for_decoding(params, cfg):
+            return params
+
+        @staticmethod
         def prefill(params, cfg, tokens_BT, cache, *, start_B):
             return jnp.broadcast_to(params, (tokens_BT.shape[0], len(params))), cache
 
@@ -266,7 +272,7 @@ def test_the_penalty_sees_prompt_and_new_tokens_and_no_padding():
     assert state.tokens_BM.tolist() == [[0, 2, 3, 4, 0], [0, 1, 0, 0, 0]]
 
 
-# ------------------------------------------------------------------------------------------------- Streaming, compilations
+# ---------------------------------------------------------------------------------------------- Streaming, compilations
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
@@ -295,7 +301,7 @@ def test_one_compilation_for_many_calls():
     assert [f._cache_size() for f in functions] == [n + 1 for n in before]
 
 
-# ------------------------------------------------------------------------------------------------------------- Bad input
+# ------------------------------------------------------------------------------------------------------------ Bad input
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@
     made = generate(gpt, params, cfg, cache, prompts, decode.row_keys(key, 2), sampling)
     made.tokens_BM[b, : made.length_B[b]]                                   # row b's continuation
 
-`model` is whatever has a family's two functions, which is all that this file knows of a model:
+`model` is whatever has a family's three functions, which is all that this file knows of a model:
 
+    for_decoding(params, cfg)                               -> the parameters as the other two read them fastest
     prefill(params, cfg, tokens_BT, cache, start_B=start_B) -> (logits_BV after each row's last token, cache)
     decode_step(params, cfg, token_B, cache)                -> (logits_BV after that token, cache)
 
@@ -106,7 +107,7 @@ def left_pad(prompts: Sequence[Sequence[int] | np.ndarray], *, length: int | Non
         if len(prompt) == 0:
             raise InputError(f"prompt {number} is empty; there is nothing to continue, so give it at least one token")
     if longest > T or not prompts:
-        raise InputError(f"{len(prompts)} prompts, the longest of {longest} tokens, for {T} columns; cut or add prompts")
+        raise InputError(f"{len(prompts)} prompts, the longest of {longest} tokens, for {T} columns; cut or add some")
     tokens_BT = np.zeros((len(prompts), T), np.int32)
     for row, prompt in zip(tokens_BT, prompts, strict=True):
         row[T - len(prompt) :] = prompt
@@ -129,7 +130,7 @@ def row_keys(key: jax.Array, rows: int | Sequence[int]) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
-# -------------------------------------------------------------------------------------------------- Choosing the next token
+# ---------------------------------------------------------------------------------------------- Choosing the next token
 
 
 def choose(
@@ -169,7 +170,7 @@ def keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
     The likeliest token stays, and so do all that are as likely as the least likely one kept.
     """
     # The mass above a threshold falls as the threshold rises, and the bits of floats from 0 to 1 are ordered like the
-    # floats. So 30 halvings find the least threshold with less than p above it; sorting V numbers takes a CPU 20 times as long.
+    # floats: 30 halvings find the least threshold with less than p above it. To sort V numbers takes much longer.
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
 
     def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -223,6 +224,7 @@ def generate(
     Arguments: model, cfg and sampling are static; an empty cache for the B rows with at least T + M - 1 slots (the last
     token is never read back); one key per row (`row_keys`). Errors: `ValueError` for a cache with fewer.
     """
+    params = model.for_decoding(params, cfg)
     state = start(model, params, cfg, cache, prompts, keys_B, sampling)
     return advance(model, params, cfg, state, sampling.max_new_tokens, sampling)
 
@@ -243,6 +245,7 @@ def stream(
     Compiled here, once for all calls with the same shapes and static arguments. `chunk` steps run on the device between
     two looks at it.
     """
+    params = model.for_decoding(params, cfg)
     state = _start(model, params, cfg, cache, prompts, keys_B, sampling)
     shown = 0
     while True:
@@ -260,7 +263,7 @@ def start(
     """The prompts read into the cache and the first token chosen."""
     T, M, S = prompts.tokens_BT.shape[1], sampling.max_new_tokens, cache.num_slots
     if T + M - 1 > S:
-        raise ValueError(f"prompts of {T} and {M} new tokens need {T + M - 1} slots; the cache has {S} (see decode.fit)")
+        raise ValueError(f"prompts of {T} and {M} new tokens need {T + M - 1} slots; the cache has {S}: see decode.fit")
     tokens_BT, start_B = jnp.asarray(prompts.tokens_BT), jnp.asarray(prompts.start_B)
     logits_BV, cache = model.prefill(params, cfg, tokens_BT, cache, start_B=start_B)
     B, V = logits_BV.shape
@@ -290,7 +293,7 @@ def advance(model: Any, params: Any, cfg: Any, state: DecodeState, until: Any, s
     def step(state: DecodeState) -> DecodeState:
         last_B = jax.lax.dynamic_index_in_dim(state.tokens_BM, state.step - 1, axis=1, keepdims=False)
         logits_BV, cache = model.decode_step(params, cfg, last_B, state.cache)
-        return _append(state.replace(cache=cache), logits_BV, sampling)
+        return _append(replace(state, cache=cache), logits_BV, sampling)
 
     return jax.lax.while_loop(going, step, state)
 
@@ -302,7 +305,8 @@ def _append(state: DecodeState, logits_BV: jax.Array, sampling: Sampling) -> Dec
     seen_BV = state.seen_BV
     if seen_BV is not None:
         seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
-    return state.replace(
+    return replace(
+        state,
         tokens_BM=jax.lax.dynamic_update_slice(state.tokens_BM, token_B[:, None], (0, state.step)),
         length_B=state.length_B + ~state.stopped_B,
         stopped_B=state.stopped_B | jnp.isin(token_B, jnp.array(sampling.stop_ids, jnp.int32)),

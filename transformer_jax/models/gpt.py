@@ -217,10 +217,8 @@ def prefill(
         cache = dataclasses.replace(cache, start_B=start_B.astype(jnp.int32))
     x_BTD, filled = _forward(params, cfg, tokens_BT, where, Mask(causal=True, start_B=start_B), None, cache)
     assert filled is not None
-    last_B1D = sharding.constrain(x_BTD, ("batch", None, None))[:, -1:]
-    with _one_token():
-        logits_BTV = _logits(params, cfg, last_B1D)
-    return logits_BTV[:, 0], dataclasses.replace(filled, index=filled.index + T)
+    last_BD = sharding.constrain(x_BTD, ("batch", None, None))[:, -1]
+    return _next_logits(params, cfg, last_BD), dataclasses.replace(filled, index=filled.index + T)
 
 
 def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
@@ -242,8 +240,23 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
     with _one_token():
         carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
         x_BTD, cache = stack.run(step, params["blocks"], carry, **settings)
-        logits_BTV = _logits(params, cfg, _final_norm(params, cfg, x_BTD))
-    return logits_BTV[:, 0], dataclasses.replace(cache, index=cache.index + 1)
+        x_BTD = _final_norm(params, cfg, x_BTD)
+    return _next_logits(params, cfg, x_BTD[:, 0]), dataclasses.replace(cache, index=cache.index + 1)
+
+
+def for_decoding(params: Params, cfg: Config) -> Params:
+    """The same parameters as `decode_step` reads them fastest: with cfg.scan_layers=False each layer's arrays by
+    themselves (one copy of the blocks), otherwise as they are. `prefill` and `decode_step` take either.
+
+    A layer's slice of the stacked arrays would be copied for every token, or computed again inside each product: on a
+    CPU that is several times the work of the step itself.
+    """
+    if cfg.scan_layers or isinstance(params["blocks"], list):
+        return params
+    return dict(params) | {"blocks": _unstack(params["blocks"], cfg.num_layers)}
+
+
+_unstack = jax.jit(params_lib.unstack, static_argnums=1)
 
 
 def _one_token() -> Any:
@@ -323,6 +336,18 @@ def _final_norm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 def _logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     kernel_DV = head(params, cfg).astype(x_BTD.dtype)
     return sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=("batch", "length", "vocab"), dtype=jnp.float32)
+
+
+def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
+    """Logits of a few hidden states, [B, D] -> [B, V] float32."""
+    if not cfg.tie_embeddings:
+        with _one_token():
+            return _logits(params, cfg, x_BD[:, None])[:, 0]
+    # The table comes first and as it is stored: turned around, XLA's CPU backend reads it column by column or copies
+    # it, 2 to 8 times as slow. The barrier keeps the compiler from turning it around itself.
+    table_VD = params["embed"]["token"]["embedding"].astype(x_BD.dtype)
+    logits_VB = sharding.einsum("VD,BD->VB", table_VD, x_BD, out=("vocab", "batch"), dtype=jnp.float32)
+    return jax.lax.optimization_barrier(logits_VB).T
 
 
 def _check_length(cfg: Config, length: int) -> None:

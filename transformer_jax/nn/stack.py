@@ -25,7 +25,10 @@ REMAT: dict[str, Any] = {
 def run(
     block: Block, params: Any, carry: Any, *, num_layers: int, scan: bool, remat: str, key: jax.Array | None
 ) -> Any:
-    """carry after all layers. Layer i gets fold_in(key, i), so both ways of running draw the same dropout."""
+    """carry after all layers. Layer i gets fold_in(key, i), so both ways of running draw the same dropout.
+
+    params: stacked, or for the unrolled way already one tree per layer.
+    """
     if remat != "none":
         block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=not scan)
 
@@ -39,6 +42,7 @@ def run(
             return block(layer_params, carry, layer, layer_key(layer)), None
 
         return jax.lax.scan(body, carry, (params, jnp.arange(num_layers)))[0]
-    for layer, layer_params in enumerate(params_lib.unstack(params, num_layers)):
+    layers = params if isinstance(params, list) else params_lib.unstack(params, num_layers)
+    for layer, layer_params in enumerate(layers):
         carry = block(layer_params, carry, layer, layer_key(layer))
     return carry
