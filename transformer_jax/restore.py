@@ -116,7 +116,7 @@ def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
 
 def _compute_in(config: Any, dtype: Any, precision: experiments.Precision) -> Any:
     name = experiments.compute_dtype(precision) if dtype is None else jnp.dtype(dtype).name
-    return dataclasses.replace(config, dtype=name)
+    return dataclasses.replace(config, dtype=name, attention="auto")  # a kernel of the machine it was trained on
 
 
 def _target(declaration: Any, sharding: Any) -> Any:
