@@ -95,7 +95,7 @@ class Prompts:
     start_B: Any
 
 
-def left_pad(prompts: Sequence[Sequence[int] | np.ndarray], *, length: int | None = None) -> Prompts:
+def left_pad(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray, *, length: int | None = None) -> Prompts:
     """Prompts as NumPy arrays with `length` columns (None: the longest prompt's).
 
     A length rounded up by the caller lets prompts of many lengths share one compilation.
@@ -106,7 +106,7 @@ def left_pad(prompts: Sequence[Sequence[int] | np.ndarray], *, length: int | Non
     for number, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise InputError(f"prompt {number} is empty; there is nothing to continue, so give it at least one token")
-    if longest > T or not prompts:
+    if longest > T or len(prompts) == 0:
         raise InputError(f"{len(prompts)} prompts, the longest of {longest} tokens, for {T} columns; cut or add some")
     tokens_BT = np.zeros((len(prompts), T), np.int32)
     for row, prompt in zip(tokens_BT, prompts, strict=True):
