@@ -12,7 +12,8 @@ one waited for. The batches are random tokens that already lie on the devices, s
 Shared and throttled machines drift by tens of percent, so everything is measured in turns: a block of our steps, a
 block of plain matrix products, a block of the other side's steps, and again, for `--rounds` rounds. The first step of
 a block is dropped (the other side has just had the caches). Medians are over all steps; the ratio is the median of the
-rounds' own ratios, whose two blocks were neighbours in time.
+rounds' own ratios, whose two blocks were neighbours in time. CPU time (all threads of the process, the system's part
+included) hardly changes with what else the machine does, so it compares two versions of the code on a busy one.
 
 FLOPs are the model's mathematics (PaLM, appendix B: nothing recomputed, the masked half of attention counted), and the
 machine's rate is that of one large product per device in the compute dtype, all devices at once. `tools/bench_torch.py`
@@ -205,12 +206,18 @@ def measure(
 
     steps, products = steps_per_block(run), steps_per_block(product)
     blocks: dict[str, list[list[float]]] = {"ours": [], "matmul": [], "torch": []}
+    spent: dict[str, list[tuple[float, float]]] = {"ours": [], "torch": []}
     load = os.getloadavg()[0]
     for _ in range(rounds):
+        cpu, faults = bench_step.spent()
         blocks["ours"].append(run(steps + 1)[1:])
+        cpu_now, faults_now = bench_step.spent()
+        spent["ours"].append((cpu_now - cpu, faults_now - faults))
         blocks["matmul"].append(product(products + 1)[1:])
         if torch is not None:
-            blocks["torch"].append(ask(torch, steps + 1)[1:])
+            turn = ask(torch, steps + 1)
+            blocks["torch"].append(turn["seconds"][1:])
+            spent["torch"].append((turn["cpu_seconds"], turn["page_faults"]))
     rate = product_flops / statistics.median(list(itertools.chain(*blocks["matmul"])))
     ours |= bench_step.peak_memory()
     sides = {"ours": ours} | ({"torch": theirs} if theirs is not None else {})
@@ -220,6 +227,8 @@ def measure(
         side |= {
             "steps_timed": len(seconds),
             "step_ms": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90},
+            "cpu_ms_per_step": 1e3 * statistics.median(cpu for cpu, _ in spent[name]) / (steps + 1),
+            "page_faults_per_step": statistics.median(faults for _, faults in spent[name]) / (steps + 1),
             "tokens_per_second": bench_step.tokens(experiment) / median,
             "flops_per_second": ours["flops_per_step"] / median,
             "share_of_matmul_rate": ours["flops_per_step"] / median / rate,
@@ -275,13 +284,15 @@ def table(result: dict[str, Any]) -> str:
         f"load average {result['load_average_before']:.1f}" + busy,
         f"{result['matmul_dtype']} products on all devices: {result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s",
         "",
-        f"{'':16}{'step, median':>14}{'p10':>10}{'p90':>10}{'tokens/s':>12}{'GFLOP/s':>10}{'of matmul':>11}",
+        f"{'':16}{'step, median':>14}{'p10':>10}{'p90':>10}{'CPU ms':>10}"
+        f"{'tokens/s':>12}{'GFLOP/s':>10}{'of matmul':>11}",
     ]
     sides = [("transformer_jax", ours)] + ([(theirs["name"], theirs)] if theirs else [])
     for name, side in sides:
         ms = side["step_ms"]
         lines.append(
-            f"{name:16}{ms['median']:11.2f} ms{ms['p10']:10.2f}{ms['p90']:10.2f}{side['tokens_per_second']:12,.0f}"
+            f"{name:16}{ms['median']:11.2f} ms{ms['p10']:10.2f}{ms['p90']:10.2f}{side['cpu_ms_per_step']:10.2f}"
+            f"{side['tokens_per_second']:12,.0f}"
             f"{side['flops_per_second'] / 1e9:10,.0f}{side['share_of_matmul_rate']:11.1%}"
         )
     if theirs:
@@ -298,6 +309,8 @@ def table(result: dict[str, Any]) -> str:
         f"({result['compilation_cache']}), first step done after {ours['seconds_to_first_step']:.2f} s, imports apart",
         f"memory: peak {'resident' if 'peak_resident_bytes' in ours else 'of a device'} {peak / 2**20:,.0f} MiB"
         + (f" (torch {theirs['peak_resident_bytes'] / 2**20:,.0f})" if theirs else "")
+        + f", {ours['page_faults_per_step']:,.0f} page faults a step"
+        + (f" ({theirs['page_faults_per_step']:,.0f})" if theirs else "")
         + f"; by the compiler, MiB a device: {compiled}",
     ]
     return "\n".join(lines)

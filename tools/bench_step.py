@@ -4,6 +4,7 @@ Beside it the machine's own rate, as one large matrix product per device.
 """
 
 import dataclasses
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -111,12 +112,15 @@ def prepare_matmul(dtype: str) -> tuple[Block, float]:
     return run, 2.0 * n**3 * count
 
 
+def spent() -> tuple[float, float]:
+    """Seconds of CPU time and page faults of this process so far, all threads."""
+    return time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def peak_memory() -> dict[str, int]:
     """Bytes: the process's peak resident set on CPU, the fullest device's peak elsewhere."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if jax.default_backend() != "cpu" and all(stats):
         return {"peak_device_bytes": max(s["peak_bytes_in_use"] for s in stats if s)}
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024
     return {"peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

@@ -3,7 +3,8 @@
     python tools/bench_torch.py '{"num_layers": 4, ...}'      (bench.py starts it)
 
 It prints one line of JSON when it is ready. Then it reads numbers, one a line: it runs that many training steps and
-answers with a JSON list of their seconds; after 0 it answers with its peak memory and ends. It needs torch alone.
+answers with their seconds, CPU time and page faults; after 0 it answers with its peak memory and ends. It needs only
+torch.
 
 The model is GPT-2's (Radford et al. 2019) written the plain way: pre-norm, fused attention, tied head. The step is the
 one that nanoGPT's train.py makes: forward, mean cross-entropy, backward, clip, AdamW, gradients set to None; on a GPU
@@ -159,13 +160,15 @@ def main() -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
             say({"peak_resident_bytes": peak})
             return
-        seconds = []
+        seconds: list[float] = []
+        cpu, faults = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(int(line)):
             began = time.perf_counter()
             step()
             finish()
             seconds.append(time.perf_counter() - began)
-        say(seconds)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        say({"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "page_faults": faults})
 
 
 if __name__ == "__main__":
