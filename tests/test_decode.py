@@ -1,6 +1,7 @@
 """Decoding: against the forward pass repeated token by token, and each step of sampling against NumPy in float64."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -299,6 +300,22 @@ def test_one_compilation_for_many_calls():
         generate(gpt, params, cfg, gpt.init_cache(cfg, 2, 13), padded, keys_B, sampling)
         list(decode.stream(gpt, params, cfg, gpt.init_cache(cfg, 2, 13), padded, keys_B, sampling, chunk=2))
     assert [f._cache_size() for f in functions] == [n + 1 for n in before]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_loop_copies_neither_the_cache_nor_the_kernels(batch):
+    """A token's work is one read of the weights and of the cache; a copy of either would double it."""
+    cfg = gpt.Config(
+        vocab_size=101, max_length=64, width=48, num_layers=3, num_heads=4, mlp_width=112, scan_layers=False
+    )
+    prompts, keys_B = decode.left_pad([[1, 2, 3]] * batch), decode.row_keys(jax.random.key(0), batch)
+    arguments = gpt, make_params(cfg), cfg, gpt.init_cache(cfg, batch, 52), prompts, keys_B
+    lowered = generate.lower(*arguments, Sampling(50, temperature=0.0))
+    program = lowered.compile().as_text()
+    assert "while(" in program and f"f32[3,{batch},4,52,12]" in program
+    moved = re.findall(r"= (f32\[[\d,]+\])\S* (?:copy|slice|dynamic-slice|transpose)\(.*while/body", program)
+    kernels = {"f32[48,48]", "f32[48,112]", "f32[112,48]", "f32[1,48,48]", "f32[1,48,112]", "f32[1,112,48]"}
+    assert not {f"f32[3,{batch},4,52,12]", "f32[101,48]", "f32[48,101]", *kernels} & set(moved)
 
 
 # ------------------------------------------------------------------------------------------------------------ Bad input
