@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(f"--rounds {options.rounds}: give 1 or more")
         if options.json and not Path(options.json).resolve().parent.is_dir():
             raise InputError(f"--json {options.json}: no such folder")
+        launch.keep_freed_memory(experiment)
         if options.devices is not None:
             jax.config.update("jax_num_cpu_devices", options.devices)
         else:

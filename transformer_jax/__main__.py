@@ -96,6 +96,7 @@ def train(arguments: list[str]) -> int:
         program=f"{PROGRAM} train {where}",
     )
     profile = launch.parse_profile(launched.profile)
+    launch.keep_freed_memory(launched.experiment)
     launch.use_cpu_cores(launched.experiment)
     launch.keep_compilations()
     from transformer_jax import restore
@@ -125,6 +126,7 @@ def evaluate(arguments: list[str]) -> int:
     folder = Path(workdir)
     stored = experiments.load(folder / "config.json")
     asked = experiments.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
+    launch.keep_freed_memory(asked)
     launch.use_cpu_cores(asked)
     launch.keep_compilations()
     from transformer_jax import restore, sharding

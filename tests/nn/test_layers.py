@@ -68,3 +68,14 @@ def test_dropout_off_is_the_identity_itself():
 def test_the_highest_rates_stay_finite():
     y = layers.dropout(jnp.ones(1000), 0.999999, jax.random.key(0))
     assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_gelu_and_its_own_derivative_are_those_of_jax(name: str) -> None:
+    x = jnp.linspace(-6.0, 6.0, 241)
+    approximate = name == "gelu_tanh"
+    ours = jax.vmap(jax.value_and_grad(layers.ACTIVATIONS[name]))(x)
+    theirs = jax.vmap(jax.value_and_grad(lambda v: jax.nn.gelu(v, approximate=approximate)))(x)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    assert layers.ACTIVATIONS[name](x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -7,6 +7,7 @@ used; statistics of norms are float32.
 B batch, T length, D width, F MLP width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,41 @@ import jax.numpy as jnp
 from transformer_jax import sharding
 from transformer_jax.nn.params import Param, normal, ones, zeros
 
+
+# Hendrycks and Gimpel 2016. The derivatives are written out so that the backward pass finds one array, the derivative,
+# and not the several that differentiating each elementary function would keep.
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's cumulative function at x."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    cumulative = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+    return x * cumulative, (cumulative + x * density) * dx
+
+
+@jax.custom_jvp
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The approximation by a hyperbolic tangent, which GPT-2 uses."""
+    return 0.5 * x * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+@gelu_tanh.defjvp
+def _gelu_tanh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    scale = math.sqrt(2.0 / math.pi)
+    tanh = jnp.tanh(scale * (x + 0.044715 * x * x * x))
+    inner = scale * (1.0 + 3 * 0.044715 * x * x)
+    return 0.5 * x * (1.0 + tanh), (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner) * dx
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
