@@ -46,6 +46,22 @@ def make_params(cfg):
     return gpt.init(jax.random.key(0), cfg)
 
 
+class Fixed:
+    """A model that has read nothing and knows one answer: its parameters are its logits [V]."""
+
+    @staticmethod
+    def for_decoding(params, cfg):
+        return params
+
+    @staticmethod
+    def prefill(params, cfg, tokens_BT, cache, *, start_B):
+        return jnp.broadcast_to(params, (tokens_BT.shape[0], len(params))), cache
+
+    @staticmethod
+    def decode_step(params, cfg, token_B, cache):
+        return jnp.broadcast_to(params, (len(token_B), len(params))), cache
+
+
 # ----------------------------------------------------------------------------------------------------- Against no cache
 
 
@@ -163,6 +179,15 @@ def test_draws_have_the_distribution(sampling):
     assert chi_square(tokens, bent) > LIMIT, "40,000 draws see three percent"
 
 
+def test_a_rows_draws_are_independent():
+    """The pairs of a row's second and third token, over many rows, are spread evenly over the sixteen."""
+    rows = 4000
+    cache, prompts = gpt.init_cache(CONFIGS["gpt2"], rows, 4), decode.left_pad([[0]] * rows)
+    keys_B = decode.row_keys(jax.random.key(2), rows)
+    made = generate(Fixed, jnp.zeros(4), None, cache, prompts, keys_B, Sampling(3)).tokens_BM
+    assert chi_square(np.asarray(4 * made[:, 1] + made[:, 2]), np.full(16, 1 / 16)) < 44.3  # 15 degrees of freedom
+
+
 def test_greedy_takes_the_largest_after_the_penalty():
     tokens = draw(LOGITS, None, Sampling(1, temperature=0.0, top_k=3, top_p=0.5), number=4)
     assert tokens.tolist() == [0] * 4
@@ -249,21 +274,6 @@ def test_repetition_penalty(penalty):
 
 def test_the_penalty_sees_prompt_and_new_tokens_and_no_padding():
     """Logits that never change: greedy decoding then names the vocabulary in order, the prompt's tokens last of all."""
-
-    class Fixed:
-        """A model that has read nothing and knows one answer: 0 before 1 before 2, by little."""
-
-        @staticmethod
-        def for_decoding(params, cfg):
-            return params
-
-        @staticmethod
-        def prefill(params, cfg, tokens_BT, cache, *, start_B):
-            return jnp.broadcast_to(params, (tokens_BT.shape[0], len(params))), cache
-
-        @staticmethod
-        def decode_step(params, cfg, token_B, cache):
-            return jnp.broadcast_to(params, (len(token_B), len(params))), cache
 
     params = jnp.array([1.0, 0.99, 0.98, 0.97, 0.96])
     padded = decode.left_pad([[1], [4, 2, 3]])  # row 0 is padded with zeros, and 0 must not count as said
