@@ -40,16 +40,27 @@ class Optim:
     """
 
     peak_lr: float = 6e-4
+    """The highest learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "rsqrt", "constant", "wsd"] = "cosine"
+    """How the learning rate goes on from there."""
     warmup_steps: int = 0
+    """Updates over which the learning rate rises linearly."""
     decay_steps: int = 0
+    """The update at which the decay ends; 0: the run's last step."""
     cooldown_steps: int = 0
+    """wsd alone: updates over which the learning rate falls at the end."""
     final_lr_fraction: float = 0.1
+    """The last learning rate as a share of the highest."""
     beta1: float = 0.9
+    """Decay of the first moment."""
     beta2: float = 0.95
+    """Decay of the second moment."""
     eps: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 0.1
-    clip_norm: float = 1.0  # 0: gradients are not clipped
+    """Share of each matrix taken off per update, times the learning rate."""
+    clip_norm: float = 1.0
+    """The gradient's global norm is cut to this; 0: not cut."""
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, fix: str) -> None:

@@ -38,6 +38,7 @@ class Config:
     """
 
     vocab_size: int
+    """V, the number of token ids."""
     max_length: int = 1024
     """The longest sequence, in tokens."""
     width: int = 768
@@ -64,13 +65,18 @@ class Config:
     qk_norm: bool = False
     """RMSNorm of each query and key head (Qwen3)."""
     position: Literal["learned", "sinusoidal", "rotary", "relative", "alibi"] = "learned"
+    """Learned and sinusoidal are added to the embeddings, which are not scaled by sqrt(width) as in Vaswani et al.; rotary
+    turns queries and keys; relative (T5's buckets) and ALiBi are added to the scores, which keep their 1/sqrt(H)."""
     rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
     rope_scaling: positions.RopeScaling | None = None
+    """Llama 3.1's stretching of the frequencies; None: as they are."""
     tie_embeddings: bool = True
     """The output matrix is the token embedding's transpose."""
     dropout: float = 0.0
     """Of the embeddings, the attention probabilities and each sublayer's output; applied only when a key is given."""
     init_std: float = 0.02
+    """Of the kernels and embeddings at the start; those that write to the residual stream have it over sqrt(2 L)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
     scan_layers: bool = True

@@ -4,6 +4,7 @@ Reported are nats and perplexity per token, which depend on the tokenizer, and b
 does not: it compares with any model and with any compressor of the same bytes.
 """
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -146,6 +147,8 @@ class CausalLM:
         family, asked = models.family(model_cfg), options.max_new_tokens
         if asked == 0:
             return
+        if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
+            model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
         stop_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         ids = [int(i) for i in tokenizer.encode(options.prompt)] or [*stop_ids] or [int(tokenizer.encode("\n")[0])]
         kept, new = decode.fit(len(ids), asked, model_cfg.max_length)
