@@ -65,8 +65,8 @@ class Config:
     qk_norm: bool = False
     """RMSNorm of each query and key head (Qwen3)."""
     position: Literal["learned", "sinusoidal", "rotary", "relative", "alibi"] = "learned"
-    """Learned and sinusoidal are added to the embeddings, which are not scaled by sqrt(width) as in Vaswani et al.; rotary
-    turns queries and keys; relative (T5's buckets) and ALiBi are added to the scores, which keep their 1/sqrt(H)."""
+    """Learned and sinusoidal are added to the embeddings, which are not scaled by sqrt(width) as Vaswani et al. do;
+    rotary turns queries and keys; relative (T5's buckets) and ALiBi are added to the scores, still over sqrt(H)."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: positions.RopeScaling | None = None
