@@ -122,17 +122,10 @@ def keep_freed_memory(experiment: Experiment) -> None:
     plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
     if nbytes < 2**27 or not hasattr(libc, "mallopt") or any(importlib.util.find_spec(name) for name in plugins):
         return
-    m_trim_threshold, m_mmap_max, m_arena_max, madv_hugepage = -1, -4, -8, 14  # malloc.h, mman.h
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
     libc.mallopt(m_arena_max, 1)  # an arena other than the main one cannot hold a block this large
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
-    # Where the heap will grow to, the kernel may use huge pages: a range keeps the advice after it is freed.
-    libc.malloc.restype = ctypes.c_void_p
-    block = libc.malloc(ctypes.c_size_t(nbytes))
-    if block:
-        first_page = -(-block // 4096) * 4096
-        libc.madvise(ctypes.c_void_p(first_page), ctypes.c_size_t(nbytes - 8192), madv_hugepage)
-        libc.free(ctypes.c_void_p(block))
 
 
 def num_cpu_devices(experiment: Experiment, cores: int) -> int:

@@ -10,14 +10,14 @@ B batch, T queries and keys, K key/value heads, G query heads per key head, H he
 queries, s the keys that it sees.
 """
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def causal_attention(q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, scale: float) -> jax.Array:
     """Causal softmax(q k^T scale) v in float32, [B, K, G, T, H]. Differentiable in reverse mode only."""
     return _forward(q_BKGTH, k_BKTH, v_BKTH, scale)[0]
@@ -58,13 +58,14 @@ def _backward(scale, residuals, d_out_BKGTH):
         d_weights = jnp.einsum("BKGtH,BKsH->BKGts", d_out, v_BKTH[:, :, :end])
         d_scores = weights_BKGts * (d_weights - inner_BKGT1[..., first:end, :] / denominator)
         d_q.append(jnp.einsum("BKGts,BKsH->BKGtH", d_scores, k_BKTH[:, :, :end]) * scale)
-        d_k.append(jnp.einsum("BKGts,BKGtH->BKsH", d_scores, q_BKGTH[..., first:end, :] * scale))
-        d_v.append(jnp.einsum("BKGts,BKGtH->BKsH", weights_BKGts, d_out))
+        # With the head width before the keys, neither the weights nor their gradient has to be transposed.
+        d_k.append(jnp.einsum("BKGtH,BKGts->BKHs", q_BKGTH[..., first:end, :] * scale, d_scores))
+        d_v.append(jnp.einsum("BKGtH,BKGts->BKHs", d_out, weights_BKGts))
 
     def total(parts: list[jax.Array]) -> jax.Array:
-        """The sum over blocks, each of which knows only the keys up to its end."""
-        padded = [jnp.pad(part, [(0, 0), (0, 0), (0, T - part.shape[2]), (0, 0)]) for part in parts]
-        return sum(padded[1:], start=padded[0])
+        """The sum over blocks, each of which knows only the keys up to its end; [B, K, T, H]."""
+        whole = [jnp.pad(part, [(0, 0), (0, 0), (0, 0), (0, T - part.shape[3])]) for part in parts]
+        return jnp.swapaxes(functools.reduce(jnp.add, whole), 2, 3)
 
     return jnp.concatenate(d_q, axis=3), total(d_k), total(d_v)
 
