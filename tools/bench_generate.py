@@ -12,7 +12,9 @@ decided the other way, a row goes its own way, so it may be below 1 for a right 
 
 import argparse
 import contextlib
+import functools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -27,7 +29,7 @@ import jax
 import numpy as np
 
 from tools import bench
-from transformer_jax import decode, hub
+from transformer_jax import decode, hub, sharding
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 
@@ -118,17 +120,28 @@ def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[st
 
 
 def make_ours(cfg: gpt.Config, params: Any, new_tokens: int) -> Continue:
-    """Our side: one compiled program per batch size, over parameters laid out for decoding once."""
+    """Our side: one compiled program per batch size, over parameters laid out for decoding once.
+
+    The rows of a batch are spread over the devices, as far as they divide.
+    """
     sampling = decode.Sampling(new_tokens, temperature=0.0)
     generate = jax.jit(decode.generate, static_argnames=("model", "cfg", "sampling"))
     params = gpt.for_decoding(params, cfg)
 
+    @functools.cache
+    def placed(num_devices: int) -> tuple[jax.sharding.Mesh, Any]:
+        mesh = sharding.make_mesh(data=num_devices, devices=jax.devices()[:num_devices])
+        return mesh, jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+
     def run(tokens_BT: np.ndarray) -> tuple[float, np.ndarray]:
-        began = time.perf_counter()
         B, T = tokens_BT.shape
-        cache = gpt.init_cache(cfg, B, T + new_tokens - 1)
-        keys_B = decode.row_keys(jax.random.key(0), B)
-        made = np.asarray(generate(gpt, params, cfg, cache, decode.left_pad(tokens_BT), keys_B, sampling).tokens_BM)
+        mesh, own_params = placed(math.gcd(B, jax.device_count()))
+        began = time.perf_counter()
+        with jax.set_mesh(mesh):
+            cache = gpt.init_cache(cfg, B, T + new_tokens - 1)
+            keys_B = decode.row_keys(jax.random.key(0), B)
+            state = generate(gpt, own_params, cfg, cache, decode.left_pad(tokens_BT), keys_B, sampling)
+            made = np.asarray(state.tokens_BM)
         return time.perf_counter() - began, made
 
     return run
@@ -183,4 +196,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
     sys.exit(main())

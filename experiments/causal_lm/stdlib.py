@@ -6,9 +6,10 @@
 Data: the standard library's own source, about 11 MB, split by file; a byte-level BPE of 4,096 tokens trained on the
 training files. Model: the modern decoder (RMSNorm, rotary, SwiGLU, no biases), 4 layers, 192 wide, 2.6 M parameters,
 windows of 256 tokens. Small on purpose: at this many seconds, more steps are worth more than more parameters.
-Hardware and time: 2 CPU cores (Intel Xeon, AVX-512), about 4 minutes (measured).
-Expected: 1.42 bits per byte on the validation files of Python 3.11, where `gzip -9` needs 2.12 (measured with 1,000
-steps; both are printed by the run, because the text differs between Python versions).
+Hardware and time: 2 CPU cores (Intel Xeon, AVX-512), four minutes and a half with the install (measured).
+Expected: 1.42 bits per byte on the validation files of Python 3.11, where `gzip -9` needs 2.12 (measured; both are
+printed by the run, because the text differs between Python versions). The warm-up matters: with 20 steps of it and 900
+in all, the same run ends at 1.66 (measured).
 """
 
 from transformer_jax.data.corpus import TextCorpus
@@ -36,10 +37,10 @@ def experiment() -> Experiment:
             scan_layers=False,
         ),
         data=TextCorpus(source=Embedded(), tokenizer=TrainBPE(4096), length=256),
-        optim=Optim(peak_lr=4e-3, warmup_steps=20, final_lr_fraction=0.05),
-        train=Train(steps=900, batch_size=8, log_every=20),
-        evaluate=Evaluate(every=450, batch_size=16),
-        checkpoint=Checkpoint(every=300),
+        optim=Optim(peak_lr=4e-3, warmup_steps=50, final_lr_fraction=0.05),
+        train=Train(steps=1000, batch_size=8, log_every=20),
+        evaluate=Evaluate(every=500, batch_size=16),
+        checkpoint=Checkpoint(every=500),
         sample=Sample(prompt="def add(", max_new_tokens=200, temperature=0.7, top_k=50),
     )
 
