@@ -77,5 +77,5 @@ def test_gelu_and_its_own_derivative_are_those_of_jax(name: str) -> None:
     ours = jax.vmap(jax.value_and_grad(layers.ACTIVATIONS[name]))(x)
     theirs = jax.vmap(jax.value_and_grad(lambda v: jax.nn.gelu(v, approximate=approximate)))(x)
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
+        np.testing.assert_allclose(a, b, atol=5e-6)  # each is within 3e-6 of float64
     assert layers.ACTIVATIONS[name](x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
