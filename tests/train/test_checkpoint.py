@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -228,7 +229,8 @@ def test_ctrl_c_during_a_save_comes_after_it(tmp_path):
     state = state_lib.create(params, optim.make(Optim(), 10, {"a": True}))
     with writer(tmp_path) as w:
         w.save(state, rows=0)
-        threading.Timer(0.02, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        w._thread.submit(time.sleep, 0.5)  # the wait outlasts the signal, however fast the disk is
+        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             w.wait()
         assert checkpoint.steps(tmp_path) == [0]
