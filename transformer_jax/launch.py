@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import math
 import os
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,9 +119,11 @@ def keep_freed_memory(experiment: Experiment) -> None:
     model, train = experiment.model, experiment.train
     tokens = train.batch_size // train.accumulate * experiment.data.length
     nbytes = 140 * tokens * model.width * model.num_layers  # about 140 bytes for each element of the residual stream
-    libc = ctypes.CDLL(None)
     plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
-    if nbytes < 2**27 or not hasattr(libc, "mallopt") or any(importlib.util.find_spec(name) for name in plugins):
+    if nbytes < 2**27 or sys.platform != "linux" or any(importlib.util.find_spec(name) for name in plugins):
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
         return
     m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
     libc.mallopt(m_arena_max, 1)  # an arena other than the main one cannot hold a block this large
