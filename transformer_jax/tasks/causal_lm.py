@@ -20,31 +20,22 @@ from transformer_jax import decode, losses, models
 from transformer_jax.data import corpus, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
+from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
 
 GZIP_AT_MOST = 64 << 20  # bytes of validation text that are worth compressing for comparison: about 3 s
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The data of a run.
+class Reference:
+    """What bits per byte need to know of the validation text: the UTF-8 bytes that the model predicts, and gzip's figure
+    where the text was worth compressing."""
 
-    Fields:
-      tokenizer: with the vocabulary that the model's ids mean.
-      train: example i of an endless stream, `train[i]`, a dict of arrays without the batch dimension.
-      validation: the whole validation set, `len(validation)` such examples.
-      facts: what to print and store about it.
-      validation_bytes: of the validation text that the model predicts, in UTF-8.
-    """
-
-    tokenizer: Any
-    train: Any
-    validation: Any
-    facts: Mapping[str, Any]
-    validation_bytes: int
+    predicted_bytes: int
+    gzip_bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Task):
     """Cross-entropy of the next token."""
 
     label_smoothing: float = 0.0
@@ -87,7 +78,12 @@ class CausalLM:
         }
         if validation.nbytes <= GZIP_AT_MOST:
             facts["gzip_bits_per_byte"] = gzip_bits_per_byte(validation)
-        return Prepared(made.tokenizer, made.train, made.validation, facts, made.validation_tokens.predicted_bytes)
+        return Prepared(
+            made.tokenizer,
+            made.train,
+            Evaluation(made.validation, Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))),
+            facts,
+        )
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's targets; dropout only with a key.
@@ -111,16 +107,16 @@ class CausalLM:
         )
         return total, weight, {"loss": jax.lax.stop_gradient(plain)}
 
-    def report(self, sums: Mapping[str, tuple[float, float]], prepared: Prepared) -> dict[str, float]:
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """The numbers of an evaluation, from the sums over the whole validation set."""
-        nats = sums["loss"][0] / sums["loss"][1]
+        nats, reference = sums["loss"][0] / sums["loss"][1], evaluation.reference
         report = {
             "loss_nats_per_token": nats,
             "perplexity_per_token": math.exp(min(nats, 700.0)),
-            "bits_per_byte": sums["loss"][0] / math.log(2) / prepared.validation_bytes,
+            "bits_per_byte": sums["loss"][0] / math.log(2) / reference.predicted_bytes,
         }
-        if "gzip_bits_per_byte" in prepared.facts:
-            report["gzip_bits_per_byte"] = prepared.facts["gzip_bits_per_byte"]
+        if reference.gzip_bits_per_byte is not None:
+            report["gzip_bits_per_byte"] = reference.gzip_bits_per_byte
         return report
 
     def flops_per_token(self, model_cfg: Any, length: int) -> float:

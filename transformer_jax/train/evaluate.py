@@ -19,9 +19,9 @@ class Stopped(Exception):
     """An evaluation was given up because the run is to stop."""
 
 
-def make_eval_step(loss: Callable[..., Any]) -> Callable[[Any, Any], dict[str, tuple[jax.Array, jax.Array]]]:
-    """(params, batch) -> {"name": (sum, weight)}, jitted. `loss` is the train step's loss; here it gets no key."""
-    return jax.jit(lambda params, batch: loss(params, batch, None)[2])
+def make_eval_step(evaluate: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """(params, batch) -> (sums, outputs), jitted. `evaluate` is the task's, with the model's config bound."""
+    return jax.jit(evaluate)
 
 
 def evaluate(
@@ -32,8 +32,8 @@ def evaluate(
     place: Callable[[Any], Any],
     *,
     stop: Callable[[], bool] = lambda: False,
-) -> Sums:
-    """The sums over all of `examples`, added in float64 on the host.
+) -> tuple[Sums, dict[str, np.ndarray]]:
+    """The sums over all of `examples`, added in float64 on the host, and the outputs of each, {"name": [examples, ...]}.
 
     Arguments:
       eval_step: from `make_eval_step`.
@@ -43,18 +43,33 @@ def evaluate(
       stop: asked before each batch; True raises `Stopped`.
     """
     totals: dict[str, np.ndarray] = {}
-    pending = None
+    kept: list[dict[str, np.ndarray]] = []
+    pending: tuple[Any, Any] = ({}, {})
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for batch in pipeline.batches(examples, 0, batch_size, **here):
         if stop():
             raise Stopped
         ahead = eval_step(params, place(batch))  # the device works on this while the host adds the one before
-        _add(totals, pending)
+        _add(totals, pending[0])
+        kept.append(_whole(pending[1]))
         pending = ahead
-    _add(totals, pending)
-    return {name: (float(total[0]), float(total[1])) for name, total in totals.items()}
+    _add(totals, pending[0])
+    kept.append(_whole(pending[1]))
+    sums = {name: (float(total[0]), float(total[1])) for name, total in totals.items()}
+    # The first entry belongs to no batch, and the last batch may be filled up.
+    outputs = {name: np.concatenate([rows[name] for rows in kept[1:]])[: len(examples)] for name in kept[-1]}
+    return sums, outputs
+
+
+def _whole(outputs: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Every host's rows of these arrays, on every host."""
+    if jax.process_count() == 1:
+        return jax.device_get(outputs)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(outputs, tiled=True)
 
 
 def _add(totals: dict[str, np.ndarray], sums: Any) -> None:
-    for name, pair in jax.device_get(sums or {}).items():
+    for name, pair in jax.device_get(sums).items():
         totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)

@@ -1,0 +1,96 @@
+"""What a task is: how data become batches, batches a loss, and outputs the numbers and pictures that are reported.
+
+A task is a frozen dataclass that an experiment holds as `task`. The loop and the command line know it through the
+methods here and nothing else.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+Sums = Mapping[str, tuple[float, float]]  # {"name": (sum, weight)}
+Outputs = Mapping[str, np.ndarray]  # {"name": [examples, ...]}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finite set to evaluate on.
+
+    Fields:
+      examples: `examples[i]` is a dict of arrays without the batch dimension; it has "weights".
+      reference: what the task's `report` needs to know of the set beside the model's outputs, such as gold answers.
+    """
+
+    examples: Any
+    reference: Any = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run.
+
+    Fields:
+      tokenizer: with the vocabulary that the model's ids mean.
+      train: example i of an endless stream, `train[i]`, a dict of arrays without the batch dimension.
+      validation: the set that is watched while training, and that chooses the best checkpoint.
+      facts: what to print and store about the data.
+      test: the set that the best checkpoint is reported on, once, at the end; None where there is none.
+    """
+
+    tokenizer: Any
+    train: Any
+    validation: Evaluation
+    facts: Mapping[str, Any]
+    test: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """The contract. A task defines `example`, `prepare`, `loss`, `report` and `flops_per_token`; the rest has defaults."""
+
+    def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example."""
+        raise NotImplementedError
+
+    def prepare(self, data: Any, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
+        """Reads and checks the data. `workdir_tokenizer`: the one that the parameters were trained with, if any."""
+        raise NotImplementedError
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, {"name": (sum, weight)}): what training minimises, and what a row of metrics shows."""
+        raise NotImplementedError
+
+    def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+        """(sums, outputs): sums are added up over the set; outputs, {"name": [B, ...]}, are kept for every example."""
+        return self.loss(params, model_cfg, batch)[2], {}
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """The numbers of an evaluation, each named with its unit where it has one."""
+        raise NotImplementedError
+
+    def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
+        """Draws what is better seen than read into FOLDER/NAME_*.png and returns the paths."""
+        return []
+
+    def flops_per_token(self, model_cfg: Any, length: int) -> float:
+        """FLOPs of one training step per token, forward and backward (PaLM, appendix B)."""
+        raise NotImplementedError
+
+    def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
+        """What to show of the model when training ends, in pieces: by default the predictions for `options.inputs`."""
+        for prediction in self.predict(params, model_cfg, tokenizer, options.inputs, top=options.top):
+            yield self.describe(prediction) + "\n"
+
+    def predict(
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+    ) -> Iterator[dict[str, Any]]:
+        """One JSON-able dict for each input, a line of text; `top`: how many answers of each to give."""
+        raise NotImplementedError
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """A prediction as text for people."""
+        raise NotImplementedError
