@@ -67,6 +67,14 @@ def current_rules() -> Rules:
     return RULES if _rules.value is None else dict(_rules.value)
 
 
+def whole_length():
+    """A context manager: inside, the length is whole on every device of the sequence axis.
+
+    For lengths that have no parts to spread: one token when decoding, the first one, the few that are predicted.
+    """
+    return rules({**current_rules(), "length": None})
+
+
 def make_mesh(
     data: int = -1,
     fsdp: int = 1,
@@ -189,6 +197,20 @@ def take(table: jax.Array, ids: jax.Array, *, out: Axes, rows: str = "vocab") ->
     if explicit is not None:
         return constrain(table.at[ids].get(mode="clip", out_sharding=explicit), out)
     return constrain(jnp.take(table, ids, axis=0, mode="clip"), out)
+
+
+def gather(x_BTD: jax.Array, index_BP: jax.Array, *, out: Axes) -> jax.Array:
+    """x[b, index[b, p]] for a few positions of each row, [B, T, D] -> [B, P, D], laid out as `out`.
+
+    A product with one-hot rows, which is exact: it runs on any mesh, an index into a sharded length included, and its
+    gradient is a product as well where that of indexing is a scatter. It costs P / V of the vocabulary's projection.
+    """
+    one_hot_BPT = jax.nn.one_hot(index_BP, x_BTD.shape[1], dtype=x_BTD.dtype)
+    _, explicit = _layout(out, (*index_BP.shape, x_BTD.shape[2]))
+    if explicit is not None:
+        one_hot_BPT = jax.sharding.reshard(one_hot_BPT, _layout(("batch", None, "length"), one_hot_BPT.shape)[1])
+        return constrain(jnp.einsum("BPT,BTD->BPD", one_hot_BPT, x_BTD, out_sharding=explicit), out)
+    return constrain(jnp.einsum("BPT,BTD->BPD", one_hot_BPT, x_BTD), out)
 
 
 def shards(logical: str) -> int:

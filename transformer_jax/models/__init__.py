@@ -3,9 +3,9 @@
 from types import ModuleType
 from typing import Any
 
-from transformer_jax.models import gpt
+from transformer_jax.models import bert, gpt
 
-FAMILIES: dict[str, ModuleType] = {"gpt": gpt}
+FAMILIES: dict[str, ModuleType] = {"gpt": gpt, "bert": bert}
 
 
 def family(cfg: Any) -> ModuleType:

@@ -13,7 +13,7 @@ B batch, T length, S cache slots, D width, N query heads, K key/value heads, H h
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -87,37 +87,11 @@ class Config:
     """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise InputError(f"model.{name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(hint))}")
-        sizes = (
-            "vocab_size",
-            "max_length",
-            "width",
-            "num_layers",
-            "num_heads",
-            "kv_heads",
-            "head_width",
-            "mlp_features",
-        )
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.head_dim is None and self.width % self.num_heads:
-            raise InputError(
-                f"model.num_heads {self.num_heads} does not divide model.width {self.width}; "
-                "change one of them or set model.head-dim"
-            )
-        if self.num_heads % self.kv_heads:
-            raise InputError(f"model.num_kv_heads {self.kv_heads} does not divide model.num_heads {self.num_heads}")
-        if self.position == "rotary" and self.head_width % 2:
-            raise InputError(f"rotary positions need an even head width; it is {self.head_width}")
+        block.check(self)
         if self.position == "sinusoidal" and self.width % 2:
             raise InputError(f"sinusoidal positions need an even model.width; it is {self.width}")
         if self.rope_scaling is not None and self.position != "rotary":
             raise InputError(f"model.rope_scaling needs model.position rotary; it is {self.position}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
 
     @property
     def kv_heads(self) -> int:
@@ -243,7 +217,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
         return block.apply_cached(p, cfg, x_BTD, cache, layer, rope=rope, bias_NS=bias_NS)
 
     settings: Any = {"num_layers": cfg.num_layers, "scan": cfg.scan_layers, "remat": "none", "key": None}
-    with _one_token():
+    with sharding.whole_length():
         carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
         x_BTD, cache = stack.run(step, params["blocks"], carry, **settings)
         x_BTD = _final_norm(params, cfg, x_BTD)
@@ -263,11 +237,6 @@ def for_decoding(params: Params, cfg: Config) -> Params:
 
 
 _unstack = jax.jit(params_lib.unstack, static_argnums=1)
-
-
-def _one_token() -> Any:
-    """A length of one has no parts to spread: inside, the length is on every device of the sequence axis."""
-    return sharding.rules({**sharding.current_rules(), "length": None})
 
 
 def _forward(
@@ -347,7 +316,7 @@ def _logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
     """Logits of a few hidden states, [B, D] -> [B, V] float32."""
     if not cfg.tie_embeddings:
-        with _one_token():
+        with sharding.whole_length():
             return _logits(params, cfg, x_BD[:, None])[:, 0]
     # The table comes first and as it is stored: turned around, XLA's CPU backend reads it column by column or copies
     # it, 2 to 8 times as slow. The barrier keeps the compiler from turning it around itself.

@@ -77,7 +77,7 @@ def attend(
     Arguments: queries, keys and values (N a multiple of K: grouped-query attention, Ainslie et al. 2023); the mask;
     a bias on the scores; scale, 1/sqrt(H) by default; dropout of the probabilities, applied only with a key;
     implementation "auto", "xla", "cudnn" or "cpu" (see `choose`). Scores and softmax are float32.
-    Errors: `ValueError` for a causal or segment mask with T != S, and for a named implementation that does not compute
+    Errors: `ValueError` for a causal, segment or window mask with T != S, and for a named implementation that does not compute
     this case (it would leave out the mask, the bias or the dropout).
     """
     masks.check(mask, q_BTNH.shape[1], k_BSKH.shape[1])
@@ -142,7 +142,7 @@ def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, bias: bool, dr
     """Whether an implementation computes this case at all, on the platform that it is for."""
     if implementation == "xla":
         return True
-    if bias or dropout or any(a is not None for a in (mask.segment_BT, mask.prefix_B, mask.start_B)):
+    if bias or dropout or any(a is not None for a in (mask.segment_BT, mask.prefix_B, mask.start_B, mask.window)):
         return False
     if implementation == "cudnn":
         H = q_BTNH.shape[-1]

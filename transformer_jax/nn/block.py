@@ -6,11 +6,12 @@ B batch, T length, S cache slots, D width, N query heads, K key/value heads, H h
 """
 
 import math
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import jax
 
 from transformer_jax import sharding
+from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, layers, positions
 from transformer_jax.nn.attention import KVCache
 from transformer_jax.nn.masks import Mask
@@ -55,10 +56,34 @@ class BlockConfig(Protocol):
     def attention(self) -> str: ...
 
 
+def check(cfg: Any) -> None:
+    """What any family's config must meet. Errors: `InputError` naming the field, its value and what it may be."""
+    for name, hint in get_type_hints(type(cfg)).items():
+        if get_origin(hint) is Literal and getattr(cfg, name) not in get_args(hint):
+            raise InputError(f"model.{name} is {getattr(cfg, name)!r}; it is one of {', '.join(get_args(hint))}")
+    for name in ("vocab_size", "max_length", "width", "num_layers", "num_heads", "kv_heads", "mlp_features"):
+        if getattr(cfg, name) < 1:
+            raise InputError(f"model.{name} is {getattr(cfg, name)}; it must be at least 1")
+    if cfg.head_dim is None and cfg.width % cfg.num_heads:
+        raise InputError(
+            f"model.num_heads {cfg.num_heads} does not divide model.width {cfg.width}; "
+            "change one of them or set model.head-dim"
+        )
+    if cfg.head_width < 1:
+        raise InputError(f"model.head_width is {cfg.head_width}; it must be at least 1")
+    if cfg.num_heads % cfg.kv_heads:
+        raise InputError(f"model.num_kv_heads {cfg.kv_heads} does not divide model.num_heads {cfg.num_heads}")
+    if cfg.position == "rotary" and cfg.head_width % 2:
+        raise InputError(f"rotary positions need an even head width; it is {cfg.head_width}")
+    if not 0.0 <= cfg.dropout < 1.0:
+        raise InputError(f"model.dropout is {cfg.dropout}; it must be in [0, 1)")
+
+
 def declare(cfg: BlockConfig) -> dict[str, Any]:
-    """One block's parameters. Kernels that write to the residual stream start smaller by sqrt(2 L) (GPT-2)."""
-    D, H = cfg.width, cfg.head_width
-    std, out_std = cfg.init_std, cfg.init_std / math.sqrt(2 * cfg.num_layers)
+    """One block's parameters. With pre-norm, kernels that write to the residual stream, which nothing then scales, start
+    smaller by sqrt(2 L) (GPT-2)."""
+    D, H, std = cfg.width, cfg.head_width, cfg.init_std
+    out_std = std / math.sqrt(2 * cfg.num_layers) if cfg.norm_order == "pre" else std
 
     def project(heads: int, axis: str) -> dict[str, Any]:
         return layers.declare_dense(D, heads * H, ("embed", axis), bias=cfg.has_qkv_bias, std=std)

@@ -21,6 +21,8 @@ class Mask:
     segment_BT  a query sees only keys of its own segment (packed documents); needs T == S.
     start_B     keys before start_B[b] are left padding and hidden.
     end_B       keys from end_B[b] on are right padding (or not yet written) and hidden.
+    window      a query sees only keys at most this far from it, on both sides (local attention; Beltagy et al. 2020,
+                section 3.1); needs T == S. A traced number, so that layers of one scan can differ.
     """
 
     causal: bool = flax.struct.field(pytree_node=False, default=False)
@@ -28,18 +30,22 @@ class Mask:
     segment_BT: jax.Array | None = None
     start_B: jax.Array | None = None
     end_B: jax.Array | None = None
+    window: jax.Array | int | None = None
 
 
 def check(mask: Mask, num_queries: int, num_keys: int) -> None:
-    """Errors: `ValueError` for a causal or segment mask with T != S."""
-    if (mask.causal or mask.segment_BT is not None) and num_queries != num_keys:
-        raise ValueError(f"a causal or segment mask needs as many queries as keys; got {num_queries} and {num_keys}")
+    """Errors: `ValueError` for a causal, segment or window mask with T != S."""
+    square = mask.causal or mask.segment_BT is not None or mask.window is not None
+    if square and num_queries != num_keys:
+        raise ValueError(
+            f"a causal, segment or window mask needs as many queries as keys; got {num_queries} and {num_keys}"
+        )
 
 
 def dense(mask: Mask, num_queries: int, num_keys: int) -> jax.Array | None:
     """The mask as booleans [1 or B, 1 or T, S], True where attention is allowed; None when nothing is hidden.
 
-    Arguments: mask; T; S. Errors: `ValueError` for a causal or segment mask with T != S.
+    Arguments: mask; T; S. Errors: `ValueError` for a causal, segment or window mask with T != S.
     """
     check(mask, num_queries, num_keys)
     keys_S = jnp.arange(num_keys)
@@ -56,6 +62,8 @@ def dense(mask: Mask, num_queries: int, num_keys: int) -> jax.Array | None:
         allowed.append(keys_S[None, None, :] >= mask.start_B[:, None, None])
     if mask.end_B is not None:
         allowed.append(keys_S[None, None, :] < mask.end_B[:, None, None])
+    if mask.window is not None:
+        allowed.append((jnp.abs(jnp.arange(num_queries)[:, None] - keys_S[None, :]) <= mask.window)[None])
     if not allowed:
         return None
     result = allowed[0]

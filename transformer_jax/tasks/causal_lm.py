@@ -81,7 +81,9 @@ class CausalLM(Task):
         return Prepared(
             made.tokenizer,
             made.train,
-            Evaluation(made.validation, Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))),
+            Evaluation(
+                made.validation, Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))
+            ),
             facts,
         )
 

@@ -1,0 +1,361 @@
+"""BERT: the bidirectional encoder, from BERT itself over RoBERTa, ALBERT and ELECTRA to the modern one, by config.
+
+The defaults are BERT-base (Devlin et al. 2019). `apply` gives hidden states; what is asked of them are heads, functions
+over hidden states, whose parameters are in the tree when `Config.heads` names them.
+
+    cfg = bert.Config(vocab_size=30522, heads=("mlm",))
+    params = bert.init(jax.random.key(0), cfg)
+    x_BTD = jax.jit(bert.apply, static_argnums=1)(params, cfg, tokens, lengths=lengths)
+    logits_BTV = bert.mlm(params, cfg, x_BTD)
+
+    RoBERTa     position_offset=2, num_types=1 (Liu et al. 2019)
+    ALBERT      embedding_width=128, share_layers=True, activation="gelu_tanh" (Lan et al. 2020)
+    ELECTRA     embedding_width, pooler_activation="gelu", heads=("discriminator",) (Clark et al. 2020)
+    modern      norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
+                global_every=3 (Warner et al. 2024, "ModernBERT")
+
+B batch, T length, P predicted positions, D width, E embedding width, C labels, V vocabulary, L layers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax import sharding
+from transformer_jax.errors import InputError
+from transformer_jax.nn import block, layers, positions, stack
+from transformer_jax.nn import params as params_lib
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.params import Param, zeros
+
+Params = Any
+Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator"]
+HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
+TRUNK = ("embed", "blocks", "final_norm")  # the parts of the tree that are no head
+
+
+@dataclass(frozen=True)
+class Config:
+    """What an encoder is. Frozen and hashable: pass it as a static argument of jit.
+
+    Errors: `InputError` on construction when sizes contradict each other.
+    """
+
+    vocab_size: int = 30522
+    """V, the number of token ids."""
+    max_length: int = 512
+    """The longest sequence, in tokens."""
+    width: int = 768
+    """D, the width of the residual stream."""
+    num_layers: int = 12
+    num_heads: int = 12
+    head_dim: int | None = None
+    """Width of a head; None: width / num_heads."""
+    mlp_width: int | None = None
+    """Width of the MLP's hidden layer; None: 4 * width."""
+    embedding_width: int | None = None
+    """E, the width of the embeddings, projected to `width` where it is another; None: width (ALBERT, section 3.1)."""
+    num_types: int = 2
+    """Token types, which tell the two texts of a pair apart; 0: none."""
+    position: Literal["learned", "rotary"] = "learned"
+    position_offset: int = 0
+    """Row of the position table for the first token: 2 in RoBERTa, whose first rows belong to padding."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    gated: bool = False
+    """Multiply the MLP's hidden layer by a gate (GeGLU)."""
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-12
+    norm_order: Literal["pre", "post"] = "post"
+    """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
+    bias: bool = True
+    """Biases in the dense layers and LayerNorms of the trunk."""
+    share_layers: bool = False
+    """All layers use the parameters of one, which are stored once (ALBERT, section 3.1)."""
+    local_window: int = 0
+    """Tokens that a local layer sees on each side; 0: all layers are global."""
+    global_every: int = 1
+    """With a window, layers 0, n, 2n, ... are global all the same."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies in global layers."""
+    local_rope_theta: float = 10_000.0
+    """The same in local layers."""
+    pooler_activation: Literal["tanh", "gelu"] = "tanh"
+    tie_embeddings: bool = True
+    """The masked-LM head's output matrix is the token embedding's transpose."""
+    heads: tuple[Head, ...] = ("mlm", "pair")
+    """The heads in the parameter tree; those that read the pooled first token bring the pooler."""
+    num_labels: int = 2
+    """C, of the heads "classification" and "tokens"; 1 for regression."""
+    dropout: float = 0.1
+    """Of embeddings, attention probabilities, each sublayer's output and the heads; applied only when a key is given."""
+    init_std: float = 0.02
+    """Of kernels and embeddings at the start; smaller by sqrt(2 L) where pre-norm blocks write to the residual stream."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
+    scan_layers: bool = True
+    """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
+    attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto"
+    """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
+
+    def __post_init__(self) -> None:
+        block.check(self)
+        for head in self.heads:
+            if head not in HEADS:
+                raise InputError(f"model.heads has {head!r}; the heads are {', '.join(HEADS)}")
+        pools = {"pair", "classification", "choice"} & set(self.heads)
+        asked = {*self.heads, "pooler"} if pools else set(self.heads)
+        object.__setattr__(self, "heads", tuple(head for head in HEADS if head in asked))  # one spelling of one set
+        for name, least in (
+            *(("embed_features", 1), ("num_types", 0), ("position_offset", 0), ("local_window", 0)),
+            *(("global_every", 1), ("num_labels", 1)),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least {least}")
+
+    @property
+    def kv_heads(self) -> int:
+        """K, which is N: encoders have no cache to keep small."""
+        return self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """H."""
+        return self.width // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def mlp_features(self) -> int:
+        """F."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+    @property
+    def embed_features(self) -> int:
+        """E."""
+        return self.width if self.embedding_width is None else self.embedding_width
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether the query, key and value projections have biases."""
+        return self.bias
+
+    @property
+    def qk_norm(self) -> bool:
+        """No query and key norms."""
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------- parameters
+
+
+def declare(cfg: Config) -> dict[str, Any]:
+    """The tree of `Param`s: the trunk, and the heads that `cfg.heads` names."""
+    D, E, std = cfg.width, cfg.embed_features, cfg.init_std
+    embed: dict[str, Any] = {
+        "token": layers.declare_embedding(cfg.vocab_size, E, "vocab", std=std),
+        "norm": layers.declare_norm(E, cfg.norm, bias=cfg.bias),
+    }
+    if cfg.position == "learned":
+        rows = cfg.max_length + cfg.position_offset
+        embed["position"] = layers.declare_embedding(rows, E, "position", std=std)
+    if cfg.num_types:
+        embed["type"] = {"embedding": Param((cfg.num_types, E), (None, "embed"), params_lib.normal(std))}
+    if E != D:
+        embed["project"] = _declare_dense(E, D, std)
+    blocks = params_lib.stack(block.declare(cfg), 1 if cfg.share_layers else cfg.num_layers)
+    tree: dict[str, Any] = {"embed": embed, "blocks": blocks}
+    if cfg.norm_order == "pre":
+        tree["final_norm"] = layers.declare_norm(D, cfg.norm, bias=cfg.bias)
+    heads: dict[Head, Any] = {
+        "pooler": _declare_dense(D, D, std),
+        "mlm": {
+            "transform": _declare_dense(D, E, std),
+            "norm": layers.declare_norm(E, cfg.norm, bias=cfg.bias),
+            "bias": Param((cfg.vocab_size,), ("vocab",), zeros),
+        },
+        "pair": _declare_dense(D, 2, std),
+        "classification": _declare_dense(D, cfg.num_labels, std),
+        "tokens": _declare_dense(D, cfg.num_labels, std),
+        "span": _declare_dense(D, 2, std),
+        "choice": _declare_dense(D, 1, std),
+        "discriminator": {"transform": _declare_dense(D, D, std), "out": _declare_dense(D, 1, std)},
+    }
+    if not cfg.tie_embeddings:
+        heads["mlm"]["kernel"] = Param((E, cfg.vocab_size), ("embed", "vocab"), params_lib.normal(std))
+    return tree | {name: heads[name] for name in cfg.heads}
+
+
+def _declare_dense(width_in: int, width_out: int, std: float) -> dict[str, Param]:
+    return layers.declare_dense(width_in, width_out, ("embed", None), bias=True, std=std)
+
+
+def init(key: jax.Array, cfg: Config) -> Params:
+    """Fresh float32 parameters: Normal(0, init_std^2), as BERT's but for the truncation at two deviations."""
+    return params_lib.init(key, declare(cfg))
+
+
+# ------------------------------------------------------------------------------------------------------------ trunk
+
+
+def apply(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    *,
+    types: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    segments: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states after the last block, [B, T] int -> [B, T, D] in cfg.dtype.
+
+    Arguments: types [B, T], 0 or 1 for the texts of a pair (None: all 0); lengths [B], tokens of each row before its
+    right padding; segments [B, T], numbers that keep packed documents apart, each with positions of its own: a document
+    gets the hidden states that it gets alone; key switches dropout on.
+    Errors: `ValueError` when T > cfg.max_length.
+    """
+    T = tokens_BT.shape[1]
+    if T > cfg.max_length:
+        raise ValueError(f"{T} tokens are more than the model's max_length of {cfg.max_length}")
+    embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+    where = jnp.arange(T) if segments is None else _restarted(segments)
+    x_BTD = _embed(params["embed"], cfg, tokens_BT, types, where, embed_key)
+    everywhere = Mask(segment_BT=segments, end_B=lengths)
+    nearby = everywhere.replace(window=cfg.local_window)  # type: ignore[attr-defined]
+    rope, local_rope = _rope(cfg, where, cfg.rope_theta), _rope(cfg, where, cfg.local_rope_theta)
+    shared = jax.tree.map(lambda leaf: leaf[0], params["blocks"]) if cfg.share_layers else None
+
+    def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None) -> jax.Array:
+        p = p if shared is None else shared
+        is_global = cfg.local_window == 0 or layer % cfg.global_every == 0
+        if isinstance(is_global, bool):
+            mask, turn = (everywhere, rope) if is_global else (nearby, local_rope)
+        else:  # in a scan, the layer's number is traced
+            mask = everywhere.replace(window=jnp.where(is_global, T, cfg.local_window))  # type: ignore[attr-defined]
+            turn = jax.tree.map(lambda a, b: jnp.where(is_global, a, b), rope, local_rope)
+        return block.apply(p, cfg, x_BTD, mask=mask, rope=turn, key=key)[0]
+
+    x_BTD = stack.run(
+        one,
+        {} if cfg.share_layers else params["blocks"],
+        x_BTD,
+        num_layers=cfg.num_layers,
+        scan=cfg.scan_layers,
+        remat=cfg.remat,
+        key=blocks_key,
+    )
+    if cfg.norm_order == "pre":
+        x_BTD = layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
+    return x_BTD
+
+
+def _restarted(segments_BT: jax.Array) -> jax.Array:
+    """Positions [B, T] that start at 0 with each segment."""
+    columns_T = jnp.arange(segments_BT.shape[1])
+    begins_BT = jnp.concatenate(
+        [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
+    )
+    return columns_T - jax.lax.cummax(jnp.where(begins_BT, columns_T, 0), axis=1)
+
+
+def _embed(
+    p: Any, cfg: Config, tokens_BT: jax.Array, types_BT: jax.Array | None, where: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """Token, position and type embeddings, normed and projected to the model's width, [B, T, D]."""
+    x_BTE = layers.embed(p["token"], tokens_BT, cfg.dtype)
+    if cfg.position == "learned":
+        table = p["position"]["embedding"].astype(cfg.dtype)
+        if where.ndim == 1:
+            first = cfg.position_offset
+            x_BTE = x_BTE + sharding.constrain(table[first : first + where.shape[0]], ("length", None))
+        else:
+            at = where + cfg.position_offset
+            x_BTE = x_BTE + sharding.take(table, at, out=("batch", "length", None), rows="position")
+    if cfg.num_types:
+        table = sharding.constrain(p["type"]["embedding"], (None, None)).astype(cfg.dtype)
+        if types_BT is None:
+            x_BTE = x_BTE + table[0]
+        else:  # the table is tiny: a product with one-hot rows needs no gather, and its gradient no scatter
+            one_hot = jax.nn.one_hot(types_BT, cfg.num_types, dtype=cfg.dtype)
+            x_BTE = x_BTE + sharding.einsum("BTD,DF->BTF", one_hot, table, out=("batch", "length", None))
+    x_BTE = layers.norm(p["norm"], x_BTE, cfg.norm, cfg.norm_eps)
+    x_BTE = layers.dropout(x_BTE, cfg.dropout, key)
+    return layers.dense(p["project"], x_BTE, out=None) if "project" in p else x_BTE
+
+
+def _rope(cfg: Config, where: jax.Array, theta: float) -> tuple[jax.Array, jax.Array] | None:
+    return positions.rotary_angles(where, cfg.head_width, theta=theta) if cfg.position == "rotary" else None
+
+
+# ------------------------------------------------------------------------------------------------------------ heads
+
+
+def mlm_states(params: Params, cfg: Config, x_BPD: jax.Array) -> jax.Array:
+    """What the masked-LM head's output matrix multiplies, [B, P, E]: dense, activation, norm of the hidden states."""
+    p = params["mlm"]
+    h_BPE = layers.ACTIVATIONS[cfg.activation](layers.dense(p["transform"], x_BPD, out=None))
+    return layers.norm(p["norm"], h_BPE, cfg.norm, cfg.norm_eps)
+
+
+def mlm_kernel(params: Params, cfg: Config) -> tuple[jax.Array, jax.Array]:
+    """The output matrix [E, V] and its bias [V], for `losses.linear_cross_entropy` over `mlm_states`."""
+    p = params["mlm"]
+    return params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else p["kernel"], p["bias"]
+
+
+def mlm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    """Masked-LM logits [B, T, V] float32."""
+    kernel_EV, bias_V = mlm_kernel(params, cfg)
+    h_BTE = mlm_states(params, cfg, x_BTD)
+    axes = ("batch", "length", "vocab")
+    return bias_V + sharding.einsum("BTD,DV->BTV", h_BTE, kernel_EV.astype(h_BTE.dtype), out=axes, dtype=jnp.float32)
+
+
+def pooled(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    """The first token's hidden state through a dense layer and its activation, [B, D]."""
+    first_B1D = sharding.constrain(x_BTD, ("batch", None, None))[:, :1]
+    with sharding.whole_length():
+        h_BD = layers.dense(params["pooler"], first_B1D, out=None)[:, 0]
+    return jnp.tanh(h_BD) if cfg.pooler_activation == "tanh" else layers.gelu(h_BD)
+
+
+def pair(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Logits [B, 2]: 0, the second text follows the first (NSP) or both are in order (SOP); 1, not. ALBERT's head has
+    dropout, BERT's has not: it is on with a key."""
+    return _over_pooled(params["pair"], params, cfg, x_BTD, key)
+
+
+def classify(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Logits of the labels [B, C] (C = 1: the value itself, for regression)."""
+    return _over_pooled(params["classification"], params, cfg, x_BTD, key)
+
+
+def choose(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """A score for each row [B]; of the choices of one question, each a row, the highest is the answer."""
+    return _over_pooled(params["choice"], params, cfg, x_BTD, key)[:, 0]
+
+
+def _over_pooled(p: Any, params: Params, cfg: Config, x_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
+    x_BD = layers.dropout(pooled(params, cfg, x_BTD), cfg.dropout, key)
+    with sharding.whole_length():
+        return layers.dense(p, x_BD.astype(jnp.float32)[:, None], out=None)[:, 0]
+
+
+def tag(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Logits of each token's labels [B, T, C] float32."""
+    x_BTD = layers.dropout(x_BTD, cfg.dropout, key)
+    return layers.dense(params["tokens"], x_BTD.astype(jnp.float32), out=None)
+
+
+def spans(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    """Logits [B, T, 2] float32 of the answer's first and last token (Devlin et al. 2019, section 4.2)."""
+    return layers.dense(params["span"], x_BTD.astype(jnp.float32), out=None)
+
+
+def discriminate(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    """Logits [B, T] float32, above 0 where the token was replaced (Clark et al. 2020, section 2)."""
+    p = params["discriminator"]
+    h_BTD = layers.ACTIVATIONS[cfg.activation](layers.dense(p["transform"], x_BTD, out=None))
+    return layers.dense(p["out"], h_BTD.astype(jnp.float32), out=None)[..., 0]
