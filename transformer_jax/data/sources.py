@@ -68,7 +68,7 @@ def in_memory(pairs: Iterable[tuple[str, str]], origin: str = "the documents giv
 
 # Not the language's own writing: tests and their data, installed packages, the build's settings (which differ by
 # machine), and pydoc_data, one generated file so large that it would be half of whichever side it fell on.
-_NOT_EMBEDDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+NOT_EMBEDDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,16 @@ class Embedded:
         root = Path(sysconfig.get_path("stdlib"))
         files: Files = []
         for folder, folders, names in os.walk(root):
-            folders[:] = [f for f in folders if f not in _NOT_EMBEDDED and not f.startswith(("config-", "."))]
+            folders[:] = [f for f in folders if f not in NOT_EMBEDDED and not f.startswith(("config-", "."))]
             found = (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
             files += [(path.relative_to(root).as_posix(), path) for path in found]
-        files = [(name, path) for name, path in files if _is_utf8(path)]
+        files = [(name, path) for name, path in files if is_utf8(path)]
         if not files:
             raise InputError(
                 f"no .py files under {root}, the standard library of this Python: it comes without its source; "
                 "use TextFiles with text of your own"
             )
-        held = {name for name, _ in files if _position(name) < 0.07}
+        held = {name for name, _ in files if position(name) < 0.07}
         return _file_documents(_side(sorted(files), held, split), f"the Python standard library at {root} ({split})")
 
 
@@ -117,13 +117,13 @@ class TextFiles:
     def documents(self, split: Split) -> Documents:
         origin = f"the text files of {', '.join(self.paths)} ({split})"
         if self.validation:
-            return _file_documents(_files(self.paths if split == "train" else self.validation, split), origin)
-        files = _files(self.paths, split)
+            return _file_documents(find_files(self.paths if split == "train" else self.validation, split), origin)
+        files = find_files(self.paths, split)
         if len(files) == 1:
             return _one_file(files, self.validation_fraction, split, origin)
         # A handful of files may all hash to one side; the file with the lowest hash validates in any case.
-        lowest = min(_position(name) for name, _ in files)
-        held = {name for name, _ in files if _position(name) <= max(lowest, self.validation_fraction)}
+        lowest = min(position(name) for name, _ in files)
+        held = {name for name, _ in files if position(name) <= max(lowest, self.validation_fraction)}
         return _file_documents(_side(files, held, split), origin)
 
 
@@ -149,13 +149,13 @@ class Jsonl:
     def documents(self, split: Split) -> Documents:
         suffixes = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
         own = bool(self.validation)
-        files = _files(self.validation if own and split == "validation" else self.paths, split, suffixes)
+        files = find_files(self.validation if own and split == "validation" else self.paths, split, suffixes)
         fraction = self.validation_fraction
 
         def read() -> Iterator[tuple[str, str]]:
             for name, path in files:
                 for number, text in _json_lines(path, self.field):
-                    if own or (_position(text) < fraction) == (split == "validation"):
+                    if own or (position(text) < fraction) == (split == "validation"):
                         yield f"{name}:{number}", text
 
         size = sum(path.stat().st_size for _, path in files)
@@ -207,7 +207,7 @@ class Tfds:
 # ---- Which file is on which side -----------------------------------------------------------------------------------
 
 
-def _position(text: str) -> float:
+def position(text: str) -> float:
     """A hash of the text as a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
@@ -229,7 +229,7 @@ def _check_paths(source: "TextFiles | Jsonl") -> None:
         )
 
 
-def _files(paths: tuple[str, ...], split: Split, suffixes: tuple[str, ...] = ("",)) -> Files:
+def find_files(paths: tuple[str, ...], split: Split, suffixes: tuple[str, ...] = ("",)) -> Files:
     """The files that the paths name, each once. An explicit file may have any suffix, one in a folder only these."""
     found: dict[Path, str] = {}
     for given in paths:
@@ -315,7 +315,7 @@ def _pieces(path: Path) -> Iterator[str]:
                 return
 
 
-def _is_utf8(path: Path) -> bool:
+def is_utf8(path: Path) -> bool:
     try:
         path.read_bytes().decode()
     except UnicodeDecodeError:
