@@ -1,0 +1,199 @@
+"""Metrics against numbers worked out by hand, published examples and the definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from transformer_jax import metrics
+
+# ---- Classification
+
+
+def test_binary_scores_by_hand():
+    """tp 3, fp 1, fn 2, tn 4: precision 3/4, recall 3/5, F1 2/3, Matthews (3*4 - 1*2) / sqrt(4*5*5*6)."""
+    labels = np.array([1] * 5 + [0] * 5)
+    predicted = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0, 0])
+    logits = np.stack([1.0 - predicted, predicted], -1).astype(np.float32)
+    scores = metrics.classification(logits, labels, ("negative", "positive"))
+    assert scores["accuracy"] == scores["f1_micro"] == scores["precision_micro"] == scores["recall_micro"] == 0.7
+    assert (scores["precision"], scores["recall"]) == (3 / 4, 3 / 5)
+    assert scores["f1"] == pytest.approx(2 / 3)
+    assert scores["matthews"] == pytest.approx(10 / math.sqrt(600))
+    assert scores["precision_macro"] == pytest.approx((3 / 4 + 4 / 6) / 2)
+    assert scores["recall_macro"] == pytest.approx((3 / 5 + 4 / 5) / 2)
+    assert scores["f1_macro"] == pytest.approx((2 / 3 + 8 / 11) / 2)
+    assert scores["roc_auc"] == pytest.approx(0.7)  # (recall of 1 + recall of 0) / 2: one threshold
+    assert all(type(value) is float for value in scores.values())
+
+
+def test_roc_auc_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(40, 3)), rng.integers(0, 3, 40)
+    score = rng.integers(0, 9, 40) / 8  # with ties
+    binary = metrics.classification(np.stack([-score, score], -1), labels % 2, ("a", "b"))
+    assert binary["roc_auc"] == pytest.approx(pairs_in_order(score, labels % 2 == 1))
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    rest = [pairs_in_order(shares[:, c], labels == c) for c in range(3)]
+    assert metrics.classification(logits, labels, "abc")["roc_auc"] == pytest.approx(np.mean(rest))
+
+
+def pairs_in_order(score, positive) -> float:
+    difference = score[positive][:, None] - score[~positive]
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def test_three_classes_by_hand():
+    """Rows right, columns predicted: [[2, 1, 0], [0, 1, 0], [0, 1, 0]]; Gorodkin's R_K of it."""
+    labels, predicted = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 1])
+    scores = metrics.classification(np.eye(3)[predicted], labels, ("a", "b", "c"))
+    assert scores["accuracy"] == 0.6
+    assert scores["f1_macro"] == pytest.approx((0.8 + 0.5 + 0.0) / 3)
+    assert scores["precision_macro"] == pytest.approx((1 + 1 / 3 + 0) / 3)
+    assert scores["recall_macro"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    right, n, t, p = 3, 5, np.array([3, 1, 1]), np.array([2, 3, 0])
+    assert scores["matthews"] == pytest.approx((right * n - t @ p) / math.sqrt((n**2 - p @ p) * (n**2 - t @ t)))
+    assert "f1" not in scores
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_examples_leaves_roc_auc_out_and_nothing_is_nan():
+    logits = np.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    scores = metrics.classification(logits, np.array([0, 0]), ("a", "b", "c"))
+    assert "roc_auc" not in scores and scores["accuracy"] == 1 and scores["f1_macro"] == 1
+    assert scores["matthews"] == 0
+    scores = metrics.classification(logits[:, :2], np.array([1, 1]), ("a", "b"))
+    assert "roc_auc" not in scores and scores["f1"] == 0
+    assert all(math.isfinite(value) for value in scores.values())
+
+
+def test_wilson_interval():
+    """81 of 263: 0.2553 to 0.3662 (Newcombe 1998, table I, method 3)."""
+    assert [round(x, 4) for x in metrics.wilson(81, 263)] == [0.2553, 0.3662]
+    assert [round(x, 4) for x in metrics.wilson(15, 148)] == [0.0624, 0.1605]
+    assert [round(x, 4) for x in metrics.wilson(0, 20)] == [0.0, 0.1611]
+    assert [round(x, 4) for x in metrics.wilson(29, 29)] == [0.8830, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((2, 2)), np.array([0, 2]), r"label 2 of example 1 is none of 2 \(no, yes\)"),
+        (np.zeros((2, 2)), np.array([-1, 0]), r"label -1 of example 0"),
+        (np.zeros((2, 3)), np.array([0, 1]), r"logits \(2, 3\) for 2 labels of 2 classes"),
+        (np.zeros((0, 2)), np.zeros(0, int), r"int64\(0,\)"),
+    ],
+)
+def test_classification_refuses(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.classification(logits, labels, ("no", "yes"))
+
+
+# ---- Regression
+
+
+def test_regression_by_hand():
+    """Pearson of (1, 2, 3, 5) and (1, 2, 3, 10); the ranks agree."""
+    predicted, wanted = np.array([1.0, 2.0, 3.0, 5.0]), np.array([1.0, 2.0, 3.0, 10.0])
+    scores = metrics.regression(predicted, wanted)
+    assert scores["pearson"] == pytest.approx(20 / math.sqrt(8.75 * 50))
+    assert scores["spearman"] == pytest.approx(1)
+    assert scores["mean_squared_error"] == 6.25
+    assert metrics.regression(-predicted, wanted)["spearman"] == pytest.approx(-1)
+    tied = metrics.regression(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))  # ranks 1.5, 1.5, 3
+    assert tied["spearman"] == pytest.approx(math.sqrt(3) / 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_correlation_with_a_constant_is_zero():
+    scores = metrics.regression(np.full(3, 0.1, np.float32), np.array([1.0, 2.0, 3.0]))
+    assert scores["pearson"] == scores["spearman"] == 0 and scores["mean_squared_error"] > 0
+    assert metrics.regression(np.ones(1), np.ones(1)) == {"pearson": 0, "spearman": 0, "mean_squared_error": 0}
+    with pytest.raises(ValueError, match=r"\(2,\) predictions for \(3,\)"):
+        metrics.regression(np.ones(2), np.ones(3))
+
+
+# ---- Entities
+
+
+@pytest.mark.parametrize(
+    ("tags", "spans"),
+    [
+        ("O B-PER I-PER O B-LOC", [("PER", 1, 3), ("LOC", 4, 5)]),
+        ("B-PER B-PER I-PER", [("PER", 0, 1), ("PER", 1, 3)]),
+        ("B-PER I-LOC I-LOC", [("PER", 0, 1), ("LOC", 1, 3)]),  # I- after another type begins one
+        ("I-LOC I-LOC O I-LOC", [("LOC", 0, 2), ("LOC", 3, 4)]),  # IOB1
+        ("I-LOC B-LOC I-LOC", [("LOC", 0, 1), ("LOC", 1, 3)]),
+        ("B-A-B I-A-B", [("A-B", 0, 2)]),
+        ("O O", []),
+    ],
+)
+def test_entity_spans(tags, spans):
+    assert metrics.entity_spans(tags.split()) == spans
+
+
+def test_entities_of_seqevals_readme():
+    """Its example: one entity right of two wanted and two found; F1 0.50."""
+    wanted = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    tags = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    assert metrics.entities(tags, wanted) == {"entity_precision": 0.5, "entity_recall": 0.5, "entity_f1": 0.5}
+
+
+def test_entities_of_conllevals_documentation():
+    """Its sample output: 459 phrases, 539 found, 371 correct; precision 68.83, recall 80.83, FB1 74.35 (in percent)."""
+    right, missed, made_up = (["B-NP"], ["B-NP"]), (["O"], ["B-NP"]), (["B-NP"], ["O"])
+    sentences = [right] * 371 + [missed] * (459 - 371) + [made_up] * (539 - 371)
+    tags, wanted = zip(*sentences, strict=True)
+    assert [round(100 * value, 2) for value in metrics.entities(tags, wanted).values()] == [68.83, 80.83, 74.35]
+
+
+def test_entities_need_type_and_both_ends():
+    wanted = [["B-PER", "I-PER", "O", "B-LOC", "O", "B-ORG"], ["O", "B-LOC", "I-LOC"]]
+    tags = [["B-PER", "I-PER", "O", "B-ORG", "O", "O"], ["O", "B-LOC", "O"]]
+    scores = metrics.entities(tags, wanted)  # one right of 3 found and 4 wanted
+    assert scores == pytest.approx({"entity_precision": 1 / 3, "entity_recall": 1 / 4, "entity_f1": 2 / 7})
+    assert metrics.entities([["O"]], [["O"]])["entity_f1"] == 0
+    with pytest.raises(ValueError, match="sentence 0: 1 predicted tags for 2 words"):
+        metrics.entities([["O"]], [["O", "O"]])
+
+
+# ---- Answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "rights", "exact", "f1"),
+    [
+        ("The Denver Broncos!", ("Denver Broncos",), 100, 100),  # article, case, punctuation
+        ("an  apple,\ta day", ("apple day",), 100, 100),
+        ("theory", ("ory",), 0, 0),  # an article is a word
+        ("Denver", ("Denver Broncos", "the Broncos"), 0, 200 / 3),  # precision 1, recall 1/2
+        ("Broncos", ("Denver Broncos", "the Broncos"), 100, 100),  # the best reference
+        ("a b b c", ("b b b",), 0, 100 * 2 * (2 / 3) * (2 / 3) / (4 / 3)),  # counted with repetitions
+        ("state-of-the-art", ("stateoftheart",), 100, 100),  # punctuation is dropped, not replaced
+        ("", ("Denver",), 0, 0),
+    ],
+)
+def test_squad_by_hand(answer, rights, exact, f1):
+    assert metrics.squad([answer], [rights]) == pytest.approx({"exact_match_percent": exact, "f1_percent": f1})
+
+
+def test_squad_is_a_mean_over_questions():
+    scores = metrics.squad(["x", "Denver"], [["x"], ["Denver Broncos"]])
+    assert scores == pytest.approx({"exact_match_percent": 50, "f1_percent": 100 * (1 + 2 / 3) / 2})
+    with pytest.raises(ValueError, match="without a right answer"):
+        metrics.squad(["x"], [[]])
+
+
+# ---- Pictures
+
+
+def test_pictures_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 20, 300), rng.integers(0, 20, 300)
+    names = [f"a_long_name_of_class_{i}" for i in range(20)]
+    metrics.plot_confusion(labels, predicted, names, tmp_path / "confusion.png")
+    metrics.plot_roc(rng.normal(size=300) + (labels > 9), (labels > 9).astype(int), tmp_path / "roc.png")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("confusion.png", "roc.png"))
+    with pytest.raises(ValueError, match="two classes"):
+        metrics.plot_roc(np.ones(3), np.ones(3, int), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

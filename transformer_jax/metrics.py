@@ -1,0 +1,234 @@
+"""Numbers and pictures of how good predictions are: NumPy in, plain floats out.
+
+    classification   accuracy with its interval, precision, recall, F1, Matthews, ROC-AUC
+    regression       Pearson, Spearman, mean squared error
+    entities         precision, recall and F1 of whole entities, as conlleval counts them
+    squad            exact match and F1 of answers, as the official SQuAD v1.1 script counts them
+    plot_confusion, plot_roc
+
+scikit-learn and SciPy compute what they have. A number that does not exist for a set is never reported as nan: ROC-AUC
+is left out where a class has no example, a correlation with a constant is 0.
+
+Letters: E examples, C classes.
+"""
+
+import collections
+import math
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+Z_95 = 1.959964  # the standard normal distribution has 95 % of its mass within this
+
+# ---- Classification and regression
+
+
+def classification(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The scores of a classifier that chooses the class of the largest logit. All lie in [0, 1], Matthews in [-1, 1].
+
+    Arguments:
+      logits_EC: one row an example, of any float dtype; log-probabilities serve as well.
+      labels_E: the right classes, integers in [0, C).
+      names: of the C classes.
+    Returns accuracy and its 95 % interval (`wilson`); precision, recall and F1 as means over the classes that occur in
+    labels or predictions (macro) and over all decisions (micro; with one label an example all three are the accuracy);
+    Matthews' correlation (Gorodkin 2004 for C > 2; 0 where labels or predictions are constant); with two classes also
+    precision, recall and F1 of the second, with more the area under the ROC curve as the mean of one against the rest.
+    A precision or recall without a case is 0.
+    Errors: ValueError for no examples, shapes that do not fit, and a label outside its set.
+    """
+    from sklearn import metrics
+
+    labels_E, logits_EC = _labels(labels_E, len(names), names), np.asarray(logits_EC, np.float64)
+    if logits_EC.shape != (len(labels_E), len(names)):
+        raise ValueError(f"logits {logits_EC.shape} for {len(labels_E)} labels of {len(names)} classes")
+    predicted_E = logits_EC.argmax(-1)
+    right = int((predicted_E == labels_E).sum())
+    low, high = wilson(right, len(labels_E))
+    scores = {"accuracy": right / len(labels_E), "accuracy_low": low, "accuracy_high": high}
+    for average in ("macro", "micro"):
+        of_classes = metrics.precision_recall_fscore_support(labels_E, predicted_E, average=average, zero_division=0)
+        scores |= {f"{name}_{average}": float(of_classes[i]) for i, name in enumerate(("precision", "recall", "f1"))}
+    if len(names) == 2:
+        of_second = metrics.precision_recall_fscore_support(labels_E, predicted_E, average="binary", zero_division=0)
+        scores |= {name: float(of_second[i]) for i, name in enumerate(("precision", "recall", "f1"))}
+    constant = len(np.unique([labels_E, predicted_E])) == 1  # scikit-learn gives 0 as well, and warns
+    scores["matthews"] = 0.0 if constant else float(metrics.matthews_corrcoef(labels_E, predicted_E))
+    if len(np.unique(labels_E)) == len(names) > 1:
+        if len(names) == 2:
+            scores["roc_auc"] = float(metrics.roc_auc_score(labels_E, logits_EC[:, 1] - logits_EC[:, 0]))
+        else:
+            odds_EC = np.exp(logits_EC - logits_EC.max(-1, keepdims=True))
+            shares_EC = odds_EC / odds_EC.sum(-1, keepdims=True)
+            scores["roc_auc"] = float(metrics.roc_auc_score(labels_E, shares_EC, multi_class="ovr", average="macro"))
+    return scores
+
+
+def wilson(right: int, examples: int) -> tuple[float, float]:
+    """The 95 % interval of a share, `right` of `examples` (Wilson 1927): inside [0, 1] however few the examples."""
+    share, z2 = right / examples, Z_95**2
+    middle = (share + z2 / (2 * examples)) / (1 + z2 / examples)
+    half = Z_95 / (1 + z2 / examples) * math.sqrt(share * (1 - share) / examples + z2 / (4 * examples**2))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def regression(predicted_E: np.ndarray, wanted_E: np.ndarray) -> dict[str, float]:
+    """Pearson's and Spearman's correlation in [-1, 1], and the mean squared error in squared units of the labels.
+
+    A correlation is not defined where either side is constant (a model that has collapsed, one example); it is reported
+    as 0, as Matthews' is, so that a checkpoint can be chosen by it.
+    Errors: ValueError for no examples or unequal numbers of them.
+    """
+    from scipy import stats
+    from sklearn import metrics
+
+    predicted_E, wanted_E = np.asarray(predicted_E, np.float64), np.asarray(wanted_E, np.float64)
+    if predicted_E.shape != wanted_E.shape or wanted_E.ndim != 1 or not len(wanted_E):
+        raise ValueError(f"{predicted_E.shape} predictions for {wanted_E.shape} values: one for each is needed")
+    constant = np.ptp(predicted_E) == 0 or np.ptp(wanted_E) == 0
+    return {
+        "pearson": 0.0 if constant else float(stats.pearsonr(predicted_E, wanted_E).statistic),
+        "spearman": 0.0 if constant else float(stats.spearmanr(predicted_E, wanted_E).statistic),
+        "mean_squared_error": float(metrics.mean_squared_error(wanted_E, predicted_E)),
+    }
+
+
+def _labels(labels_E: np.ndarray, classes: int, names: Sequence[str]) -> np.ndarray:
+    labels_E = np.asarray(labels_E)
+    if labels_E.ndim != 1 or not len(labels_E) or labels_E.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels_E.dtype}{labels_E.shape}: a vector of integers with an example is needed")
+    if labels_E.min() < 0 or labels_E.max() >= classes:
+        example = int(np.argmax((labels_E < 0) | (labels_E >= classes)))
+        raise ValueError(f"label {labels_E[example]} of example {example} is none of {classes} ({', '.join(names)})")
+    return labels_E
+
+
+# ---- Entities
+
+
+def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The entities of one sentence as (type, first word, one past the last), in order.
+
+    Tags are "O", "B-TYPE" and "I-TYPE". As in conlleval (Tjong Kim Sang and Buchholz 2000), an "I-" that follows "O" or
+    another type begins an entity as a "B-" does; so both IOB2 and the older IOB1 are read.
+    """
+    spans: list[tuple[str, int, int]] = []
+    for at, tag in enumerate(tags):
+        mark, _, kind = tag.partition("-")
+        if mark == "O":
+            continue
+        goes_on = mark == "I" and spans and spans[-1][0] == kind and spans[-1][2] == at
+        if goes_on:
+            spans[-1] = (kind, spans[-1][1], at + 1)
+        else:
+            spans.append((kind, at, at + 1))
+    return spans
+
+
+def entities(tags: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 over all entities of all sentences, in [0, 1], as conlleval and seqeval count them.
+
+    An entity is right when its type, its first and its last word are. Without any entity to count a score is 0.
+
+    Arguments:
+      tags, wanted: the predicted and the right tags, a sequence for each sentence.
+    Errors: ValueError for another number of sentences, or of tags in one.
+    """
+    found = expected = right = 0
+    for number, (got, want) in enumerate(zip(tags, wanted, strict=True)):
+        if len(got) != len(want):
+            raise ValueError(f"sentence {number}: {len(got)} predicted tags for {len(want)} words")
+        got_spans, want_spans = set(entity_spans(got)), set(entity_spans(want))
+        found, expected, right = found + len(got_spans), expected + len(want_spans), right + len(got_spans & want_spans)
+    precision, recall = right / max(found, 1), right / max(expected, 1)
+    f1 = 2 * right / max(found + expected, 1)
+    return {"entity_precision": precision, "entity_recall": recall, "entity_f1": f1}
+
+
+# ---- Answers
+
+
+def squad(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Exact match and token F1 in percent, as published and as the official SQuAD v1.1 script computes them.
+
+    Each answer counts by its best reference (Rajpurkar et al. 2016, section 6.1), after lower-casing and dropping
+    punctuation, articles and extra white space.
+
+    Arguments:
+      predicted: one answer a question.
+      references: the right answers of each question, at least one.
+    Errors: ValueError for no questions, another number of them, or one without a reference.
+    """
+    if not predicted or not all(references):
+        raise ValueError("no questions to score" if not predicted else "a question without a right answer")
+    pairs = list(zip(predicted, references, strict=True))
+    exact = sum(max(_normal(answer) == _normal(right) for right in rights) for answer, rights in pairs)
+    overlap = sum(max(_token_f1(answer, right) for right in rights) for answer, rights in pairs)
+    return {"exact_match_percent": 100 * exact / len(pairs), "f1_percent": 100 * overlap / len(pairs)}
+
+
+def _normal(answer: str) -> str:
+    bare = "".join(character for character in answer.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def _token_f1(answer: str, right: str) -> float:
+    got, want = _normal(answer).split(), _normal(right).split()
+    same = sum((collections.Counter(got) & collections.Counter(want)).values())
+    return 2 * same / (len(got) + len(want)) if same else 0.0
+
+
+# ---- Pictures
+
+
+def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """The confusion matrix as a PNG: rows are the right classes, cells hold counts and are shaded by row share."""
+    from matplotlib.figure import Figure
+    from sklearn import metrics
+
+    counts_CC = metrics.confusion_matrix(labels_E, predicted_E, labels=range(len(names)))
+    shares_CC = counts_CC / np.maximum(counts_CC.sum(-1, keepdims=True), 1)
+    side = 2.5 + 0.5 * len(names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
+    axes.set_yticks(range(len(names)), names)
+    for (row, column), count in np.ndenumerate(counts_CC):
+        if count:
+            shade = "white" if shares_CC[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count}", ha="center", va="center", color=shade, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("right")
+    figure.colorbar(image, label="share of the right class", shrink=0.8)
+    figure.savefig(path, dpi=150)
+
+
+def plot_roc(scores_E: np.ndarray, labels_E: np.ndarray, path: Path) -> None:
+    """The ROC curve as a PNG, with the area under it in the legend.
+
+    Arguments:
+      scores_E: higher means class 1 rather than 0; any monotone score (the difference of two logits) gives one curve.
+      labels_E: 0 or 1.
+    Errors: ValueError where the labels are all of one class, for which there is no curve.
+    """
+    from matplotlib.figure import Figure
+    from sklearn import metrics
+
+    if len(np.unique(labels_E)) != 2:
+        raise ValueError("a ROC curve needs examples of two classes")
+    false_positives, true_positives, _ = metrics.roc_curve(labels_E, scores_E)
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    area = metrics.auc(false_positives, true_positives)
+    axes.plot(false_positives, true_positives, label=f"area under the curve {area:.4f}")
+    axes.plot((0, 1), (0, 1), "--", color="grey", linewidth=1, label="chance 0.5")
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
