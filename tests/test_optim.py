@@ -11,7 +11,8 @@ import pytest
 from transformer_jax import optim
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.optim import Optim
+from transformer_jax.nn.params import Param, zeros
+from transformer_jax.optim import Group, Optim
 
 NANOGPT = Optim(peak_lr=6e-4, warmup_steps=20, decay_steps=90, final_lr_fraction=0.1, beta1=0.9, beta2=0.95)
 
@@ -61,6 +62,8 @@ def test_constant_and_wsd():
     np.testing.assert_allclose(rates(wsd, 10, range(12)), [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0], atol=1e-7)
 
 
+MATRIX = {"a": Param((3, 1), (None, None), zeros)}
+VECTORS = {name: Param((2,), (None,), zeros) for name in ("a", "b")}
 DECLARATION = {
     "blocks": params_lib.stack({"kernel": params_lib.Param((4, 3), ("embed", "mlp"), params_lib.normal(1.0))}, 2)
     | params_lib.stack({"scale": params_lib.Param((4,), (None,), params_lib.ones)}, 2),
@@ -90,7 +93,7 @@ def adamw_float64(params: dict, all_grads: list[dict], cfg: Optim, decayed: set[
 def test_adamw_is_pytorchs():
     cfg = Optim(peak_lr=0.05, warmup_steps=3, decay_steps=25, beta2=0.99, weight_decay=0.5, clip_norm=1.0)
     params = params_lib.init(jax.random.key(0), DECLARATION)
-    optimizer = optim.make(cfg, 30, params_lib.decay_mask(DECLARATION))
+    optimizer = optim.make(cfg, 30, DECLARATION)
     state = optimizer.init(params)
     rng = np.random.default_rng(0)
     all_grads = []
@@ -109,7 +112,7 @@ def test_decay_reaches_matrices_alone():
     """With zero gradients the update is the decay: -lr * decay * p on matrices, nothing on a stacked vector."""
     cfg = Optim(peak_lr=0.1, schedule="constant", weight_decay=0.5)
     params = params_lib.init(jax.random.key(0), DECLARATION)
-    optimizer = optim.make(cfg, 10, params_lib.decay_mask(DECLARATION))
+    optimizer = optim.make(cfg, 10, DECLARATION)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["blocks"]["kernel"], -0.05 * params["blocks"]["kernel"], rtol=1e-6)
     np.testing.assert_allclose(updates["head"], -0.05 * params["head"], rtol=1e-6)
@@ -126,13 +129,13 @@ def test_the_norm_is_clipped_to():
         (Optim(clip_norm=1.0), {"grad_norm": jnp.float32(0.5)}, 1.0),
         (Optim(clip_norm=0.0), {}, 1.0),
     ]:
-        optimizer = optim.make(cfg, 10, {"a": False, "b": False})
+        optimizer = optim.make(cfg, 10, VECTORS)
         _, state = optimizer.update(grads, optimizer.init(params), params, **norm)
         np.testing.assert_allclose(state.mu["b"], [0.1 * 4 * scale], rtol=1e-6)
         np.testing.assert_allclose(state.nu["a"], [0.05 * (3 * scale) ** 2, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", [optim.make(Optim(), 10, {"a": True}), optim.skippable(optax.adam(0.1))])
+@pytest.mark.parametrize("optimizer", [optim.make(Optim(), 10, MATRIX), optim.skippable(optax.adam(0.1))])
 def test_an_update_that_is_not_finite_leaves_the_state(optimizer):
     assert optim.skippable(optimizer) is optimizer
     params, grads = {"a": jnp.ones(3)}, {"a": jnp.array([1.0, 2.0, 3.0])}
@@ -144,7 +147,7 @@ def test_an_update_that_is_not_finite_leaves_the_state(optimizer):
 
 def test_moments_are_float32():
     params = params_lib.init(jax.random.key(0), DECLARATION)
-    state = optim.make(Optim(), 10, params_lib.decay_mask(DECLARATION)).init(params)
+    state = optim.make(Optim(), 10, DECLARATION).init(params)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state) if leaf.ndim} == {"float32"}
 
 
@@ -171,3 +174,51 @@ def test_bad_values_are_named(values, message):
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(InputError, match="optim.warmup_steps 20 is more than the 10 steps that the linear schedule"):
         optim.schedule(Optim(schedule="linear", warmup_steps=20), 10)
+
+
+# ---- Learning rates of their own -------------------------------------------------------------------------------------
+
+STACKED = {
+    "embed": {"embedding": Param((4, 2), (None, None), zeros)},
+    "blocks": params_lib.stack({"kernel": Param((2, 2), (None, None), zeros), "bias": Param((2,), (None,), zeros)}, 3),
+    "head": {"kernel": Param((2, 4), (None, None), zeros)},
+}
+
+
+def test_layer_decay_and_groups_multiply_by_path():
+    """Three layers: heads 1, layers 0.5, 0.25, 0.125 from the top, embeddings 0.0625 (ELECTRA, appendix B)."""
+    cfg = Optim(layer_decay=0.5, groups=(Group("blocks/[01]/.*bias$", 0.0), Group("^head/", 3.0)))
+    scales = optim.lr_scales(cfg, STACKED)
+    assert float(scales["embed"]["embedding"]) == 0.0625
+    np.testing.assert_array_equal(scales["blocks"]["kernel"].ravel(), [0.125, 0.25, 0.5])
+    assert scales["blocks"]["kernel"].shape == (3, 1, 1)
+    np.testing.assert_array_equal(scales["blocks"]["bias"].ravel(), [0, 0, 0.5])
+    assert float(scales["head"]["kernel"]) == 3
+
+
+def test_the_updates_are_scaled_and_what_is_frozen_stays_to_the_bit():
+    cfg = Optim(groups=(Group("embed|blocks/0/", 0.0), Group("head", 0.5)), clip_norm=0.0, weight_decay=0.1)
+    params = params_lib.init(
+        jax.random.key(0),
+        jax.tree.map(
+            lambda p: Param(p.shape, p.axes, params_lib.normal(1.0)), STACKED, is_leaf=lambda x: isinstance(x, Param)
+        ),
+    )
+    scales = optim.lr_scales(cfg, STACKED)
+    grads = jax.grad(lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(optim.freeze(p, scales))))(params)
+    assert not np.any(grads["embed"]["embedding"]) and not np.any(grads["blocks"]["kernel"][0])
+    np.testing.assert_allclose(grads["blocks"]["kernel"][1:], 2 * params["blocks"]["kernel"][1:])
+    ours, plain = optim.make(cfg, 10, STACKED), optim.make(Optim(clip_norm=0.0, weight_decay=0.1), 10, STACKED)
+    updates, reference = (o.update(grads, o.init(params), params)[0] for o in (ours, plain))
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(after["embed"]["embedding"], params["embed"]["embedding"])
+    np.testing.assert_array_equal(after["blocks"]["kernel"][0], params["blocks"]["kernel"][0])
+    np.testing.assert_allclose(updates["blocks"]["kernel"][1:], reference["blocks"]["kernel"][1:], rtol=1e-6)
+    np.testing.assert_allclose(updates["head"]["kernel"], 0.5 * reference["head"]["kernel"], rtol=1e-6)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(InputError, match=r"'encoder' matches no parameter; the paths are blocks/bias"):
+        optim.lr_scales(Optim(groups=(Group("encoder", 0.0),)), STACKED)
+    with pytest.raises(InputError, match=r"'\(' is no regular expression"):
+        Group("(", 1.0)

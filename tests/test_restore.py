@@ -40,7 +40,7 @@ def write_workdir(folder: Path, *steps: int, ema: bool = False, experiment=EXPER
     folder.mkdir(exist_ok=True)
     experiments.save(experiment, folder / "config.json")
     tokenizers.build(tokenizers.Bytes(), []).save(folder / "tokenizer")
-    optimizer = optim.make(experiment.optim, 10, params_lib.decay_mask(gpt.declare(experiment.model)))
+    optimizer = optim.make(experiment.optim, 10, gpt.declare(experiment.model))
     config = experiments.to_json(experiment)
     with checkpoint.Writer(folder / "checkpoints", family="gpt", config=config, keep=5) as writer:
         for step in steps:

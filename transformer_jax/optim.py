@@ -1,7 +1,9 @@
-"""The optimiser: a learning-rate schedule and AdamW, as one dataclass and two functions.
+"""The optimiser: a learning-rate schedule and AdamW, as one dataclass and a few functions.
 
-    optimizer = make(cfg, total_steps, decay_mask)      an optax transformation
+    optimizer = make(cfg, total_steps, declaration)     an optax transformation
     learning_rate = schedule(cfg, total_steps)          count of updates applied so far -> learning rate
+    lr_scales(cfg, declaration)                         what each parameter's learning rate is multiplied by
+    freeze(params, scales)                              the same values, without gradients where the factor is 0
 
 The defaults are the recipe of nanoGPT (karpathy/nanoGPT, train.py): linear warm-up, cosine decay, AdamW (Loshchilov and
 Hutter 2019, "Decoupled weight decay regularization", algorithm 2) with decay on matrices alone, and the gradient's
@@ -14,14 +16,35 @@ between new and old moments after a chain has run makes XLA's CPU backend copy p
 24 with 0.12).
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with a learning rate of their own."""
+
+    pattern: str
+    """A regular expression, searched for in the paths: "embed/", "blocks/[0-5]/" (the first six layers), "bias$"."""
+    lr_scale: float
+    """Their learning rate is multiplied by this; 0 freezes them, to the bit."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise InputError(f"optim.groups pattern {self.pattern!r} is no regular expression ({error})") from None
+        if not 0 <= self.lr_scale < float("inf"):
+            raise InputError(f"optim.groups {self.pattern!r}: lr_scale is {self.lr_scale}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,11 @@ class Optim:
     """Share of each matrix taken off per update, times the learning rate."""
     clip_norm: float = 1.0
     """The gradient's global norm is cut to this; 0: not cut."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate is that of the layer above times this; the heads have the highest, the embeddings the
+    lowest (Clark et al. 2020, "ELECTRA", appendix B)."""
+    groups: tuple[Group, ...] = ()
+    """Further factors by path; where several patterns match a parameter, their factors multiply."""
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, fix: str) -> None:
@@ -78,6 +106,7 @@ class Optim:
         require(0 <= self.beta2 < 1, "beta2", "it must lie in [0, 1)")
         require(self.eps > 0, "eps", "it must be above 0")
         require(self.weight_decay >= 0, "weight_decay", "it must be at least 0")
+        require(0 < self.layer_decay <= 1, "layer_decay", "it must lie in (0, 1]; 1 is off")
         require(self.clip_norm >= 0, "clip_norm", "it must be at least 0 (0: no clipping)")
         if (self.schedule == "wsd") != (self.cooldown_steps > 0):
             fix = "wsd decays over the last cooldown_steps, and no other schedule uses them"
@@ -118,15 +147,68 @@ class Skippable(optax.GradientTransformationExtraArgs):
     """An optax transformation whose `update` takes `finite=`, a bool scalar: where it is False, its state stays."""
 
 
-def make(cfg: Optim, total_steps: int, decay_mask: Any) -> Skippable:
+def lr_scales(cfg: Optim, declaration: Any) -> Any:
+    """The factor of each parameter's learning rate: a tree like the parameters of float32 arrays that broadcast to them,
+    [] or, where layers are stacked and differ, [L, 1, ...].
+
+    A stacked leaf "blocks/mlp/up/kernel" is the paths "blocks/0/mlp/up/kernel", "blocks/1/...", to the patterns.
+    Errors: `InputError` for a pattern that matches nothing.
+    """
+    flat = params_lib.flatten(declaration)
+    depth = max((p.shape[0] for p in flat.values() if p.axes[:1] == ("layers",)), default=0)
+    unused = {group.pattern for group in cfg.groups}
+
+    def factor(path: str, layer: int) -> float:
+        """Of one layer's parameter; the embeddings are layer -1, what comes after the blocks is layer `depth`."""
+        scale = cfg.layer_decay ** (depth - layer)
+        for group in cfg.groups:
+            if re.search(group.pattern, path):
+                unused.discard(group.pattern)
+                scale *= group.lr_scale
+        return scale
+
+    scales = {}
+    for path, p in flat.items():
+        top, _, rest = path.partition("/")
+        if p.axes[:1] != ("layers",):
+            scales[path] = np.float32(factor(path, -1 if top == "embed" else depth))
+            continue
+        of_layers = np.array([factor(f"{top}/{i}/{rest}", i) for i in range(p.shape[0])], np.float32)
+        same = (of_layers == of_layers[0]).all()
+        scales[path] = of_layers[0] if same else of_layers.reshape(-1, *(1,) * (len(p.shape) - 1))
+    if unused:
+        raise InputError(
+            f"optim.groups pattern {min(unused)!r} matches no parameter; the paths are {', '.join(list(flat)[:4])}, ..., "
+            'with the layer\'s number after "blocks/"'
+        )
+    treedef = jax.tree.structure(declaration, is_leaf=lambda x: isinstance(x, params_lib.Param))
+    return jax.tree.unflatten(treedef, list(scales.values()))
+
+
+def freeze(params: Any, scales: Any) -> Any:
+    """params, cut off from the gradient where the learning rate's factor is 0: nothing is computed for them, and their
+    part of the gradient is not in its norm."""
+
+    def leaf(p: jax.Array, scale: Any) -> jax.Array:
+        if np.all(scale > 0):
+            return p
+        stopped = jax.lax.stop_gradient(p)
+        return stopped if np.all(scale == 0) else jnp.where(scale > 0, p, stopped)
+
+    return jax.tree.map(leaf, params, scales)
+
+
+def make(cfg: Optim, total_steps: int, declaration: Any) -> Skippable:
     """AdamW under `schedule(cfg, total_steps)`, moments in float32.
 
     Arguments:
-      decay_mask: a tree of bools like the parameters, True where weight decay applies (`nn.params.decay_mask`).
+      declaration: the tree of `Param`s, which says where weight decay applies (`nn.params.decay_mask`) and, by its
+        paths, what the learning rate is multiplied by (`lr_scales`).
     Returns: an optax transformation; `update(grads, state, params, grad_norm=..., finite=...)` clips by that global
       norm, and computes it when it is not given.
     """
-    learning_rate = schedule(cfg, total_steps)
+    learning_rate, scales = schedule(cfg, total_steps), lr_scales(cfg, declaration)
+    decay_mask = params_lib.decay_mask(declaration)
     beta1, beta2 = cfg.beta1, cfg.beta2
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
@@ -153,13 +235,13 @@ def make(cfg: Optim, total_steps: int, decay_mask: Any) -> Skippable:
         def second(v: jax.Array, g: jax.Array) -> jax.Array:
             return jnp.where(finite, beta2 * v + (1 - beta2) * (clip * g) ** 2, v)
 
-        def change(p: jax.Array, m: jax.Array, v: jax.Array, decayed: bool) -> jax.Array:
+        def change(p: jax.Array, m: jax.Array, v: jax.Array, decayed: bool, scale: Any) -> jax.Array:
             direction = m / (1 - beta1**count) / (jnp.sqrt(v / (1 - beta2**count)) + cfg.eps)
-            return -rate * (direction + cfg.weight_decay * p if decayed else direction)
+            return -rate * scale * (direction + cfg.weight_decay * p if decayed else direction)
 
         mu = jax.tree.map(first, state.mu, grads)
         nu = jax.tree.map(second, state.nu, grads)
-        updates = jax.tree.map(change, params, mu, nu, decay_mask)
+        updates = jax.tree.map(change, params, mu, nu, decay_mask, scales)
         return updates, optax.ScaleByAdamState(jnp.where(finite, count, state.count), mu, nu)
 
     return Skippable(init, update)

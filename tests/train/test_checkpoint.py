@@ -28,12 +28,13 @@ from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
 
 ROOT = Path(__file__).resolve().parents[2]
+MATRIX = {"a": params_lib.Param((2048, 1024), (None, None), params_lib.zeros)}
 DECLARATION = {
     "embed": {"embedding": params_lib.Param((64, 256), ("vocab", "embed"), params_lib.normal(0.02))},
     "blocks": params_lib.stack({"kernel": params_lib.Param((256, 256), ("embed", "mlp"), params_lib.normal(0.02))}, 2),
 }
 PARAMETER_BYTES = 4 * params_lib.count(DECLARATION)
-OPTIMIZER = optim.make(Optim(), 10, params_lib.decay_mask(DECLARATION))
+OPTIMIZER = optim.make(Optim(), 10, DECLARATION)
 # When one file fails, TensorStore's other operations report to an event loop that Orbax has closed.
 AFTER_A_FAILURE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ONE_DEVICE = sharding.make_mesh(devices=jax.devices()[:1])
@@ -143,7 +144,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
         tokens = np.random.default_rng(step).integers(0, 13, (8, 9))
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
-    optimizer = optim.make(Optim(peak_lr=1e-2), 6, params_lib.decay_mask(declaration))
+    optimizer = optim.make(Optim(peak_lr=1e-2), 6, declaration)
     learning_rate = optim.schedule(Optim(peak_lr=1e-2), 6)
     step = step_lib.make_step(loss, optimizer, learning_rate, accumulate=2, ema_decay=0.9)
     shardings = state_lib.state_shardings(declaration, optimizer, mesh, ema=True)
@@ -167,7 +168,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
 def test_what_was_saved_is_not_what_comes_after(tmp_path):
     """The step after a save overwrites the saved state's buffers: large ones too were copied before save returned."""
     add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
-    state = state_lib.create({"a": jnp.zeros((2048, 1024))}, optimizer := optim.make(Optim(), 10, {"a": True}))
+    state = state_lib.create({"a": jnp.zeros((2048, 1024))}, optimizer := optim.make(Optim(), 10, MATRIX))
     with writer(tmp_path) as w:
         w.save(state, rows=0)
         for _ in range(5):
@@ -205,9 +206,10 @@ import os, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from transformer_jax import optim
+from transformer_jax.nn.params import Param, zeros
 from transformer_jax.train import checkpoint, state
 params = {"a": jax.random.normal(jax.random.key(0), (4096, 2048))}
-s = state.create(params, optim.make(optim.Optim(), 10, {"a": True}))
+s = state.create(params, optim.make(optim.Optim(), 10, {"a": Param((4096, 2048), (None, None), zeros)}))
 checkpoint.Writer(Path(sys.argv[1]), family="toy", config={}).save(s, rows=0)
 os._exit(9)  # as a SIGKILL would: while the arrays are being written
 """
@@ -226,7 +228,7 @@ def test_a_killed_save_is_ignored_and_cleaned(tmp_path):
 
 def test_ctrl_c_during_a_save_comes_after_it(tmp_path):
     params = {"a": jax.random.normal(jax.random.key(0), (4096, 4096))}
-    state = state_lib.create(params, optim.make(Optim(), 10, {"a": True}))
+    state = state_lib.create(params, optim.make(Optim(), 10, MATRIX))
     with writer(tmp_path) as w:
         w.save(state, rows=0)
         w._thread.submit(time.sleep, 0.5)  # the wait outlasts the signal, however fast the disk is

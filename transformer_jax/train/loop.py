@@ -314,7 +314,7 @@ def make_program(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: st
     model = dataclasses.replace(model, dtype=experiments.compute_dtype(experiment.precision, platform))
     family = models.family(model)
     declaration = family.declare(model)
-    optimizer = optim.make(experiment.optim, train.steps, params_lib.decay_mask(declaration))
+    optimizer = optim.make(experiment.optim, train.steps, declaration)
     example = experiment.task.example(experiment.data)
     places = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
