@@ -28,7 +28,7 @@ from transformer_jax import decode
 from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.models import gpt
+from transformer_jax.models import bert, gpt
 from transformer_jax.nn import positions
 from transformer_jax.tasks import causal_lm
 
@@ -55,6 +55,8 @@ class Evaluate:
     """Steps between two evaluations; 0: only at the end."""
     batch_size: int = 0
     """Examples in one evaluation batch; 0: train.batch_size / train.accumulate."""
+    patience: int = 0
+    """Evaluations in a row without a better `checkpoint.best_metric` after which the run ends; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ class Checkpoint:
     keep: int = 2
     """The newest n are kept."""
     keep_best: int = 1
-    """Of the evaluated ones, the n best by `best_metric` are kept as well (lower is better)."""
+    """Of the evaluated ones, the n best by `best_metric` are kept as well."""
     best_metric: str = "loss_nats_per_token"
-    """The reported number that says which checkpoint is best."""
+    """The reported number that says which checkpoint is best. With a test set, the best is what is reported on it."""
+    best: Literal["lowest", "highest"] = "lowest"
+    """Which value of it is best."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """What an encoder is asked when training ends, and the defaults of `predict`."""
+
+    inputs: tuple[str, ...] = ()
+    """Texts, each on one line; the two of a pair are separated by a tab."""
+    top: int = 5
+    """Answers to give for each."""
+
+    def __post_init__(self) -> None:
+        _positive("sample.top", self.top)
+
+
+@dataclass(frozen=True)
 class Mesh:
     """The shape of the devices: sizes multiply to their number, one may be -1 and takes the rest."""
 
@@ -142,21 +159,24 @@ class Ema:
 class Experiment:
     """All that decides a run. Construction checks what can be checked without data or devices."""
 
-    model: gpt.Config
+    model: gpt.Config | bert.Config
     data: corpus.TextCorpus
     task: causal_lm.CausalLM = field(default_factory=causal_lm.CausalLM)
     optim: optimizers.Optim = field(default_factory=optimizers.Optim)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    sample: Sample = field(default_factory=Sample)
+    sample: Sample | Predict = field(default_factory=Sample)
     mesh: Mesh = field(default_factory=Mesh)
     precision: Precision = field(default_factory=Precision)
     ema: Ema = field(default_factory=Ema)
     seed: int = 0
     """Decides the initial parameters, the order of the data, dropout and sampling."""
     init_from: str = ""
-    """A workdir, a step or a Hugging Face folder whose parameters the run starts from; empty: from scratch."""
+    """A workdir, a step or a Hugging Face folder whose parameters the run starts from; empty: from scratch. Its
+    architecture and tokenizer come with it, in place of the ones stated here."""
+    fresh: tuple[str, ...] = ()
+    """Heads, such as "classification", that are initialised anew although `init_from` has them."""
 
     def __post_init__(self) -> None:
         train, length = self.train, self.data.length
@@ -167,6 +187,7 @@ class Experiment:
         for name in (
             "evaluate.every",
             "evaluate.batch_size",
+            "evaluate.patience",
             "checkpoint.every",
             "checkpoint.keep_best",
             "seed",
@@ -201,8 +222,8 @@ def compute_dtype(precision: Precision, platform: str | None = None) -> str:
 TYPES: dict[str, type] = {
     f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}": cls
     for cls in (
-        *(Experiment, Train, Evaluate, Checkpoint, Sample, Mesh, Precision, Ema),
-        *(gpt.Config, positions.RopeScaling),
+        *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
+        *(gpt.Config, bert.Config, positions.RopeScaling),
         causal_lm.CausalLM,
         corpus.TextCorpus,
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
@@ -375,6 +396,7 @@ _MAY_CHANGE = (
     "mesh.",
     "precision.",
     "init_from",
+    "fresh",
     "model.scan_layers",
     "model.remat",
     "data.cache",

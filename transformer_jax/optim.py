@@ -30,24 +30,6 @@ from transformer_jax.nn import params as params_lib
 
 
 @dataclass(frozen=True)
-class Group:
-    """Parameters with a learning rate of their own."""
-
-    pattern: str
-    """A regular expression, searched for in the paths: "embed/", "blocks/[0-5]/" (the first six layers), "bias$"."""
-    lr_scale: float
-    """Their learning rate is multiplied by this; 0 freezes them, to the bit."""
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise InputError(f"optim.groups pattern {self.pattern!r} is no regular expression ({error})") from None
-        if not 0 <= self.lr_scale < float("inf"):
-            raise InputError(f"optim.groups {self.pattern!r}: lr_scale is {self.lr_scale}; it must be 0 or more")
-
-
-@dataclass(frozen=True)
 class Optim:
     """AdamW and its schedule. Every count is in updates of the optimiser.
 
@@ -87,14 +69,23 @@ class Optim:
     layer_decay: float = 1.0
     """Each layer's learning rate is that of the layer above times this; the heads have the highest, the embeddings the
     lowest (Clark et al. 2020, "ELECTRA", appendix B)."""
-    groups: tuple[Group, ...] = ()
-    """Further factors by path; where several patterns match a parameter, their factors multiply."""
+    groups: tuple[tuple[str, float], ...] = ()
+    """(pattern, factor): the learning rate of the parameters whose path the regular expression is found in, such as
+    "embed/", "blocks/[0-5]/" (the first six layers) or "bias$", is multiplied by the factor; 0 freezes them, to the
+    bit. Where several patterns match, their factors multiply."""
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, fix: str) -> None:
             if not ok:
                 raise InputError(f"optim.{field} is {getattr(self, field)!r}; {fix}")
 
+        for pattern, factor in self.groups:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"optim.groups has {pattern!r}, which is no regular expression ({error})") from None
+            if not 0 <= factor < float("inf"):
+                raise InputError(f"optim.groups: the factor of {pattern!r} is {factor}; it must be 0 or more")
         names = ("cosine", "linear", "rsqrt", "constant", "wsd")
         require(self.schedule in names, "schedule", f"it must be one of {', '.join(names)}")
         require(0 < self.peak_lr < float("inf"), "peak_lr", "it must be above 0")
@@ -156,15 +147,15 @@ def lr_scales(cfg: Optim, declaration: Any) -> Any:
     """
     flat = params_lib.flatten(declaration)
     depth = max((p.shape[0] for p in flat.values() if p.axes[:1] == ("layers",)), default=0)
-    unused = {group.pattern for group in cfg.groups}
+    unused = {pattern for pattern, _ in cfg.groups}
 
     def factor(path: str, layer: int) -> float:
         """Of one layer's parameter; the embeddings are layer -1, what comes after the blocks is layer `depth`."""
         scale = cfg.layer_decay ** (depth - layer)
-        for group in cfg.groups:
-            if re.search(group.pattern, path):
-                unused.discard(group.pattern)
-                scale *= group.lr_scale
+        for pattern, own in cfg.groups:
+            if re.search(pattern, path):
+                unused.discard(pattern)
+                scale *= own
         return scale
 
     scales = {}
