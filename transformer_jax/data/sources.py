@@ -229,7 +229,7 @@ def _check_paths(source: "TextFiles | Jsonl") -> None:
         )
 
 
-def find_files(paths: tuple[str, ...], split: Split, suffixes: tuple[str, ...] = ("",)) -> Files:
+def find_files(paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = ("",)) -> Files:
     """The files that the paths name, each once. An explicit file may have any suffix, one in a folder only these."""
     found: dict[Path, str] = {}
     for given in paths:

@@ -1,0 +1,296 @@
+"""Rows of labelled text: a text, or a pair of texts, and a label, from files and from TFDS.
+
+    Table          CSV, TSV and JSONL files with named columns, or numbered ones where there is no header
+    TfdsTable      a data set that TensorFlow Datasets has prepared, without TensorFlow
+
+A source's `.rows("train" | "validation" | "test")` are read into memory and checked one by one: what is wrong with a
+row is said with its file and line. `.pairs` says whether a row has two texts, `.has_test`
+whether there are rows to test on.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from transformer_jax.data import sources
+from transformer_jax.errors import InputError
+
+Side = Literal["train", "validation", "test"]
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+
+
+class Row(NamedTuple):
+    """A labelled text. `where` says for messages where it stands, "a.csv:17"."""
+
+    text: str
+    text_b: str | None
+    label: str | int | float
+    where: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one side: `len`, `[i]`, `for`."""
+
+    origin: str
+    """What was read, for messages: "reviews.csv (train)"."""
+    held: Sequence[Row]
+
+    def __post_init__(self) -> None:
+        if not self.held:
+            raise InputError(f"{self.origin}: no rows; give it some, or name a file that has them")
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __getitem__(self, i: int) -> Row:
+        return self.held[i]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.held)
+
+    def identity(self) -> str:
+        """A hash that changes when a text or a label does."""
+        return hashlib.sha256(json.dumps([row[:3] for row in self.held]).encode()).hexdigest()
+
+    def documents(self) -> sources.Documents:
+        """The texts alone, to learn a tokenizer from."""
+
+        def read() -> Iterator[tuple[str, str]]:
+            for row in self.held:
+                yield from ((row.where, text) for text in row[:2] if text is not None)
+
+        nbytes = sum(len(row.text) + len(row.text_b or "") for row in self.held)
+        return sources.Documents(self.origin, read, self.identity, nbytes)
+
+
+def _row(text: str, text_b: str | None, label: str | int | float, where: str) -> Row:
+    if not text.strip():
+        raise InputError(f"{where}: the text is empty; fill it in or remove the row")
+    if text_b is not None and not text_b.strip():
+        raise InputError(f"{where}: the second text of the pair is empty; fill it in or remove the row")
+    return Row(text, text_b, label, where)
+
+
+# ---- The sources ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Files of rows in UTF-8: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+
+    The first line of .csv and .tsv names the columns; columns given by number ("0", "1") say that there is none.
+    Without `validation`, each row falls on a side by a hash of its text, so no text is on both, not even a duplicate.
+    """
+
+    train: tuple[str, ...]
+    """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
+    validation: tuple[str, ...] = ()
+    """Files to choose the checkpoint on; empty: a part of `train`."""
+    test: tuple[str, ...] = ()
+    """Files to report the chosen checkpoint on; empty: none."""
+    text: str = "text"
+    """The column of the text, by name or by number from 0."""
+    text_b: str = ""
+    """The column of the second text of a pair; empty: single texts."""
+    label: str = "label"
+    """The column of the label."""
+    validation_fraction: float = 0.1
+    """The part of the rows held out where `validation` is empty."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            if isinstance(value := getattr(self, name), str):  # one path, written without the comma of a tuple
+                object.__setattr__(self, name, (value,) if value else ())
+        if not self.train:
+            raise InputError("Table(train=()) names no file; give it files, folders or globs")
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(f"Table.validation_fraction = {self.validation_fraction} must lie between 0 and 1")
+        if len({name.isdecimal() for name in self._columns}) > 1:
+            raise InputError(
+                f"columns {', '.join(map(repr, self._columns))}: give all of them by name, or all by number from 0 "
+                "where the file has no header"
+            )
+
+    @property
+    def pairs(self) -> bool:
+        return bool(self.text_b)
+
+    @property
+    def has_test(self) -> bool:
+        return bool(self.test)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (self.text, self.label) + ((self.text_b,) if self.text_b else ())
+
+    def rows(self, side: Side) -> Rows:
+        own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        held = [row for _, path in sources.find_files(own or self.train, side, SUFFIXES) for row in self._read(path)]
+        if side != "test" and not self.validation:
+            wanted, below = side == "validation", self.validation_fraction
+            held = [r for r in held if (sources.position(f"{r.text}\0{r.text_b}") < below) == wanted]
+        return Rows(f"{', '.join(own or self.train)} ({side})", held)
+
+    def _read(self, path: Path) -> Iterator[Row]:
+        read = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(path.suffix.lower())
+        if read is None:
+            raise InputError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}, which say how to read it")
+        for line, record in read(path, headed=not self.text.isdecimal()):
+            where = f"{path}:{line}"
+            for column in self._columns:
+                if column not in record:
+                    here = ", ".join(map(repr, record))
+                    raise InputError(
+                        f"{where}: no column {column!r}; there are {here}; say which to read with "
+                        "--data.source.text, --data.source.text-b and --data.source.label"
+                    )
+            text = _string(record[self.text], self.text, where)
+            text_b = _string(record[self.text_b], self.text_b, where) if self.text_b else None
+            label = record[self.label]
+            if not isinstance(label, str | int | float) or isinstance(label, bool):
+                raise InputError(f"{where}: column {self.label!r} holds {json.dumps(label)}, not a name or a number")
+            yield _row(text, text_b, label, where)
+
+
+@dataclass(frozen=True)
+class TfdsTable:
+    """A data set that TensorFlow Datasets has prepared in array_record format: glue/*, imdb_reviews, your own."""
+
+    name: str
+    """As TFDS writes it: "glue/mrpc", "imdb_reviews"."""
+    text: str = "sentence"
+    """The feature that holds the text."""
+    text_b: str = ""
+    """The feature of the second text of a pair; empty: single texts."""
+    label: str = "label"
+    """The feature of the label; a ClassLabel counts by the names it has there."""
+    train: str = "train"
+    """Slices such as "train[:90%]" work, where a set has no validation split of its own."""
+    validation: str = "validation"
+    """The split to choose the checkpoint on."""
+    test: str = ""
+    """The split to report the chosen checkpoint on; empty: none (GLUE keeps its test labels to itself)."""
+    data_dir: str = ""
+    """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    @property
+    def pairs(self) -> bool:
+        return bool(self.text_b)
+
+    @property
+    def has_test(self) -> bool:
+        return bool(self.test)
+
+    def rows(self, side: Side) -> Rows:
+        from transformer_jax.data import tfds_store
+
+        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        source, full_name, _ = tfds_store.open_split(self.name, split, self.data_dir)
+        features = source.dataset_info.features
+        if self.label not in features:
+            raise InputError(
+                f"TFDS {full_name}: no feature {self.label!r}; it has {', '.join(features)}; say which with "
+                "--data.source.label"
+            )
+        names = getattr(features[self.label], "names", None)
+        held = []
+        for first in range(0, len(source), 256):
+            numbers = range(first, min(first + 256, len(source)))
+            for number, example in zip(numbers, source.__getitems__(list(numbers)), strict=True):
+                where = f"TFDS {full_name}:{split}:{number}"
+                label = np.asarray(example[self.label]).item()
+                if names is not None:
+                    if not 0 <= label < len(names):
+                        raise InputError(
+                            f"{where}: label {label} is none of the {len(names)} that the set has; its "
+                            "labels are not public, or the store is damaged"
+                        )
+                    label = names[label]
+                text = tfds_store.text_of(example, self.text, where)
+                text_b = tfds_store.text_of(example, self.text_b, where) if self.text_b else None
+                held.append(_row(text, text_b, label.decode() if isinstance(label, bytes) else label, where))
+        return Rows(f"TFDS {full_name} ({split})", held)
+
+
+# ---- Reading files -------------------------------------------------------------------------------------------------
+
+
+def _text_of(path: Path) -> str:
+    """A file's text without the byte-order mark that spreadsheets write."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 at byte {error.start} ({error.reason}); convert the file") from None
+
+
+def _csv(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line where the row begins, from 1; column -> field)."""
+    reader = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True)
+    fields: list[tuple[int, list[str]]] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields.append((line, next(reader)))
+        except StopIteration:
+            return _records(path, fields, headed, "a text with commas, quotes or line ends is written in quotes")
+        except csv.Error as error:
+            raise InputError(f"{path}:{line}: not CSV ({error}); a quote within a quoted text is doubled") from None
+
+
+def _tsv(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    lines = enumerate(_text_of(path).split("\n"), 1)
+    fields = [(number, line.removesuffix("\r").split("\t")) for number, line in lines]
+    return _records(
+        path, fields, headed, "a TAB or line end cannot be within a text; write such texts as .csv or .jsonl"
+    )
+
+
+def _records(
+    path: Path, fields: list[tuple[int, list[str]]], headed: bool, fix: str
+) -> Iterator[tuple[int, dict[str, str]]]:
+    fields = [(line, row) for line, row in fields if row not in ([], [""])]
+    if not fields:
+        return
+    line, first = fields[0]
+    columns = first if headed else [str(i) for i in range(len(first))]
+    if twice := {column for column in columns if columns.count(column) > 1}:
+        raise InputError(f"{path}:{line}: two columns are named {min(twice)!r}; rename one")
+    for line, row in fields[1:] if headed else fields:
+        if len(row) != len(columns):
+            raise InputError(
+                f"{path}:{line}: {len(row)} fields, where the {'header' if headed else 'first row'} has "
+                f"{len(columns)}; {fix}"
+            )
+        yield line, dict(zip(columns, row, strict=True))
+
+
+def _jsonl(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not a JSON object ({error}); each line must hold one") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: {type(record).__name__}, not a JSON object; each line must hold one")
+        yield number, record
+
+
+def _string(value: Any, column: str, where: str) -> str:
+    if value is None:
+        raise InputError(f"{where}: column {column!r} is null; fill it in or remove the row")
+    if not isinstance(value, str):
+        raise InputError(f"{where}: column {column!r} holds {type(value).__name__}, not text")
+    return value
