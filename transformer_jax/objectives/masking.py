@@ -1,0 +1,169 @@
+"""Which tokens a masked language model must predict, and what it sees in their place.
+
+A share of a row's tokens is chosen, anew every time the row is made (dynamic masking, Liu et al. 2019, section 4.1), in
+units that the experiment states:
+
+    "token"    single tokens                                          Devlin et al. 2019, section 3.1
+    "word"     whole words, all their tokens together                 whole-word masking, google-research/bert
+    "span"     runs of 1 to 10 words, lengths geometric (p = 0.2)     SpanBERT: Joshi et al. 2020, section 3.1
+    "ngram"    runs of 1 to 3 words, p(n) ~ 1 / n                     ALBERT: Lan et al. 2020, section 4.1
+
+Of what is chosen 80 % becomes the mask token, 10 % a random token, and 10 % stays: drawn for each token, and in "span"
+once for a whole span. Every row has the same number of predictions P (`Masking.count`), so that the vocabulary
+projection runs on [B, P] positions and nowhere else; slots that a row does not use have weight 0.
+
+T tokens of a row, P predictions, M maskable tokens, W words, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from transformer_jax.errors import InputError
+
+Unit = Literal["token", "word", "span", "ngram"]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What is chosen, how much of it, and what becomes of it."""
+
+    rate: float = 0.15
+    """Share of a row's tokens to predict."""
+    unit: Unit = "token"
+    """token, word (whole words), span (SpanBERT) or ngram (ALBERT)."""
+    mask_share: float = 0.8
+    """Share of the chosen that the mask token replaces."""
+    random_share: float = 0.1
+    """Share of the chosen that a random token replaces; the rest stays as it is."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rate <= 1.0:
+            raise InputError(f"masking.rate = {self.rate}: must be above 0 and at most 1")
+        if self.unit not in get_args(Unit):
+            raise InputError(f"masking.unit = {self.unit!r}: must be one of {', '.join(get_args(Unit))}")
+        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1 + 1e-9:
+            raise InputError(
+                f"masking.mask_share = {self.mask_share} and masking.random_share = {self.random_share}: "
+                "must be 0 or more, and at most 1 together"
+            )
+
+    def count(self, length: int) -> int:
+        """P, the predictions of a row of `length` tokens: 20 of 128 and 77 of 512 at 15 %, as BERT's."""
+        return math.ceil(self.rate * length - 1e-9)
+
+
+class Masked(NamedTuple):
+    """A row as the model sees it, and what it must predict."""
+
+    ids_T: np.ndarray
+    """int32: with masks and random tokens."""
+    positions_P: np.ndarray
+    """int32, ascending; 0 in unused slots."""
+    labels_P: np.ndarray
+    """int32: the tokens that were at these positions."""
+    weights_P: np.ndarray
+    """float32: 1, or 0 in unused slots."""
+
+
+def mask(
+    ids_T: np.ndarray,
+    maskable_T: np.ndarray,
+    masking: Masking,
+    rng: np.random.Generator,
+    *,
+    mask_id: int,
+    random_ids: np.ndarray,
+    count: int,
+    continues: np.ndarray | None = None,
+) -> Masked:
+    """Chooses round(rate * maskable tokens) of them, at least 1 and at most `count`; fewer where no whole unit fits.
+
+    Arguments:
+      ids_T: int32 [T]. It is not changed.
+      maskable_T: bool [T], False at special tokens and padding, which are never chosen.
+      random_ids: the ids that a random token is drawn from; no special tokens.
+      count: P, `masking.count(T)`.
+      continues: bool [V], True for a token that goes on with the word before it; every unit but "token" needs it.
+    """
+    maskable_M = np.flatnonzero(maskable_T)
+    budget = min(count, max(1, round(masking.rate * len(maskable_M))), len(maskable_M))
+    if masking.unit == "token":
+        chosen, sizes = rng.permutation(maskable_M)[:budget], None
+        chosen.sort()
+    else:
+        if continues is None:
+            raise ValueError(f"masking.unit {masking.unit!r} needs to know which tokens continue a word")
+        chosen, sizes = _whole_words(maskable_M, continues[ids_T[maskable_M]], masking.unit, budget, rng)
+    n = len(chosen)
+    fate = rng.random(n) if masking.unit != "span" else np.repeat(rng.random(len(sizes)), sizes)
+    labels = ids_T[chosen]
+    shown = np.where(fate < masking.mask_share, mask_id, random_ids[rng.integers(len(random_ids), size=n)])
+    seen_T = ids_T.astype(np.int32)
+    seen_T[chosen] = np.where(fate < masking.mask_share + masking.random_share, shown, labels)
+    positions_P, labels_P, weights_P = np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros(count, np.float32)
+    positions_P[:n], labels_P[:n], weights_P[:n] = chosen, labels, 1.0
+    return Masked(seen_T, positions_P, labels_P, weights_P)
+
+
+def span_lengths(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Lengths of spans in words, 1 to 10: geometric with p = 0.2, renormalised; 3.8 on average (Joshi et al. 2020, 3.1)."""
+    return np.searchsorted(_SPAN_CDF, rng.random(size), side="right") + 1
+
+
+def ngram_lengths(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Lengths of n-grams in words, 1 to 3, p(n) = (1/n) / (1 + 1/2 + 1/3) (Lan et al. 2020, section 4.1)."""
+    return np.searchsorted(_NGRAM_CDF, rng.random(size), side="right") + 1
+
+
+def _cumulative(weights: np.ndarray) -> np.ndarray:
+    """Without the last 1, so that no rounding can lead past the end."""
+    return np.cumsum(weights / weights.sum())[:-1]
+
+
+_SPAN_CDF = _cumulative(0.8 ** np.arange(10))
+_NGRAM_CDF = _cumulative(1 / np.arange(1, 4))
+
+
+def _whole_words(
+    maskable_M: np.ndarray, continues_M: np.ndarray, unit: Unit, budget: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The chosen positions, ascending, and the sizes of the runs that they are made of, in that order.
+
+    As BERT's and ALBERT's own code, a run that would go over the budget is shortened by words, and passed over if its
+    first word alone is too long.
+    """
+    apart_M = np.diff(maskable_M, prepend=-2) != 1  # a special token lies between: no word or run goes across
+    first_W = np.flatnonzero(apart_M | ~continues_M)
+    size_W = np.diff(first_W, append=len(maskable_M))
+    order = rng.permutation(len(first_W))
+    draws = {"word": lambda rng, n: np.ones(n, int), "span": span_lengths, "ngram": ngram_lengths}
+    lengths = draws[unit](rng, len(order)).tolist()
+    runs = sorted(_runs(order.tolist(), lengths, size_W.tolist(), apart_M[first_W].tolist(), budget))
+    begins, sizes = first_W[[first for first, _, _ in runs]], np.array([size for _, _, size in runs], int)
+    # Positions of run r: begins[r], begins[r] + 1, ...
+    offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return maskable_M[np.repeat(begins, sizes) + offsets], sizes
+
+
+def _runs(
+    order: list[int], lengths: list[int], sizes: list[int], apart: list[bool], budget: int
+) -> Iterator[tuple[int, int, int]]:
+    """(first word, word after the last, tokens) of the runs taken until the budget is used up."""
+    covered = [False] * len(sizes)
+    for first, length in zip(order, lengths, strict=True):
+        last, tokens = first, 0
+        while last < min(first + length, len(sizes)) and not covered[last] and not (last > first and apart[last]):
+            if tokens + sizes[last] > budget:
+                break
+            tokens += sizes[last]
+            covered[last] = True
+            last += 1
+        if tokens:
+            yield first, last, tokens
+            budget -= tokens
+            if not budget:
+                return
