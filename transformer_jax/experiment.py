@@ -228,6 +228,7 @@ TYPES: dict[str, type] = {
         corpus.TextCorpus,
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
         *(tokenizers.Bytes, tokenizers.Characters, tokenizers.TrainBPE, tokenizers.TokenizerFile),
+        *(tokenizers.TrainWordPiece, tokenizers.TrainUnigram),
         optimizers.Optim,
     )
 }

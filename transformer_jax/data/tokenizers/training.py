@@ -1,0 +1,172 @@
+"""Tokenizers learned from text: byte-level BPE, WordPiece, Unigram.
+
+BPE and WordPiece are functions of the text, to the byte, whatever the number of threads. The library's Unigram trainer
+adds floating-point numbers in the order of a hash table that each process seeds anew: its scores differ in about the
+fifteenth digit. They are rounded to the sixth and sorted, so the same text gives the same file unless two pieces are
+so close that this noise decided which of them was pruned.
+"""
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.data.tokenizers import special as special_tokens
+from transformer_jax.data.tokenizers.files import END_TOKENS, finish
+from transformer_jax.data.tokenizers.plain import END_OF_TEXT
+from transformer_jax.data.tokenizers.subwords import SubwordTokenizer
+from transformer_jax.errors import InputError
+
+# As in the published vocabularies: BERT's (these five first), ALBERT's.
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
+# Characters that get a WordPiece of their own: the most frequent ones. A word with any other becomes [UNK].
+ALPHABET = 1000
+
+Documents = Iterable[tuple[str, str]]
+
+
+def train_bpe(vocab_size: int, special: Sequence[str], documents: Documents, train_bytes: int) -> SubwordTokenizer:
+    """Byte-level BPE (Sennrich et al. 2016, section 3.2; over bytes: Radford et al. 2019, section 2.2)."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Inner
+
+    inner = Inner(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    masks = special_tokens.SPELLINGS["mask"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(t, normalized=False, lstrip=t in masks) for t in special or (END_OF_TEXT,)],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(_texts("byte-level BPE", vocab_size, documents, train_bytes), trainer)
+    eos = next((token for token in END_TOKENS if inner.token_to_id(token) is not None), None)
+    return finish(inner, eos, special_tokens.find({}, inner, "TrainBPE"))
+
+
+def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents, train_bytes: int) -> SubwordTokenizer:
+    """BERT's normaliser, words and "##" (Devlin et al. 2019; Wu et al. 2016, section 4.1), learned by BPE merges.
+
+    The library numbers characters inside words ("##a") in the order of a hash table, and ties between merges are broken
+    by number; so the alphabet is counted first and the numbers are given.
+    """
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    texts = list(_texts("WordPiece", vocab_size, documents, train_bytes))
+    first, inside = _alphabet(normalizer.normalize_str(text) for text in texts)
+    fixed = [*BERT_SPECIAL, *first, *(f"##{letter}" for letter in inside)]
+    if vocab_size < len(fixed):
+        raise InputError(
+            f"TrainWordPiece.vocab_size = {vocab_size:,} is less than the {len(fixed):,} of the special tokens and of "
+            "the text's letters, at the head of a word and inside one; raise it"
+        )
+    inner = Inner(models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer = normalizer
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=fixed,
+        initial_alphabet=first,
+        limit_alphabet=len(first),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    vocabulary = inner.get_vocab(with_added_tokens=False)
+
+    inner = Inner(models.WordPiece(vocabulary, unk_token="[UNK]"))  # of the fixed ones, five are special
+    inner.normalizer = normalizer
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece(prefix="##")
+    return finish(inner, None, special_tokens.find({}, inner, "TrainWordPiece"))
+
+
+def train_unigram(vocab_size: int, lowercase: bool, documents: Documents, train_bytes: int) -> SubwordTokenizer:
+    """A unigram language model over pieces (Kudo 2018, section 3.2), with ALBERT's normaliser and "▁" before words."""
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import models, trainers
+
+    inner = dress_unigram(Inner(models.Unigram()), lowercase)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=list(ALBERT_SPECIAL), unk_token="<unk>", show_progress=False
+    )
+    try:
+        inner.train_from_iterator(_texts("Unigram", vocab_size, documents, train_bytes), trainer)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(
+            f"no Unigram of {vocab_size:,} tokens can be learned from {_origin(documents)} ({error})"
+        ) from None
+    learned = json.loads(inner.to_str())["model"]["vocab"][len(ALBERT_SPECIAL) :]
+    pieces = sorted(((piece, round(score, 6)) for piece, score in learned), key=lambda pair: (-pair[1], pair[0]))
+    if len(pieces) + len(ALBERT_SPECIAL) > vocab_size:
+        raise InputError(
+            f"TrainUnigram.vocab_size = {vocab_size:,} is less than the {len(pieces):,} different characters of "
+            f"{_origin(documents)} and the special tokens; raise it"
+        )
+    vocabulary = [(token, 0.0) for token in ALBERT_SPECIAL] + pieces
+    inner = dress_unigram(Inner(models.Unigram(vocabulary, unk_id=1, byte_fallback=False)), lowercase)
+    return finish(inner, None, special_tokens.find({}, inner, "TrainUnigram"))
+
+
+def dress_unigram(inner: Any, lowercase: bool) -> Any:
+    """ALBERT's normaliser (cased: NFKC), words between spaces, each with "▁" at its head."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    quotes = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    plain = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    inner.normalizer = normalizers.Sequence([*quotes, *(plain if lowercase else [normalizers.NFKC()])])
+    words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(words)
+    inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    return inner
+
+
+def _texts(kind: str, vocab_size: int, documents: Documents, train_bytes: int) -> Iterator[str]:
+    """The texts to learn from, up to about `train_bytes`. Errors: `InputError` where there is none."""
+    print(f"learning a {kind} of {vocab_size:,} tokens from {_origin(documents)}", file=sys.stderr)
+    seen = 0
+    for _, text in documents:
+        if seen >= train_bytes:
+            return
+        seen += len(text.encode("utf-8", "surrogatepass"))
+        yield text
+    if not seen:
+        raise InputError(f"no text to learn a {kind} from in {_origin(documents)}")
+
+
+def _alphabet(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The most frequent letters of normalised texts, in code-point order, and those of them that follow another inside
+    a word of BERT's: neither is a space or punctuation.
+    """
+    joins = np.zeros(sys.maxunicode + 1, bool)  # may stand inside a word
+    known = np.zeros(sys.maxunicode + 1, bool)
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
+    inside = np.zeros(sys.maxunicode + 1, bool)
+    for text in texts:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        letters, seen = np.unique(points, return_counts=True)
+        counts[letters] += seen
+        for letter in letters[~known[letters]]:
+            known[letter], joins[letter] = True, _joins(chr(letter))
+        inside[points[1:][joins[points[:-1]] & joins[points[1:]]]] = True
+    counts[[letter for letter in np.flatnonzero(counts) if chr(letter).isspace()]] = 0
+    kept = np.lexsort((np.arange(len(counts)), -counts))[:ALPHABET]
+    first = np.sort(kept[counts[kept] > 0])
+    return [chr(letter) for letter in first], [chr(letter) for letter in first[inside[first]]]
+
+
+def _joins(letter: str) -> bool:
+    ascii_punctuation = letter.isascii() and not letter.isalnum()
+    return not (letter.isspace() or ascii_punctuation or unicodedata.category(letter).startswith("P"))
+
+
+def _origin(documents: Documents) -> str:
+    return getattr(documents, "origin", "the documents given")
