@@ -46,9 +46,9 @@ class StdlibTopics:
 
     So that the task is not to find a name, lines with one of the topic's own are left out (import lines, mostly; names
     of two or three letters count as words or in capitals), and blank lines with them. A file is on one side only: a
-    topic's largest file trains; of the others, in the order of a hash of their paths, validation and test get a sixth
-    of the passages each. A topic gives at most 300, 60 and 60 passages: without that a quarter of all were tables of
-    `encodings`. Like the text, the split can differ between Python versions.
+    topic's largest file trains; of the others, in the order of a hash of their paths, validation and test get an eighth
+    of the passages each, or a little more. A topic gives at most 300, 60 and 60 passages: without that a quarter of all
+    were tables of `encodings`. Like the text, the split can differ between Python versions.
     """
 
     lines: int = 20
@@ -93,7 +93,7 @@ def _topic_files(root: Path, topic: str, lines: int) -> dict[Side, list[list[Row
         )
     largest = max(files, key=lambda file: len(file[1]))
     sides: dict[Side, list[list[Row]]] = {"train": [largest[1]], "validation": [], "test": []}
-    share = sum(len(rows) for _, rows in files) / 6
+    share = sum(len(rows) for _, rows in files) / 8
 
     def size(side: Side) -> int:
         return sum(map(len, sides[side]))
