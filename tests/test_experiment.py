@@ -17,6 +17,7 @@ from transformer_jax.models import gpt
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
 from transformer_jax.train import loop
+from transformer_jax.train import program as programs
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (ROOT / "experiments").rglob("*.py") if path.name != "__init__.py")
@@ -180,7 +181,7 @@ def test_the_full_size_step_lowers_without_arrays(recipe):
     rows = experiment.train.batch_size // experiment.train.accumulate
     devices = next(n for n in (8, 4, 2, 1) if rows % n == 0)
     mesh = AbstractMesh((devices, 1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
-    program = loop.make_program(experiment, mesh, platform="tpu")
+    program = programs.make(experiment, mesh, platform="tpu")
     assert program.model.dtype == "bfloat16"
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.sharding.use_abstract_mesh(mesh):

@@ -17,7 +17,7 @@ import numpy as np
 from transformer_jax import sharding
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
-from transformer_jax.train import loop
+from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
 
 Block = Callable[[int], list[float]]  # run that many steps; the seconds of each
@@ -26,7 +26,7 @@ Block = Callable[[int], list[float]]  # run that many steps; the seconds of each
 def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.Compiled]:
     """The compiled step with its first state: a function that times blocks of steps, and what making it took."""
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
-    program = loop.make_program(experiment, mesh)
+    program = programs.make(experiment, mesh)
     batches = random_batches(program.batch, experiment.model.vocab_size)
     key = jax.random.key(experiment.seed)
     began = time.perf_counter()

@@ -2,7 +2,7 @@
 
     train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or go on; EXPERIMENT is a module or a file
     evaluate WORKDIR [--FIELD VALUE ...]                   the validation numbers of the newest checkpoint
-    predict WORKDIR [PROMPT] [--FIELD VALUE ...]           text from the model, as it is made
+    predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, filled masks, label, entities or answer
     inspect PATH                                           what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or the other way round
     doctor                                                 versions, devices, known-bad pairs, a short smoke step
@@ -112,12 +112,13 @@ def train(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Evaluate the newest checkpoint of a run on its whole validation set.
+    """Evaluate a run on its whole validation set, and on its test set where it has one.
 
         python -m transformer_jax evaluate WORKDIR [--FIELD VALUE ...]
 
-    Prints the numbers and stores them in WORKDIR/evaluation.json. Fields of the run's experiment can be overridden,
-    such as other text or a larger batch:
+    The newest checkpoint is evaluated; of a run with a test set the best one, by which it was reported. Prints the
+    numbers and stores them in WORKDIR/evaluation.json, pictures beside it. Fields of the run's experiment can be
+    overridden, such as other text or a larger batch:
 
         python -m transformer_jax evaluate runs/a
         python -m transformer_jax evaluate runs/a --evaluate.batch-size 64
@@ -135,61 +136,111 @@ def evaluate(arguments: list[str]) -> int:
     from transformer_jax.train import workdir as workdirs
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
-    loaded = restore.load(folder, sharding=mesh)
+    loaded = restore.load(workdirs.chosen(folder), sharding=mesh)
     prepared = asked.task.prepare(asked.data, loaded.config, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
     places = batch.shardings(asked.task.example(asked.data), size, mesh)
-    step = evaluation.make_eval_step(lambda params, rows, key: asked.task.loss(params, loaded.config, rows, key=key))
-    with jax.set_mesh(mesh):
-        sums = evaluation.evaluate(
-            step, loaded.params, prepared.validation, size, lambda rows: batch.place(rows, places)
-        )
-    report = asked.task.report(sums, prepared)
-    print(f"step {loaded.step}: {observe.describe(report)}")
-    workdirs.write_json(folder / "evaluation.json", {"step": loaded.step, "report": report, "overrides": rest})
+    step = evaluation.make_eval_step(lambda params, rows: asked.task.evaluate(params, loaded.config, rows))
+    reports = {}
+    for name, rows in {"validation": prepared.validation, "test": prepared.test}.items():
+        if rows is None:
+            continue
+        with jax.set_mesh(mesh):
+            sums, outputs = evaluation.evaluate(
+                step, loaded.params, rows.examples, size, lambda rows: batch.place(rows, places)
+            )
+        reports[name] = asked.task.report(sums, outputs, rows)
+        print(f"step {loaded.step}: {name}  {observe.describe(reports[name])}")
+        for path in asked.task.pictures(outputs, rows, folder, name):
+            print(f"picture: {path}")
+    stored_numbers = {"step": loaded.step, "report": reports.pop("validation"), **reports, "overrides": rest}
+    workdirs.write_json(folder / "evaluation.json", stored_numbers)
     return 0
 
 
 def predict(arguments: list[str]) -> int:
-    """Continue a prompt, printing the text as it is made.
+    """What the model makes of a text: its continuation, filled masks, a label, entities, an answer, by its task.
 
-        python -m transformer_jax predict WORKDIR [PROMPT] [--max-new-tokens N] [--temperature X] [--seed N] [...]
+        python -m transformer_jax predict PATH [INPUT ...] [--FIELD VALUE ...]
 
-    WORKDIR is a run, one of its checkpoints or a Hugging Face folder. Without PROMPT, or with -, the prompt is read
-    from stdin. A prompt that leaves no room in the model's context for the new tokens loses its beginning, and a line
-    on stderr says how much. The fields are those of the experiment's `sample`, whose values are the defaults; `predict
-    WORKDIR --help-fields` lists them.
+    PATH is a run, one of its checkpoints or a Hugging Face folder. Without INPUT, or with -, stdin is read. Of a run
+    with a test set it is the checkpoint by which it was reported, else the newest.
 
-        python -m transformer_jax predict runs/a "def add(" --temperature 0.5
-        python -m transformer_jax predict runs/a < prompt.txt
+    A language model continues one prompt, printing the text as it is made. A prompt that leaves no room in the context
+    for the new tokens loses its beginning, and a line on stderr says how much. The fields are those of the
+    experiment's `sample`, whose values are the defaults.
+
+        python -m transformer_jax predict runs/a "def add(" --max-new-tokens 100 --temperature 0.5 --seed 1
+
+    An encoder answers each INPUT, or each line of --file or stdin; the two texts of a pair (question and context,
+    premise and hypothesis) are separated by a tab. --json gives one JSON object a line, for programs.
+
+        python -m transformer_jax predict runs/mlm "import <mask> as np" --top 3
+        python -m transformer_jax predict runs/sst2 --file reviews.txt --json
+
+    `predict PATH --help-fields` lists the fields.
     """
     path, rest = positional(predict, arguments, 1)
-    prompt = rest.pop(0) if rest and not rest[0].startswith("--") else "-"
-    config = Path(path) / "config.json"
+    inputs = []
+    while rest and not rest[0].startswith("--"):
+        inputs.append(rest.pop(0))
+    rest = ["--help" if argument == "--help-fields" else argument for argument in rest]
+    launch.keep_compilations()
+    from transformer_jax import restore
+    from transformer_jax.train import workdir as workdirs
 
+    loaded = restore.load(workdirs.chosen(Path(path)))
+    if loaded.tokenizer is None:
+        raise InputError(f"{path} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
+    config = Path(path) / "config.json"
+    defaults = experiments.load(config).sample if _is_run(config) else experiments.default_sample(loaded.task)
+    program = f"{PROGRAM} predict {path} INPUT"
+    if isinstance(defaults, experiments.Sample):
+        _continue(loaded, defaults, inputs, rest, program)
+    else:
+        _answer(loaded, defaults, inputs, rest, program)
+    return 0
+
+
+def _continue(loaded: Any, defaults: experiments.Sample, inputs: list[str], rest: list[str], program: str) -> None:
     @dataclass(frozen=True)
     class Options(experiments.Sample):
         seed: int = 0
         """Another seed gives another text."""
 
-    defaults = experiments.load(config).sample if _is_run(config) else experiments.Sample()
-    options = experiments.override(
-        Options(**dataclasses.asdict(defaults)),
-        ["--help" if argument == "--help-fields" else argument for argument in rest],
-        description="Continue a prompt.",
-        program=f"{PROGRAM} predict {path} PROMPT",
-    )
-    launch.keep_compilations()
-    from transformer_jax import restore
-
-    loaded = restore.load(path)
-    if loaded.tokenizer is None:
-        raise InputError(f"{path} has no tokenizer, so a text prompt means nothing to it; add its tokenizer.json")
-    options = dataclasses.replace(options, prompt=sys.stdin.read() if prompt == "-" else prompt)
+    given = Options(**dataclasses.asdict(defaults))
+    options = experiments.override(given, rest, description="Continue a prompt.", program=program)
+    if len(inputs) > 1:
+        raise InputError(f"a language model continues one prompt, {len(inputs)} are given; quote a prompt with spaces")
+    prompt = sys.stdin.read() if inputs in ([], ["-"]) else inputs[0]
+    options = dataclasses.replace(options, prompt=prompt)
     for piece in loaded.task.sample(loaded.params, loaded.config, loaded.tokenizer, options, seed=options.seed):
         print(piece, end="", flush=True)
     print()
-    return 0
+
+
+def _answer(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest: list[str], program: str) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        top: int = defaults.top
+        """Answers to give for each input."""
+        file: str = ""
+        """A text file with one input a line."""
+        json: bool = False
+        """One JSON object a line."""
+
+    options = experiments.override(Options(), rest, description="Predict.", program=program)
+    if options.file and inputs:
+        raise InputError(f"both --file {options.file} and an INPUT are given; give one of them")
+    try:
+        lines = open(options.file, encoding="utf-8") if options.file else sys.stdin if inputs in ([], ["-"]) else inputs
+        texts = [line for line in (line.rstrip("\r\n") for line in lines) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--file {options.file} cannot be read as UTF-8 text ({error})") from None
+    if not texts:
+        raise InputError("no input: give a text, --file, or lines on stdin")
+    for answer in loaded.task.predict(loaded.params, loaded.config, loaded.tokenizer, texts, top=options.top):
+        print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.describe(answer), flush=True)
 
 
 def inspect(arguments: list[str]) -> int:

@@ -209,6 +209,11 @@ class Experiment:
             )
 
 
+def default_sample(task: Any) -> Sample | Predict:
+    """What to ask of a model with this task when nothing is said: text of a language model, answers of an encoder."""
+    return Sample() if isinstance(task, causal_lm.CausalLM) else Predict()
+
+
 def compute_dtype(precision: Precision, platform: str | None = None) -> str:
     """The dtype that the precision policy gives on this platform ("cpu", "gpu", "tpu"; None: the one here)."""
     if precision.compute != "auto":
@@ -349,13 +354,9 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                tyro.conf.AvoidSubcommands[type(default)],  # type: ignore[misc]
-                default=default,
-                args=arguments,
-                prog=program,
-                description=description,
-            )
+            concrete = _concrete(default)
+            asked = tyro.conf.AvoidSubcommands[type(concrete)]
+            return _original(tyro.cli(asked, default=concrete, args=arguments, prog=program, description=description))
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -363,6 +364,38 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
         lines = [line.strip(" │╭╮╰╯|") for line in errors.getvalue().splitlines()]
         message = " ".join(lines[1 : next((i for i, line in enumerate(lines) if i > 1 and not line.strip("─-")), None)])
         raise InputError(re.sub(r"\s+", " ", message)) from None
+
+
+def _concrete(value: Any) -> Any:
+    """The same value in subclasses whose annotations name the types that are there in place of unions: tyro would make
+    a subcommand of a union, and tells its members apart by name alone, which families share."""
+    cls, children = type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    children = {name: _concrete(child) for name, child in children.items() if dataclasses.is_dataclass(child)}
+    if not children:
+        return value
+    hints = typing.get_type_hints(cls, include_extras=True)
+    extras = {name: getattr(hints[name], "__metadata__", ()) for name in children}
+    annotations = {
+        name: typing.Annotated[(type(child), *extras[name])] if extras[name] else type(child)
+        for name, child in children.items()
+    }
+    body = {
+        "__doc__": cls.__doc__,
+        "__module__": cls.__module__,
+        "__annotations__": annotations,
+        "_of": cls,
+        **children,
+    }
+    subclass = dataclass(frozen=True)(type(cls.__name__, (cls,), body))
+    plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in children}
+    return subclass(**plain, **children)
+
+
+def _original(value: Any) -> Any:
+    """The inverse of `_concrete`."""
+    values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    made = {name: _original(child) if dataclasses.is_dataclass(child) else child for name, child in values.items()}
+    return getattr(type(value), "_of", type(value))(**made)
 
 
 def flags(value: Any, prefix: str = "--") -> set[str]:

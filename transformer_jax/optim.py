@@ -158,7 +158,7 @@ def lr_scales(cfg: Optim, declaration: Any) -> Any:
                 scale *= own
         return scale
 
-    scales = {}
+    scales: dict[str, Any] = {}
     for path, p in flat.items():
         top, _, rest = path.partition("/")
         if p.axes[:1] != ("layers",):

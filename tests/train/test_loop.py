@@ -163,7 +163,47 @@ def test_init_from_starts_from_those_parameters(tiny, whole, tmp_path):
     start, end = restore.load(whole), restore.load(tmp_path / "run")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), start.params, end.params)
 
-    wider = dataclasses.replace(still, model=dataclasses.replace(still.model, mlp_width=48))
-    with pytest.raises(InputError, match=r"another model than the experiment's; to use it, add --model.mlp-width 64$"):
-        loop.run(wider, tmp_path / "other", load=restore.load)
-    assert not (tmp_path / "other").exists()
+
+def test_init_from_brings_its_architecture_and_says_so(tiny, whole, tmp_path, capsys):
+    other = dataclasses.replace(
+        tiny,
+        init_from=str(whole),
+        model=dataclasses.replace(tiny.model, mlp_width=48, num_layers=3, dropout=0.0),
+        train=dataclasses.replace(tiny.train, steps=1),
+    )
+    loop.run(other, tmp_path / "run", load=restore.load)
+    said = capsys.readouterr().out
+    assert f"model.num_layers is 1 as in {whole}, not 3" in said and "model.mlp_width is 64 as in" in said
+    config = restore.load(tmp_path / "run").config
+    assert (config.num_layers, config.mlp_features, config.dropout) == (1, 64, 0.0), "what a run decides stays its own"
+    longer = dataclasses.replace(other, train=dataclasses.replace(tiny.train, steps=2))
+    assert loop.run(longer, tmp_path / "run", load=restore.load).step == 2, "it goes on although it states 3 layers"
+
+
+def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, monkeypatch):
+    """Evaluations 3, 5 and, as the run goes on, 4, 5: the second is best, and with patience 2 the fourth ends it."""
+    still = dataclasses.replace(
+        tiny,
+        optim=Optim(peak_lr=1e-12, schedule="constant", weight_decay=0.0),
+        train=dataclasses.replace(tiny.train, steps=9),
+        evaluate=Evaluate(every=1, patience=2),
+        ema=Ema(decay=0.0),
+        checkpoint=Checkpoint(best_metric="perplexity_per_token", best="highest"),
+    )
+    values = iter([3.0, 5.0, 4.0, 5.0, 1.0])
+
+    class Scripted(type(tiny.task)):  # a task whose numbers are known
+        def report(self, sums, outputs, evaluation):
+            return super().report(sums, outputs, evaluation) | {"perplexity_per_token": next(values)}
+
+    monkeypatch.setitem(experiments._NAMES, Scripted, "causal_lm.CausalLM")
+    first = dataclasses.replace(still, task=Scripted(), train=dataclasses.replace(still.train, steps=2))
+    results = loop.run(first, tmp_path / "run", load=restore.load)
+    assert results.step == 2 and results.report["perplexity_per_token"] == 5.0
+    results = loop.run(dataclasses.replace(still, task=Scripted()), tmp_path / "run", load=restore.load)
+    assert results.step == 4, "step 2 was the best; steps 3 and 4 were not better"
+    done = json.loads((tmp_path / "run/results.json").read_text())
+    assert (done["best_step"], done["stopped_by_patience"]) == (2, 2)
+    assert (tmp_path / "run/checkpoints/2").is_dir(), "the best is kept"
+    loop.run(still, tmp_path / "run", load=restore.load)
+    assert "to go on, wait for longer: --evaluate.patience 0" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def test_rows_after_a_kill(tmp_path):
         {"step": 3, "loss": None},
     ]
     assert [row["step"] for row in heard] == [2, 3]
-    observe.plot_loss(observe.read_rows(path), tmp_path / "loss.png", validation="validation/loss")
+    observe.plot_loss(observe.read_rows(path), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -45,7 +45,7 @@ def test_meter_counts_tokens_between_rows(monkeypatch):
     """4 steps of 100 tokens in 2 seconds, 0.5 s of them paused: 266.7 tokens/s; at 3 FLOPs each of a peak of 8,000."""
     now = [0.0]
     monkeypatch.setattr(observe, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    meter = observe.Meter(first_step=10, steps=20, flops_per_token=3.0, peak=8000.0)
+    meter = observe.Meter(first_step=10, steps=20, tokens_per_step=100, flops_per_token=3.0, peak=8000.0)
     metrics = {
         "sums": {"loss": (jnp.float32(250.0), jnp.float32(100.0))},
         "weight": jnp.float32(100.0),

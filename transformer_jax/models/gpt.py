@@ -27,6 +27,7 @@ from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.params import Param, normal
 
 Params = Any
+TRUNK = ("embed", "blocks", "relative_bias", "final_norm", "head")  # the whole tree: the one head is part of the model
 RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 
 

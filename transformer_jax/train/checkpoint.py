@@ -45,18 +45,28 @@ class Writer:
     Arguments:
       folder: made if it is missing; temporary folders of killed saves in it are removed.
       family: the name of the model's family. config: the resolved experiment as JSON values.
-      keep: the newest n are kept. keep_best: and the n with the lowest metric.
+      keep: the newest n are kept. keep_best: and the n best by their metric, of which the `best` one, "lowest" or
+        "highest", is best.
     """
 
-    def __init__(self, folder: Path, *, family: str, config: dict[str, Any], keep: int = 2, keep_best: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        family: str,
+        config: dict[str, Any],
+        keep: int = 2,
+        keep_best: int = 0,
+        best: str = "lowest",
+    ) -> None:
         ocp = _orbax()
         managers = ocp.checkpoint_managers
         policies = [managers.LatestN(keep)]
         if keep_best:
-            lowest = managers.BestN(  # of a descending sort, the last n
-                get_metric_fn=_metric, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+            best_few = managers.BestN(  # the last n of a sort, which `reverse` makes descending
+                get_metric_fn=_metric, reverse=best == "lowest", n=keep_best, keep_checkpoints_without_metrics=False
             )
-            policies.append(lowest)
+            policies.append(best_few)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies),
             best_fn=_metric,  # without it Orbax does not store the metric, and a resumed run forgets its best step
@@ -75,7 +85,7 @@ class Writer:
 
         Arguments:
           rows: examples consumed, all that the input pipeline needs to go on.
-          metric: the reported number that says which checkpoint is best (lower is better), where there was one.
+          metric: the reported number that says which checkpoint is best, where there was one.
         """
         ocp = _orbax()
         self.wait()

@@ -33,7 +33,7 @@ def evaluate(
     *,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Sums, dict[str, np.ndarray]]:
-    """The sums over all of `examples`, added in float64 on the host, and the outputs of each, {"name": [examples, ...]}.
+    """The sums over all of `examples`, added in float64 on the host, and each one's outputs, {"name": [examples, ...]}.
 
     Arguments:
       eval_step: from `make_eval_step`.

@@ -10,28 +10,28 @@ parameters of one that was not, to the bit (on the same devices).
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
 
 from transformer_jax import experiment as experiments
-from transformer_jax import hub, models, optim, sharding
+from transformer_jax import sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import batch as batch_lib
-from transformer_jax.train import checkpoint, observe
+from transformer_jax.train import checkpoint, observe, start
 from transformer_jax.train import evaluate as evaluation
+from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
-from transformer_jax.train import step as step_lib
 from transformer_jax.train import workdir as workdirs
 from transformer_jax.train.stop import StopSignals
 
@@ -44,11 +44,13 @@ class Results:
       step: optimiser steps taken.
       report: the validation numbers by name; empty when a signal ended the run.
       signal: the number of the signal that ended the run; 0 when it is complete.
+      test: the numbers of the test set by the best checkpoint; empty where there is no test set.
     """
 
     step: int
     report: Mapping[str, float]
     signal: int = 0
+    test: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -75,20 +77,32 @@ def run(
     task, train = experiment.task, experiment.train
 
     # ------------------------------------------------------------------------------------------------- 1. The workdir
+    say(1, f"workdir {folder}")
+    stored = workdirs.stored_experiment(folder)
+    if stored is not None and experiment.init_from and experiment.init_from == stored.init_from:
+        experiment = start.adopt(experiment, stored.model, lambda line: None)  # what it said when the run began
     changed = workdirs.check(folder, experiment)
     saved_step = checkpoint.latest_step(folder / "checkpoints")
-    say(1, f"workdir {folder}")
     for line in changed:
         say(1, f"changed since it was last run: {line}")
     done = workdirs.read_results(folder)
-    if saved_step is not None and saved_step >= train.steps and done.get("step") == saved_step:
-        say(1, f"already complete at step {saved_step:,}: {observe.describe(done['report'])}")
-        say(1, f"to go on, give more steps: --train.steps {2 * saved_step}")
-        return Results(saved_step, done["report"])
+    if saved_step is not None and done.get("step") == saved_step:
+        if saved_step >= train.steps:
+            say(1, f"already complete at step {saved_step:,}: {observe.describe(done['report'])}")
+            say(1, f"to go on, give more steps: --train.steps {2 * saved_step}")
+            return Results(saved_step, done["report"], test=done.get("test", {}))
+        if done.get("stopped_by_patience") == experiment.evaluate.patience > 0:
+            say(1, f"complete: stopped by evaluate.patience at step {saved_step:,}: {observe.describe(done['report'])}")
+            say(1, "to go on, wait for longer: --evaluate.patience 0")
+            return Results(saved_step, done["report"], test=done.get("test", {}))
 
     # ------------------------------------------------------------------------- 2. Devices, model, the step to compile
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
-    program = make_program(experiment, mesh)
+    loaded = None
+    if saved_step is None and experiment.init_from:
+        loaded = load(experiment.init_from, dtype="float32", sharding=mesh)
+        experiment = start.adopt(experiment, loaded.config, lambda line: say(2, line))
+    program = programs.make(experiment, mesh)
     model = program.model
     eval_size = experiment.evaluate.batch_size or train.batch_size // train.accumulate
     eval_places = batch_lib.shardings(task.example(experiment.data), eval_size, mesh)
@@ -103,12 +117,26 @@ def run(
         say(3, f"resume from step {saved_step:,} of {train.steps:,}")
         state, meta = checkpoint.restore_state(folder / "checkpoints" / str(saved_step), program.state)
         tokenizer, rows = tokenizers.load(folder / "tokenizer"), meta["rows"]
-    elif experiment.init_from:
+    elif loaded is not None:
         say(3, f"parameters from {experiment.init_from}")
-        loaded = load(experiment.init_from, dtype="float32", sharding=mesh)
-        refuse_other_model(loaded.config, model, experiment.init_from)
+        if loaded.tokenizer is None and not isinstance(experiment.data.tokenizer, tokenizers.TokenizerFile):
+            raise InputError(
+                f"init_from {experiment.init_from} has no tokenizer, so its ids have no meaning here; add its "
+                "tokenizer.json, or state it in the experiment as data.tokenizer"
+            )
         tokenizer = loaded.tokenizer
-        state = program.create(loaded.params)
+        state = program.create(
+            start.transfer(
+                loaded.params,
+                loaded.family,
+                program.declaration,
+                experiment,
+                init_key,
+                mesh,
+                lambda line: say(3, line),
+            )
+        )
+        loaded = None  # one copy of the parameters is enough
     else:
         say(3, f"from scratch, seed {experiment.seed}")
         state = state_lib.init(
@@ -119,12 +147,8 @@ def run(
     # ---------------------------------------------------------------------------------------------------- 4. The data
     prepared = task.prepare(experiment.data, model, seed=experiment.seed, workdir_tokenizer=tokenizer)
     for fact, value in prepared.facts.items():
-        say(
-            4,
-            f"{fact.replace('_', ' ')}: {value:,}"
-            if isinstance(value, int)
-            else f"{fact.replace('_', ' ')}: {value:.4f}",
-        )
+        form = {int: ",", float: ".4f"}.get(type(value), "")
+        say(4, f"{fact.replace('_', ' ')}: {value:{form}}")
 
     # Nothing was refused: from here on the folder is this run's.
     if primary:
@@ -140,9 +164,12 @@ def run(
     say(5, f"compiled in {compile_seconds:.1f} s")
 
     # ------------------------------------------------------------------------------------------------------ 6. Train
-    eval_step = evaluation.make_eval_step(program.loss)
+    eval_step = evaluation.make_eval_step(program.evaluate)
+    chooses = experiment.checkpoint
+    history = _history(folder / "metrics.jsonl", f"validation/{chooses.best_metric}", up_to=first)
     to_first_step = 0.0
     report: Mapping[str, float] = {}
+    outputs: Mapping[str, Any] = {}
     with (
         jax.set_mesh(mesh),
         StopSignals() as stop,
@@ -153,6 +180,7 @@ def run(
             config=experiments.to_json(experiment),
             keep=experiment.checkpoint.keep,
             keep_best=experiment.checkpoint.keep_best,
+            best=experiment.checkpoint.best,
         ) as writer,
         contextlib.closing(pipeline.batches(prepared.train, rows, train.batch_size, **hosts)) as batches,  # type: ignore[type-var]
     ):
@@ -166,26 +194,36 @@ def run(
                 observer.row(meter.row(step, metrics))
                 writer.check()
 
-        def evaluate(step: int, state: state_lib.TrainState) -> Mapping[str, float]:
-            """The numbers of the whole validation set; none when a signal came meanwhile."""
-            params = state.params if state.ema is None else state.ema
+        def evaluate(
+            params: Any, examples: Any, stop: Callable[[], bool] = lambda: False
+        ) -> tuple[Mapping[str, float], Mapping[str, Any]]:
+            """The numbers and outputs of a whole evaluation set."""
+            sums, outputs = evaluation.evaluate(
+                eval_step,
+                params,
+                examples.examples,
+                eval_size,
+                lambda batch: batch_lib.place(batch, eval_places),
+                stop=stop,
+            )
+            return task.report(sums, outputs, examples), outputs
+
+        def validate(step: int, state: state_lib.TrainState) -> None:
+            """Evaluates, logs and remembers; nothing when a signal came meanwhile."""
+            nonlocal report, outputs
+            report = {}
             with meter.pause(), contextlib.suppress(evaluation.Stopped):
-                sums = evaluation.evaluate(
-                    eval_step,
-                    params,
-                    prepared.validation,
-                    eval_size,
-                    lambda batch: batch_lib.place(batch, eval_places),
-                    stop=stop,
-                )
-                numbers = task.report(sums, prepared)
-                observer.row({"step": step} | {f"validation/{name}": value for name, value in numbers.items()})
-                return numbers
-            return {}
+                report, outputs = evaluate(averaged(state), prepared.validation, stop)
+                if chooses.best_metric not in report:
+                    raise InputError(
+                        f"checkpoint.best_metric is {chooses.best_metric!r}; this task reports {', '.join(report)}"
+                    )
+                observer.row({"step": step} | {f"validation/{name}": value for name, value in report.items()})
+                history.append((step, report[chooses.best_metric]))
 
         def save(state: state_lib.TrainState, report: Mapping[str, float]) -> None:
             with meter.pause():
-                writer.save(state, rows=rows, metric=report.get(experiment.checkpoint.best_metric))
+                writer.save(state, rows=rows, metric=report.get(chooses.best_metric))
 
         batch_places = {name: leaf.sharding for name, leaf in program.batch.items()}
         batch = batch_lib.place(next(batches), batch_places)
@@ -194,10 +232,12 @@ def run(
         meter = observe.Meter(
             first_step=first,
             steps=train.steps,
+            tokens_per_step=train.batch_size * experiment.data.length,
             flops_per_token=task.flops_per_token(model, experiment.data.length),
             peak=observe.peak_flops(jax.devices()),
         )
-        while step < train.steps and not stop():
+        impatient = False
+        while step < train.steps and not stop() and not impatient:
             step += 1
             if profile is not None and profile[0] <= step <= profile[1] and not tracing:
                 jax.profiler.start_trace(str(folder / "profile"))
@@ -218,7 +258,10 @@ def run(
                 tracing = False
                 observer.say(f"profile up to step {step} in {folder / 'profile'}; Perfetto and TensorBoard open it")
             if evaluate_now:
-                report = evaluate(step, state)
+                validate(step, state)
+                best_step, waited = _best(history, chooses.best)
+                impatient = 0 < experiment.evaluate.patience <= waited
+                save_now |= chooses.keep_best > 0 and best_step == step
             if save_now:
                 save(state, report if evaluate_now else {})
                 saved_at = step
@@ -226,25 +269,34 @@ def run(
             read(*unread.pop(0))
 
         # --------------------------------------------------------------------------- 7. The last numbers, and save
-        report = evaluate(step, state) if step >= train.steps else {}
+        if step >= train.steps:
+            validate(step, state)
         if step > saved_at or saved_step is None:
-            save(state, report)
+            save(state, report if step >= train.steps or impatient else {})
         writer.wait()
+        test_report: Mapping[str, float] = {}
+        best_step = _best([h for h in history if h[0] in checkpoint.steps(folder / "checkpoints")], chooses.best)[0]
+        if prepared.test is not None and not stop.number:
+            params = averaged(state)
+            if best_step != step:
+                target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+                params, _ = checkpoint.restore_params(folder / "checkpoints" / str(best_step), target)
+            test_report, outputs = evaluate(params, prepared.test)
         if stop.number:
             say(7, f"{signal.Signals(stop.number).name}: saved at step {step:,} of {train.steps:,}")
     if primary:
-        observe.plot_loss(
-            observe.read_rows(folder / "metrics.jsonl"),
-            folder / "loss.png",
-            validation=f"validation/{experiment.checkpoint.best_metric}",
-        )
+        observe.plot_loss(observe.read_rows(folder / "metrics.jsonl"), folder / "loss.png")
     if stop.number:
         return Results(step, {}, stop.number)
 
     # ------------------------------------------------------------------------------------ 8. A sample, and the results
-    params = state.params if state.ema is None else state.ema
+    params = averaged(state)
     if all(leaf.is_fully_replicated and leaf.is_fully_addressable for leaf in jax.tree.leaves(params)):
         params = jax.device_put(params, jax.local_devices()[0])  # one copy is enough to write one text
+    pictured, name = (prepared.validation, "validation") if prepared.test is None else (prepared.test, "test")
+    if primary:
+        for path in task.pictures(outputs, pictured, folder, name):
+            say(8, f"picture: {path}")
     text = "".join(task.sample(params, model, prepared.tokenizer, experiment.sample, seed=experiment.seed))
     if primary and text:
         say(8, "a sample:")
@@ -253,6 +305,9 @@ def run(
     results = {
         "step": step,
         "report": dict(report),
+        "best_step": best_step,
+        "test": dict(test_report),
+        "stopped_by_patience": experiment.evaluate.patience if step < train.steps else 0,
         "facts": dict(prepared.facts),
         "sample": text,
         "parameters": params_lib.count(program.declaration),
@@ -265,96 +320,37 @@ def run(
     }
     if primary:
         workdirs.write_json(folder / "results.json", results)
+    if step < train.steps:
+        say(8, f"stopped: {experiment.evaluate.patience} evaluations without a better {chooses.best_metric}")
     say(8, f"done in {observe.duration(seconds)}: {observe.describe(dict(report))}")
-    return Results(step, report)
+    if test_report:
+        say(8, f"test set, by step {best_step:,}, the best on validation: {observe.describe(dict(test_report))}")
+    return Results(step, report, test=test_report)
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
-@dataclass(frozen=True)
-class Program:
-    """What an experiment computes on a mesh, before any array exists: it can be traced, lowered and compiled.
-
-    Fields:
-      family: the name of the model's family.
-      model: its config, in the dtype of the computation.
-      declaration: the tree of `Param`s.
-      optimizer: the optax transformation.
-      loss: (params, batch, key) -> (sum, weight, sums).
-      step: (state, batch, key) -> (state, metrics), jitted, the state donated.
-      state, batch: the step's arguments as `jax.ShapeDtypeStruct`s with shardings.
-    """
-
-    family: str
-    model: Any
-    declaration: Any
-    optimizer: Any
-    loss: Callable[..., Any]
-    step: Any
-    state: state_lib.TrainState
-    batch: dict[str, jax.ShapeDtypeStruct]
-
-    def create(self, params: Any) -> state_lib.TrainState:
-        """The state before the first step with these parameters."""
-        ema = self.state.ema is not None
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        return jax.jit(lambda p: state_lib.create(p, self.optimizer, ema=ema), out_shardings=places)(params)
+def averaged(state: state_lib.TrainState) -> Any:
+    """The parameters to evaluate: the average where the run keeps one."""
+    return state.params if state.ema is None else state.ema
 
 
-def make_program(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None = None) -> Program:
-    """The train step of an experiment on a mesh, which may be an abstract one.
-
-    Arguments:
-      platform: "cpu", "gpu" or "tpu", which decides the dtype of the computation; None: the one here.
-    Errors: `InputError` for a parameter, a batch or a schedule that does not fit.
-    """
-    train = experiment.train
-    model: Any = experiment.model
-    model = dataclasses.replace(model, dtype=experiments.compute_dtype(experiment.precision, platform))
-    family = models.family(model)
-    declaration = family.declare(model)
-    optimizer = optim.make(experiment.optim, train.steps, declaration)
-    example = experiment.task.example(experiment.data)
-    places = batch_lib.shardings(example, train.batch_size, mesh)
-    batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
-
-    def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
-        return experiment.task.loss(params, model, batch, key=key)
-
-    step = step_lib.make_step(
-        loss,
-        optimizer,
-        optim.schedule(experiment.optim, train.steps),
-        accumulate=train.accumulate,
-        ema_decay=experiment.ema.decay,
-    )
-    state = state_lib.abstract(declaration, optimizer, mesh, ema=experiment.ema.decay > 0)
-    state_places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return Program(
-        family=family.__name__.rpartition(".")[2],
-        model=model,
-        declaration=declaration,
-        optimizer=optimizer,
-        loss=loss,
-        step=step_lib.jit_step(step, state_places, places),
-        state=state,
-        batch=batch_lib.abstract(example, train.batch_size, places),
-    )
+def _history(path: Path, name: str, *, up_to: int) -> list[tuple[int, float]]:
+    """(step, value) of each evaluation in metrics.jsonl up to a step, so that a resumed run knows its best."""
+    rows = [row for row in observe.read_rows(path) if row.get(name) is not None and row["step"] <= up_to]
+    return [(int(row["step"]), row[name]) for row in rows]
 
 
-def refuse_other_model(found: Any, wanted: Any, path: str) -> None:
-    """Errors: `InputError` when the parameters at `path` belong to a model that computes something else."""
-    if type(found) is not type(wanted):
-        raise InputError(f"init_from {path} is a {type(found).__module__}, the experiment's model is another family")
-    flags = []
-    for f in dataclasses.fields(wanted):
-        name = hub.DERIVED.get(f.name, f.name)
-        theirs, ours = getattr(found, name), getattr(wanted, name)
-        if f.name not in {*hub.RUN_FIELDS, "init_std"} and theirs != ours:
-            flags.append(f"--model.{f.name.replace('_', '-')} {theirs}")
-    if flags:
-        raise InputError(f"init_from {path} is another model than the experiment's; to use it, add {' '.join(flags)}")
+def _best(history: list[tuple[int, float]], which: str) -> tuple[int | None, int]:
+    """The step of the lowest or highest value, the earliest of equals, and the evaluations since."""
+    finite = [
+        (value if which == "lowest" else -value, i) for i, (_, value) in enumerate(history) if math.isfinite(value)
+    ]
+    if not finite:
+        return None, len(history)
+    _, i = min(finite)
+    return history[i][0], len(history) - 1 - i
 
 
 def _due(step: int, every: int, last: int) -> bool:

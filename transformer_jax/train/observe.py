@@ -176,10 +176,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def plot_loss(rows: list[dict[str, Any]], path: Path, *, validation: str, unit: str = "nats per token") -> None:
-    """The training and validation curves as a PNG; `validation` names the validation rows' loss."""
+def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
+    """The training and validation curves as a PNG. The validation loss is the first number of its rows that begins with
+    "loss"; the rest of its name is the unit."""
     from matplotlib.figure import Figure
 
+    names = [name for row in rows for name in row if name.startswith("validation/loss")]
+    validation = names[0] if names else "validation/loss"
+    unit = validation.removeprefix("validation/loss").strip("_").replace("_", " ")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, label, style in (("loss", "training batch", "-"), (validation, "validation set", "o-")):
@@ -187,7 +191,7 @@ def plot_loss(rows: list[dict[str, Any]], path: Path, *, validation: str, unit: 
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=3)
     axes.set_xlabel("optimiser steps")
-    axes.set_ylabel(f"loss ({unit})")
+    axes.set_ylabel(f"loss ({unit})" if unit else "loss")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
@@ -200,12 +204,15 @@ class Meter:
     Arguments:
       first_step: the step the run goes on from.
       steps: the run's last step, for the time left.
+      tokens_per_step: positions of one batch, padding included.
       flops_per_token: of one training step, forward and backward.
       peak: the peak FLOP/s of all devices together; None where it is not known, and no MFU is given.
     """
 
-    def __init__(self, *, first_step: int, steps: int, flops_per_token: float, peak: float | None) -> None:
-        self.last_step, self.steps = first_step, steps
+    def __init__(
+        self, *, first_step: int, steps: int, tokens_per_step: int, flops_per_token: float, peak: float | None
+    ) -> None:
+        self.last_step, self.steps, self.tokens_per_step = first_step, steps, tokens_per_step
         self.flops_per_token, self.peak = flops_per_token, peak
         self.since = time.perf_counter()
 
@@ -219,7 +226,7 @@ class Meter:
         seconds_per_step = max(now - self.since, 1e-9) / max(step - self.last_step, 1)
         self.since, self.last_step = now, step
         row["seconds_per_step"] = seconds_per_step
-        row["tokens_per_second"] = float(values["weight"]) / seconds_per_step
+        row["tokens_per_second"] = self.tokens_per_step / seconds_per_step
         if self.peak is not None:
             row["mfu"] = row["tokens_per_second"] * self.flops_per_token / self.peak
         row["seconds_left"] = seconds_per_step * (self.steps - step)

@@ -14,6 +14,11 @@ from transformer_jax.train import checkpoint
 from transformer_jax.train import state as state_lib
 
 
+def stored_experiment(workdir: Path) -> Experiment | None:
+    """The experiment of the run in this folder; None where there is none. Errors: `InputError` for a broken one."""
+    return experiments.load(workdir / "config.json") if (workdir / "config.json").exists() else None
+
+
 def check(workdir: Path, experiment: Experiment) -> list[str]:
     """The differences from what the folder holds, all of which are allowed; none for a new folder.
 
@@ -21,8 +26,8 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; give a folder to --workdir")
-    if (workdir / "config.json").exists():
-        return experiments.refuse_other(experiments.load(workdir / "config.json"), experiment, workdir)
+    if (stored := stored_experiment(workdir)) is not None:
+        return experiments.refuse_other(stored, experiment, workdir)
     if workdir.exists() and any(workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
     return []
@@ -34,6 +39,13 @@ def read_results(workdir: Path) -> dict[str, Any]:
         return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+
+
+def chosen(path: Path) -> Path:
+    """The checkpoint that a run's numbers are of: with a test set the best one, else `path`, whose newest counts."""
+    done = read_results(path)
+    best = path / "checkpoints" / str(done.get("best_step"))
+    return best if done.get("test") and best.is_dir() else path
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,7 +70,9 @@ def create(folder: Path, loaded: Any) -> None:
     data = corpus.TextCorpus(
         tokenizer=tokenizers.TokenizerFile(str(folder / "tokenizer")), length=min(loaded.config.max_length, 1024)
     )
-    experiment = experiments.to_json(Experiment(model=loaded.config, data=data, task=loaded.task))
+    experiment = experiments.to_json(
+        Experiment(model=loaded.config, data=data, task=loaded.task, sample=experiments.default_sample(loaded.task))
+    )
     write_json(part / "config.json", experiment)
     family = loaded.family.__name__.rpartition(".")[2]
     with checkpoint.Writer(part / "checkpoints", family=family, config=experiment) as writer:

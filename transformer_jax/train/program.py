@@ -1,0 +1,98 @@
+"""What an experiment computes on a mesh, before any array exists: it can be traced, lowered and compiled.
+
+program = program.make(experiment, mesh)                     # the mesh may be an abstract one
+program.step.lower(program.state, program.batch, key)        # the whole train step, without data or devices
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from transformer_jax import experiment as experiments
+from transformer_jax import models, optim
+from transformer_jax.experiment import Experiment
+from transformer_jax.train import batch as batch_lib
+from transformer_jax.train import state as state_lib
+from transformer_jax.train import step as step_lib
+
+
+@dataclass(frozen=True)
+class Program:
+    """The functions of a run, and the abstract values they take.
+
+    Fields:
+      family: the name of the model's family.
+      model: its config, in the dtype of the computation.
+      declaration: the tree of `Param`s.
+      optimizer: the optax transformation.
+      loss: (params, batch, key) -> (sum, weight, sums).
+      evaluate: (params, batch) -> (sums, outputs).
+      step: (state, batch, key) -> (state, metrics), jitted, the state donated.
+      state, batch: the step's arguments as `jax.ShapeDtypeStruct`s with shardings.
+    """
+
+    family: str
+    model: Any
+    declaration: Any
+    optimizer: Any
+    loss: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    step: Any
+    state: state_lib.TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    def create(self, params: Any) -> state_lib.TrainState:
+        """The state before the first step with these parameters."""
+        ema = self.state.ema is not None
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        return jax.jit(lambda p: state_lib.create(p, self.optimizer, ema=ema), out_shardings=places)(params)
+
+
+def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None = None) -> Program:
+    """The train step of an experiment on a mesh, which may be an abstract one.
+
+    Arguments:
+      platform: "cpu", "gpu" or "tpu", which decides the dtype of the computation; None: the one here.
+    Errors: `InputError` for a parameter, a batch or a schedule that does not fit.
+    """
+    train = experiment.train
+    model: Any = experiment.model
+    model = dataclasses.replace(model, dtype=experiments.compute_dtype(experiment.precision, platform))
+    family = models.family(model)
+    declaration = family.declare(model)
+    optimizer = optim.make(experiment.optim, train.steps, declaration)
+    scales = optim.lr_scales(experiment.optim, declaration)
+    example = experiment.task.example(experiment.data)
+    places = batch_lib.shardings(example, train.batch_size, mesh)
+    batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
+
+    def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
+        return experiment.task.loss(optim.freeze(params, scales), model, batch, key=key)
+
+    def evaluate(params: Any, batch: Any) -> Any:
+        return experiment.task.evaluate(params, model, batch)
+
+    step = step_lib.make_step(
+        loss,
+        optimizer,
+        optim.schedule(experiment.optim, train.steps),
+        accumulate=train.accumulate,
+        ema_decay=experiment.ema.decay,
+    )
+    state = state_lib.abstract(declaration, optimizer, mesh, ema=experiment.ema.decay > 0)
+    state_places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return Program(
+        family=family.__name__.rpartition(".")[2],
+        model=model,
+        declaration=declaration,
+        optimizer=optimizer,
+        loss=loss,
+        evaluate=evaluate,
+        step=step_lib.jit_step(step, state_places, places),
+        state=state,
+        batch=batch_lib.abstract(example, train.batch_size, places),
+    )
