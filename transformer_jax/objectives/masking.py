@@ -126,6 +126,7 @@ def _cumulative(weights: np.ndarray) -> np.ndarray:
 
 _SPAN_CDF = _cumulative(0.8 ** np.arange(10))
 _NGRAM_CDF = _cumulative(1 / np.arange(1, 4))
+_LENGTHS = {"span": span_lengths, "ngram": ngram_lengths}
 
 
 def _whole_words(
@@ -136,23 +137,23 @@ def _whole_words(
     As BERT's and ALBERT's own code, a run that would go over the budget is shortened by words, and passed over if its
     first word alone is too long.
     """
-    apart_M = np.diff(maskable_M, prepend=-2) != 1  # a special token lies between: no word or run goes across
+    apart_M = np.ones(len(maskable_M), bool)  # a special token lies before it: no word or run goes across
+    apart_M[1:] = maskable_M[1:] - maskable_M[:-1] != 1
     first_W = np.flatnonzero(apart_M | ~continues_M)
-    size_W = np.diff(first_W, append=len(maskable_M))
+    size_W = np.append(first_W[1:], len(maskable_M)) - first_W
     order = rng.permutation(len(first_W))
-    draws = {"word": lambda rng, n: np.ones(n, int), "span": span_lengths, "ngram": ngram_lengths}
-    lengths = draws[unit](rng, len(order)).tolist()
+    lengths = [1] * len(order) if unit == "word" else _LENGTHS[unit](rng, len(order)).tolist()
     runs = sorted(_runs(order.tolist(), lengths, size_W.tolist(), apart_M[first_W].tolist(), budget))
-    begins, sizes = first_W[[first for first, _, _ in runs]], np.array([size for _, _, size in runs], int)
-    # Positions of run r: begins[r], begins[r] + 1, ...
-    offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return maskable_M[np.repeat(begins, sizes) + offsets], sizes
+    begins = first_W[np.array([first for first, _ in runs], int)].tolist()
+    sizes = [size for _, size in runs]
+    chosen = [at for begin, size in zip(begins, sizes, strict=True) for at in range(begin, begin + size)]
+    return maskable_M[np.array(chosen, int)], np.array(sizes, int)
 
 
 def _runs(
     order: list[int], lengths: list[int], sizes: list[int], apart: list[bool], budget: int
-) -> Iterator[tuple[int, int, int]]:
-    """(first word, word after the last, tokens) of the runs taken until the budget is used up."""
+) -> Iterator[tuple[int, int]]:
+    """(first word, tokens) of the runs taken until the budget is used up."""
     covered = [False] * len(sizes)
     for first, length in zip(order, lengths, strict=True):
         last, tokens = first, 0
@@ -163,7 +164,7 @@ def _runs(
             covered[last] = True
             last += 1
         if tokens:
-            yield first, last, tokens
+            yield first, tokens
             budget -= tokens
             if not budget:
                 return
