@@ -72,3 +72,49 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("needs the data sets of ../shared/data, which are not on this machine")
     return folder
+
+
+@pytest.fixture
+def write_tfds(tmp_path):
+    """write(name, splits, features) -> the folder of a TFDS store with this data set, written without TensorFlow.
+
+    Arguments of write: name "squad" or "squad/v1.1"; splits {"train": [example, ...]}; features {"text": tfds.features...}.
+    """
+
+    def write(name, splits, features) -> str:
+        import tensorflow_datasets as tfds
+        from array_record.python.array_record_module import ArrayRecordWriter
+        from tensorflow_datasets.core import dataset_info, example_serializer
+
+        store, (name, _, config) = tmp_path / "tfds", name.partition("/")
+        folder, features = store / name / config / "1.0.0", tfds.features.FeaturesDict(features)
+        folder.mkdir(parents=True)
+        identity = dataset_info.DatasetIdentity(
+            name=name, config_name=config, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="tests"
+        )
+        info = tfds.core.DatasetInfo(builder=identity, features=features)
+        serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+        written = []
+        for split, examples in splits.items():
+            records = [serializer.serialize_example(features.encode_example(example)) for example in examples]
+            file = ArrayRecordWriter(str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
+            for record in records:
+                file.write(record)
+            file.close()
+            template = tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=name, split=split, filetype_suffix="array_record"
+            )
+            written.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(records)],
+                    num_bytes=sum(map(len, records)),
+                    filename_template=template,
+                )
+            )
+        info.set_file_format("array_record")
+        info.set_splits(tfds.core.splits.SplitDict(written))
+        info.write_to_directory(folder)
+        return str(store)
+
+    return write

@@ -32,6 +32,15 @@ class Dataset(Protocol):
     def __getitem__(self, row: int, /) -> Any: ...
 
 
+def epochs(rows: int, seed: int) -> Sequence[int]:
+    """Numbers below `rows` for ever: each once an epoch, in an order drawn anew each epoch (Grain's shuffle)."""
+    import grain
+
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
+    return grain.MapDataset.range(rows).shuffle(seed=seed).repeat()
+
+
 def batches(
     dataset: Dataset,
     first_row: int,
