@@ -11,7 +11,8 @@ from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 from transformer_jax.tasks import CausalLM
-from transformer_jax.tasks.causal_lm import Prepared, gzip_bits_per_byte
+from transformer_jax.tasks.causal_lm import Reference, gzip_bits_per_byte
+from transformer_jax.tasks.task import Evaluation
 
 CFG = gpt.Config(vocab_size=11, max_length=8, width=8, num_layers=1, num_heads=2, init_std=0.5)
 
@@ -44,8 +45,7 @@ def test_smoothing_trains_but_is_not_reported():
 
 def test_report_in_its_units():
     """100 bytes cost 50 tokens * 1.5 nats = 75 nats = 108.2 bits: 1.082 bits per byte."""
-    prepared = Prepared(None, None, None, {"gzip_bits_per_byte": 2.5}, validation_bytes=100)
-    report = CausalLM().report({"loss": (75.0, 50.0)}, prepared)
+    report = CausalLM().report({"loss": (75.0, 50.0)}, {}, Evaluation(None, Reference(100, gzip_bits_per_byte=2.5)))
     assert report["loss_nats_per_token"] == 1.5
     assert report["perplexity_per_token"] == pytest.approx(math.e**1.5)
     assert report["bits_per_byte"] == pytest.approx(75 / math.log(2) / 100)
@@ -60,12 +60,12 @@ def test_uniform_model_costs_eight_bits_per_byte(tmp_path):
     task = CausalLM()
     prepared = task.prepare(data, cfg, seed=0)
     params = jax.tree.map(np.zeros_like, gpt.init(jax.random.key(0), cfg))
-    rows = [prepared.validation[i] for i in range(len(prepared.validation))]
+    rows = [prepared.validation.examples[i] for i in range(len(prepared.validation.examples))]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     total, weight, _ = task.loss(params, cfg, stacked)
-    report = task.report({"loss": (float(total), float(weight))}, prepared)
+    report = task.report({"loss": (float(total), float(weight))}, {}, prepared.validation)
     assert report["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-5)
-    assert weight == prepared.validation_bytes
+    assert weight == prepared.validation.reference.predicted_bytes
     assert {name: (x.shape, x.dtype) for name, x in rows[0].items()} == {
         name: (x.shape, x.dtype) for name, x in task.example(data).items()
     }
