@@ -78,7 +78,7 @@ def shared_data() -> pathlib.Path:
 def write_tfds(tmp_path):
     """write(name, splits, features) -> the folder of a TFDS store with this data set, written without TensorFlow.
 
-    Arguments of write: name "squad" or "squad/v1.1"; splits {"train": [example, ...]}; features {"text": tfds.features...}.
+    Arguments of write: name "squad" or "squad/v1.1"; splits {"train": [example, ...]}; features {"text": ...}.
     """
 
     def write(name, splits, features) -> str:

@@ -26,11 +26,11 @@ import jax
 
 from transformer_jax import decode
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, labelled, sources, stdlib_topics, tables, tokenizers
+from transformer_jax.data import corpus, labelled, sources, stdlib_topics, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt
 from transformer_jax.nn import positions
-from transformer_jax.tasks import causal_lm, classification
+from transformer_jax.tasks import causal_lm, classification, tagging
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,10 @@ class Experiment:
     """All that decides a run. Construction checks what can be checked without data or devices."""
 
     model: gpt.Config | bert.Config
-    data: corpus.TextCorpus | labelled.LabelledText
-    task: causal_lm.CausalLM | classification.Classification = field(default_factory=causal_lm.CausalLM)
+    data: corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords
+    task: causal_lm.CausalLM | classification.Classification | tagging.Tagging = field(
+        default_factory=causal_lm.CausalLM
+    )
     optim: optimizers.Optim = field(default_factory=optimizers.Optim)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -229,9 +231,10 @@ TYPES: dict[str, type] = {
     for cls in (
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
         *(gpt.Config, bert.Config, positions.RopeScaling),
-        *(causal_lm.CausalLM, classification.Classification),
+        *(causal_lm.CausalLM, classification.Classification, tagging.Tagging),
         *(corpus.TextCorpus, labelled.LabelledText),
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),
+        *(tagged.TaggedWords, tagged.Conll, tagged.TfdsTags),
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
         *(tokenizers.Bytes, tokenizers.Characters, tokenizers.TrainBPE, tokenizers.TokenizerFile),
         *(tokenizers.TrainWordPiece, tokenizers.TrainUnigram),

@@ -1,4 +1,4 @@
-"""Tagging against NumPy and hand-made sentences: which words count, what is reported, what text gives which entities."""
+"""Tagging against NumPy and hand-made sentences: which words count, what is reported, which entities a text has."""
 
 import jax
 import jax.numpy as jnp

@@ -228,7 +228,7 @@ class Examples:
         weights_T = np.zeros(self.length, np.float32)
         tokens_T[: len(ids)] = ids
         labels_T[first[first >= 0]], weights_T[first[first >= 0]] = labels[first >= 0], 1
-        return {"tokens": tokens_T, "lengths": np.int32(len(ids)), "labels": labels_T, "weights": weights_T}
+        return {"tokens": tokens_T, "lengths": np.array(len(ids), np.int32), "labels": labels_T, "weights": weights_T}
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,5 +2,6 @@
 
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.classification import Classification
+from transformer_jax.tasks.tagging import Tagging
 
-__all__ = ["CausalLM", "Classification"]
+__all__ = ["CausalLM", "Classification", "Tagging"]

@@ -12,7 +12,7 @@ from transformer_jax.nn import params as params_lib
 
 
 def check_head(model_cfg: Any, head: str, *, labels: int | None = None) -> None:
-    """Errors: `InputError` where the model is no encoder, lacks `head`, or has another number of labels than `labels`."""
+    """Errors: `InputError` where the model is no encoder, lacks `head`, or has another number of labels."""
     heads = getattr(model_cfg, "heads", None)
     if heads is None:
         family = type(model_cfg).__module__.rpartition(".")[2]

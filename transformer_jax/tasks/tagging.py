@@ -47,9 +47,12 @@ class Tagging(Task):
     def example(self, data: tagged.TaggedWords) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
         T = data.length
-        shapes = {"tokens": ((T,), np.int32), "lengths": ((), np.int32), "labels": ((T,), np.int32)}
-        shapes["weights"] = ((T,), np.float32)
-        return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+        return {
+            "tokens": jax.ShapeDtypeStruct((T,), np.int32),
+            "lengths": jax.ShapeDtypeStruct((), np.int32),
+            "labels": jax.ShapeDtypeStruct((T,), np.int32),
+            "weights": jax.ShapeDtypeStruct((T,), np.float32),
+        }
 
     def prepare(
         self, data: tagged.TaggedWords, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
