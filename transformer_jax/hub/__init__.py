@@ -4,8 +4,9 @@
     hub.export("path/to/new/folder", config, params, tokenizer)
 
 A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer.
-How model types name their tensors and settings stands in one module each (`gpt2`; `llama` for llama, qwen2 and qwen3);
-`mapping` carries parameters across, `settings` reads config.json strictly, `weights` reads and writes the files.
+How model types name their tensors and settings stands in one module each (`gpt2`; `llama` for llama, qwen2 and qwen3;
+`bert`, `roberta`, `albert` and `electra` over `encoders`); `mapping` carries parameters across, `settings` reads
+config.json strictly, `weights` reads and writes the files.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ import numpy as np
 from transformer_jax import models
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.hub import gpt2, llama, mapping, weights
+from transformer_jax.hub import albert, bert, electra, encoders, gpt2, llama, mapping, roberta, weights
 
-FORMATS = (gpt2, llama)  # a module each: MODEL_TYPES, TABLE, read_config, holds, write_config
+# A module each: MODEL_TYPES, table, read_config, holds, write_config. The first that holds a config writes it.
+FORMATS = (gpt2, llama, albert, roberta, electra, bert)
 
 # How a run computes, not what the function is: a snapshot does not say these.
 RUN_FIELDS = {"dropout", "dtype", "scan_layers", "remat", "attention"}
@@ -35,7 +38,9 @@ DERIVED = {
     "head_dim": "head_width",
     "mlp_width": "mlp_features",
     "qkv_bias": "has_qkv_bias",
+    "embedding_width": "embed_features",
 }
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "bytes.json", "characters.json")
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -57,6 +62,42 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> tuple[Any, Any, 
     tensor that is missing, left over, or of another shape or type than config.json makes it.
     """
     folder = Path(path)
+    given, format, where = _read_settings(folder)
+    with weights.open_tensors(folder) as tensors:
+        config = format.read_config(given, tensors.keys(), where)
+        declaration = models.family(config).declare(config)
+        params = mapping.read_params(
+            declaration, format.table(config), tensors, np.dtype(jnp.float32 if dtype is None else dtype), str(folder)
+        )
+    return config, params, _load_tokenizer(folder, config.vocab_size)
+
+
+def labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of what the head of a snapshot folder tells apart, in the order of its logits: for sequence and token
+    classification. () where there is no such head, and for regression to one number.
+
+    Errors: `InputError` as of `load`, and for logits that mean something else: labels of which several may hold, and
+    regression to several numbers.
+    """
+    given, format, where = _read_settings(Path(path))
+    with weights.open_tensors(Path(path)) as tensors:
+        config = format.read_config(given, tensors.keys(), where)
+    heads = {"classification", "tokens"} & set(getattr(config, "heads", ()))
+    if not heads:
+        return ()
+    kind = given.get("problem_type") or "single_label_classification"
+    if "classification" in heads and config.num_labels == 1 and kind != "multi_label_classification":
+        return ()
+    if kind != "single_label_classification":
+        raise InputError(
+            f'{where}: "problem_type" is {kind!r} with {config.num_labels} labels; supported are one label of several, '
+            "and regression to one number"
+        )
+    return encoders.label_names(given, where)
+
+
+def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
+    """(the object in config.json, the format of its model type, where it is)."""
     where = str(folder / "config.json")
     given = weights.read_json(folder / "config.json")
     model_type = given.get("model_type")
@@ -64,17 +105,11 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> tuple[Any, Any, 
     format = formats.get(str(model_type))
     if format is None:
         raise InputError(f'{where}: "model_type" is {model_type!r}; supported are {", ".join(formats)}')
-    config = format.read_config(given, where)
-    declaration = models.family(config).declare(config)
-    with weights.open_tensors(folder) as tensors:
-        params = mapping.read_params(
-            declaration, format.TABLE, tensors, np.dtype(jnp.float32 if dtype is None else dtype), str(folder)
-        )
-    return config, params, _load_tokenizer(folder, config.vocab_size)
+    return given, format, where
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "bytes.json", "characters.json")):
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
         if (folder / "tokenizer.model").exists():
             raise InputError(
                 f"{folder} holds its tokenizer only as tokenizer.model, which is not read; save it as tokenizer.json "
@@ -96,10 +131,11 @@ def export(
     params: Any,
     tokenizer: tokenizers.Tokenizer | None = None,
     *,
+    labels: Sequence[str] = (),
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a snapshot folder that `load` and Transformers read: config.json, safetensors in the dtype of `params`
-    (in shards of at most `shard_bytes`), tokenizer.json.
+    (in shards of at most `shard_bytes`), tokenizer.json. `labels` names the labels of a classifier, in order.
 
     The files are written beside `folder` and renamed when complete and on disk, so it is there whole or not at all.
     `load` gives the same parameters to the bit, and the same config but for how a run computes (`RUN_FIELDS`).
@@ -111,21 +147,18 @@ def export(
         raise InputError(f"{folder} exists and is not an empty folder; nothing is overwritten, so name another")
     format = _format_of(config)
     settings = format.write_config(config)
-    _check_says(config, format.read_config(settings, "config.json"), settings["model_type"])
     declaration = models.family(config).declare(config)
-    tensors = mapping.write_params(declaration, format.TABLE, params)
+    names = mapping.tensor_names(declaration, format.table(config))
+    _check_says(config, format.read_config(settings, names, "config.json"), settings["model_type"])
+    tensors = mapping.write_params(declaration, format.table(config), params)
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
     if len(dtypes) != 1 or dtypes[0] not in TORCH_DTYPES:
         raise InputError(
             f"parameters to export are {', '.join(dtypes)}; they must all be one of {', '.join(TORCH_DTYPES)}"
         )
-    eos_id = None if tokenizer is None else tokenizer.eos_id
-    settings |= {
-        "architectures": [format.MODEL_TYPES[settings["model_type"]]],
-        "torch_dtype": dtypes[0],
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-    }
+    if labels:
+        settings |= _label_settings(config, labels)
+    settings |= _token_settings(settings, tokenizer) | {"torch_dtype": dtypes[0]}
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +179,30 @@ def export(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _label_settings(config: Any, labels: Sequence[str]) -> dict[str, Any]:
+    if not {"classification", "tokens"} & set(getattr(config, "heads", ())):
+        raise InputError(f"{len(labels)} labels are given to export, but the model has no head that tells labels apart")
+    if len(labels) != config.num_labels or len(set(labels)) != len(labels):
+        raise InputError(
+            f"the labels to export are {', '.join(labels)}; the model's head needs {config.num_labels}, each once"
+        )
+    return encoders.write_labels(labels)
+
+
+def _token_settings(settings: dict[str, Any], tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+    """The ids of special tokens. Where padding's id counts in the function (RoBERTa's positions), it must be right."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    pad_id = tokenizer.special.pad
+    if settings.get("pad_token_id", pad_id) != pad_id:
+        raise InputError(
+            f"the positions of this {settings['model_type']} are those of padding with id {settings['pad_token_id']}, "
+            f"but the tokenizer's padding has id {pad_id}, so Transformers would count them otherwise; it has no "
+            "Hugging Face form"
+        )
+    return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad_id}
 
 
 def _format_of(config: Any) -> Any:

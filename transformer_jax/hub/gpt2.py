@@ -4,7 +4,7 @@ Its kernels are `Conv1D`, stored [in, out] as ours are; query, key and value are
 alone, the published `gpt2` among them, leave out the `transformer.` of the names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformer_jax.errors import InputError
@@ -12,7 +12,7 @@ from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import gpt
 
-MODEL_TYPES = {"gpt2": "GPT2LMHeadModel"}
+MODEL_TYPES = ("gpt2",)
 
 TABLE = Table(
     rows=(
@@ -62,8 +62,13 @@ DEFAULTS = {
 NEUTRAL = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 
 
-def read_config(given: Mapping[str, Any], where: str) -> gpt.Config:
-    """The config of a config.json's object. Errors: `InputError` for what `gpt` does not compute."""
+def table(cfg: gpt.Config) -> Table:
+    """Where each leaf lives: `mapping` leaves out the rows of what `cfg` has not."""
+    return TABLE
+
+
+def read_config(given: Mapping[str, Any], names: Collection[str], where: str) -> gpt.Config:
+    """The config of a config.json's object; the tensors' names tell it nothing. Errors: `InputError` for what `gpt` does not compute."""
     s = settings.read(given, DEFAULTS, NEUTRAL, where)
     rates = {s["resid_pdrop"], s["embd_pdrop"], s["attn_pdrop"]}
     if len(rates) > 1:
@@ -100,6 +105,7 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
     """The settings that say `cfg`, as far as GPT-2 has them."""
     return {
         "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
         "vocab_size": cfg.vocab_size,
         "n_positions": cfg.max_length,
         "n_embd": cfg.width,

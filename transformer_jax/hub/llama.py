@@ -6,7 +6,7 @@ each head's queries and keys instead, and its heads have a width of their own.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformer_jax.errors import InputError
@@ -15,7 +15,8 @@ from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import gpt
 from transformer_jax.nn.positions import RopeScaling
 
-MODEL_TYPES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+MODEL_TYPES = tuple(ARCHITECTURES)
 
 TABLE = Table(
     rows=(
@@ -73,8 +74,13 @@ UNUSED_WINDOW = ("sliding_window", "max_window_layers")
 QWEN3_HEAD_DIM = 128  # what Qwen3's config.json may leave out
 
 
-def read_config(given: Mapping[str, Any], where: str) -> gpt.Config:
-    """The config of a config.json's object. Errors: `InputError` for what `gpt` does not compute."""
+def table(cfg: gpt.Config) -> Table:
+    """Where each leaf lives: `mapping` leaves out the rows of what `cfg` has not."""
+    return TABLE
+
+
+def read_config(given: Mapping[str, Any], names: Collection[str], where: str) -> gpt.Config:
+    """The config of a config.json's object; the tensors' names tell it nothing. Errors: `InputError` for what `gpt` does not compute."""
     model_type, known = given["model_type"], dict(given)
     layer_types = known.pop("layer_types", None) or []
     if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
@@ -148,6 +154,7 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
     head_dim = cfg.head_width if model_type == "qwen3" else cfg.head_dim
     return ({} if head_dim is None else {"head_dim": head_dim}) | {
         "model_type": model_type,
+        "architectures": [ARCHITECTURES[model_type]],
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.width,
         "intermediate_size": cfg.mlp_features,

@@ -35,16 +35,18 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A family's rows, and what its checkpoints may hold or leave out besides.
+    """A format's rows, and what its checkpoints may hold or leave out besides.
 
     `prefix`: a name may come without it (a checkpoint of the trunk alone). `buffers`: a pattern of tensors that hold no
-    parameters. `tied`: {head: embedding}, where a head that the config ties may be stored again but must be equal.
+    parameter of the function. `tied`: {copy: original}, of which a checkpoint may hold one or both, but then equal.
+    `old_names`: {pattern: replacement} for what the end of a name was in the years before.
     """
 
     rows: Sequence[Row]
     prefix: str
     buffers: str
     tied: Mapping[str, str]
+    old_names: Mapping[str, str] = {}
 
 
 class _Piece(NamedTuple):
@@ -109,23 +111,30 @@ def _match_names(
     """The tensors under the table's own names, after both completeness checks."""
     given: dict[str, Any] = {}
     extra = []
+    known = {*pieces, *(copy for copy, original in table.tied.items() if original in pieces)}
     for name, tensor in tensors.items():
-        full = name if name in pieces or name in table.tied else table.prefix + name
+        full = name
+        for old, new in table.old_names.items():
+            full = re.sub(f"{old}$", new, full)
+        full = full if full in known else table.prefix + full
         if full in given:
-            raise InputError(f"{where}: tensor {full} is there twice, with and without {table.prefix!r}; keep one")
-        if full in pieces or full in table.tied:
+            raise InputError(f"{where}: tensor {full} is there twice, under two spellings of its name; keep one")
+        if full in known:
             given[full] = tensor
         elif not re.fullmatch(table.buffers, name):
             extra.append(name)
+    for copy, original in table.tied.items():
+        if copy in given and copy not in pieces:
+            given.setdefault(original, given[copy])
     missing = sorted(pieces.keys() - given.keys())
     if missing or extra:
         lacks = [f"lacks {_some(missing)}"] if missing else []
         has = [f"has besides {_some(sorted(extra))}"] if extra else []
         raise InputError(f"{where}: against what its config.json declares, the checkpoint {' and '.join(lacks + has)}")
-    for head, embedding in table.tied.items():
-        if head in given and head not in pieces and not np.array_equal(given[head][:], given[embedding][:]):
+    for copy, original in table.tied.items():
+        if copy in given and copy not in pieces and not np.array_equal(given[copy][:], given[original][:]):
             raise InputError(
-                f"{where}: config.json ties the head to the embedding, but {head} differs from {embedding}; "
+                f"{where}: config.json ties the head to the embedding, but {copy} differs from {original}; "
                 'set "tie_word_embeddings": false if the head is its own'
             )
     return given
@@ -134,6 +143,13 @@ def _match_names(
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def tensor_names(declaration: Any, table: Table) -> set[str]:
+    """Names of the tensors that hold the leaves of `declaration`, as far as the table knows them."""
+    shapes = {path: p.shape for path, p in param_tree.flatten(declaration).items()}
+    known = {row.leaf for row in table.rows}
+    return set(_pieces({path: shape for path, shape in shapes.items() if path in known}, table))
 
 
 def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
