@@ -25,7 +25,7 @@ from typing import Protocol
 
 import numpy as np
 
-from transformer_jax.data.tokenizers import files, training
+from transformer_jax.data.tokenizers import files, sentencepiece, training
 from transformer_jax.data.tokenizers.plain import END_OF_TEXT, ByteTokenizer, CharacterTokenizer
 from transformer_jax.data.tokenizers.special import Special, read_json
 from transformer_jax.data.tokenizers.subwords import SubwordTokenizer
@@ -223,7 +223,9 @@ def load(path: str | os.PathLike) -> Tokenizer:
         return files.read_vocab_and_merges(given)
     if (given / "vocab.txt").is_file():
         return files.read_vocab_txt(given)
-    held = "has neither tokenizer.json nor vocab.txt nor vocab.json and merges.txt"
+    if model := next((given / name for name in sentencepiece.FILES if (given / name).is_file()), None):
+        return sentencepiece.read_model(model)
+    held = "has neither tokenizer.json nor vocab.txt nor vocab.json and merges.txt nor spiece.model"
     raise InputError(f"no tokenizer at {given}: it {held if given.is_dir() else 'does not exist'}")
 
 

@@ -20,7 +20,7 @@ def read_tokenizer_json(path: Path) -> SubwordTokenizer:
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path}: not a tokenizer of the tokenizers library ({error})") from None
     settings = special.read_settings(path.parent)
-    return SubwordTokenizer(inner, _end_of_text(path.parent, inner), special.find(settings, inner, path.parent))
+    return SubwordTokenizer(inner, end_of_text(path.parent, inner), special.find(settings, inner, path.parent))
 
 
 def read_vocab_and_merges(folder: Path) -> SubwordTokenizer:
@@ -33,10 +33,10 @@ def read_vocab_and_merges(folder: Path) -> SubwordTokenizer:
     except Exception as error:
         raise InputError(f"{folder}: vocab.json and merges.txt are not a BPE ({error})") from None
     settings = special.read_settings(folder)
-    add_prefix_space = _switch(settings, "add_prefix_space", False, folder)
+    add_prefix_space = switch(settings, "add_prefix_space", False, folder)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(add_prefix_space))
     inner.decoder = decoders.ByteLevel()
-    if eos := _end_of_text(folder, inner):
+    if eos := end_of_text(folder, inner):
         inner.add_special_tokens([AddedToken(eos, normalized=False, special=True)])
     return finish(inner, eos, special.find(settings, inner, folder))
 
@@ -61,13 +61,13 @@ def read_vocab_txt(folder: Path) -> SubwordTokenizer:
     inner = Inner(models.WordPiece(vocabulary, unk_token=unknown))
     inner.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=bool(_switch(settings, "tokenize_chinese_chars", True, folder)),
-        strip_accents=_switch(settings, "strip_accents", None, folder),
-        lowercase=bool(_switch(settings, "do_lower_case", True, folder)),
+        handle_chinese_chars=bool(switch(settings, "tokenize_chinese_chars", True, folder)),
+        strip_accents=switch(settings, "strip_accents", None, folder),
+        lowercase=bool(switch(settings, "do_lower_case", True, folder)),
     )
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece(prefix="##")
-    return finish(inner, _end_of_text(folder, inner), special.find(settings, inner, folder))
+    return finish(inner, end_of_text(folder, inner), special.find(settings, inner, folder))
 
 
 def finish(inner: Any, eos: str | None, found: special.Special) -> SubwordTokenizer:
@@ -95,14 +95,14 @@ def finish(inner: Any, eos: str | None, found: special.Special) -> SubwordTokeni
     return SubwordTokenizer(inner, eos, found)
 
 
-def _switch(settings: dict[str, Any], name: str, default: bool | None, folder: Path) -> bool | None:
+def switch(settings: dict[str, Any], name: str, default: bool | None, folder: Path) -> bool | None:
     value = settings.get(name, default)
     if value is not None and not isinstance(value, bool):
         raise InputError(f"{folder / 'tokenizer_config.json'}: {name} is {value!r}, not true or false")
     return default if value is None else value
 
 
-def _end_of_text(folder: Path, inner: Any) -> str | None:
+def end_of_text(folder: Path, inner: Any) -> str | None:
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and "eos_token" in (read := special.read_json(settings)):
         return special.content(read["eos_token"], f"{settings}: eos_token")

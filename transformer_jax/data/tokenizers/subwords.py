@@ -35,9 +35,13 @@ class SubwordTokenizer:
         self.special = special or Special()
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         described = inner.to_str()
+        settings = json.loads(described)
+        if settings["model"].get("type") == "Unigram":  # the library's JSON does not keep a score's last digit
+            settings["model"]["vocab"] = [[piece, f"{score:.7g}"] for piece, score in settings["model"]["vocab"]]
+            described = json.dumps(settings)
         # What the special tokens are *for* does not decide how text is encoded.
         self.fingerprint: str = hashlib.sha256(f"{eos} {described}".encode()).hexdigest()
-        self._byte_level = '"ByteLevel"' in json.dumps(json.loads(described)["decoder"])
+        self._byte_level = '"ByteLevel"' in json.dumps(settings["decoder"])
 
     # ---- Text to ids ----
 
@@ -48,8 +52,9 @@ class SubwordTokenizer:
         """Parallel over the texts, one thread a core (TOKENIZERS_PARALLELISM=false: one)."""
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        for i in self._with_special(ids):
-            ids[i] = np.array(self._literal.encode(texts[i], add_special_tokens=False).ids, np.int32)
+        for i, text in enumerate(texts):
+            if self._spells_special(text, ids[i]):
+                ids[i] = np.array(self._literal.encode(text, add_special_tokens=False).ids, np.int32)
         return ids
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +63,7 @@ class SubwordTokenizer:
         The tokens of a character cut into bytes have that character's span, each of them.
         """
         encoding = self._inner.encode(text, add_special_tokens=False)
-        if self._with_special([np.array(encoding.ids, np.int32)]):
+        if self._spells_special(text, np.array(encoding.ids, np.int32)):
             encoding = self._literal.encode(text, add_special_tokens=False)
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         for span in offsets:
@@ -89,26 +94,28 @@ class SubwordTokenizer:
         added = {id for id, token in self._inner.get_added_tokens_decoder().items() if token.special}
         return np.array(sorted(added | set(self.special.present().values())), np.int32)
 
-    def _with_special(self, ids: Sequence[np.ndarray]) -> list[int]:
-        """Which of the rows hold a special token though text holds none.
+    def _spells_special(self, text: str, ids: np.ndarray) -> bool:
+        """Whether a special token's spelling was taken for the token.
 
         A Unigram model finds "<pad>" among its pieces like any other. Bytes and their merges never spell one.
         """
-        if self._byte_level or not len(self._special_ids):
-            return []
-        forbidden = np.setdiff1d(self._special_ids, [self.special.unk])
-        return [i for i, row in enumerate(ids) if np.isin(row, forbidden).any()]
+        if self._byte_level:
+            return False
+        found = set(ids[np.isin(ids, self._special_ids)].tolist())
+        if self.special.unk in found and self._inner.id_to_token(self.special.unk).lower() not in text.lower():
+            found.remove(self.special.unk)  # what the vocabulary lacks is unknown
+        return bool(found)
 
     @functools.cached_property
     def _literal(self) -> Any:
-        """The same, but a special token's spelling is cut behind its first character, so that it is not found whole."""
+        """The same, but a special token's spelling is cut before its last character, so that it is not found whole."""
         from tokenizers import Regex, pre_tokenizers
 
-        cut = [(s[0], s[1:]) for id in self._special_ids if len(s := self._inner.id_to_token(int(id))) > 1]
-        spelled = "|".join(f"{re.escape(first)}(?={re.escape(rest)})" for first, rest in cut)
+        spellings = [s for id in self._special_ids if len(s := self._inner.id_to_token(int(id))) > 1]
+        cut = "|".join(f"{re.escape(s[:-1])}(?={re.escape(s[-1])})" for s in spellings)
         inner = self._copy()
         parts = [inner.pre_tokenizer] if inner.pre_tokenizer is not None else []
-        parts.append(pre_tokenizers.Split(Regex(spelled), "merged_with_previous"))
+        parts.append(pre_tokenizers.Split(Regex(cut), "merged_with_previous"))
         inner.pre_tokenizer = pre_tokenizers.Sequence(parts)
         inner.encode_special_tokens = True
         return inner

@@ -101,16 +101,9 @@ def train_unigram(vocab_size: int, lowercase: bool, documents: Documents, train_
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise InputError(
-            f"no Unigram of {vocab_size:,} tokens can be learned from {_origin(documents)} ({error})"
-        ) from None
+        raise InputError(f"TrainUnigram.vocab_size = {vocab_size:,} for {_origin(documents)}: {error}") from None
     learned = json.loads(inner.to_str())["model"]["vocab"][len(ALBERT_SPECIAL) :]
     pieces = sorted(((piece, round(score, 6)) for piece, score in learned), key=lambda pair: (-pair[1], pair[0]))
-    if len(pieces) + len(ALBERT_SPECIAL) > vocab_size:
-        raise InputError(
-            f"TrainUnigram.vocab_size = {vocab_size:,} is less than the {len(pieces):,} different characters of "
-            f"{_origin(documents)} and the special tokens; raise it"
-        )
     vocabulary = [(token, 0.0) for token in ALBERT_SPECIAL] + pieces
     inner = dress_unigram(Inner(models.Unigram(vocabulary, unk_id=1, byte_fallback=False)), lowercase)
     return finish(inner, None, special_tokens.find({}, inner, "TrainUnigram"))

@@ -1,0 +1,150 @@
+"""Golden fixtures for tokenizers: tiny vocabularies, and what Transformers and SentencePiece make of hard texts.
+
+Runs where Transformers, sentencepiece and protobuf are installed (the library needs neither), from the project root:
+
+    python tools/make_tokenizer_fixtures.py            # rewrites tests/data/tokenizers/<name>/
+
+A fixture is a folder as a snapshot has it, plus expected.json: texts and their ids, offsets, words of split sentences,
+and prompts in which special tokens are meant; all without the tokens that open and close an example.
+"""
+
+import io
+import json
+import pathlib
+import shutil
+
+import sentencepiece
+import tokenizers
+import transformers
+
+FIXTURES = pathlib.Path("tests/data/tokenizers")
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the other foxes are jumping over the other dogs.",
+    "Paris is the capital of France; Berlin is the capital of Germany. Größe und Straße, naïve café, déjà vu!",
+    "It isn't playing: she's played the played-out games of players, unplayable and unaffable.",
+    "def add(a, b):\n    return a + b  # 加法 世界 你好\n\tprint(add(1, 22), 'x')",
+    "Привет, мир! Ελληνικά γλώσσα. 日本語のテキスト 한국어 🙂 👍 and the end of the ending.",
+] * 3
+TEXTS = [
+    "The foxes aren't playing in Paris, are they?",
+    "THE QUICK BROWN FOX",
+    "Größe, naïve café — déjà vu: Ångström ÉCOLE e\u0301cole İstanbul ﬁne",
+    "你好世界 and 日本語のテキスト, 한국어",
+    "🙂👍 👩‍👩‍👧 emoji🙂inside",
+    "  two  spaces\tand tabs\n\nand lines \u00a0nbsp \u200bzero ",
+    "def add(a, b):\n    return a+b  # 12,345.67",
+    "``quoted'' text, <s> </s> <pad> <mask> [MASK] [CLS] [PAD] as text",
+    "",
+    " ",
+    "x\u0000y\ufffdz",
+]
+WORDS = [["Paris", "is", "n't", "Germany", ",", "naïve", "你好", "\u200b", "played-out", "🙂"], ["one"], []]
+PROMPTS = ["Paris is the {mask} of France.", "{mask}", "the {mask}{mask} end {mask} of", "a {pad}b {sep} c"]
+
+
+def expected(tokenizer: transformers.PreTrainedTokenizerFast, split: transformers.PreTrainedTokenizerFast) -> dict:
+    """`split` is the tokenizer for sentences that come as words."""
+    plain = [
+        tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        for text in TEXTS
+    ]
+    sentences = [split(words, is_split_into_words=True, add_special_tokens=False) if words else None for words in WORDS]
+    roles = {role: getattr(tokenizer, f"{role}_token") for role in ("cls", "sep", "pad", "mask", "unk")}
+    prompts = [prompt.format(**roles) for prompt in PROMPTS]
+    return {
+        "versions": f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}",
+        "special": {role: tokenizer.convert_tokens_to_ids(token) for role, token in roles.items()},
+        "texts": TEXTS,
+        "ids": [encoding["input_ids"] for encoding in plain],
+        "offsets": [encoding["offset_mapping"] for encoding in plain],
+        "words": WORDS,
+        "words_ids": [encoding["input_ids"] if encoding else [] for encoding in sentences],
+        "words_of": [encoding.word_ids() if encoding else [] for encoding in sentences],
+        "prompts": prompts,
+        "prompts_ids": [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts],
+        "pair": tokenizer("the fox", "the dog")["input_ids"],
+    }
+
+
+def folder_of(name: str) -> pathlib.Path:
+    shutil.rmtree(FIXTURES / name, ignore_errors=True)
+    (FIXTURES / name).mkdir(parents=True)
+    return FIXTURES / name
+
+
+def write(file: pathlib.Path, value: dict) -> None:
+    file.write_text(json.dumps(value, ensure_ascii=False) + "\n", "utf-8")
+
+
+def make_bert(name: str, settings: dict) -> None:
+    folder = folder_of(name)
+    lowercase = settings.get("do_lower_case", True)
+    inner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+    inner.train_from_iterator(CORPUS, trainer)
+    inner.model.save(str(folder))
+    if settings:
+        write(folder / "tokenizer_config.json", settings)
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(folder)
+    write(folder / "expected.json", expected(tokenizer, tokenizer))
+
+
+def make_roberta() -> None:
+    folder = folder_of("roberta")
+    inner = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    inner.train_from_iterator(CORPUS, vocab_size=380, special_tokens=special, show_progress=False)
+    inner.save_model(str(folder))
+    # As in the published RoBERTa: version 5 of Transformers forgets it where there is no tokenizer.json.
+    options = {"mask_token": tokenizers.AddedToken("<mask>", lstrip=True, special=True)}
+    tokenizer = transformers.RobertaTokenizerFast.from_pretrained(folder, **options)
+    split = transformers.RobertaTokenizerFast.from_pretrained(folder, add_prefix_space=True, **options)
+    values = expected(tokenizer, split)
+    write(folder / "expected.json", values)
+
+
+def make_sentencepiece(name: str, file: str, config: dict, **options: object) -> None:
+    """The map of characters is a small one of our own: SentencePiece's are a quarter of a megabyte."""
+    folder = folder_of(name)
+    rules = folder / "rules.tsv"
+    rules.write_text("".join(f"{ord(a):X}\t{' '.join(f'{ord(c):X}' for c in b)}\n" for a, b in RULES.items()))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(" ".join(CORPUS).split("\n")),
+        model_writer=model,
+        vocab_size=120,
+        minloglevel=2,
+        normalization_rule_tsv=str(rules),
+        num_threads=1,
+        **options,
+    )
+    rules.unlink()
+    (folder / file).write_bytes(model.getvalue())
+    write(folder / "config.json", config)
+    if config.get("model_type") == "albert":
+        mask = tokenizers.AddedToken("[MASK]", lstrip=True, special=True)
+        tokenizer = transformers.AlbertTokenizerFast.from_pretrained(folder, mask_token=mask)
+        write(folder / "expected.json", expected(tokenizer, tokenizer))
+        return
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / file))
+    values = {
+        "versions": f"sentencepiece {sentencepiece.__version__}",
+        "texts": TEXTS,
+        "ids": [processor.encode(text) for text in TEXTS],
+    }
+    write(folder / "expected.json", values)
+
+
+RULES = {"\t": " ", "\n": " ", "\u00a0": " ", "\u200b": " ", "ﬁ": "fi", "É": "E", "…": "..."}
+
+if __name__ == "__main__":
+    make_bert("bert_uncased", {})
+    make_bert("bert_cased", {"do_lower_case": False})
+    make_bert("bert_accents", {"strip_accents": False, "tokenize_chinese_chars": False})
+    make_roberta()
+    pieces = dict(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols="[CLS],[SEP],[MASK]", pad_piece="<pad>")
+    make_sentencepiece("albert", "spiece.model", {"model_type": "albert"}, **pieces)
+    make_sentencepiece("sentencepiece", "tokenizer.model", {}, user_defined_symbols=["(", ")", '"', "-", "the"])
