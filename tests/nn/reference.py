@@ -112,11 +112,42 @@ def _norm(p, x, cfg):
     return layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
 
 
+def _attend(p, cfg, h_TD, allowed_TS, frequencies, bias_NTS):
+    N, H = cfg.num_heads, cfg.head_dim or cfg.width // cfg.num_heads
+    query, key, value = (_dense(p[name], h_TD) for name in ("query", "key", "value"))
+    outputs = []
+    for n in range(N):
+        kv = n // (N // cfg.kv_heads)
+        q_TH, k_SH, v_SH = query[:, n * H :][:, :H], key[:, kv * H :][:, :H], value[:, kv * H :][:, :H]
+        if cfg.qk_norm:
+            q_TH = rms_norm(q_TH, p["query_norm"]["scale"], cfg.norm_eps)
+            k_SH = rms_norm(k_SH, p["key_norm"]["scale"], cfg.norm_eps)
+        if cfg.position == "rotary":
+            q_TH, k_SH = rotate(q_TH, frequencies), rotate(k_SH, frequencies)
+        outputs.append(attention_head(q_TH, k_SH, v_SH, allowed_TS, 0.0 if bias_NTS is None else bias_NTS[n]))
+    return _dense(p["out"], np.concatenate(outputs, axis=-1))
+
+
+def _mlp(p, cfg, h_TD):
+    if cfg.gated:
+        return _dense(p["down"], activate(_dense(p["gate"], h_TD), cfg.activation) * _dense(p["up"], h_TD))
+    return _dense(p["down"], activate(_dense(p["up"], h_TD), cfg.activation))
+
+
+def _block(p, cfg, x_TD, allowed_TS, frequencies, bias_NTS=None):
+    def attend(h_TD):
+        return _attend(p["attention"], cfg, h_TD, allowed_TS, frequencies, bias_NTS)
+
+    if cfg.norm_order == "pre":
+        x_TD = x_TD + attend(_norm(p["attention_norm"], x_TD, cfg))
+        return x_TD + _mlp(p["mlp"], cfg, _norm(p["mlp_norm"], x_TD, cfg))
+    x_TD = _norm(p["attention_norm"], x_TD + attend(x_TD), cfg)
+    return _norm(p["mlp_norm"], x_TD + _mlp(p["mlp"], cfg, x_TD), cfg)
+
+
 def gpt_logits(params, cfg, tokens_T, segments=None, prefix=0):
     """Logits [T, V] of one sequence."""
-    T, N = len(tokens_T), cfg.num_heads
-    K = cfg.num_kv_heads or N
-    H = cfg.head_dim or cfg.width // N
+    T, N, H = len(tokens_T), cfg.num_heads, cfg.head_dim or cfg.width // cfg.num_heads
     x_TD = params["embed"]["token"]["embedding"][tokens_T]
     if cfg.position == "learned":
         x_TD = x_TD + params["embed"]["position"]["embedding"][:T]
@@ -132,36 +163,33 @@ def gpt_logits(params, cfg, tokens_T, segments=None, prefix=0):
                     bias_NTS[n, t, s] = -alibi_slopes(N)[n] * abs(t - s)
     frequencies = rotary_frequencies(H, cfg.rope_theta, cfg.rope_scaling)
 
-    def attend(p, h_TD):
-        query, key, value = (_dense(p[name], h_TD) for name in ("query", "key", "value"))
-        outputs = []
-        for n in range(N):
-            kv = n // (N // K)
-            q_TH, k_SH, v_SH = query[:, n * H :][:, :H], key[:, kv * H :][:, :H], value[:, kv * H :][:, :H]
-            if cfg.qk_norm:
-                q_TH = rms_norm(q_TH, p["query_norm"]["scale"], cfg.norm_eps)
-                k_SH = rms_norm(k_SH, p["key_norm"]["scale"], cfg.norm_eps)
-            if cfg.position == "rotary":
-                q_TH, k_SH = rotate(q_TH, frequencies), rotate(k_SH, frequencies)
-            outputs.append(attention_head(q_TH, k_SH, v_SH, allowed(T, segments, prefix), bias_NTS[n]))
-        return _dense(p["out"], np.concatenate(outputs, axis=-1))
-
-    def mlp(p, h_TD):
-        if cfg.gated:
-            return _dense(p["down"], activate(_dense(p["gate"], h_TD), cfg.activation) * _dense(p["up"], h_TD))
-        return _dense(p["down"], activate(_dense(p["up"], h_TD), cfg.activation))
-
     for i in range(cfg.num_layers):
-        p = _layer(params["blocks"], i)
-        if cfg.norm_order == "pre":
-            x_TD = x_TD + attend(p["attention"], _norm(p["attention_norm"], x_TD, cfg))
-            x_TD = x_TD + mlp(p["mlp"], _norm(p["mlp_norm"], x_TD, cfg))
-        else:
-            x_TD = _norm(p["attention_norm"], x_TD + attend(p["attention"], x_TD), cfg)
-            x_TD = _norm(p["mlp_norm"], x_TD + mlp(p["mlp"], x_TD), cfg)
+        x_TD = _block(_layer(params["blocks"], i), cfg, x_TD, allowed(T, segments, prefix), frequencies, bias_NTS)
     if cfg.norm_order == "pre":
         x_TD = _norm(params["final_norm"], x_TD, cfg)
     return x_TD @ (params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else params["head"]["kernel"])
+
+
+def bert_hidden(params, cfg, tokens_T, types_T=None):
+    """Hidden states [T, D] of one sequence without padding (Devlin et al. 2019; ALBERT's sharing and factorisation, Lan et
+    al. 2020; local layers, Beltagy et al. 2020)."""
+    T, H = len(tokens_T), cfg.head_dim or cfg.width // cfg.num_heads
+    embed = params["embed"]
+    x_TD = embed["token"]["embedding"][tokens_T]
+    if cfg.position == "learned":
+        x_TD = x_TD + embed["position"]["embedding"][cfg.position_offset :][:T]
+    if cfg.num_types:
+        x_TD = x_TD + embed["type"]["embedding"][np.zeros(T, int) if types_T is None else types_T]
+    x_TD = _norm(embed["norm"], x_TD, cfg)
+    if "project" in embed:
+        x_TD = _dense(embed["project"], x_TD)
+    for i in range(cfg.num_layers):
+        local = cfg.local_window > 0 and i % cfg.global_every != 0
+        near = np.array([[abs(t - s) <= cfg.local_window or not local for s in range(T)] for t in range(T)])
+        frequencies = rotary_frequencies(H, cfg.local_rope_theta if local else cfg.rope_theta)
+        p = _layer(params["blocks"], 0 if cfg.share_layers else i)
+        x_TD = _block(p, cfg, x_TD, near, frequencies)
+    return _norm(params["final_norm"], x_TD, cfg) if cfg.norm_order == "pre" else x_TD
 
 
 def random_params(declaration, seed):

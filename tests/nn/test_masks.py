@@ -29,6 +29,13 @@ def test_prefix_is_visible_to_every_query():
     ]
 
 
+def test_a_window_is_open_on_both_sides():
+    assert spelled(Mask(window=1), 4) == [["xx..", "xxx.", ".xxx", "..xx"]]
+    assert spelled(Mask(window=jnp.int32(3)), 4) == [["xxxx"] * 4]
+    with pytest.raises(ValueError, match="window mask needs as many queries as keys; got 1 and 4"):
+        masks.dense(Mask(window=1), 1, 4)
+
+
 def test_segments_do_not_see_each_other():
     segments = jnp.array([[1, 1, 2, 2]])
     assert spelled(Mask(segment_BT=segments), 4) == [["xx..", "xx..", "..xx", "..xx"]]
