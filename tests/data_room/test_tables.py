@@ -168,15 +168,15 @@ def test_no_file_is_on_two_sides_and_every_topic_on_each(topics):
     assert len(TOPICS) == 20
     for rows in topics.values():
         counts = Counter(row.label for row in rows)
-        assert list(counts) == list(TOPICS) and min(counts.values()) >= 5
-    assert len(topics["train"]) > 2500 and min(len(topics["validation"]), len(topics["test"])) > 700
+        assert list(counts) == list(TOPICS) and min(counts.values()) >= 10
+    assert len(topics["train"]) > 3000 and min(len(topics["validation"]), len(topics["test"])) > 900
     assert max(Counter(row.label for row in topics["train"]).values()) == 300
 
 
 def test_a_passage_does_not_name_its_topic(topics):
     for row in topics["test"]:
         lines = row.text.split("\n")
-        assert len(lines) == 20 and all(line.strip() for line in lines)
+        assert len(lines) == 10 and all(line.strip() for line in lines)
     for label, named in {
         "asyncio": "asyncio",
         "json": "json",

@@ -51,7 +51,7 @@ class StdlibTopics:
     were tables of `encodings`. Like the text, the split can differ between Python versions.
     """
 
-    lines: int = 20
+    lines: int = 10
     """Lines in a passage; the last, shorter one of a file is left out."""
 
     pairs = False

@@ -198,7 +198,7 @@ class TfdsTable:
         features = source.dataset_info.features
         if self.label not in features:
             raise InputError(
-                f"TFDS {full_name}: no feature {self.label!r}; it has {', '.join(features)}; say which with "
+                f"TFDS {full_name}: no feature {self.label!r}; it has {', '.join(sorted(features))}; say which with "
                 "--data.source.label"
             )
         names = getattr(features[self.label], "names", None)

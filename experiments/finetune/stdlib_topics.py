@@ -1,0 +1,54 @@
+"""From which part of the standard library is this passage of code? The fine-tuning job that runs on every machine.
+
+    tools/run experiments.finetune.stdlib_topics
+    python -m experiments.finetune.stdlib_topics --workdir runs/topics --init-from runs/mlm-stdlib
+    python -m transformer_jax predict runs/topics "for line in self.sock.makefile('rb'):"
+
+Data: passages of ten lines from twenty parts of the library, such as asyncio, email or "archives" (tarfile, zipfile,
+gzip, ...); lines that name the part are left out, and a file is on one side only. The checkpoint is chosen by macro F1
+on validation and reported, once, on test, with the confusion matrix and the ROC curve.
+Model: the small encoder of `experiments.mlm.stdlib`, from scratch; `--init-from runs/mlm-stdlib` starts from that run
+instead, with its tokenizer, and nothing else differs. That encoder has read most of these files, without the topics
+that are asked for here: the gap between the two is what unlabelled text is worth.
+
+Hardware and time: 2 CPU cores, to be measured.
+Expected: to be measured. Guessing the most frequent topic is right in 6 % of the test passages (measured, Python 3.11).
+"""
+
+from transformer_jax.data.labelled import LabelledText
+from transformer_jax.data.stdlib_topics import TOPICS, StdlibTopics
+from transformer_jax.data.tokenizers import TrainWordPiece
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
+from transformer_jax.models import bert
+from transformer_jax.optim import Optim
+from transformer_jax.tasks import Classification
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        model=bert.Config(
+            vocab_size=8192,
+            max_length=128,
+            width=192,
+            num_layers=4,
+            num_heads=3,
+            heads=("classification",),
+            num_labels=len(TOPICS),
+            scan_layers=False,
+        ),
+        data=LabelledText(StdlibTopics(), TrainWordPiece(8192, lowercase=False), length=128),
+        task=Classification(labels=tuple(TOPICS)),
+        optim=Optim(peak_lr=5e-4, schedule="linear", warmup_steps=60, final_lr_fraction=0.0, beta2=0.98),
+        train=Train(steps=600, batch_size=32, log_every=20),
+        evaluate=Evaluate(every=150, batch_size=64),
+        checkpoint=Checkpoint(every=150, best_metric="f1_macro", best="highest"),
+        sample=Predict(inputs=("data = self.sock.recv(bufsize)", "return self.numerator * other.denominator"), top=3),
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from transformer_jax.__main__ import main
+
+    raise SystemExit(main(["train", __file__, *sys.argv[1:]]))
