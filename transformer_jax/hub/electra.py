@@ -55,7 +55,9 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
     # Transformers takes a summary that is null for none.
     summary = {name: given.get(name, default) for name, default in SUMMARY.items()}
     activation = summary["summary_activation"]
-    if "choice" in heads and (summary | {"summary_activation": "gelu"} != SUMMARY or activation not in ("gelu", "tanh")):
+    if "choice" in heads and (
+        summary | {"summary_activation": "gelu"} != SUMMARY or activation not in ("gelu", "tanh")
+    ):
         raise InputError(
             f"{where}: the summary of the multiple-choice head is {summary}; supported is the first token's, projected, "
             'with the activation "gelu" or "tanh"'
