@@ -30,7 +30,8 @@ from transformer_jax.data import corpus, labelled, sources, stdlib_topics, table
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt
 from transformer_jax.nn import positions
-from transformer_jax.tasks import causal_lm, classification, tagging
+from transformer_jax.objectives import masking
+from transformer_jax.tasks import causal_lm, classification, masked_lm, tagging
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Experiment:
 
     model: gpt.Config | bert.Config
     data: corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords
-    task: causal_lm.CausalLM | classification.Classification | tagging.Tagging = field(
+    task: causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging = field(
         default_factory=causal_lm.CausalLM
     )
     optim: optimizers.Optim = field(default_factory=optimizers.Optim)
@@ -231,7 +232,7 @@ TYPES: dict[str, type] = {
     for cls in (
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
         *(gpt.Config, bert.Config, positions.RopeScaling),
-        *(causal_lm.CausalLM, classification.Classification, tagging.Tagging),
+        *(causal_lm.CausalLM, masked_lm.MaskedLM, masking.Masking, classification.Classification, tagging.Tagging),
         *(corpus.TextCorpus, labelled.LabelledText),
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),
         *(tagged.TaggedWords, tagged.Conll, tagged.TfdsTags),
