@@ -78,7 +78,8 @@ def shared_data() -> pathlib.Path:
 def write_tfds(tmp_path):
     """write(name, splits, features) -> the folder of a TFDS store with this data set, written without TensorFlow.
 
-    Arguments of write: name "squad" or "squad/v1.1"; splits {"train": [example, ...]}; features {"text": ...}.
+    Arguments of write: name such as "squad/v1.1:3.0.0" (version 1.0.0 where none is given); splits {"train": [example,
+    ...]}; features {"text": tfds.features.Text()}.
     """
 
     def write(name, splits, features) -> str:
@@ -86,11 +87,12 @@ def write_tfds(tmp_path):
         from array_record.python.array_record_module import ArrayRecordWriter
         from tensorflow_datasets.core import dataset_info, example_serializer
 
-        store, (name, _, config) = tmp_path / "tfds", name.partition("/")
-        folder, features = store / name / config / "1.0.0", tfds.features.FeaturesDict(features)
+        store, (name, _, version) = tmp_path / "tfds", name.partition(":")
+        (name, _, config), version = name.partition("/"), version or "1.0.0"
+        folder, features = store / name / config / version, tfds.features.FeaturesDict(features)
         folder.mkdir(parents=True)
         identity = dataset_info.DatasetIdentity(
-            name=name, config_name=config, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="tests"
+            name=name, config_name=config, version=tfds.core.Version(version), data_dir=str(folder), module_name="tests"
         )
         info = tfds.core.DatasetInfo(builder=identity, features=features)
         serializer = example_serializer.ExampleSerializer(features.get_serialized_info())

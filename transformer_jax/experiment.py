@@ -26,12 +26,12 @@ import jax
 
 from transformer_jax import decode
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, labelled, sources, stdlib_topics, tables, tagged, tokenizers
+from transformer_jax.data import corpus, labelled, questions, sources, stdlib_topics, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt
 from transformer_jax.nn import positions
 from transformer_jax.objectives import masking
-from transformer_jax.tasks import causal_lm, classification, masked_lm, tagging
+from transformer_jax.tasks import causal_lm, classification, masked_lm, span_qa, tagging
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class Experiment:
     """All that decides a run. Construction checks what can be checked without data or devices."""
 
     model: gpt.Config | bert.Config
-    data: corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords
-    task: causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging = field(
-        default_factory=causal_lm.CausalLM
+    data: corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions
+    task: causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging | span_qa.SpanQA = (
+        field(default_factory=causal_lm.CausalLM)
     )
     optim: optimizers.Optim = field(default_factory=optimizers.Optim)
     train: Train = field(default_factory=Train)
@@ -232,10 +232,12 @@ TYPES: dict[str, type] = {
     for cls in (
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
         *(gpt.Config, bert.Config, positions.RopeScaling),
-        *(causal_lm.CausalLM, masked_lm.MaskedLM, masking.Masking, classification.Classification, tagging.Tagging),
+        *(causal_lm.CausalLM, masked_lm.MaskedLM, masking.Masking),
+        *(classification.Classification, tagging.Tagging, span_qa.SpanQA),
         *(corpus.TextCorpus, labelled.LabelledText),
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),
         *(tagged.TaggedWords, tagged.Conll, tagged.TfdsTags),
+        *(questions.Questions, questions.SquadJson, questions.TfdsSquad),
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
         *(tokenizers.Bytes, tokenizers.Characters, tokenizers.TrainBPE, tokenizers.TokenizerFile),
         *(tokenizers.TrainWordPiece, tokenizers.TrainUnigram),
