@@ -5,11 +5,11 @@ Runs where torch and Transformers are installed (the library needs neither), fro
     python tools/make_hf_encoder_fixtures.py                       # rewrites tests/data/hf/encoders/<architecture>/
     python tools/make_hf_encoder_fixtures.py --check-export DIR    # Transformers loads DIR/<architecture>
 
-A fixture is a snapshot folder as `save_pretrained` writes it (tiny, float32, random weights) plus `expected.npz`: padded
-rows of tokens with their lengths and token types, and what Transformers makes of them: hidden states, pooled states and
-the logits of each head under our name for it. Every parameter is redrawn, norms and biases included, at a scale that
-keeps logits near 1: a swapped, transposed or forgotten leaf then shows in them. ALBERT's embeddings and ELECTRA's have
-a width of their own. Rows are padded with the padding token, by which RoBERTa numbers its positions.
+A fixture is a snapshot folder as `save_pretrained` writes it (tiny, float32, random weights) plus `expected.npz`:
+padded rows of tokens with their lengths and token types, and what Transformers makes of them: hidden states, pooled
+states and the logits of each head under our name for it. Every parameter is redrawn, norms and biases included, at a
+scale that keeps logits near 1: a swapped, transposed or forgotten leaf then shows in them. ALBERT's embeddings and
+ELECTRA's have a width of their own. Rows are padded with the padding token, by which RoBERTa numbers its positions.
 
 The exports for `--check-export` come from an environment with the library:
 

@@ -388,6 +388,27 @@ def test_export_of_electra_keeps_a_pooler_activation_that_no_head_reads(tmp_path
     assert json.loads((tmp_path / "new" / "config.json").read_text())["model_type"] == "electra"
 
 
+@pytest.mark.parametrize(
+    ("changes", "model_type"),
+    [
+        ({}, "bert"),
+        ({"position_offset": 1}, "roberta"),
+        ({"share_layers": True, "embedding_width": 4}, "albert"),
+        ({"pooler_activation": "gelu"}, "electra"),
+        ({"heads": ("discriminator",)}, "electra"),
+    ],
+)
+def test_a_config_becomes_the_model_type_that_says_it(tmp_path, changes, model_type):
+    config = bert.Config(**SMALL | {"heads": ("mlm",), **changes})
+    params = jax.tree.map(lambda p: np.zeros(p.shape, np.float32), param_tree.abstract(bert.declare(config)))
+    hub.export(tmp_path / "new", config, params)
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["model_type"] == model_type
+    again = hub.load(tmp_path / "new")[0]
+    assert dataclasses.replace(again, embedding_width=None, mlp_width=None) == dataclasses.replace(
+        config, embedding_width=None
+    )
+
+
 def test_export_refuses_labels_that_do_not_fit(tmp_path):
     config, params, _ = hub.load(FIXTURES / "BertForTokenClassification")
     for labels, says in ((("a", "b"), "needs 3"), (("a", "b", "b"), "each once")):

@@ -55,12 +55,11 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
     # Transformers takes a summary that is null for none.
     summary = {name: given.get(name, default) for name, default in SUMMARY.items()}
     activation = summary["summary_activation"]
-    if "choice" in heads and (
-        summary | {"summary_activation": "gelu"} != SUMMARY or activation not in ("gelu", "tanh")
-    ):
+    is_ours = summary | {"summary_activation": "gelu"} == SUMMARY and activation in ("gelu", "tanh")
+    if "choice" in heads and not is_ours:
         raise InputError(
-            f"{where}: the summary of the multiple-choice head is {summary}; supported is the first token's, projected, "
-            'with the activation "gelu" or "tanh"'
+            f"{where}: the summary of the multiple-choice head is {summary}; supported is the first token's, "
+            'projected, with the activation "gelu" or "tanh"'
         )
     config = bert.Config(
         **encoders.read_fields(given, s, heads, where),

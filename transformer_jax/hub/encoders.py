@@ -182,10 +182,10 @@ def label_names(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
         if type(count) is not int or count < 1:
             raise InputError(f'{where}: "num_labels" is {count!r}; it must be a positive integer')
         return tuple(f"LABEL_{i}" for i in range(count))
-    if isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values()):
-        if names.keys() == {str(i) for i in range(len(names))}:
-            return tuple(names[str(i)] for i in range(len(names)))
-    raise InputError(f'{where}: "id2label" is {names!r}; it must name the labels 0, 1, ... in strings')
+    numbers = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
+    if not numbers or names.keys() != set(numbers) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f'{where}: "id2label" is {names!r}; it must name the labels 0, 1, ... in strings')
+    return tuple(names[number] for number in numbers)
 
 
 def write_labels(names: Sequence[str]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def table(cfg: gpt.Config) -> Table:
 
 
 def read_config(given: Mapping[str, Any], names: Collection[str], where: str) -> gpt.Config:
-    """The config of a config.json's object; the tensors' names tell it nothing. Errors: `InputError` for what `gpt` does not compute."""
+    """The config of a config.json's object, without a look at the tensors' names. Errors: `InputError` for what `gpt`
+    does not compute."""
     s = settings.read(given, DEFAULTS, NEUTRAL, where)
     rates = {s["resid_pdrop"], s["embd_pdrop"], s["attn_pdrop"]}
     if len(rates) > 1:

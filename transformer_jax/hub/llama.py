@@ -80,7 +80,8 @@ def table(cfg: gpt.Config) -> Table:
 
 
 def read_config(given: Mapping[str, Any], names: Collection[str], where: str) -> gpt.Config:
-    """The config of a config.json's object; the tensors' names tell it nothing. Errors: `InputError` for what `gpt` does not compute."""
+    """The config of a config.json's object, without a look at the tensors' names. Errors: `InputError` for what `gpt`
+    does not compute."""
     model_type, known = given["model_type"], dict(given)
     layer_types = known.pop("layer_types", None) or []
     if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
