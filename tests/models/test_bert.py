@@ -198,4 +198,4 @@ def test_eight_devices_are_one(shape, name, kind):
         )
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         one, other = np.asarray(one), np.asarray(other)
-        np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6 * max(1.0, np.abs(other).max()))
+        np.testing.assert_allclose(one, other, rtol=5e-6, atol=5e-6 * max(1.0, np.abs(other).max()))

@@ -101,7 +101,10 @@ def attend(
     q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
     k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
     if implementation == "cpu":
-        out_BKGTH = attention_cpu.causal_attention(q_BKGTH, k_BKSH, v_BKSH, scale)
+        # Its causal blocks, or all of the mask as booleans: a prefix is visible ahead of the diagonal.
+        causal = mask.causal and mask.prefix_B is None
+        mask_BTS = masks.dense(dataclasses.replace(mask, causal=mask.causal and not causal), T, k_BSKH.shape[1])
+        out_BKGTH = attention_cpu.attention(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, causal, scale)
     else:
         mask_BTS = masks.dense(mask, T, k_BSKH.shape[1])
         out_BKGTH = _plain(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, bias_NTS, scale, dropout_rate, key if dropping else None)
@@ -131,7 +134,7 @@ def choose(q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> str:
     """The implementation for these operands, by the platform that the program is for.
 
     "cudnn"   GPU: fused; float16 and bfloat16, head widths up to 128 in multiples of 8, causal masks and right padding
-    "cpu"     CPU: causal query blocks (`attention_cpu`); float32, a causal mask and nothing else, the length unsharded
+    "cpu"     CPU: blocks of queries (`attention_cpu`); float32, any mask, the length unsharded
     "xla"     everything else, on any platform
     """
     own = {"gpu": "cudnn", "cpu": "cpu"}.get(target_platform(), "xla")
@@ -142,13 +145,13 @@ def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, bias: bool, dr
     """Whether an implementation computes this case at all, on the platform that it is for."""
     if implementation == "xla":
         return True
-    if bias or dropout or any(a is not None for a in (mask.segment_BT, mask.prefix_B, mask.start_B, mask.window)):
+    if bias or dropout:
         return False
     if implementation == "cudnn":
         H = q_BTNH.shape[-1]
-        return q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
-    whole = mask.end_B is None and sharding.shards("length") == 1
-    return implementation == "cpu" and q_BTNH.dtype == jnp.float32 and mask.causal and whole
+        fits = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
+        return fits and all(a is None for a in (mask.segment_BT, mask.prefix_B, mask.start_B, mask.window))
+    return implementation == "cpu" and q_BTNH.dtype == jnp.float32 and sharding.shards("length") == 1
 
 
 def target_platform() -> str:
