@@ -12,12 +12,13 @@ from jax.sharding import AbstractMesh, AxisType
 
 from transformer_jax import experiment as experiments
 from transformer_jax import launch, restore, sharding
-from transformer_jax.data import corpus, labelled, sources, tables, tokenizers
+from transformer_jax.data import corpus, labelled, questions, sources, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Sample, Train
 from transformer_jax.models import gpt
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
+from transformer_jax.tasks import tagging
 from transformer_jax.train import loop
 from transformer_jax.train import program as programs
 
@@ -195,8 +196,19 @@ def test_the_full_size_step_lowers_without_arrays(recipe):
     assert metrics["sums"]["loss"][0].shape == ()
 
 
-def shrink_data(experiment: Experiment, text: Path) -> Any:
+def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
     """A few words on disk in place of the data that the recipe names."""
+    if isinstance(experiment.data, tagged.TaggedWords | questions.Questions):
+        is_tags = isinstance(experiment.data, tagged.TaggedWords)
+        store = small_conll2003(write_tfds) if is_tags else small_squad(write_tfds)
+        source = dataclasses.replace(experiment.data.source, data_dir=store)
+        changed = dataclasses.replace(
+            experiment.data,
+            source=source,
+            tokenizer=tokenizers.TrainWordPiece(60),
+            **({} if is_tags else {"stride": 4}),
+        )
+        return dataclasses.replace(changed, length=16)
     if isinstance(experiment.data, labelled.LabelledText):
         labels, table = getattr(experiment.task, "labels", ()) or (0.5, 2.0), text.with_suffix(".jsonl")
         rows = [{"text": f"rose {i} is a rose", "b": "it is", "label": labels[i % len(labels)]} for i in range(60)]
@@ -205,19 +217,44 @@ def shrink_data(experiment: Experiment, text: Path) -> Any:
         source = tables.Table((str(table),), test=(str(table),), text_b=pairs)
         return labelled.LabelledText(source, tokenizers.TrainWordPiece(60), 16)
     return dataclasses.replace(
-        experiment.data,  # type: ignore[arg-type]
+        experiment.data,
         source=sources.TextFiles((str(text),)),
         tokenizer=tokenizers.Bytes(),
         length=16,
     )
 
 
-def shrink(experiment: Experiment, text: Path) -> Experiment:
+def small_conll2003(write_tfds) -> str:
+    """A store with nine sentences in the features and splits of TFDS's conll2003."""
+    import tensorflow_datasets as tfds
+
+    labels = tfds.features.ClassLabel(names=tagging.CONLL_2003)
+    features = {"tokens": tfds.features.Sequence(tfds.features.Text()), "ner": tfds.features.Sequence(labels)}
+    sentence = {"tokens": ["Rose", "is", "a", "rose"], "ner": ["B-PER", "O", "O", "O"]}
+    empty: dict[str, list[str]] = {"tokens": [], "ner": []}
+    return write_tfds("conll2003", {split: [sentence] * 9 + [empty] for split in ("train", "dev", "test")}, features)
+
+
+def small_squad(write_tfds) -> str:
+    """A store with nine questions in the features and splits of TFDS's squad."""
+    import tensorflow_datasets as tfds
+
+    text = {name: tfds.features.Text() for name in ("id", "title", "context", "question")}
+    answers = tfds.features.Sequence({"text": tfds.features.Text(), "answer_start": np.int32})
+    question = {
+        **{"id": "q", "title": "roses", "question": "what is a rose?", "context": "a rose is a rose is a rose"},
+        "answers": {"text": ["a rose"], "answer_start": [10]},
+    }
+    splits = {split: [question] * 9 for split in ("train", "validation")}
+    return write_tfds("squad/v1.1:3.0.0", splits, text | {"answers": answers})
+
+
+def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
     """The same recipe with little of everything."""
     model = dataclasses.replace(
         experiment.model, vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2, mlp_width=32
     )
-    data = shrink_data(experiment, text)
+    data = shrink_data(experiment, text, write_tfds)
     return dataclasses.replace(
         experiment,
         model=model,
@@ -233,10 +270,10 @@ def shrink(experiment: Experiment, text: Path) -> Experiment:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_shrunken_one_trains(path, tmp_path):
+def test_a_shrunken_one_trains(path, tmp_path, write_tfds):
     text = tmp_path / "text.txt"
     text.write_text("a rose is a rose is a rose\n" * 30)
     experiment = launch.variants(launch.import_experiment(str(path))[0])["experiment"]()
-    results = loop.run(shrink(experiment, text), tmp_path / "run", load=restore.load)
+    results = loop.run(shrink(experiment, text, write_tfds), tmp_path / "run", load=restore.load)
     assert results.step == 2 and np.isfinite(results.report[experiment.checkpoint.best_metric])
     assert results.report.get("bits_per_byte", 0) < 9

@@ -14,7 +14,15 @@ from transformer_jax.models import bert
 from transformer_jax.tasks import Classification
 from transformer_jax.tasks.task import Evaluation
 
-SMALL = {"vocab_size": 60, "max_length": 16, "width": 8, "num_layers": 1, "num_heads": 2, "init_std": 0.5}
+SMALL = {
+    "vocab_size": 60,
+    "max_length": 16,
+    "width": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "init_std": 0.5,
+    "scan_layers": False,
+}
 CFG = bert.Config(**SMALL, num_labels=3, heads=("classification",))
 LABELS = ("a", "b", "c")
 
@@ -36,8 +44,16 @@ def params():
     return bert.init(jax.random.key(0), CFG)
 
 
+def logits(task, params, cfg, rows) -> np.ndarray:
+    return np.asarray(jax.jit(task.logits, static_argnums=1)(params, cfg, rows))
+
+
+def loss(task, params, cfg, rows, key=None):
+    return jax.jit(task.loss, static_argnums=1)(params, cfg, rows, key=key)
+
+
 def nats(params, rows) -> np.ndarray:
-    logits_BC = np.asarray(Classification(LABELS).logits(params, CFG, rows), np.float64)
+    logits_BC = logits(Classification(LABELS), params, CFG, rows).astype(np.float64)
     log_z_B = np.log(np.exp(logits_BC).sum(-1))
     return log_z_B - logits_BC[np.arange(len(logits_BC)), rows["labels"]]
 
@@ -47,7 +63,7 @@ def nats(params, rows) -> np.ndarray:
 
 def test_loss_is_the_cross_entropy_of_rows_that_count(params):
     rows = batch()
-    total, weight, sums = Classification(LABELS).loss(params, CFG, rows)
+    total, weight, sums = loss(Classification(LABELS), params, CFG, rows)
     np.testing.assert_allclose(float(total), nats(params, rows)[:3].sum(), rtol=1e-5)
     assert float(weight) == 3 and sums["loss"] == (total, weight)
 
@@ -56,13 +72,13 @@ def test_class_weights_divide_by_their_sum(params):
     rows = batch()
     wanted = nats(params, rows)[:3]
     task = Classification(LABELS, class_weights=(0.5, 2.0, 7.0))
-    total, weight, sums = task.loss(params, CFG, rows)
+    total, weight, sums = loss(task, params, CFG, rows)
     w = np.array([7.0, 0.5, 2.0])  # of labels 2, 0, 1
     np.testing.assert_allclose(float(total), (w * wanted).sum(), rtol=1e-5)
     assert float(weight) == w.sum()
     np.testing.assert_allclose(float(sums["loss"][0]), wanted.sum(), rtol=1e-5)  # reported without them
     assert float(sums["loss"][1]) == 3
-    logits_BC = np.asarray(task.logits(params, CFG, rows))
+    logits_BC = logits(task, params, CFG, rows)
     assert float(sums["accuracy"][0]) == (logits_BC.argmax(-1) == rows["labels"])[:3].sum()
 
 
@@ -71,8 +87,8 @@ def test_regression_is_the_squared_error(params):
     params = bert.init(jax.random.key(0), cfg)
     rows = batch() | {"labels": np.array([0.5, -1.0, 4.0, 9.0], np.float32)}
     task = Classification(labels=())
-    values_B = np.asarray(task.logits(params, cfg, rows), np.float64)[:, 0]
-    total, weight, _ = task.loss(params, cfg, rows)
+    values_B = logits(task, params, cfg, rows).astype(np.float64)[:, 0]
+    total, weight, _ = loss(task, params, cfg, rows)
     np.testing.assert_allclose(float(total), ((values_B - rows["labels"]) ** 2)[:3].sum(), rtol=1e-5)
     assert float(weight) == 3
     assert next(task.predict(params, cfg, toy_tokenizer(), ["the cat"], top=1)).keys() == {"text", "value"}
@@ -80,20 +96,20 @@ def test_regression_is_the_squared_error(params):
 
 def test_padding_and_types_reach_the_model(params):
     rows, task = batch(), Classification(LABELS)
-    logits_BC = np.asarray(task.logits(params, CFG, rows))
+    logits_BC = logits(task, params, CFG, rows)
     other = rows["tokens"].copy()
     other[0, 5:] = 1  # behind the first row's length
-    np.testing.assert_allclose(task.logits(params, CFG, rows | {"tokens": other}), logits_BC, atol=1e-6)
-    without = np.asarray(task.logits(params, CFG, {k: v for k, v in rows.items() if k != "types"}))
+    np.testing.assert_allclose(logits(task, params, CFG, rows | {"tokens": other}), logits_BC, atol=1e-6)
+    without = logits(task, params, CFG, {k: v for k, v in rows.items() if k != "types"})
     assert np.abs(without - logits_BC).max() > 1e-3
     one_type = bert.Config(**SMALL, num_labels=3, num_types=1, heads=("classification",))
-    assert np.isfinite(task.logits(bert.init(jax.random.key(0), one_type), one_type, rows)).all()
+    assert np.isfinite(logits(task, bert.init(jax.random.key(0), one_type), one_type, rows)).all()
 
 
 def test_dropout_only_with_a_key(params):
     rows, task = batch(), Classification(LABELS)
-    plain = [float(task.loss(params, CFG, rows)[0]) for _ in range(2)]
-    assert plain[0] == plain[1] != float(task.loss(params, CFG, rows, key=jax.random.key(1))[0])
+    plain = [float(loss(task, params, CFG, rows)[0]) for _ in range(2)]
+    assert plain[0] == plain[1] != float(loss(task, params, CFG, rows, jax.random.key(1))[0])
 
 
 # ---- Report and pictures -------------------------------------------------------------------------------------------
