@@ -129,8 +129,8 @@ class TrainWordPiece:
 
 @dataclass(frozen=True)
 class TrainUnigram:
-    """ALBERT's kind of tokenizer learned from the training text. The same text gives the same one, but for ties that
-    the last digits of a sum decide (see training.py); a run keeps its own.
+    """ALBERT's kind of tokenizer learned from the training text; slowly, and not always the same one from the same text
+    (training.py says why): a run keeps its own.
     """
 
     vocab_size: int = 30000

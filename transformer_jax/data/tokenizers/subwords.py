@@ -111,11 +111,12 @@ class SubwordTokenizer:
         """The same, but a special token's spelling is cut before its last character, so that it is not found whole."""
         from tokenizers import Regex, pre_tokenizers
 
-        spellings = [s for id in self._special_ids if len(s := self._inner.id_to_token(int(id))) > 1]
-        cut = "|".join(f"{re.escape(s[:-1])}(?={re.escape(s[-1])})" for s in spellings)
+        spellings = [self._inner.id_to_token(int(id)) for id in self._special_ids]
+        cut = "|".join(f"{re.escape(s[:-1])}(?={re.escape(s[-1])})" for s in spellings if len(s) > 1)
         inner = self._copy()
         parts = [inner.pre_tokenizer] if inner.pre_tokenizer is not None else []
-        parts.append(pre_tokenizers.Split(Regex(cut), "merged_with_previous"))
+        if cut:
+            parts.append(pre_tokenizers.Split(Regex(cut), "merged_with_previous"))
         inner.pre_tokenizer = pre_tokenizers.Sequence(parts)
         inner.encode_special_tokens = True
         return inner

@@ -1,9 +1,10 @@
 """Tokenizers learned from text: byte-level BPE, WordPiece, Unigram.
 
-BPE and WordPiece are functions of the text, to the byte, whatever the number of threads. The library's Unigram trainer
-adds floating-point numbers in the order of a hash table that each process seeds anew: its scores differ in about the
-fifteenth digit. They are rounded to the sixth and sorted, so the same text gives the same file unless two pieces are
-so close that this noise decided which of them was pruned.
+BPE and WordPiece are functions of the text, to the byte, whatever the number of threads. Unigram is not: the library's
+trainer adds floating-point numbers in the order of a hash table that each process seeds anew, and where pieces are
+about equally good that noise decides which is pruned. Scores are rounded and sorted, so that a small text mostly gives
+the same file; a run keeps its tokenizer, and the cache gives the same one again. It is slow as well: 10 MB of Python
+took two minutes on two cores, WordPiece five seconds (measured, vocabularies of 8,192).
 """
 
 import json
