@@ -432,6 +432,7 @@ def test_a_vocabulary_file_is_read_and_padding_must_be_robertas(tmp_path):
     assert tokenizer.special.pad == 0
     hub.export(tmp_path / "new", config, params, tokenizer)
     assert json.loads((tmp_path / "new" / "config.json").read_text())["pad_token_id"] == 0
+    assert "token_type_ids" in json.loads((tmp_path / "new" / "tokenizer_config.json").read_text())["model_input_names"]
     assert hub.load(tmp_path / "new")[2].fingerprint == tokenizer.fingerprint
     config, params, _ = hub.load(FIXTURES / "RobertaForMaskedLM")
     with pytest.raises(InputError, match="padding with id 1, but the tokenizer's padding has id 0"):

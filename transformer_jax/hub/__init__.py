@@ -171,6 +171,8 @@ def export(
         weights.write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(partial)
+            if getattr(config, "num_types", 0) > 1:
+                _say_types(partial / "tokenizer_config.json")
         for file in partial.iterdir():
             _to_disk(file)
         _to_disk(partial)
@@ -203,6 +205,13 @@ def _token_settings(settings: dict[str, Any], tokenizer: tokenizers.Tokenizer | 
             "Hugging Face form"
         )
     return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad_id}
+
+
+def _say_types(path: Path) -> None:
+    """Token types are the model's, not the tokenizer's: Transformers makes them only where this file asks for them."""
+    if path.exists():
+        settings = weights.read_json(path) | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _format_of(config: Any) -> Any:
