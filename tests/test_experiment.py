@@ -202,13 +202,8 @@ def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
         is_tags = isinstance(experiment.data, tagged.TaggedWords)
         store = small_conll2003(write_tfds) if is_tags else small_squad(write_tfds)
         source = dataclasses.replace(experiment.data.source, data_dir=store)
-        changed = dataclasses.replace(
-            experiment.data,
-            source=source,
-            tokenizer=tokenizers.TrainWordPiece(60),
-            **({} if is_tags else {"stride": 4}),
-        )
-        return dataclasses.replace(changed, length=16)
+        sizes = {"length": 16} if is_tags else {"length": 16, "stride": 4}
+        return dataclasses.replace(experiment.data, source=source, tokenizer=tokenizers.TrainWordPiece(60), **sizes)
     if isinstance(experiment.data, labelled.LabelledText):
         labels, table = getattr(experiment.task, "labels", ()) or (0.5, 2.0), text.with_suffix(".jsonl")
         rows = [{"text": f"rose {i} is a rose", "b": "it is", "label": labels[i % len(labels)]} for i in range(60)]

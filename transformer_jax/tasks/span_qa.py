@@ -29,7 +29,7 @@ ROWS = 64  # windows whose spans are scored at a time
 class Reference:
     """The questions of a set, the places of their contexts' tokens, and which window is of which."""
 
-    questions: Sequence[questions.Question]
+    asked: Sequence[questions.Question]
     encoded: Sequence[questions.Encoded]
     windows: Sequence[questions.Window]
 
@@ -96,7 +96,7 @@ class SpanQA(Task):
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats per window, and exact match and F1 of the questions, in percent."""
         reference = evaluation.reference
-        answers, best = [""] * len(reference.questions), np.full(len(reference.questions), -np.inf)
+        answers, best = [""] * len(reference.asked), np.full(len(reference.asked), -np.inf)
         for at in range(0, len(reference.windows), ROWS):
             some = reference.windows[at : at + ROWS]
             rows = slice(at, at + len(some))
@@ -107,12 +107,12 @@ class SpanQA(Task):
                 first, extra = np.unravel_index(scores_TM.argmax(), scores_TM.shape)
                 number = window.question
                 if scores_TM[first, extra] > best[number]:
-                    best[number], context = scores_TM[first, extra], reference.questions[number].context
+                    best[number], context = scores_TM[first, extra], reference.asked[number].context
                     start, end = place(reference.encoded[number].offsets, window, int(first), int(extra), context)
                     answers[number] = context[start:end]
         return {
             "loss_nats_per_window": sums["loss"][0] / max(sums["loss"][1], 1.0),
-            **metrics.squad(answers, [question.answers for question in reference.questions]),
+            **metrics.squad(answers, [question.answers for question in reference.asked]),
         }
 
     def flops_per_token(self, model_cfg: Any, length: int) -> float:
