@@ -12,7 +12,9 @@ from transformer_jax.objectives.masking import Masking
 
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 LAYOUTS = ("full", "packed", "next_sentence", "sentence_order")
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box with five quacking zephyrs".split()
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "box")
+BPE = tokenizers.TrainBPE(400, special=ROBERTA)
+MASKING = Masking()
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def prepared(folder, layout="full", how=Masking(), length=32, seed=0, spec=tokenizers.TrainBPE(400, special=ROBERTA)):
+def prepared(folder, layout="full", how=MASKING, length=32, seed=0, spec=BPE):
     source = sources.TextFiles((str(folder),))
     return masked.prepare(corpus.TextCorpus(source, spec, length=length), how, layout, seed=seed)
 
@@ -33,7 +35,7 @@ def prepared(folder, layout="full", how=Masking(), length=32, seed=0, spec=token
 @pytest.fixture(scope="module", params=["bpe", "wordpiece"])
 def full(request, folder):
     """With an end-of-text token before each document in the token file, and without."""
-    spec = tokenizers.TrainWordPiece(400) if request.param == "wordpiece" else tokenizers.TrainBPE(400, special=ROBERTA)
+    spec = tokenizers.TrainWordPiece(400) if request.param == "wordpiece" else BPE
     return prepared(folder, spec=spec)
 
 
@@ -212,9 +214,7 @@ def test_batches(folder, layout):
     ],
 )
 def test_refused(folder, changes, message):
-    data = corpus.TextCorpus(
-        sources.TextFiles((str(folder),)), tokenizers.TrainBPE(400, special=ROBERTA), length=16
-    )
+    data = corpus.TextCorpus(sources.TextFiles((str(folder),)), BPE, length=16)
     with pytest.raises(InputError, match=message):
         masked.prepare(dataclasses.replace(data, **changes), Masking(), "full", seed=0)
 

@@ -32,7 +32,7 @@ def test_next_sentence():
     for i in range(n):
         pair = pairs.next_sentence(text, 1, 450, 525, objectives.generator(0, i))
         assert (pair.a == text.tokens[450 : 450 + len(pair.a)]).all() and text.ends_sentence[pair.a[-1]]
-        assert 0 < len(pair.b) and len(pair.a) + len(pair.b) <= 75
+        assert len(pair.b) > 0 and len(pair.a) + len(pair.b) == 75
         if pair.label == 0:
             assert pair.b[0] == pair.a[-1] + 1
         else:

@@ -2,10 +2,10 @@
 
 Every row begins with [CLS] and ends with [SEP] (whatever the tokenizer calls them). Between them is, by layout,
 
-    "full"        the corpus from end to end in windows side by side, over the borders of documents, which a [SEP] marks:
+    "full"        the corpus from end to end in windows side by side, over the borders of documents, marked by [SEP]:
                   the FULL-SENTENCES of RoBERTa (Liu et al. 2019, section 4.2). No padding.
-    "packed"      whole documents, as many as fit, each [CLS] ... [SEP] with a segment number of its own, from 1: the model
-                  lets no attention cross, so each is as if alone. Documents longer than a row are cut.
+    "packed"      whole documents, as many as fit, each [CLS] ... [SEP] with a segment number of its own, from 1: the
+                  model lets no attention cross, so each is as if alone. Documents longer than a row are cut.
     "next_sentence", "sentence_order"
                   [CLS] A [SEP] B [SEP] from one stretch of a document, types 0 and 1, and a label (`objectives.pairs`).
                   One row in ten is shorter, down to two tokens (Devlin et al. 2019, google-research/bert).
@@ -16,8 +16,8 @@ An example:
     packed: and "segments": int32[T], 0 in padding
     pairs:  and "types": int32[T], "lengths": int32[], "pair": int32[], "pair_weights": float32[]
 
-Training goes over the rows in an order drawn anew each epoch, each time with masks (and cuts) of their own: a function of
-(seed, example). In validation masks are a function of the row alone: the same at every evaluation, in every run.
+Training goes over the rows in an order drawn anew each epoch, each time with masks (and cuts) of their own: a function
+of (seed, example). In validation masks are a function of the row alone: the same at every evaluation, in every run.
 
 Letters: B rows, T length, P predictions of a row, V vocabulary, D documents.
 """
@@ -78,7 +78,8 @@ def prepare(
 
     Arguments:
       tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training text.
-    Errors: `InputError` for a missing, empty or too short corpus, a tokenizer without [CLS], [SEP] or [MASK], and settings
+    Errors: `InputError` for a missing, empty or too short corpus, a tokenizer without [CLS], [SEP] or [MASK], and
+    settings
       of `data` that are for causal language models alone.
     """
     import grain
@@ -239,7 +240,7 @@ class FullSentences:
         return {"tokens": tokens_T, "maskable": maskable_T}
 
     def _text(self, at: int, first: int, last: int, count: int) -> np.ndarray:
-        """`count` tokens from document `first` to `last`, from the corpus's at-th token on (end-of-text not counted)."""
+        """`count` tokens from the corpus's at-th on (ends of text not counted), of documents `first` to `last`."""
         text = self.text
         gap = int(text.begins[0])  # 1 where an end-of-text token stands before each document, else 0
         begin = at + gap * (first + 1)
@@ -285,7 +286,7 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Two passages a row. A document is cut into the fewest stretches that fit into a row, all as long as each other."""
+    """Two passages a row. A document is cut into the fewest stretches that fit into rows, all equally long."""
 
     text: pairs.Documents
     vocabulary: Vocabulary
@@ -308,9 +309,7 @@ class Pairs:
     ) -> "Pairs":
         sizes = text.stops - text.begins
         filled = np.flatnonzero(sizes > 0)  # a document of another passage may be one token long, but not empty
-        text = pairs.Documents(
-            text.tokens, text.begins[filled], text.stops[filled], text.ends_sentence, text.continues
-        )
+        text = pairs.Documents(text.tokens, text.begins[filled], text.stops[filled], text.ends_sentence, text.continues)
         sizes = sizes[filled]
         documents = np.flatnonzero(sizes > 1)
         if not len(documents):

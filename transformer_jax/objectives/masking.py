@@ -110,7 +110,7 @@ def mask(
 
 
 def span_lengths(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Lengths of spans in words, 1 to 10: geometric with p = 0.2, renormalised; 3.8 on average (Joshi et al. 2020, 3.1)."""
+    """Lengths of spans in words, 1 to 10: geometric, p = 0.2, renormalised; 3.8 on average (Joshi et al. 2020, 3.1)."""
     return np.searchsorted(_SPAN_CDF, rng.random(size), side="right") + 1
 
 

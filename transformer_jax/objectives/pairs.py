@@ -1,7 +1,7 @@
 """Pairs of passages, for the objectives that teach a model how passages follow each other.
 
-    next_sentence     B follows A in half of the pairs, else B is from another document   Devlin et al. 2019, appendix A.2
-    sentence_order    B follows A in half of the pairs, else the two are swapped          ALBERT: Lan et al. 2020, 3.1
+    next_sentence     B follows A in half of the pairs, else is from another document   Devlin et al. 2019, appendix A.2
+    sentence_order    B follows A in half of the pairs, else the two are swapped        ALBERT: Lan et al. 2020, 3.1
 
 Both take a stretch of one document and cut it where a sentence ends. As in the papers, a "sentence" is a passage: A and
 B are any number of sentences each. The label is 0 where B follows A, else 1.

@@ -1,8 +1,8 @@
 """Masked language modelling: predict the tokens that were hidden from the model, from both sides (Devlin et al. 2019).
 
 The vocabulary's projection runs on the P hidden positions of each row and nowhere else. With pairs, the model also says
-whether the second passage follows the first. Reported are nats, perplexity and accuracy per masked token, beside what the
-training text's word frequencies alone would score on the very same tokens.
+whether the second passage follows the first. Reported are nats, perplexity and accuracy per masked token, beside what
+the training text's word frequencies alone would score on the very same tokens.
 
 Letters: B rows, T length, P predictions of a row, D width, E embedding width, V vocabulary.
 """
@@ -55,7 +55,7 @@ class MaskedLM(Task):
         if self.pairs not in get_args(Pairs):
             raise InputError(f"task.pairs = {self.pairs!r}: must be one of {', '.join(get_args(Pairs))}")
         if self.packed and self.pairs != "none":
-            raise InputError(f"task.packed with task.pairs = {self.pairs!r}: a row of pairs holds one pair; drop either")
+            raise InputError(f"task.packed with task.pairs = {self.pairs!r}: a row holds one pair; drop either")
 
     @property
     def layout(self) -> masked.Layout:
@@ -88,7 +88,7 @@ class MaskedLM(Task):
         """
         for head in ("mlm", "pair") if self.pairs != "none" else ("mlm",):
             if head not in (heads := getattr(model_cfg, "heads", ())):
-                raise InputError(f"the model's heads are {', '.join(heads) or 'none'}; this task needs {head!r} among them")
+                raise InputError(f"the model's heads are {', '.join(heads) or 'none'}; this task needs {head!r}")
         made = masked.prepare(data, self.masking, self.layout, seed=seed, tokenizer=workdir_tokenizer)
         if made.tokenizer.vocab_size > model_cfg.vocab_size:
             raise InputError(
@@ -113,10 +113,10 @@ class MaskedLM(Task):
     # ---- Loss ----
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, sums): sum / weight is the mean over masked tokens, plus the mean over pairs where there are any.
+        """(sum, weight, sums): sum / weight is the mean over masked tokens, plus the mean over pairs where there are.
 
-        sums: {"loss": ...} in nats over masked tokens; with pairs also {"pair_loss": ..., "pair_accuracy": ...}. Dropout
-        only with a key.
+        sums: {"loss": ...} in nats over masked tokens; with pairs also {"pair_loss": ..., "pair_accuracy": ...}.
+        Dropout only with a key.
         """
         return self._losses(params, model_cfg, batch, key)[0]
 
@@ -144,8 +144,10 @@ class MaskedLM(Task):
         if self.pairs == "none":
             return (nats, weight, sums), h_BPE
         logits_B2 = family.pair(params, model_cfg, x_BTD)  # without dropout, as BERT's and ALBERT's own pre-training
-        pair_nats, count = losses.cross_entropy(logits_B2[:, None], batch["pair"][:, None], batch["pair_weights"][:, None])
-        right = jnp.sum(batch["pair_weights"] * (jnp.argmax(logits_B2, axis=-1) == batch["pair"]))
+        pair_B, weights_B = batch["pair"], batch["pair_weights"]
+        with sharding.whole_length():
+            pair_nats, count = losses.cross_entropy(logits_B2[:, None], pair_B[:, None], weights_B[:, None])
+        right = jnp.sum(weights_B * (jnp.argmax(logits_B2, axis=-1) == pair_B))
         sums |= {"pair_loss": (pair_nats, count), "pair_accuracy": (right, count)}
         total = nats + pair_nats * weight / jnp.maximum(count, 1.0)
         return (total, weight, jax.lax.stop_gradient(sums)), h_BPE
@@ -189,10 +191,10 @@ class MaskedLM(Task):
     ) -> Iterator[dict[str, Any]]:
         """For each text {"text", "masks": [[{"token", "probability"}, ...], ...], "pseudo_perplexity_per_token"}.
 
-        "masks" has the `top` tokens for each mask token in the text, which is written as the tokenizer spells it ("[MASK]",
-        "<mask>"). A text without one is scored instead: its "pseudo_perplexity_per_token" is exp of minus the mean of
-        `pseudo_log_likelihood`, and null in a text with masks.
-        Errors: `InputError` for a text without a token.
+        "masks" has the `top` tokens for each mask token in the text, which is written as the tokenizer spells it
+        ("[MASK]", "<mask>"). A text without one is scored instead: its "pseudo_perplexity_per_token" is exp of minus
+        the mean of `pseudo_log_likelihood`, and null in a text with masks. Errors: `InputError` for a text without a
+        token.
         """
         known, room = masked.vocabulary(tokenizer), model_cfg.max_length - 2
 
@@ -215,7 +217,7 @@ class MaskedLM(Task):
             positions_BP[0, : len(at)] = at
             log_probs_BPK, ids_BPK = jax.device_get(likeliest(params, tokens_BT, lengths_B, positions_BP))
             masks = [
-                [{"token": tokenizer.decode([i]), "probability": math.exp(log_prob)} for i, log_prob in zip(*answers)]
+                [{"token": tokenizer.decode([i]), "probability": math.exp(p)} for i, p in zip(*answers, strict=True)]
                 for answers in zip(ids_BPK[0, : len(at)].tolist(), log_probs_BPK[0, : len(at)].tolist(), strict=True)
             ]
             yield {"text": text, "masks": masks, "pseudo_perplexity_per_token": None}
@@ -224,7 +226,7 @@ class MaskedLM(Task):
         """The text, and below it a line for each mask; or the text's score."""
         if not prediction["masks"]:
             score = prediction["pseudo_perplexity_per_token"]
-            return f"{prediction['text']}\n  pseudo-perplexity {score:.2f} per token (there is no mask token to fill in)"
+            return f"{prediction['text']}\n  pseudo-perplexity {score:.2f} per token (it has no mask token to fill in)"
         lines = [
             f"  mask {number}: " + ", ".join(f"{best['token']!r} {best['probability']:.1%}" for best in answers)
             for number, answers in enumerate(prediction["masks"], start=1)
@@ -248,8 +250,8 @@ def _right(
 
 
 def unigram(tokens: np.ndarray, ordinary_V: np.ndarray, labels: np.ndarray) -> Unigram:
-    """Scores labels by how often tokens are in the training text (its first `COUNTED`), plus one; special tokens have no
-    share, because they are never labels."""
+    """Scores labels by the counts of tokens in the training text (its first `COUNTED`), each plus one; special tokens
+    have no share, because they are never labels."""
     counts_V = np.bincount(tokens[:COUNTED], minlength=len(ordinary_V)) + 1.0
     counts_V[~ordinary_V] = 0.0
     nats = math.log(counts_V.sum()) - np.log(counts_V[labels]).mean()
@@ -303,17 +305,14 @@ def _log_probabilities(
 def _cut(encoded: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
     """Every text's first `room` tokens."""
     if over := sum(len(ids) > room for ids in encoded):
-        print(
-            f"{over} of {len(encoded)} texts longer than the model's {room} tokens and their ends: reading the first {room}",
-            file=sys.stderr,
-        )
+        print(f"{over} of {len(encoded)} texts cut to the model's {room} tokens", file=sys.stderr)
     return [ids[:room] for ids in encoded]
 
 
 def _rows(
     texts: Sequence[np.ndarray], rows: int, known: masked.Vocabulary, max_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] text [SEP] in rows of a multiple of 32 tokens, and their lengths; rows that are left over hold one token."""
+    """[CLS] text [SEP] in rows of a multiple of 32 tokens, and their lengths; rows left over hold one token."""
     T = min(-(-(max(len(ids) for ids in texts) + 2) // 32) * 32, max_length)
     tokens_BT, lengths_B = np.zeros((rows, T), np.int32), np.ones(rows, np.int32)
     for b, ids in enumerate(texts):
