@@ -169,7 +169,7 @@ def test_no_file_is_on_two_sides_and_every_topic_on_each(topics):
     for rows in topics.values():
         counts = Counter(row.label for row in rows)
         assert list(counts) == list(TOPICS) and min(counts.values()) >= 10
-    assert len(topics["train"]) > 3000 and min(len(topics["validation"]), len(topics["test"])) > 900
+    assert len(topics["train"]) > 4000 and min(len(topics["validation"]), len(topics["test"])) > 900
     assert max(Counter(row.label for row in topics["train"]).values()) == 300
 
 

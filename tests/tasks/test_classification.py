@@ -233,6 +233,16 @@ def test_predictions_do_not_depend_on_their_company(params, capsys):
     )
 
 
+def test_a_prediction_is_the_evaluation_of_the_same_pair(params, tmp_path):
+    task = Classification(LABELS)
+    prepared = task.prepare(toy(tmp_path, pairs=True), CFG, seed=0)
+    _, outputs = task.evaluate(params, CFG, prepared.validation.examples.stacked([0]))
+    odds_C = np.exp(np.asarray(outputs["logits"][0], np.float64))
+    (answer,) = task.predict(params, CFG, prepared.tokenizer, ["the cat sat \ta mat"], top=3)
+    wanted = dict(zip(LABELS, odds_C / odds_C.sum(), strict=True))
+    assert {best["label"]: best["probability"] for best in answer["top"]} == pytest.approx(wanted, abs=1e-5)
+
+
 @pytest.mark.parametrize("line", ["", "  \n", "text\t", "\ttext"])
 def test_predict_refuses_a_line_without_text(params, line):
     with pytest.raises(InputError, match=r"a line holds a text, or two texts with a TAB between"):
