@@ -38,10 +38,10 @@ def experiment() -> Experiment:
         ),
         data=LabelledText(StdlibTopics(), TrainWordPiece(8192, lowercase=False), length=128),
         task=Classification(labels=tuple(TOPICS)),
-        optim=Optim(peak_lr=5e-4, schedule="linear", warmup_steps=60, final_lr_fraction=0.0, beta2=0.98),
-        train=Train(steps=600, batch_size=32, log_every=20),
-        evaluate=Evaluate(every=150, batch_size=64),
-        checkpoint=Checkpoint(every=150, best_metric="f1_macro", best="highest"),
+        optim=Optim(peak_lr=5e-4, schedule="linear", warmup_steps=40, final_lr_fraction=0.0, beta2=0.98),
+        train=Train(steps=400, batch_size=32, log_every=20),
+        evaluate=Evaluate(every=100, batch_size=64),
+        checkpoint=Checkpoint(every=100, best_metric="f1_macro", best="highest"),
         sample=Predict(inputs=("data = self.sock.recv(bufsize)", "return self.numerator * other.denominator"), top=3),
     )
 
