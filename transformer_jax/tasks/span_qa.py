@@ -125,8 +125,8 @@ class SpanQA(Task):
         """{"question", "answer", "probability", "start", "end", "others"} for each line question TAB context.
 
         start and end are characters of the context. The probability is among all spans of all windows that are not
-        longer than `max_answer_tokens`; "others" holds the top - 1 next answers as {"answer", "probability", "start",
-        "end"}.
+        longer than `max_answer_tokens`; "others" holds the top - 1 next answers that do not overlap a better one, as
+        {"answer", "probability", "start", "end"}.
         Errors: `InputError` for a line without a tab, an empty question or context.
         """
         length = min(WINDOW, model_cfg.max_length)
@@ -181,17 +181,18 @@ def place(offsets: np.ndarray, window: questions.Window, first: int, extra: int,
 def _answers(
     scores_ETM: np.ndarray, windows: Sequence[questions.Window], offsets: np.ndarray, context: str, top: int
 ) -> dict[str, Any]:
-    """The best span, and the top - 1 next at other places as "others"."""
-    shares = np.exp(scores_ETM - scores_ETM.max(), dtype=np.float64)
-    shares /= shares.sum()
-    answers: dict[tuple[int, int], dict[str, Any]] = {}
-    for flat in np.argsort(-shares, axis=None, kind="stable"):
-        window, first, extra = (int(i) for i in np.unravel_index(flat, shares.shape))
-        if len(answers) == top or np.isneginf(scores_ETM[window, first, extra]):
-            break
+    """The best span, and as "others" the top - 1 next best that share no token with a better one."""
+    shares_ETM = np.exp(scores_ETM - scores_ETM.max(), dtype=np.float64)
+    shares_ETM /= shares_ETM.sum()
+    shift_E = np.array([window.first - window.begin for window in windows])
+    first_ET1 = shift_E[:, None, None] + np.arange(scores_ETM.shape[1])[:, None]  # tokens of the context
+    last_ETM = first_ET1 + np.arange(scores_ETM.shape[2])
+    answers: list[dict[str, Any]] = []
+    while len(answers) < top and shares_ETM.max() > 0:
+        window, first, extra = (int(i) for i in np.unravel_index(shares_ETM.argmax(), shares_ETM.shape))
         start, end = place(offsets, windows[window], first, extra, context)
-        probability = float(shares[window, first, extra])
-        answer = {"answer": context[start:end], "probability": probability, "start": start, "end": end}
-        answers.setdefault((start, end), answer)
-    best, *others = answers.values()
-    return {**best, "others": others}
+        probability = float(shares_ETM[window, first, extra])
+        answers.append({"answer": context[start:end], "probability": probability, "start": start, "end": end})
+        token = first + shift_E[window]
+        shares_ETM[(first_ET1 <= token + extra) & (last_ETM >= token)] = 0
+    return {**answers[0], "others": answers[1:]}
