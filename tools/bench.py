@@ -4,6 +4,7 @@
     tools/run tools.bench experiments.causal_lm.stdlib --json out.json
     tools/run tools.bench gpt-6x384 --train.batch-size 32             # any field of the experiment, as for `train`
     tools/run tools.bench gpt-4x128 --against torch --torch-python ~/torch/bin/python [--nanogpt ~/nanoGPT]
+    tools/run tools.bench bert-base --against torch --torch-python ~/torch/bin/python     # Transformers' BERT
     tools/run tools.bench gpt-4x128 --profile                         # where the time goes, by operation
 
 What is timed is the step that `train` runs: same mesh, same optimiser, state donated, one step dispatched ahead of the
@@ -42,10 +43,11 @@ import numpy as np
 from tools import bench_profile, bench_step
 from transformer_jax import experiment as experiments
 from transformer_jax import launch, optim
-from transformer_jax.data import corpus
+from transformer_jax.data import corpus, labelled, tables, tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.experiment import Experiment, Train
-from transformer_jax.models import gpt
+from transformer_jax.experiment import Checkpoint, Experiment, Train
+from transformer_jax.models import bert, gpt
+from transformer_jax.tasks import Classification
 
 
 def nanogpt_char(num_layers: int, num_heads: int, width: int, length: int, batch: int) -> Experiment:
@@ -65,6 +67,13 @@ def nanogpt_char(num_layers: int, num_heads: int, width: int, length: int, batch
 SHAPES: dict[str, Callable[[], Experiment]] = {
     "gpt-4x128": lambda: nanogpt_char(4, 4, 128, 64, 12),
     "gpt-6x384": lambda: nanogpt_char(6, 6, 384, 256, 16),
+    "bert-base": lambda: Experiment(  # fine-tuning: dropout on, one label a text
+        model=bert.Config(heads=("classification",), scan_layers=False),
+        data=labelled.LabelledText(tables.Table(("unread.tsv",)), tokenizers.Bytes(), length=128),
+        task=Classification(),
+        train=Train(batch_size=8),
+        checkpoint=Checkpoint(best_metric="accuracy", best="highest"),
+    ),
     "gpt2-124m": lambda: Experiment(
         model=gpt.Config(vocab_size=50257), data=corpus.TextCorpus(length=1024), train=Train(batch_size=16)
     ),
@@ -150,7 +159,11 @@ def start_torch(experiment: Experiment, python: str | None, nanogpt: str | None)
     if nanogpt and not (Path(nanogpt) / "model.py").is_file():
         raise InputError(f"--nanogpt {nanogpt}: no model.py there; give the folder of a nanoGPT checkout")
     model, cfg = experiment.model, experiment.optim
+    kind = "bert" if isinstance(model, bert.Config) else "gpt"
     same = ("vocab_size", "max_length", "width", "num_layers", "num_heads", "bias", "dropout", "activation", "dtype")
+    same += ("heads", "num_labels") if kind == "bert" else ()
+    if kind == "bert" and not isinstance(experiment.task, Classification):
+        raise InputError("of the encoder's tasks the torch side has classification alone; give the shape bert-base")
     free = ("init_std", "scan_layers", "remat", "attention")  # these do not change what is computed
     for field in dataclasses.fields(model):
         if field.name not in same + free and getattr(model, field.name) != field.default:
@@ -162,6 +175,7 @@ def start_torch(experiment: Experiment, python: str | None, nanogpt: str | None)
     if experiment.train.accumulate > 1 or experiment.ema.decay:
         raise InputError("train.accumulate and ema.decay have no counterpart on the torch side")
     wanted = {name: getattr(model, name) for name in same} | {
+        "kind": kind,
         "dtype": experiments.compute_dtype(experiment.precision),
         "length": experiment.data.length,
         "batch_size": experiment.train.batch_size,

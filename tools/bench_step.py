@@ -27,7 +27,7 @@ def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.C
     """The compiled step with its first state: a function that times blocks of steps, and what making it took."""
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
     program = programs.make(experiment, mesh)
-    batches = random_batches(program.batch, experiment.model.vocab_size)
+    batches = random_batches(program.batch, experiment.model)
     key = jax.random.key(experiment.seed)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -76,18 +76,26 @@ def tokens(experiment: Experiment) -> int:
     return experiment.train.batch_size * experiment.data.length
 
 
-def random_batches(
-    batch: Mapping[str, jax.ShapeDtypeStruct], vocab_size: int, count: int = 4
-) -> list[dict[str, jax.Array]]:
-    """Batches of random tokens with weights of 1, on their devices: values do not change the time of a step."""
-    rng = np.random.default_rng(0)
+def random_batches(batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, count: int = 4) -> list[dict[str, jax.Array]]:
+    """Batches of random tokens and labels with weights of 1, on their devices: values do not change the time of a step.
 
-    def leaf(x: jax.ShapeDtypeStruct) -> jax.Array:
-        integers = jnp.issubdtype(x.dtype, jnp.integer)
-        value = rng.integers(0, vocab_size, x.shape, x.dtype) if integers else np.ones(x.shape, x.dtype)
+    Texts are as long as their rows, masked positions anywhere in them.
+    """
+    rng = np.random.default_rng(0)
+    length = max(x.shape[1] for x in batch.values() if len(x.shape) > 1)
+    below = {"types": 2, "pair": 2, "positions": length, "starts": length, "ends": length}
+
+    def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.Array:
+        if name == "lengths":
+            value = np.full(x.shape, length, x.dtype)
+        elif not jnp.issubdtype(x.dtype, jnp.integer) or name == "segments":
+            value = np.ones(x.shape, x.dtype)
+        else:
+            labels = name == "labels" and "positions" not in batch
+            value = rng.integers(0, model.num_labels if labels else below.get(name, model.vocab_size), x.shape, x.dtype)
         return jax.device_put(value, x.sharding)
 
-    return [{name: leaf(x) for name, x in batch.items()} for _ in range(count)]
+    return [{name: leaf(name, x) for name, x in batch.items()} for _ in range(count)]
 
 
 def prepare_matmul(dtype: str) -> tuple[Block, float]:

@@ -1,4 +1,4 @@
-"""The PyTorch side of `tools/bench.py --against torch`: a plain GPT trained step by step, in a process of its own.
+"""The PyTorch side of `tools/bench.py --against torch`: a model trained step by step, in a process of its own.
 
     python tools/bench_torch.py '{"num_layers": 4, ...}'      (bench.py starts it)
 
@@ -9,6 +9,7 @@ torch.
 The model is GPT-2's (Radford et al. 2019) written the plain way: pre-norm, fused attention, tied head. The step is the
 one that nanoGPT's train.py makes: forward, mean cross-entropy, backward, clip, AdamW, gradients set to None; on a GPU
 under bfloat16 autocast with the fused optimiser. With "nanogpt" the model and its optimiser come from that checkout.
+An encoder ("kind": "bert") is Transformers' BertForSequenceClassification as it comes, eager, in train mode.
 """
 
 import contextlib
@@ -86,9 +87,28 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+class Classifier(nn.Module):
+    """tokens, labels -> (logits, mean loss in nats) of Transformers' BERT with a sequence-classification head."""
+
+    def __init__(self, cfg: dict[str, Any]):
+        super().__init__()
+        transformers = importlib.import_module("transformers")
+        settings = transformers.BertConfig(
+            vocab_size=cfg["vocab_size"], hidden_size=cfg["width"], num_hidden_layers=cfg["num_layers"],
+            num_attention_heads=cfg["num_heads"], intermediate_size=4 * cfg["width"], num_labels=cfg["num_labels"],
+            max_position_embeddings=cfg["max_length"], hidden_act=cfg["activation"],
+            hidden_dropout_prob=cfg["dropout"], attention_probs_dropout_prob=cfg["dropout"],
+        )  # fmt: skip
+        self.inner = transformers.BertForSequenceClassification(settings)
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.inner(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels)
+        return out.logits, out.loss
+
+
 def own(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model above and AdamW: decay on matrices alone, the fused kernel on a GPU and the default elsewhere."""
-    model = GPT(cfg).to(device)
+    model = {"gpt": GPT, "bert": Classifier}[cfg["kind"]](cfg).to(device)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": cfg["weight_decay"]},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -121,6 +141,7 @@ def make_step(cfg: dict[str, Any], device: str, model: nn.Module, optimizer: Any
     def step() -> torch.Tensor:
         nonlocal count
         tokens, targets = batches[count % len(batches)]
+        targets = targets[:, 0] % cfg["num_labels"] if cfg["kind"] == "bert" else targets
         count += 1
         with torch.autocast(device, narrow) if narrow else contextlib.nullcontext():
             _, loss = model(tokens, targets)
@@ -148,10 +169,11 @@ def main() -> None:
         print(json.dumps(value), flush=True)
 
     say({
-        "name": "nanoGPT, torch" if cfg["nanogpt"] else "plain torch",
+        "name": "nanoGPT, torch" if cfg["nanogpt"] else {"gpt": "plain torch", "bert": "Transformers"}[cfg["kind"]],
         "parameters": sum(p.numel() for p in model.parameters()),
         "first_loss": first_loss,
-        "versions": f"torch {torch.__version__}",
+        "versions": f"torch {torch.__version__}"
+        + (f", transformers {sys.modules['transformers'].__version__}" if "transformers" in sys.modules else ""),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     })  # fmt: skip
