@@ -18,7 +18,7 @@ from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precisi
 from transformer_jax.models import gpt
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import tagging
+from transformer_jax.tasks import MaskedLM, tagging
 from transformer_jax.train import loop
 from transformer_jax.train import program as programs
 
@@ -211,6 +211,13 @@ def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
         pairs = "b" if experiment.data.source.pairs else ""
         source = tables.Table((str(table),), test=(str(table),), text_b=pairs)
         return labelled.LabelledText(source, tokenizers.TrainWordPiece(60), 16)
+    if isinstance(experiment.task, MaskedLM):
+        folder = text.with_suffix("")
+        folder.mkdir()
+        for i in range(40):  # several on each side: next_sentence wants another document
+            (folder / f"{i}.txt").write_text(text.read_text()[: 100 - i])
+        source = sources.TextFiles((str(folder),))
+        return dataclasses.replace(experiment.data, source=source, tokenizer=tokenizers.TrainWordPiece(60), length=16)
     return dataclasses.replace(
         experiment.data,
         source=sources.TextFiles((str(text),)),

@@ -92,8 +92,8 @@ def mask(
     maskable_M = np.flatnonzero(maskable_T)
     budget = min(count, max(1, round(masking.rate * len(maskable_M))), len(maskable_M))
     if masking.unit == "token":
-        chosen, sizes = rng.permutation(maskable_M)[:budget], None
-        chosen.sort()
+        chosen = np.sort(rng.permutation(maskable_M)[:budget])
+        sizes = np.ones(budget, int)
     else:
         if continues is None:
             raise ValueError(f"masking.unit {masking.unit!r} needs to know which tokens continue a word")

@@ -95,7 +95,7 @@ class MaskedLM(Task):
                 f"the tokenizer has ids up to {made.tokenizer.vocab_size - 1}, but model.vocab_size is "
                 f"{model_cfg.vocab_size}; give --model.vocab-size {made.tokenizer.vocab_size} or more"
             )
-        labels = np.concatenate([row["labels"][row["weights"] == 1] for row in made.validation])
+        labels = _labels(made.validation)
         if not len(labels):
             raise InputError(f"{data.source.documents('validation').origin} has no token to mask; give more text")
         baseline = unigram(made.train_tokens.tokens, made.vocabulary.ordinary, labels)
@@ -247,6 +247,12 @@ def _right(
 
     right_PB = jax.lax.map(one, (jnp.moveaxis(h_BPE, 1, 0), labels_BP.T))
     return jnp.sum(right_PB.T * weights_BP)
+
+
+def _labels(examples: masked.Examples) -> np.ndarray:
+    """What there is to predict in a finite set, one after the other."""
+    rows = (examples[i] for i in range(len(examples)))
+    return np.concatenate([row["labels"][row["weights"] == 1] for row in rows])
 
 
 def unigram(tokens: np.ndarray, ordinary_V: np.ndarray, labels: np.ndarray) -> Unigram:
