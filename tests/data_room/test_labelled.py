@@ -37,7 +37,7 @@ def read(path: str) -> list[dict]:
 
 
 def data(path: str, length: int = 12, pairs: bool = False) -> LabelledText:
-    source = Table(path, path, path, text_b="other" if pairs else "")
+    source = Table((path,), (path,), (path,), text_b="other" if pairs else "")
     return LabelledText(source, tokenizers.TrainWordPiece(200), length)
 
 
@@ -159,14 +159,14 @@ def test_labels_outside_their_set(tmp_path, label, names, message):
 
 
 def test_a_tokenizer_without_special_tokens(tmp_path):
-    source = Table(write(tmp_path / "a.jsonl"))
+    source = Table((write(tmp_path / "a.jsonl"),))
     with pytest.raises(InputError, match=r"the tokenizer has no tokens to stand at the beginning and the end"):
         labelled.prepare(LabelledText(source, tokenizers.Bytes(), 16), ("no", "yes"), seed=0)
 
 
 def test_settings_out_of_range(tmp_path):
     with pytest.raises(InputError, match=r"data.length = 7 must be at least 8"):
-        LabelledText(Table("a"), tokenizers.Bytes(), 7)
+        LabelledText(Table(("a",)), tokenizers.Bytes(), 7)
     with pytest.raises(InputError, match=r"seed = -1 must lie between"):
         labelled.prepare(data(write(tmp_path / "a.jsonl")), ("no", "yes"), seed=-1)
 

@@ -18,7 +18,7 @@ COLUMNS = {"text": "said", "label": "mood"}
 def table(tmp_path, name: str, content: str | bytes, **columns) -> Table:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Table(str(path), str(path), **(COLUMNS | columns))
+    return Table((str(path),), (str(path),), **(COLUMNS | columns))
 
 
 def rows(tmp_path, name, content, **columns):
@@ -58,7 +58,7 @@ def test_jsonl_keeps_numbers(tmp_path):
 def test_without_a_validation_file_no_text_is_on_both_sides(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "".join(f"number {i % 300},x\n" for i in range(600)))
-    source = Table(str(path), validation_fraction=0.2)
+    source = Table((str(path),), validation_fraction=0.2)
     train, validation = ({row.text for row in source.rows(side)} for side in ("train", "validation"))
     assert not train & validation and len(train | validation) == 300
     assert 0.1 < len(validation) / 300 < 0.3
@@ -120,6 +120,7 @@ def test_refused_in_one_line(tmp_path, name, content, columns, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"train": ""}, r"Table\(train=\(\)\) names no file"),  # one path may be written as a string
         ({"train": ()}, r"Table\(train=\(\)\) names no file"),
         ({"train": "a", "validation_fraction": 1.0}, r"validation_fraction = 1.0 must lie between 0 and 1"),
         ({"train": "a", "text": "0", "label": "label"}, r"columns '0', 'label': give all of them by name, or all by"),
@@ -132,7 +133,7 @@ def test_contradictions(fields, message):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"no such file or folder: .*b.csv \(the test text"):
-        Table(str(tmp_path / "a.csv"), test=str(tmp_path / "b.csv")).rows("test")
+        Table((str(tmp_path / "a.csv"),), test=(str(tmp_path / "b.csv"),)).rows("test")
 
 
 # ---- SST-2, as files and as TFDS -----------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 @pytest.mark.skipif(not (SST2.exists() and (SHARED / "tfds").exists()), reason="SST-2 is not in ../shared/data")
 def test_sst2_is_the_same_from_both():
-    files = Table(*(str(SST2 / f"{name}.tsv") for name in ("train", "dev", "test")), text="0", label="1")
+    files = Table(*((str(SST2 / f"{name}.tsv"),) for name in ("train", "dev", "test")), text="0", label="1")
     tfds = TfdsTable("sst2_sentences", test="test", data_dir=str(SHARED / "tfds"))
     sizes = {"train": 6920, "validation": 872, "test": 1821}
     for side, size in sizes.items():

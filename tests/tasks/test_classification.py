@@ -1,6 +1,7 @@
 """Classification and regression: the loss against float64, scores and pictures of known outputs, predictions."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from transformer_jax.models import bert
 from transformer_jax.tasks import Classification
 from transformer_jax.tasks.task import Evaluation
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 60,
     "max_length": 16,
     "width": 8,
@@ -160,7 +161,7 @@ def toy(tmp_path, pairs: bool = False) -> LabelledText:
     rows = [{"x": "the cat sat " * (i + 1), "y": "a mat", "label": LABELS[i % 3]} for i in range(9)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = Table(str(path), str(path), text="x", text_b="y" if pairs else "")
+    source = Table((str(path),), (str(path),), text="x", text_b="y" if pairs else "")
     return LabelledText(source, tokenizers.TrainWordPiece(60), 12)
 
 
