@@ -134,6 +134,21 @@ def test_spans_share_one_fate():
                 assert len(set((made.ids_T[word] == MASK).tolist())) == 1
 
 
+def test_spans_stop_at_special_tokens():
+    """A [SEP] after every word: each span is one word, so words that follow each other have fates of their own."""
+    ids_T = np.where(np.arange(200) % 2, SEP, 5)
+    how, alike, n = Masking(rate=0.8, unit="span", mask_share=0.5, random_share=0.0), 0, 0
+    for index in range(60):
+        rng = objectives.generator(0, index)
+        made = masking.mask(
+            ids_T, ids_T != SEP, how, rng, mask_id=MASK, random_ids=ORDINARY, count=160, continues=CONTINUES
+        )
+        at = made.positions_P[made.weights_P == 1]
+        is_masked = made.ids_T[at] == MASK
+        alike, n = alike + int((is_masked[1:] == is_masked[:-1]).sum()), n + len(at) - 1
+    assert near(alike, n, 0.5)
+
+
 def test_lengths_of_spans():
     """Joshi et al. 2020, 3.1: geometric, p = 0.2, at most 10, 3.8 on average."""
     lengths = masking.span_lengths(objectives.generator(0, 0), 100_000)
