@@ -192,6 +192,8 @@ def predict(arguments: list[str]) -> int:
     loaded = restore.load(workdirs.chosen(Path(path)))
     if loaded.tokenizer is None:
         raise InputError(f"{path} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
+    if loaded.task is None:
+        raise InputError(f"{path}: nothing here predicts with the heads {', '.join(loaded.config.heads) or '(none)'}")
     config = Path(path) / "config.json"
     defaults = experiments.load(config).sample if _is_run(config) else experiments.default_sample(loaded.task)
     program = f"{PROGRAM} predict {path} INPUT"
@@ -233,8 +235,11 @@ def _answer(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest:
     if options.file and inputs:
         raise InputError(f"both --file {options.file} and an INPUT are given; give one of them")
     try:
-        lines = open(options.file, encoding="utf-8") if options.file else sys.stdin if inputs in ([], ["-"]) else inputs
-        texts = [line for line in (line.rstrip("\r\n") for line in lines) if line.strip()]
+        if options.file:
+            lines = Path(options.file).read_text(encoding="utf-8").splitlines()
+        else:
+            lines = [line.rstrip("\r\n") for line in sys.stdin] if inputs in ([], ["-"]) else inputs
+        texts = [line for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--file {options.file} cannot be read as UTF-8 text ({error})") from None
     if not texts:
@@ -299,7 +304,8 @@ def convert(arguments: list[str]) -> int:
         workdirs.create(Path(target), loaded)
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
     else:
-        hub.export(target, loaded.config, loaded.params, loaded.tokenizer)
+        labels = getattr(loaded.task, "labels", ())
+        hub.export(target, loaded.config, loaded.params, loaded.tokenizer, labels=labels)
         print(f"{target}: the Hugging Face folder of {source} at step {loaded.step}")
     return 0
 

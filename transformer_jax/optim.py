@@ -139,8 +139,8 @@ class Skippable(optax.GradientTransformationExtraArgs):
 
 
 def lr_scales(cfg: Optim, declaration: Any) -> Any:
-    """The factor of each parameter's learning rate: a tree like the parameters of float32 arrays that broadcast to them,
-    [] or, where layers are stacked and differ, [L, 1, ...].
+    """The factor of each parameter's learning rate: a tree like the parameters, of float32 arrays that broadcast to
+    them, [] or, where layers are stacked and differ, [L, 1, ...].
 
     A stacked leaf "blocks/mlp/up/kernel" is the paths "blocks/0/mlp/up/kernel", "blocks/1/...", to the patterns.
     Errors: `InputError` for a pattern that matches nothing.
@@ -169,8 +169,8 @@ def lr_scales(cfg: Optim, declaration: Any) -> Any:
         scales[path] = of_layers[0] if same else of_layers.reshape(-1, *(1,) * (len(p.shape) - 1))
     if unused:
         raise InputError(
-            f"optim.groups pattern {min(unused)!r} matches no parameter; the paths are {', '.join(list(flat)[:4])}, ..., "
-            'with the layer\'s number after "blocks/"'
+            f"optim.groups pattern {min(unused)!r} matches no parameter; the paths are {', '.join(list(flat)[:4])}, "
+            '..., with the layer\'s number after "blocks/"'
         )
     treedef = jax.tree.structure(declaration, is_leaf=lambda x: isinstance(x, params_lib.Param))
     return jax.tree.unflatten(treedef, list(scales.values()))

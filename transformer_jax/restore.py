@@ -10,6 +10,7 @@ of `experiment.py`. Only the parameters are read, or their average where the run
 go, and in which dtype they compute, is decided here and now, so that a checkpoint from a TPU evaluates on a CPU.
 """
 
+import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -22,11 +23,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from transformer_jax import experiment as experiments
-from transformer_jax import hub, models
+from transformer_jax import hub, models, tasks
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.tasks import causal_lm
 from transformer_jax.train import checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -41,7 +41,7 @@ class Loaded:
       config: the family's Config, with the compute dtype of this machine.
       params: the parameter tree, on its devices.
       tokenizer: None where the folder has none.
-      task: what the model was trained for, such as `tasks.causal_lm.CausalLM`.
+      task: what the model was trained for, such as `tasks.CausalLM`; None for a snapshot with a head that no task has.
       step: optimiser steps behind it; None for a Hugging Face snapshot.
       bytes_read: bytes of weights read from disk.
     """
@@ -111,7 +111,27 @@ def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
     family = models.family(config)
     places = jax.tree.map(lambda leaf: leaf.sharding, _target(family.declare(config), sharding))
     bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return Loaded(family, config, jax.device_put(on_host, places), tokenizer, causal_lm.CausalLM(), None, bytes_read)
+    return Loaded(
+        family, config, jax.device_put(on_host, places), tokenizer, _task_of(config, folder), None, bytes_read
+    )
+
+
+def _task_of(config: Any, folder: Path) -> Any:
+    """What a snapshot's model is for: language modelling or, of an encoder's heads, the one that was fine-tuned.
+
+    None where there is no task of ours: other heads, labels of which several may hold, tags that are not IOB2.
+    """
+    heads = getattr(config, "heads", None)
+    if heads is None:
+        return tasks.CausalLM()
+    with contextlib.suppress(InputError):
+        if "classification" in heads:
+            return tasks.Classification(labels=hub.labels(folder))
+        if "tokens" in heads:
+            return tasks.Tagging(labels=hub.labels(folder))
+    if {"classification", "tokens"} & set(heads):
+        return None
+    return tasks.SpanQA() if "span" in heads else tasks.MaskedLM() if "mlm" in heads else None
 
 
 def _compute_in(config: Any, dtype: Any, precision: experiments.Precision) -> Any:

@@ -76,6 +76,16 @@ def test_an_answer_in_tokens(tmp_path, tokenizer):
     assert made.questions["validation"][0].answers == ("Denver Broncos", "Broncos")
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "found"),
+    [(0, 6, (0, 1)), (1, 2, (0, 0)), (3, 10, (1, 2)), (7, 10, (2, 2)), (10, 11, (3, 3)), (6, 7, None)],
+)
+def test_tokens_that_share_a_character(start, end, found):
+    """Of "Denver won?": Den ver won ?, and a space that is in none."""
+    offsets = np.array([(0, 3), (3, 6), (7, 10), (10, 11)], np.int32)
+    assert questions.tokens_of(offsets, start, end) == found
+
+
 def test_a_long_context_is_strided(tmp_path, tokenizer):
     """Room for 5 of 12 tokens, 3 apart: 0-4, 3-7, 6-10, 9-11 (as run_squad.py); the answer, 6-9, is in the third."""
     made = questions.prepare(data(tmp_path, tokenizer, LONG, length=11), seed=0)

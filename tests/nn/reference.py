@@ -171,8 +171,8 @@ def gpt_logits(params, cfg, tokens_T, segments=None, prefix=0):
 
 
 def bert_hidden(params, cfg, tokens_T, types_T=None):
-    """Hidden states [T, D] of one sequence without padding (Devlin et al. 2019; ALBERT's sharing and factorisation, Lan et
-    al. 2020; local layers, Beltagy et al. 2020)."""
+    """Hidden states [T, D] of one sequence without padding (Devlin et al. 2019; ALBERT's sharing and factorisation, Lan
+    et al. 2020; local layers, Beltagy et al. 2020)."""
     T, H = len(tokens_T), cfg.head_dim or cfg.width // cfg.num_heads
     embed = params["embed"]
     x_TD = embed["token"]["embedding"][tokens_T]

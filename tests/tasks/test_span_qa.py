@@ -16,11 +16,12 @@ TASK = SpanQA(max_answer_tokens=4)
 CFG = bert.Config(
     vocab_size=len(PIECES), max_length=12, width=16, num_layers=1, num_heads=2, heads=("span",), init_std=0.5
 )
+LOSS, EVALUATE, APPLY = (jax.jit(f, static_argnums=1) for f in (TASK.loss, TASK.evaluate, bert.apply))
 
 
 @pytest.fixture(scope="module")
 def params():
-    return bert.init(jax.random.key(1), CFG)
+    return jax.jit(bert.init, static_argnums=1)(jax.random.key(1), CFG)
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def test_loss_is_the_mean_over_start_and_end_among_the_context(tmp_path, folder,
     example = TASK.example(given)
     assert {n: (a.shape[1:], a.dtype) for n, a in batch.items()} == {n: (a.shape, a.dtype) for n, a in example.items()}
     batch = {name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in batch.items()}  # a padded row
-    total, weight, sums = TASK.loss(params, CFG, batch)
-    x_BTD = bert.apply(params, CFG, batch["tokens"], types=batch["types"], lengths=batch["lengths"])
+    total, weight, sums = LOSS(params, CFG, batch)
+    x_BTD = APPLY(params, CFG, batch["tokens"], types=batch["types"], lengths=batch["lengths"])
     logits_BT2 = np.asarray(bert.spans(params, CFG, x_BTD), np.float64)
     wanted = 0.0
     for row in range(len(batch["lengths"]) - 1):
@@ -58,7 +59,7 @@ def test_loss_is_the_mean_over_start_and_end_among_the_context(tmp_path, folder,
     assert float(weight) == len(batch["lengths"]) - 1
     np.testing.assert_allclose(float(total), wanted, rtol=1e-5)
     assert sums == {"loss": (total, weight)}
-    _, outputs = TASK.evaluate(params, CFG, batch)
+    _, outputs = EVALUATE(params, CFG, batch)
     assert outputs["start_logits"].shape == outputs["end_logits"].shape == (len(batch["lengths"]), 12)
     np.testing.assert_allclose(outputs["end_logits"][0, 6], logits_BT2[0, 6, 1], rtol=1e-5)
 
@@ -108,7 +109,7 @@ def test_predict_is_the_best_of_all_spans(folder, params):
         row = np.concatenate([[2], asked, [3], shown, [3]]).astype(np.int32)
         row, length = np.pad(row, (0, 12 - len(row))), len(row)
         types = (np.arange(12) >= 5) & (np.arange(12) < length)
-        x = bert.apply(params, CFG, row[None], types=types[None].astype(np.int32), lengths=np.array([length]))
+        x = APPLY(params, CFG, row[None], types=types[None].astype(np.int32), lengths=np.array([length]))
         logits = np.asarray(bert.spans(params, CFG, x), np.float64)[0]
         for a in range(len(shown)):
             for b in range(a, min(a + 4, len(shown))):
@@ -155,8 +156,8 @@ def test_roberta_has_no_second_type(tmp_path, folder):
         vocab_size=len(PIECES), max_length=12, width=16, num_layers=1, num_heads=2, heads=("span",), num_types=1
     )
     batch = stacked(TASK.prepare(data(tmp_path, folder, SHORT), cfg, seed=0).validation.examples)
-    params = bert.init(jax.random.key(1), cfg)
-    _, outputs = TASK.evaluate(params, cfg, batch)
-    x_BTD = bert.apply(params, cfg, batch["tokens"], lengths=batch["lengths"])
+    params = jax.jit(bert.init, static_argnums=1)(jax.random.key(1), cfg)
+    _, outputs = EVALUATE(params, cfg, batch)
+    x_BTD = APPLY(params, cfg, batch["tokens"], lengths=batch["lengths"])
     np.testing.assert_allclose(outputs["start_logits"][0, 5:], bert.spans(params, cfg, x_BTD)[0, 5:, 0], rtol=1e-5)
     assert (np.asarray(outputs["start_logits"])[:, 1:5] < -1e30).all()

@@ -35,11 +35,12 @@ CFG = bert.Config(
     vocab_size=15, max_length=16, width=16, num_layers=1, num_heads=2, heads=("tokens",), num_labels=5, init_std=0.5
 )
 TEXT = "Jim B-PER\nHenson I-PER\nwas O\nin O\nNew B-LOC\nYork I-LOC\n\nJim B-PER\n. O\n"
+LOSS, EVALUATE, APPLY = (jax.jit(f, static_argnums=1) for f in (TASK.loss, TASK.evaluate, bert.apply))
 
 
 @pytest.fixture(scope="module")
 def params():
-    return bert.init(jax.random.key(1), CFG)
+    return jax.jit(bert.init, static_argnums=1)(jax.random.key(1), CFG)
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def test_loss_and_tags_are_those_of_the_first_tokens(tmp_path, folder, params):
     batch = stacked(prepared.validation.examples)
     example = TASK.example(data(tmp_path, folder))
     assert {n: (a.shape[1:], a.dtype) for n, a in batch.items()} == {n: (a.shape, a.dtype) for n, a in example.items()}
-    total, weight, sums = TASK.loss(params, CFG, batch)
-    x_BTD = bert.apply(params, CFG, batch["tokens"], lengths=batch["lengths"])
+    total, weight, sums = LOSS(params, CFG, batch)
+    x_BTD = APPLY(params, CFG, batch["tokens"], lengths=batch["lengths"])
     logits_BTC = np.asarray(bert.tag(params, CFG, x_BTD), np.float64)
     log_probs = logits_BTC - np.log(np.exp(logits_BTC).sum(-1, keepdims=True))
     places = [(0, 1, 1), (0, 2, 2), (0, 4, 0), (0, 5, 0), (0, 6, 3), (0, 7, 4), (1, 1, 1), (1, 2, 0)]  # row, token, tag
@@ -73,10 +74,10 @@ def test_loss_and_tags_are_those_of_the_first_tokens(tmp_path, folder, params):
     np.testing.assert_allclose(float(total), -sum(log_probs[place] for place in places), rtol=1e-5)
     right = sum(logits_BTC[row, at].argmax() == tag for row, at, tag in places)
     assert [float(x) for x in sums["token_accuracy"]] == [right, 8]
-    evaluated, outputs = TASK.evaluate(params, CFG, batch)
+    evaluated, outputs = EVALUATE(params, CFG, batch)
     np.testing.assert_array_equal(outputs["tags"], logits_BTC.argmax(-1))
     assert float(evaluated["loss"][0]) == pytest.approx(float(total))
-    dropped = TASK.loss(params, CFG, batch, key=jax.random.key(0))[0]
+    dropped = LOSS(params, CFG, batch, key=jax.random.key(0))[0]
     assert abs(float(dropped) - float(total)) > 1e-3
 
 
@@ -127,7 +128,7 @@ def test_predict_finds_entities_where_they_stand(folder, params, monkeypatch):
 def test_predict_is_the_model_on_the_words(tmp_path, folder, params):
     """The tags of a text are those that evaluation gives the same words."""
     prepared = TASK.prepare(data(tmp_path, folder, "Jim O\nHenson O\nwas O\n"), CFG, seed=0)
-    _, outputs = TASK.evaluate(params, CFG, stacked(prepared.validation.examples))
+    _, outputs = EVALUATE(params, CFG, stacked(prepared.validation.examples))
     names = [LABELS[tag] for tag in np.asarray(outputs["tags"])[0, [1, 2, 4]]]
     (found,) = TASK.predict(params, CFG, prepared.tokenizer, ["Jim Henson was"], top=1)
     covered = {word for e in found["entities"] for word in e["text"].split()}

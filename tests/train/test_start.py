@@ -47,7 +47,7 @@ def test_the_trunk_is_theirs_and_the_heads_are_said():
 
 
 def test_fresh_is_by_name():
-    model, found, made, said = moved(dataclasses.replace(EXPERIMENT, fresh=("pair",)))
+    _, found, made, said = moved(dataclasses.replace(EXPERIMENT, fresh=("pair",)))
     assert (np.asarray(made["pair"]["kernel"]) != found["pair"]["kernel"]).any()
     assert "head 'pair': initialised anew (asked for with --fresh)" in said
     with pytest.raises(InputError, match="fresh has 'blocks', which is no head of this model; its heads: pooler, pair"):
@@ -59,7 +59,7 @@ def test_another_number_of_labels_offers_a_fresh_head():
     other = dataclasses.replace(PRETRAINED, heads=("classification",), num_labels=2)
     with pytest.raises(InputError, match=r"its head 'classification' has .*; .*anew, add --fresh classification$"):
         moved(pretrained=other)
-    model, _, made, _ = moved(dataclasses.replace(EXPERIMENT, fresh=("classification",)), other)
+    _, _, made, _ = moved(dataclasses.replace(EXPERIMENT, fresh=("classification",)), other)
     assert made["classification"]["kernel"].shape == (8, 3)
 
 

@@ -89,9 +89,9 @@ class Config:
     num_labels: int = 2
     """C, of the heads "classification" and "tokens"; 1 for regression."""
     dropout: float = 0.1
-    """Of embeddings, attention probabilities, each sublayer's output and the heads; applied only when a key is given."""
+    """Of embeddings, attention probabilities, sublayers' outputs and heads; applied only when a key is given."""
     init_std: float = 0.02
-    """Of kernels and embeddings at the start; smaller by sqrt(2 L) where pre-norm blocks write to the residual stream."""
+    """Of kernels and embeddings at the start; over sqrt(2 L) where pre-norm blocks write to the residual stream."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
     scan_layers: bool = True
@@ -216,8 +216,7 @@ def apply(
     gets the hidden states that it gets alone; key switches dropout on.
     Errors: `ValueError` when T > cfg.max_length.
     """
-    T = tokens_BT.shape[1]
-    if T > cfg.max_length:
+    if (T := tokens_BT.shape[1]) > cfg.max_length:
         raise ValueError(f"{T} tokens are more than the model's max_length of {cfg.max_length}")
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
     where = jnp.arange(T) if segments is None else _restarted(segments)

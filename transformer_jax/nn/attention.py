@@ -77,8 +77,8 @@ def attend(
     Arguments: queries, keys and values (N a multiple of K: grouped-query attention, Ainslie et al. 2023); the mask;
     a bias on the scores; scale, 1/sqrt(H) by default; dropout of the probabilities, applied only with a key;
     implementation "auto", "xla", "cudnn" or "cpu" (see `choose`). Scores and softmax are float32.
-    Errors: `ValueError` for a causal, segment or window mask with T != S, and for a named implementation that does not compute
-    this case (it would leave out the mask, the bias or the dropout).
+    Errors: `ValueError` for a causal, segment or window mask with T != S, and for a named implementation that does not
+    compute this case (it would leave out the mask, the bias or the dropout).
     """
     masks.check(mask, q_BTNH.shape[1], k_BSKH.shape[1])
     scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale

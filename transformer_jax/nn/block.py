@@ -80,8 +80,8 @@ def check(cfg: Any) -> None:
 
 
 def declare(cfg: BlockConfig) -> dict[str, Any]:
-    """One block's parameters. With pre-norm, kernels that write to the residual stream, which nothing then scales, start
-    smaller by sqrt(2 L) (GPT-2)."""
+    """One block's parameters. With pre-norm, kernels that write to the residual stream start smaller by sqrt(2 L)
+    (GPT-2); after it, the norms scale what they add."""
     D, H, std = cfg.width, cfg.head_width, cfg.init_std
     out_std = std / math.sqrt(2 * cfg.num_layers) if cfg.norm_order == "pre" else std
 

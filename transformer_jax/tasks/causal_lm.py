@@ -27,8 +27,8 @@ GZIP_AT_MOST = 64 << 20  # bytes of validation text that are worth compressing f
 
 @dataclass(frozen=True)
 class Reference:
-    """What bits per byte need to know of the validation text: the UTF-8 bytes that the model predicts, and gzip's figure
-    where the text was worth compressing."""
+    """What bits per byte need to know of the validation text: the UTF-8 bytes that the model predicts, and gzip's
+    figure where the text was worth compressing."""
 
     predicted_bytes: int
     gzip_bits_per_byte: float | None = None

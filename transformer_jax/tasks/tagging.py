@@ -4,9 +4,11 @@ Reported are precision, recall and F1 of whole entities (conlleval's) and the sh
 word of the set counts: one that was cut off, or that the tokenizer drops, was given the tag "O".
 """
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ CONLL_2003 = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC
 
 # A word of running text: letters and digits with single marks between them ("AT&T", "3-1", "U.S"), or one other mark.
 WORD = re.compile(r"\w+(?:[^\w\s]\w+)*|[^\w\s]")
-COLUMNS = 64  # `predict` pads to a multiple, so that texts of about the same length share one compilation
+# `predict` tags a text in parts of at most so many tokens, and pads to a multiple of the other, so that texts of about
+# the same length share one compilation.
+PART, COLUMNS = 128, 64
 
 
 @dataclass(frozen=True)
@@ -130,35 +134,38 @@ class Tagging(Task):
     ) -> Iterator[dict[str, Any]]:
         """{"text", "entities": [{"text", "type", "start", "end", "probability"}]} for each text.
 
-        start and end are characters of the text; the probability is the product of the words' tags' probabilities. A
-        text longer than the model's context is tagged in parts. `top` does not matter: a word has one tag.
+        start and end are characters of the text; the probability is the product of the words' tags' probabilities.
+        `top` does not matter: a word has one tag.
         """
-        shares = jax.jit(lambda params, batch: jax.nn.softmax(self._logits(params, model_cfg, batch, None)))
+        length = min(PART, model_cfg.max_length)
+        compiled = jax.jit(lambda params, batch: jax.nn.softmax(self._logits(params, model_cfg, batch, None)))
+        shares = partial(compiled, params)
         for text in inputs:
             places = [match.span() for match in WORD.finditer(text)]
-            words = [text[start:end] for start, end in places]
-            tags: list[str] = []
-            probabilities: list[float] = []
-            while len(tags) < len(words):
-                ids, first, cut = tagged.encode(words[len(tags) :], tokenizer, model_cfg.max_length)
-                columns = min(-(-len(ids) // COLUMNS) * COLUMNS, model_cfg.max_length)
-                batch = {
-                    "tokens": np.pad(ids, (0, columns - len(ids)))[None],
-                    "lengths": np.array([len(ids)], np.int32),
-                }
-                shares_TC = np.asarray(shares(params, batch)[0])
-                seen = np.flatnonzero(first >= 0).max(initial=0) + 1 if cut else len(first)
-                for at in first[:seen]:  # of a word that is nothing to the tokenizer, "O" is sure
-                    best = int(shares_TC[at].argmax()) if at >= 0 else self.labels.index("O")
-                    tags.append(self.labels[best])
-                    probabilities.append(float(shares_TC[at, best]) if at >= 0 else 1.0)
+            made = self._tag_words([text[start:end] for start, end in places], tokenizer, length, shares)
             entities = []
-            for kind, first_word, past in metrics.entity_spans(tags):
-                start, end = places[first_word][0], places[past - 1][1]
-                probability = float(np.prod(probabilities[first_word:past]))
+            for kind, first, past in metrics.entity_spans([tag for tag, _ in made]):
+                start, end = places[first][0], places[past - 1][1]
+                probability = math.prod(probability for _, probability in made[first:past])
                 entity = {"text": text[start:end], "type": kind, "start": start, "end": end, "probability": probability}
                 entities.append(entity)
             yield {"text": text, "entities": entities}
+
+    def _tag_words(
+        self, words: Sequence[str], tokenizer: Any, length: int, shares: Callable[[Any], jax.Array]
+    ) -> list[tuple[str, float]]:
+        """(tag, probability) of each word, from parts of at most `length` tokens."""
+        made: list[tuple[str, float]] = []
+        while len(made) < len(words):
+            ids, first, cut = tagged.encode(words[len(made) : len(made) + length], tokenizer, length)
+            columns = min(-(-len(ids) // COLUMNS) * COLUMNS, length)
+            tokens_BT, lengths_B = np.pad(ids, (0, columns - len(ids)))[None], np.array([len(ids)], np.int32)
+            shares_TC = np.asarray(shares({"tokens": tokens_BT, "lengths": lengths_B})[0])
+            whole = np.flatnonzero(first >= 0).max(initial=0) + 1 if cut else len(first)
+            for at in first[:whole]:  # a word that is nothing to the tokenizer is no entity
+                best = int(shares_TC[at].argmax())
+                made.append((self.labels[best], float(shares_TC[at, best])) if at >= 0 else ("O", 1.0))
+        return made
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """The text, each entity in brackets with its type: "[Jim Henson PER] was a puppeteer"."""

@@ -7,7 +7,8 @@ from typing import Any
 import optax
 
 from transformer_jax import experiment as experiments
-from transformer_jax.data import corpus, tokenizers
+from transformer_jax import tasks
+from transformer_jax.data import corpus, labelled, questions, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.train import checkpoint
@@ -56,23 +57,37 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def create(folder: Path, loaded: Any) -> None:
-    """A new workdir of imported parameters: one checkpoint, step 0, no moments, the embedded corpus to evaluate on.
+    """A new workdir of imported parameters: one checkpoint, step 0, no moments.
+
+    A language model evaluates on the embedded corpus, causal or masked. What needs labels names a file that is not
+    there: `evaluate` takes the user's own, such as --data.source.train reviews.tsv.
 
     Arguments:
-      loaded: a `restore.Loaded` with a tokenizer.
-    Errors: `InputError` when it has no tokenizer.
+      loaded: a `restore.Loaded` with a tokenizer and a task.
+    Errors: `InputError` when it has no tokenizer, or no task.
     """
     if loaded.tokenizer is None:
-        raise InputError("no tokenizer.json, nor vocab.json and merges.txt, beside the weights; a workdir needs one")
+        raise InputError(
+            "no tokenizer.json, vocab.json and merges.txt or vocab.txt beside the weights; a workdir needs one"
+        )
+    if loaded.task is None:
+        raise InputError(
+            f"no task here has the heads {', '.join(loaded.config.heads) or '(none)'}; a workdir needs one"
+        )
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True)
     loaded.tokenizer.save(part / "tokenizer")
-    data = corpus.TextCorpus(
-        tokenizer=tokenizers.TokenizerFile(str(folder / "tokenizer")), length=min(loaded.config.max_length, 1024)
-    )
-    experiment = experiments.to_json(
-        Experiment(model=loaded.config, data=data, task=loaded.task, sample=experiments.default_sample(loaded.task))
-    )
+    tokenizer, length = tokenizers.TokenizerFile(str(folder / "tokenizer")), min(loaded.config.max_length, 1024)
+    data: Any = corpus.TextCorpus(tokenizer=tokenizer, length=length)
+    match loaded.task:
+        case tasks.Classification():
+            data = labelled.LabelledText(tables.Table(("labelled.tsv",)), tokenizer, length)
+        case tasks.Tagging():
+            data = tagged.TaggedWords(tagged.Conll("words.conll", "words.conll"), tokenizer, length)
+        case tasks.SpanQA():
+            data = questions.Questions(questions.SquadJson("squad.json", "squad.json"), tokenizer, length, length // 4)
+    sample = experiments.default_sample(loaded.task)
+    experiment = experiments.to_json(Experiment(model=loaded.config, data=data, task=loaded.task, sample=sample))
     write_json(part / "config.json", experiment)
     family = loaded.family.__name__.rpartition(".")[2]
     with checkpoint.Writer(part / "checkpoints", family=family, config=experiment) as writer:

@@ -1,0 +1,91 @@
+"""Encoders on the command line: a snapshot predicts, becomes a workdir that predicts the same, and comes back."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import transformer_jax
+from transformer_jax import hub
+from transformer_jax.__main__ import main
+from transformer_jax.data import tokenizers
+from transformer_jax.models import bert
+
+TEXT = [("words", "the theory of the thing is nothing in the other list of strings " * 9)]
+TOKENIZER = tokenizers.build(tokenizers.TrainBPE(262, special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")), TEXT)
+MODEL = {"vocab_size": 262, "max_length": 32, "width": 16, "num_layers": 1, "num_heads": 2, "init_std": 0.3}
+KINDS = {
+    "masks": (("mlm",), (), "the <mask> of the list"),
+    "labels": (("classification",), ("bad", "good", "both"), "the list\tof strings"),
+    "entities": (("tokens",), ("O", "B-X", "I-X"), "the list of strings"),
+    "answers": (("span",), (), "what is it\tthe list of strings"),
+    "nothing": (("choice",), (), "the list"),
+}
+
+
+def without_numbers(tree):
+    """Probabilities differ in their last digits with the number of rows computed together."""
+    if isinstance(tree, dict):
+        return {name: without_numbers(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [without_numbers(value) for value in tree]
+    return round(tree, 5) if isinstance(tree, float) else tree
+
+
+@pytest.fixture
+def snapshot(request, tmp_path):
+    """A Hugging Face folder of random weights with this head."""
+    heads, labels, _ = KINDS[request.param]
+    config = bert.Config(**MODEL, heads=heads, num_labels=len(labels) or 2)
+    hub.export(tmp_path / "hf", config, bert.init(jax.random.key(0), config), TOKENIZER, labels=labels)
+    return tmp_path / "hf"
+
+
+@pytest.mark.parametrize(("snapshot", "kind"), [(k, k) for k in list(KINDS)[:-1]], indirect=["snapshot"])
+def test_a_snapshot_predicts_and_converts_there_and_back(snapshot, kind, tmp_path, capsys, monkeypatch):
+    _, labels, text = KINDS[kind]
+
+    def predict(path, *arguments):
+        capsys.readouterr()
+        assert main(["predict", str(path), *arguments]) == 0
+        return capsys.readouterr().out
+
+    answer = json.loads(predict(snapshot, text, "--json", "--top", "2"))
+    assert main(["convert", "hf", str(snapshot), str(tmp_path / "run")]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n\n"))
+    assert json.loads(predict(tmp_path / "run", "--json", "--top", "2")) == answer, "from stdin; empty lines are none"
+    (tmp_path / "in.txt").write_text(f"{text}\n{text}\n")
+    lines = predict(tmp_path / "run", "--file", str(tmp_path / "in.txt"), "--json", "--top", "2").splitlines()
+    assert [without_numbers(json.loads(line)) for line in lines] == [without_numbers(answer)] * 2
+    assert predict(tmp_path / "run", text).strip(), "text for people"
+    assert main(["convert", "hf", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    assert hub.labels(tmp_path / "back") == hub.labels(snapshot) == labels
+    ours, back = transformer_jax.load(snapshot), transformer_jax.load(tmp_path / "back")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), ours.params, back.params)
+
+
+@pytest.mark.parametrize("snapshot", ["nothing"], indirect=True)
+def test_heads_that_nothing_predicts_with(snapshot, tmp_path, capsys):
+    loaded = transformer_jax.load(snapshot)
+    assert loaded.task is None and loaded.config.heads == ("pooler", "choice"), "it loads all the same"
+    for command in (["predict", str(snapshot), "a"], ["convert", "hf", str(snapshot), str(tmp_path / "run")]):
+        assert main(command) == 2
+        assert "heads pooler, choice" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("snapshot", ["labels"], indirect=True)
+def test_bad_inputs(snapshot, tmp_path, capsys, monkeypatch):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    for arguments, message in (
+        (["--file", str(tmp_path / "none.txt")], "cannot be read as UTF-8 text ([Errno 2] No such file"),
+        (["--file", str(tmp_path / "latin.txt")], "cannot be read as UTF-8 text"),
+        (["a text", "--file", "x"], "give one of them"),
+        ([], "no input: give a text, --file, or lines on stdin"),
+        (["a text", "--topp", "3"], "unknown override --topp; the nearest is --top"),
+    ):
+        assert main(["predict", str(snapshot), *arguments]) == 2
+        assert message in capsys.readouterr().err
