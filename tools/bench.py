@@ -160,6 +160,7 @@ def start_torch(experiment: Experiment, python: str | None, nanogpt: str | None)
         raise InputError(f"--nanogpt {nanogpt}: no model.py there; give the folder of a nanoGPT checkout")
     model, cfg = experiment.model, experiment.optim
     kind = "bert" if isinstance(model, bert.Config) else "gpt"
+    same: tuple[str, ...]
     same = ("vocab_size", "max_length", "width", "num_layers", "num_heads", "bias", "dropout", "activation", "dtype")
     same += ("heads", "num_labels") if kind == "bert" else ()
     if kind == "bert" and not isinstance(experiment.task, Classification):

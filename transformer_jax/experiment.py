@@ -156,15 +156,26 @@ class Ema:
     """Weight of the past at each step, such as 0.999; 0: off."""
 
 
+# What an experiment is made of. To a type checker they are Any: replacing a field of "one of these" has no type.
+if typing.TYPE_CHECKING:
+    Model: typing.TypeAlias = Any
+    Data: typing.TypeAlias = Any
+    TaskOf: typing.TypeAlias = Any
+else:
+    Model = gpt.Config | bert.Config
+    Data = corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions
+    TaskOf = (
+        causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging | span_qa.SpanQA
+    )
+
+
 @dataclass(frozen=True)
 class Experiment:
     """All that decides a run. Construction checks what can be checked without data or devices."""
 
-    model: gpt.Config | bert.Config
-    data: corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions
-    task: causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging | span_qa.SpanQA = (
-        field(default_factory=causal_lm.CausalLM)
-    )
+    model: Model
+    data: Data
+    task: TaskOf = field(default_factory=causal_lm.CausalLM)
     optim: optimizers.Optim = field(default_factory=optimizers.Optim)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)

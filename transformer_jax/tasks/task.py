@@ -50,7 +50,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Task:
-    """The contract. `example`, `prepare`, `loss`, `report` and `flops_per_token` are a task's own; the rest has defaults."""
+    """The contract: `example`, `prepare`, `loss`, `report` and `flops_per_token`. The rest has defaults."""
 
     def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
