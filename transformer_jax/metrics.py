@@ -195,8 +195,8 @@ def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequenc
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)  # "$" in a name is a dollar
     for (row, column), count in np.ndenumerate(counts_CC):
         if count:
             shade = "white" if shares_CC[row, column] > 0.5 else "black"

@@ -78,7 +78,7 @@ def test_long_sentences_are_cut_and_counted(tmp_path, tokenizer):
 
 
 def test_training_is_each_sentence_once_an_epoch(tmp_path, tokenizer):
-    text = "".join(f"{'jim ' * 1}O\n" * n + "\n" for n in range(1, 8))
+    text = "".join("jim O\n" * n + "\n" for n in range(1, 8))
     made = tagged.prepare(data(tmp_path, tokenizer, text), LABELS, seed=3)
     lengths = [int(made.train[i]["lengths"]) for i in range(21)]
     assert len(made.train) == sys.maxsize
@@ -132,6 +132,12 @@ def test_tfds_sequences_of_class_labels(tmp_path, tokenizer, write_tfds):
     assert "tensorflow" not in sys.modules
     assert TfdsTags(data_dir=store, tags="pos").sentences("train")[0].tags == ("O", "O", "O")
     assert TfdsTags(data_dir=store, test="").sentences("test") is None
+    unlabelled = {"tokens": ["Jim"], "ner": [-1], "pos": ["O"]}
+    store = write_tfds("unlabelled", {"train": [unlabelled]}, features | {"ner": tfds.Sequence(np.int64)})
+    with pytest.raises(InputError, match=r"unlabelled/1.0.0:train:0: a word or tag is int64, not text"):
+        TfdsTags("unlabelled", data_dir=store).sentences("train")
+    with pytest.raises(InputError, match=r"train:0: tag number -1 is none of the set's 5; are its tags public\?"):
+        tagged._name(-1, LABELS, "train:0")
     with pytest.raises(InputError, match=r"no feature 'tags'; it has .*ner.*; say which with --data.source.tags"):
         TfdsTags(data_dir=store, tags="tags").sentences("train")
 

@@ -129,7 +129,7 @@ class TfdsTags:
         for number in range(len(source)):
             example, where = source[number], f"TFDS {full_name}:{split}:{number}"
             words = tuple(_text(word, where) for word in example[self.tokens])
-            tags = tuple(names[tag] if names else _text(tag, where) for tag in example[self.tags])
+            tags = tuple(_name(tag, names, where) if names else _text(tag, where) for tag in example[self.tags])
             if len(words) != len(tags):
                 raise InputError(f"{where}: {len(words)} words and {len(tags)} tags")
             if words:  # TFDS ends each split of conll2003 with a sentence of no words
@@ -140,7 +140,16 @@ class TfdsTags:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, bytes):
         raise InputError(f"{where}: a word or tag is {type(value).__name__}, not text")
-    return value.decode()
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: a word or tag is not UTF-8 ({error})") from None
+
+
+def _name(tag: int, names: Sequence[str], where: str) -> str:
+    if not 0 <= tag < len(names):
+        raise InputError(f"{where}: tag number {tag} is none of the set's {len(names)}; are its tags public?")
+    return names[tag]
 
 
 # ---- Tags ----------------------------------------------------------------------------------------------------------
