@@ -174,7 +174,7 @@ def test_unreadable_files(tmp_path):
     ("labels", "message"),
     [
         (("O", "PER"), "'PER' is none of O, B-TYPE and I-TYPE"),
-        (("O", "I-PER"), "'I-PER' without 'B-PER'"),
+        (("O", "S-PER"), "'S-PER' is none of O"),
         (("B-PER",), "no 'O'"),
         (("O", "B-PER", "B-PER"), "'B-PER' stands there twice"),
     ],
@@ -182,3 +182,11 @@ def test_unreadable_files(tmp_path):
 def test_labels(labels, message):
     with pytest.raises(InputError, match=message):
         tagged.check_labels(labels)
+
+
+def test_a_type_may_lack_its_beginning(tmp_path, tokenizer):
+    """Such a model can be asked; data whose tags begin so are refused, with what to add."""
+    labels = ("O", "I-PER", "B-LOC", "I-LOC")
+    tagged.check_labels(labels)
+    with pytest.raises(InputError, match=r"tag 'B-PER' of 'Jim' is not in task.labels \(O, I-PER, .*add the tag"):
+        tagged.prepare(data(tmp_path, tokenizer), labels, seed=0)

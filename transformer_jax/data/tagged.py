@@ -164,12 +164,13 @@ def to_iob2(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Errors: `InputError` unless the labels are "O" and, for each type, "B-TYPE", with or without "I-TYPE"."""
+    """Errors: `InputError` unless the labels are "O" and different "B-TYPE" and "I-TYPE".
+
+    A type may lack one of the two: published models of IOB1 have no "B-PER", and entities of one word no "I-".
+    """
     for label in labels:
         if label != "O" and not re.fullmatch(r"[BI]-.+", label):
             raise InputError(f"task.labels: {label!r} is none of O, B-TYPE and I-TYPE (the IOB2 scheme)")
-        if label.startswith("I-") and "B" + label[1:] not in labels:
-            raise InputError(f"task.labels: {label!r} without 'B{label[1:]}', which begins an entity")
     if "O" not in labels:
         raise InputError("task.labels: no 'O', the tag of words in no entity")
     if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
