@@ -22,6 +22,7 @@ of (seed, example). In validation masks are a function of the row alone: the sam
 Letters: B rows, T length, P predictions of a row, V vocabulary, D documents.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -52,6 +53,10 @@ class Vocabulary:
     """bool [V]: goes on with the word before it."""
     ends_sentence: np.ndarray
     """bool [V]: the token's text ends in a full stop, a question or exclamation mark, or a line."""
+
+    @functools.cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        return np.flatnonzero(self.ordinary).astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +171,6 @@ class Examples:
     seed: int
     stream: int
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_random_ids", np.flatnonzero(self.vocabulary.ordinary).astype(np.int32))
-
     def __len__(self) -> int:
         return len(self.order)
 
@@ -183,7 +185,7 @@ class Examples:
             self.masking,
             rng,
             mask_id=self.vocabulary.mask,
-            random_ids=self._random_ids,  # type: ignore[attr-defined]
+            random_ids=self.vocabulary.ordinary_ids,
             count=self.count,
             continues=self.vocabulary.continues,
         )
