@@ -13,8 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax import doctor, launch
-from transformer_jax import experiment as experiments
+from transformer_jax import config_json, doctor, launch
 from transformer_jax.__main__ import main
 from transformer_jax.data import corpus
 from transformer_jax.experiment import Evaluate, Experiment, Mesh, Train
@@ -277,5 +276,5 @@ def test_doctor(capsys):
 
 
 def test_config_json_is_the_experiment(trained):
-    stored = experiments.load(trained / "config.json")
+    stored = config_json.load(trained / "config.json")
     assert stored.train.steps == 4 and stored.optim.peak_lr == 1e-2

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from transformer_jax import config_json, launch, restore, sharding
 from transformer_jax import experiment as experiments
-from transformer_jax import launch, restore, sharding
 from transformer_jax.data import corpus, labelled, questions, sources, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Sample, Train
@@ -45,18 +45,18 @@ def small(**changes) -> Experiment:
     ],
 )
 def test_round_trip(experiment):
-    text = json.dumps(experiments.to_json(experiment))
-    assert experiments.from_json(json.loads(text)) == experiment
+    text = json.dumps(config_json.to_json(experiment))
+    assert config_json.from_json(json.loads(text)) == experiment
 
 
 def test_absent_fields_take_their_defaults():
-    tree = experiments.to_json(small())
+    tree = config_json.to_json(small())
     del tree["ema"], tree["train"]["log_every"]
-    assert experiments.from_json(tree) == small()
+    assert config_json.from_json(tree) == small()
 
 
 def broken(**edits):
-    tree = experiments.to_json(small())
+    tree = config_json.to_json(small())
     for path, value in edits.items():
         *parents, last = path.split("__")
         part = tree
@@ -88,14 +88,14 @@ def broken(**edits):
 )
 def test_refused(tree, message):
     with pytest.raises(InputError, match=message):
-        experiments.from_json(tree, where="x")
+        config_json.from_json(tree, where="x")
 
 
 def test_a_missing_field_is_named():
-    tree = experiments.to_json(small())
+    tree = config_json.to_json(small())
     del tree["model"]["vocab_size"]
     with pytest.raises(InputError, match=r"x.model: gpt.Config needs the field 'vocab_size'"):
-        experiments.from_json(tree, where="x")
+        config_json.from_json(tree, where="x")
 
 
 def test_a_type_of_ones_own_cannot_be_stored():
@@ -104,7 +104,7 @@ def test_a_type_of_ones_own_cannot_be_stored():
         pass
 
     with pytest.raises(InputError, match=r"Mine is not one of the package's own types"):
-        experiments.to_json(small(data=corpus.TextCorpus(Mine(), length=16)))
+        config_json.to_json(small(data=corpus.TextCorpus(Mine(), length=16)))
 
 
 # ---- Checks on construction
@@ -136,7 +136,7 @@ def test_precision_is_resolved_by_platform():
 
 def test_what_may_change_is_said(tmp_path):
     asked = small(train=Train(steps=7), mesh=experiments.Mesh(fsdp=2), init_from="elsewhere")
-    assert experiments.refuse_other(small(), asked, tmp_path) == [
+    assert config_json.refuse_other(small(), asked, tmp_path) == [
         "train.steps: 1000 -> 7",
         "mesh.fsdp: 1 -> 2",
         'init_from: "" -> "elsewhere"',
@@ -153,7 +153,7 @@ def test_what_may_change_is_said(tmp_path):
 )
 def test_what_makes_it_another_experiment(changes, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        experiments.refuse_other(small(), small(**changes), tmp_path)
+        config_json.refuse_other(small(), small(**changes), tmp_path)
 
 
 # ---- Every experiment on disk
@@ -198,19 +198,20 @@ def test_the_full_size_step_lowers_without_arrays(recipe):
 
 def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
     """A few words on disk in place of the data that the recipe names."""
-    if isinstance(experiment.data, tagged.TaggedWords | questions.Questions):
-        is_tags = isinstance(experiment.data, tagged.TaggedWords)
-        store = small_conll2003(write_tfds) if is_tags else small_squad(write_tfds)
-        source = dataclasses.replace(experiment.data.source, data_dir=store)
-        sizes = {"length": 16} if is_tags else {"length": 16, "stride": 4}
-        return dataclasses.replace(experiment.data, source=source, tokenizer=tokenizers.TrainWordPiece(60), **sizes)
+    small: Any
+    if isinstance(experiment.data, tagged.TaggedWords):
+        small = dataclasses.replace(experiment.data.source, data_dir=small_conll2003(write_tfds))  # type: ignore[arg-type]
+        return tagged.TaggedWords(small, tokenizers.TrainWordPiece(60), 16)
+    if isinstance(experiment.data, questions.Questions):
+        small = dataclasses.replace(experiment.data.source, data_dir=small_squad(write_tfds))  # type: ignore[arg-type]
+        return questions.Questions(small, tokenizers.TrainWordPiece(60), 16, 4)
     if isinstance(experiment.data, labelled.LabelledText):
         labels, table = getattr(experiment.task, "labels", ()) or (0.5, 2.0), text.with_suffix(".jsonl")
         rows = [{"text": f"rose {i} is a rose", "b": "it is", "label": labels[i % len(labels)]} for i in range(60)]
         table.write_text("".join(json.dumps(row) + "\n" for row in rows))
         pairs = "b" if experiment.data.source.pairs else ""
-        source = tables.Table((str(table),), test=(str(table),), text_b=pairs)
-        return labelled.LabelledText(source, tokenizers.TrainWordPiece(60), 16)
+        small = tables.Table((str(table),), test=(str(table),), text_b=pairs)
+        return labelled.LabelledText(small, tokenizers.TrainWordPiece(60), 16)
     if isinstance(experiment.task, MaskedLM):
         folder = text.with_suffix("")
         folder.mkdir()

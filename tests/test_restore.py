@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import transformer_jax
+from transformer_jax import config_json, optim, restore, sharding
 from transformer_jax import experiment as experiments
-from transformer_jax import optim, restore, sharding
 from transformer_jax.data import corpus, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
@@ -38,10 +38,10 @@ TOKENS = np.arange(8)[None]
 def write_workdir(folder: Path, *steps: int, ema: bool = False, experiment=EXPERIMENT) -> Path:
     """What a run leaves behind: config.json, the tokenizer, and a checkpoint at each step (params differ by step)."""
     folder.mkdir(exist_ok=True)
-    experiments.save(experiment, folder / "config.json")
+    config_json.save(experiment, folder / "config.json")
     tokenizers.build(tokenizers.Bytes(), []).save(folder / "tokenizer")
     optimizer = optim.make(experiment.optim, 10, gpt.declare(experiment.model))
-    config = experiments.to_json(experiment)
+    config = config_json.to_json(experiment)
     with checkpoint.Writer(folder / "checkpoints", family="gpt", config=config, keep=5) as writer:
         for step in steps:
             state = state_lib.create(init(step), optimizer, ema=ema)
@@ -164,7 +164,7 @@ def edit_meta(step: Path, **changes) -> None:
 def test_a_config_that_does_not_fit_the_arrays_is_refused(workdir, tmp_path):
     step = shutil.copytree(workdir / "checkpoints" / "9", tmp_path / "9")
     other = dataclasses.replace(EXPERIMENT, model=dataclasses.replace(MODEL, num_layers=3))
-    edit_meta(step, config=experiments.to_json(other))
+    edit_meta(step, config=config_json.to_json(other))
     message = refused(step)
     assert message.startswith(
         f"{step / 'params'}: leaf blocks/attention/key/bias is float32[2,64] there, but the model"
@@ -174,7 +174,7 @@ def test_a_config_that_does_not_fit_the_arrays_is_refused(workdir, tmp_path):
 
 def test_a_config_names_only_types_of_this_package(workdir, tmp_path):
     step = shutil.copytree(workdir / "checkpoints" / "9", tmp_path / "9")
-    config = experiments.to_json(EXPERIMENT)
+    config = config_json.to_json(EXPERIMENT)
     edit_meta(step, config=config | {"model": {"type": "os.system", "vocab_size": 1}})
     assert "'os.system' is not one of" in refused(step)
     edit_meta(step, family="bert")

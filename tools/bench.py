@@ -41,8 +41,8 @@ import jax
 import numpy as np
 
 from tools import bench_profile, bench_step
+from transformer_jax import config_json, launch, optim, overrides
 from transformer_jax import experiment as experiments
-from transformer_jax import launch, optim
 from transformer_jax.data import corpus, labelled, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Train
@@ -141,7 +141,7 @@ def named(shape: str) -> Experiment:
 
 def override(experiment: Experiment, arguments: list[str]) -> Experiment:
     """With the fields that the rest of the command line names replaced."""
-    return experiments.override(experiment, arguments, description="", program="tools.bench")
+    return overrides.override(experiment, arguments, description="", program="tools.bench")
 
 
 # ------------------------------------------------------------------------------------------------------ PyTorch's side
@@ -250,7 +250,7 @@ def measure(
             "share_of_matmul_rate": ours["flops_per_step"] / median / rate,
         }
     result: dict[str, Any] = {
-        "model": experiments.to_json(experiment.model),
+        "model": config_json.to_json(experiment.model),
         "batch_size": experiment.train.batch_size,
         "length": experiment.data.length,
         "machine": machine(),

@@ -108,7 +108,8 @@ class Classifier(nn.Module):
 
 def own(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model above and AdamW: decay on matrices alone, the fused kernel on a GPU and the default elsewhere."""
-    model = {"gpt": GPT, "bert": Classifier}[cfg["kind"]](cfg).to(device)
+    model: nn.Module = GPT(cfg) if cfg["kind"] == "gpt" else Classifier(cfg)
+    model = model.to(device)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": cfg["weight_decay"]},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},

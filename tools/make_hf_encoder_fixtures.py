@@ -22,6 +22,7 @@ The exports for `--check-export` come from an environment with the library:
 import argparse
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ SIZES = dict(
     max_position_embeddings=20,
     initializer_range=0.03,  # not the default
 )
-TYPES = {
+TYPES: dict[str, tuple[Any, dict[str, Any]]] = {
     "Bert": (transformers.BertConfig, dict(layer_norm_eps=1e-12)),
     "Roberta": (transformers.RobertaConfig, dict(type_vocab_size=1, layer_norm_eps=1e-5)),
     "Albert": (transformers.AlbertConfig, dict(embedding_size=8, hidden_act="gelu_new")),
@@ -132,7 +133,8 @@ def make(architecture: str, seed: int) -> None:
     expected = outputs_of(model, inputs)
     versions = np.array(f"torch {torch.__version__}, transformers {transformers.__version__}")
     small = {name: value.astype(np.int32) for name, value in inputs.items()}
-    np.savez_compressed(folder / "expected.npz", versions=versions, **small, **expected)
+    arrays: dict[str, Any] = {"versions": versions, **small, **expected}
+    np.savez_compressed(folder / "expected.npz", **arrays)
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{architecture}: {size / 1000:.0f} kB,", ", ".join(f"{k} {v.std():.2f}" for k, v in expected.items()))
 

@@ -35,8 +35,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 
+from transformer_jax import config_json, launch, overrides
 from transformer_jax import experiment as experiments
-from transformer_jax import launch
 from transformer_jax.errors import InputError
 
 PROGRAM = "python -m transformer_jax"
@@ -125,8 +125,8 @@ def evaluate(arguments: list[str]) -> int:
     """
     workdir, rest = positional(evaluate, arguments, 1)
     folder = Path(workdir)
-    stored = experiments.load(folder / "config.json")
-    asked = experiments.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
+    stored = config_json.load(folder / "config.json")
+    asked = overrides.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
     launch.keep_freed_memory(asked)
     launch.use_cpu_cores(asked)
     launch.keep_compilations()
@@ -195,7 +195,7 @@ def predict(arguments: list[str]) -> int:
     if loaded.task is None:
         raise InputError(f"{path}: nothing here predicts with the heads {', '.join(loaded.config.heads) or '(none)'}")
     config = Path(path) / "config.json"
-    defaults = experiments.load(config).sample if _is_run(config) else experiments.default_sample(loaded.task)
+    defaults = config_json.load(config).sample if _is_run(config) else experiments.default_sample(loaded.task)
     program = f"{PROGRAM} predict {path} INPUT"
     if isinstance(defaults, experiments.Sample):
         _continue(loaded, defaults, inputs, rest, program)
@@ -211,7 +211,7 @@ def _continue(loaded: Any, defaults: experiments.Sample, inputs: list[str], rest
         """Another seed gives another text."""
 
     given = Options(**dataclasses.asdict(defaults))
-    options = experiments.override(given, rest, description="Continue a prompt.", program=program)
+    options = overrides.override(given, rest, description="Continue a prompt.", program=program)
     if len(inputs) > 1:
         raise InputError(f"a language model continues one prompt, {len(inputs)} are given; quote a prompt with spaces")
     prompt = sys.stdin.read() if inputs in ([], ["-"]) else inputs[0]
@@ -231,7 +231,7 @@ def _answer(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest:
         json: bool = False
         """One JSON object a line."""
 
-    options = experiments.override(Options(), rest, description="Predict.", program=program)
+    options = overrides.override(Options(), rest, description="Predict.", program=program)
     if options.file and inputs:
         raise InputError(f"both --file {options.file} and an INPUT are given; give one of them")
     try:
@@ -268,7 +268,7 @@ def inspect(arguments: list[str]) -> int:
     loaded = restore.load(path)
     seconds = time.perf_counter() - began
     config = Path(path) / "config.json"
-    print(json.dumps(experiments.to_json(experiments.load(config) if _is_run(config) else loaded.config), indent=2))
+    print(json.dumps(config_json.to_json(config_json.load(config) if _is_run(config) else loaded.config), indent=2))
     for name, leaf in params_lib.flatten(loaded.params).items():
         print(f"{name:50} {leaf.dtype!s:8} {list(leaf.shape)}")
     count = params_lib.count(loaded.family.declare(loaded.config))

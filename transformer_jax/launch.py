@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax import experiment as experiments
+from transformer_jax import overrides
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 
@@ -84,7 +84,7 @@ def parse(default: Experiment, arguments: list[str], *, workdir: str, descriptio
             default_factory=lambda: default, metadata={"flat": True}
         )
 
-    return experiments.override(Launch(), arguments, description=description, program=program)
+    return overrides.override(Launch(), arguments, description=description, program=program)
 
 
 def parse_profile(text: str) -> tuple[int, int] | None:

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from transformer_jax import config_json, hub, models, tasks
 from transformer_jax import experiment as experiments
-from transformer_jax import hub, models, tasks
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
@@ -91,7 +91,7 @@ def load(
 
 def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
     meta = checkpoint.read_meta(folder)
-    experiment = experiments.from_json(meta["config"], where=f"{folder / 'meta'}: config")
+    experiment = config_json.from_json(meta["config"], where=f"{folder / 'meta'}: config")
     config = _compute_in(experiment.model, dtype, experiment.precision)
     family = models.family(config)
     if models.FAMILIES.get(meta["family"]) is not family:

@@ -78,6 +78,7 @@ def test_every_mask_in_both_implementations(name):
     mask, S = MASKS[name]
     q, k, v = operands(B=2, T=70, S=S, N=4, K=2, H=8)
     d_out = jnp.asarray(np.random.default_rng(2).standard_normal(q.shape), jnp.float32)
+
     @partial(jax.jit, static_argnums=3)
     def run(q, k, v, implementation):
         out, pull = jax.vjp(partial(attention.attend, mask=mask, implementation=implementation), q, k, v)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer_jax import config_json, losses
 from transformer_jax import experiment as experiments
-from transformer_jax import losses
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt
@@ -282,4 +282,4 @@ def test_refused(data, params, made):
 
 def test_round_trip(data):
     whole = experiments.Experiment(model=CFG, data=data, task=LAYOUTS["sentence_order"])
-    assert experiments.from_json(experiments.to_json(whole)) == whole
+    assert config_json.from_json(config_json.to_json(whole)) == whole

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax import experiment as experiments
-from transformer_jax import restore
+from transformer_jax import config_json, restore
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Sample, Train
@@ -65,7 +64,7 @@ def test_the_folder_explains_itself(tiny, whole):
     assert names == {
         *("config.json", "tokenizer", "metrics.jsonl", "events.out", "checkpoints", "loss.png", "results.json")
     }
-    assert experiments.load(whole / "config.json") == tiny
+    assert config_json.load(whole / "config.json") == tiny
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "validation/bits_per_byte" in row] == [4, 6]
@@ -196,7 +195,7 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
         def report(self, sums, outputs, evaluation):
             return super().report(sums, outputs, evaluation) | {"perplexity_per_token": next(values)}
 
-    monkeypatch.setitem(experiments._NAMES, Scripted, "causal_lm.CausalLM")
+    monkeypatch.setitem(config_json._NAMES, Scripted, "causal_lm.CausalLM")
     first = dataclasses.replace(still, task=Scripted(), train=dataclasses.replace(still.train, steps=2))
     results = loop.run(first, tmp_path / "run", load=restore.load)
     assert results.step == 2 and results.report["perplexity_per_token"] == 5.0

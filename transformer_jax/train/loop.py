@@ -21,8 +21,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax import experiment as experiments
-from transformer_jax import sharding
+from transformer_jax import config_json, sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -153,7 +152,7 @@ def run(
     # Nothing was refused: from here on the folder is this run's.
     if primary:
         folder.mkdir(parents=True, exist_ok=True)
-        workdirs.write_json(folder / "config.json", experiments.to_json(experiment))
+        workdirs.write_json(folder / "config.json", config_json.to_json(experiment))
         prepared.tokenizer.save(folder / "tokenizer")
 
     # ----------------------------------------------------------------------------------------------- 5. Compile, once
@@ -177,7 +176,7 @@ def run(
         checkpoint.Writer(
             folder / "checkpoints",
             family=program.family,
-            config=experiments.to_json(experiment),
+            config=config_json.to_json(experiment),
             keep=experiment.checkpoint.keep,
             keep_best=experiment.checkpoint.keep_best,
             best=experiment.checkpoint.best,

@@ -6,8 +6,8 @@ from typing import Any
 
 import optax
 
+from transformer_jax import config_json, tasks
 from transformer_jax import experiment as experiments
-from transformer_jax import tasks
 from transformer_jax.data import corpus, labelled, questions, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -17,7 +17,7 @@ from transformer_jax.train import state as state_lib
 
 def stored_experiment(workdir: Path) -> Experiment | None:
     """The experiment of the run in this folder; None where there is none. Errors: `InputError` for a broken one."""
-    return experiments.load(workdir / "config.json") if (workdir / "config.json").exists() else None
+    return config_json.load(workdir / "config.json") if (workdir / "config.json").exists() else None
 
 
 def check(workdir: Path, experiment: Experiment) -> list[str]:
@@ -28,7 +28,7 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; give a folder to --workdir")
     if (stored := stored_experiment(workdir)) is not None:
-        return experiments.refuse_other(stored, experiment, workdir)
+        return config_json.refuse_other(stored, experiment, workdir)
     if workdir.exists() and any(workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
     return []
@@ -87,7 +87,7 @@ def create(folder: Path, loaded: Any) -> None:
         case tasks.SpanQA():
             data = questions.Questions(questions.SquadJson("squad.json", "squad.json"), tokenizer, length, length // 4)
     sample = experiments.default_sample(loaded.task)
-    experiment = experiments.to_json(Experiment(model=loaded.config, data=data, task=loaded.task, sample=sample))
+    experiment = config_json.to_json(Experiment(model=loaded.config, data=data, task=loaded.task, sample=sample))
     write_json(part / "config.json", experiment)
     family = loaded.family.__name__.rpartition(".")[2]
     with checkpoint.Writer(part / "checkpoints", family=family, config=experiment) as writer:

@@ -1,0 +1,85 @@
+"""The command line of a dataclass: `--optim.peak-lr 3e-4`, typed from its annotations, explained by its docstrings."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from transformer_jax.errors import InputError, nearest
+
+
+def override(default: Any, arguments: list[str], *, description: str, program: str) -> Any:
+    """`default`, a dataclass, with the fields that `arguments` name (`--train.steps 20`) replaced.
+
+    `--help` prints every field with its text and default, and exits. Unions take the type of their default.
+    Errors: `InputError` in one line, naming the nearest field for an unknown one.
+    """
+    import tyro
+
+    known = flags(default)
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag != "--help" and flag not in known:
+            raise InputError(f"unknown override {flag}{nearest(flag, known)}; --help lists them all")
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            concrete = _concrete(default)
+            asked: Any = tyro.conf.AvoidSubcommands[type(concrete)]  # type: ignore[misc]
+            return _original(tyro.cli(asked, default=concrete, args=arguments, prog=program, description=description))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro frames its message in a box and adds help below a rule: the first paragraph is the message.
+        lines = [line.strip(" │╭╮╰╯|") for line in errors.getvalue().splitlines()]
+        message = " ".join(lines[1 : next((i for i, line in enumerate(lines) if i > 1 and not line.strip("─-")), None)])
+        raise InputError(re.sub(r"\s+", " ", message)) from None
+
+
+def _concrete(value: Any) -> Any:
+    """The same value in subclasses whose annotations name the types that are there in place of unions: tyro would make
+    a subcommand of a union, and tells its members apart by name alone, which families share."""
+    cls, children = type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    children = {name: _concrete(child) for name, child in children.items() if dataclasses.is_dataclass(child)}
+    if not children:
+        return value
+    hints = typing.get_type_hints(cls, include_extras=True)
+    extras = {name: getattr(hints[name], "__metadata__", ()) for name in children}
+    annotations = {
+        name: typing.Annotated[(type(child), *extras[name])] if extras[name] else type(child)
+        for name, child in children.items()
+    }
+    body = {
+        "__doc__": cls.__doc__,
+        "__module__": cls.__module__,
+        "__annotations__": annotations,
+        "_of": cls,
+        **children,
+    }
+    subclass: Any = dataclass(frozen=True)(type(cls.__name__, (cls,), body))
+    plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in children}
+    return subclass(**plain, **children)
+
+
+def _original(value: Any) -> Any:
+    """The inverse of `_concrete`."""
+    values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    made = {name: _original(child) if dataclasses.is_dataclass(child) else child for name, child in values.items()}
+    return getattr(type(value), "_of", type(value))(**made)
+
+
+def flags(value: Any, prefix: str = "--") -> set[str]:
+    """The names on the command line of a dataclass's fields: `--train.steps`; `--x` and `--no-x` for a bool."""
+    names: set[str] = set()
+    for f in dataclasses.fields(value):
+        child, name = getattr(value, f.name), f.name.replace("_", "-")
+        if f.metadata.get("flat"):
+            names |= flags(child, prefix)
+        elif dataclasses.is_dataclass(child):
+            names |= flags(child, f"{prefix}{name}.")
+        else:
+            names |= {f"{prefix}{name}"} | ({f"{prefix}no-{name}"} if isinstance(child, bool) else set())
+    return names
