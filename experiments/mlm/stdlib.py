@@ -5,12 +5,14 @@
     python -m transformer_jax predict runs/mlm-stdlib "def add(self, other): return self + <mask>"
 
 Data: the standard library's own source, about 11 MB, split by file; a byte-level BPE of 4,096 tokens trained on the
-training files. Model: the modern encoder (pre-norm, rotary, GeGLU, no biases), 4 layers, 256 wide, rows of 128 tokens
+training files. Model: the modern encoder (pre-norm, rotary, GeGLU, no biases), 4 layers, 192 wide, rows of 128 tokens
 that run over the borders of files (RoBERTa's FULL-SENTENCES), of which 20 % are hidden: with few steps, more to predict
 in each is worth more than BERT's 15 %. Variants: `words` hides whole words, `packed` keeps files apart in a row.
 Hardware and time: 2 CPU cores, under six minutes with the install (to be measured).
-Expected: to be measured; loss and accuracy on the validation files are printed beside those of the training files'
-token frequencies on the same hidden tokens (6.5 nats and 2.5 %: measured, Python 3.11).
+Expected: 400 steps with 60 of warm-up end at 4.48 nats and 30.9 % of the hidden tokens of the validation files, where
+the training files' token frequencies alone score 6.47 nats and 2.5 % (measured, Python 3.11; all are printed by the
+run); the full run is to be measured. The learning rate matters: at 5e-3 the 200th step still is on the plateau of those
+frequencies (6.21 nats, measured), where at 2e-3 it is at 5.41.
 """
 
 import dataclasses
@@ -30,9 +32,9 @@ def experiment() -> Experiment:
         model=bert.Config(
             vocab_size=4096,
             max_length=128,
-            width=256,
+            width=192,
             num_layers=4,
-            num_heads=4,
+            num_heads=3,
             mlp_width=512,
             num_types=0,
             position="rotary",
@@ -49,7 +51,7 @@ def experiment() -> Experiment:
             source=Embedded(), tokenizer=TrainBPE(4096, special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")), length=128
         ),
         task=MaskedLM(masking=Masking(rate=0.2)),
-        optim=Optim(peak_lr=3e-3, warmup_steps=100, final_lr_fraction=0.05, beta2=0.98),
+        optim=Optim(peak_lr=2e-3, warmup_steps=100, final_lr_fraction=0.05, beta2=0.98),
         train=Train(steps=1500, batch_size=16, log_every=20),
         evaluate=Evaluate(every=750, batch_size=32),
         checkpoint=Checkpoint(every=750, best_metric="loss_nats_per_masked_token"),
