@@ -6,8 +6,8 @@
 
 Data: the standard library's own source, about 11 MB, split by file; a byte-level BPE of 4,096 tokens trained on the
 training files. Model: the modern encoder (pre-norm, rotary, GeGLU, no biases), 4 layers, 192 wide, rows of 128 tokens
-that run over the borders of files (RoBERTa's FULL-SENTENCES), of which 20 % are hidden: with few steps, more to predict
-in each is worth more than BERT's 15 %. Variants: `words` hides whole words, `packed` keeps files apart in a row.
+that run over the borders of files (RoBERTa's FULL-SENTENCES), of which 20 % are hidden (BERT: 15 %). Variants:
+`words` hides whole words, `packed` keeps files apart in a row.
 Hardware and time: 2 CPU cores, under six minutes with the install (to be measured).
 Expected: 400 steps with 60 of warm-up end at 4.48 nats and 30.9 % of the hidden tokens of the validation files, where
 the training files' token frequencies alone score 6.47 nats and 2.5 % (measured, Python 3.11; all are printed by the
