@@ -225,6 +225,11 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
     return _next_logits(params, cfg, x_BTD[:, 0]), dataclasses.replace(cache, index=cache.index + 1)
 
 
+def reorder(cache: KVCache, rows_R: jax.Array) -> KVCache:
+    """The cache whose row r is row rows_R[r] of this one, for beam search; R may differ from the cache's rows."""
+    return attention.reorder(cache, rows_R)
+
+
 def for_decoding(params: Params, cfg: Config) -> Params:
     """The same parameters as `decode_step` reads them fastest: with cfg.scan_layers=False each layer's arrays by
     themselves (one copy of the blocks), otherwise as they are. `prefill` and `decode_step` take either.

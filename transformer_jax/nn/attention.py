@@ -60,6 +60,21 @@ def write(cache: KVCache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax
     )
 
 
+def reorder(cache: KVCache, rows_R: jax.Array) -> KVCache:
+    """The cache whose row r is row rows_R[r] of this one, [R] int32 in range; R may differ from B.
+
+    Beam search repeats rows with it and then permutes them. Every slot is copied, filled or not.
+    """
+    axes = (None, "batch", "kv_heads", None, None)
+    k_LRKSH, v_LRKSH = (jnp.take(x, rows_R, axis=1, mode="clip") for x in (cache.k_LBKSH, cache.v_LBKSH))
+    return dataclasses.replace(
+        cache,
+        k_LBKSH=sharding.constrain(k_LRKSH, axes),
+        v_LBKSH=sharding.constrain(v_LRKSH, axes),
+        start_B=jnp.take(cache.start_B, rows_R, mode="clip"),
+    )
+
+
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
