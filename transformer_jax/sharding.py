@@ -170,7 +170,8 @@ def einsum(eq: str, x: jax.Array, w: jax.Array, *, out: Axes, dtype: Any = None)
 
     Batch and length are collapsed to one dimension for the product and split again: XLA's CPU backend otherwise makes
     single-threaded transposed copies in the backward pass, and elsewhere the reshape costs nothing. Where the length
-    is sharded, collapsing would move data, so there the product stays as written.
+    is sharded, collapsing would move data, so there the product stays as written. On CPUs a layer's product has its
+    gradient written out (`_cpu_product`), which leaves it without forward-mode derivatives there.
     """
     left, right, result = eq.replace("->", ",").split(",")
     sizes = dict(zip(left, x.shape, strict=True)) | dict(zip(right, w.shape, strict=True))
@@ -183,8 +184,41 @@ def einsum(eq: str, x: jax.Array, w: jax.Array, *, out: Axes, dtype: Any = None)
     if right.startswith(batch):
         w = w.reshape(-1, w.shape[-1])
     flat_eq = eq.replace(batch, "z")
-    y = jnp.einsum(flat_eq, x.reshape(-1, x.shape[-1]), w, preferred_element_type=dtype)
+    x = x.reshape(-1, x.shape[-1])
+    if flat_eq == "zD,DF->zF" and dtype is None and target_platform() == "cpu":
+        y = _cpu_product(*vary_together(x, w))
+    else:
+        y = jnp.einsum(flat_eq, x, w, preferred_element_type=dtype)
     return constrain(y.reshape([sizes[letter] for letter in result]), out)
+
+
+@jax.custom_vjp
+def _cpu_product(x_zD: jax.Array, w_DF: jax.Array) -> jax.Array:
+    """x w, whose gradient for w comes out as w lies.
+
+    JAX's own rule gives it transposed, and XLA's CPU backend then copies it, in one thread: a twelfth of the time of a
+    training step of BERT-base (measured: 2 cores, medians of interleaved runs).
+    """
+    return jnp.einsum("zD,DF->zF", x_zD, w_DF)
+
+
+def _cpu_product_forward(x_zD, w_DF):
+    return _cpu_product(x_zD, w_DF), (x_zD, w_DF)
+
+
+def _cpu_product_backward(operands, dy_zF):
+    x_zD, w_DF = operands
+    return jnp.einsum("zF,DF->zD", dy_zF, w_DF), jnp.einsum("zD,zF->DF", x_zD, dy_zF)
+
+
+_cpu_product.defvjp(_cpu_product_forward, _cpu_product_backward)
+
+
+def target_platform() -> str:
+    """The platform that the program being traced is for: the mesh's devices where there is a mesh, or the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def take(table: jax.Array, ids: jax.Array, *, out: Axes, rows: str = "vocab") -> jax.Array:

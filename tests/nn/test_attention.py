@@ -221,16 +221,16 @@ def test_a_cut_length_takes_the_plain_implementation_on_a_cpu():
 
 
 def test_the_platform_is_the_meshs_or_the_default():
-    assert attention.target_platform() == jax.default_backend()
+    assert sharding.target_platform() == jax.default_backend()
     with jax.set_mesh(sharding.make_mesh()):
-        assert attention.target_platform() == jax.default_backend()
+        assert sharding.target_platform() == jax.default_backend()
     for written, meant in (("tpu", "tpu"), ("rocm", "gpu")):
         with on(written):
-            assert attention.target_platform() == meant
+            assert sharding.target_platform() == meant
     with jax.sharding.use_abstract_mesh(
         AbstractMesh((1,), ("data",), (AxisType.Auto,))
     ):  # of no platform in particular
-        assert attention.target_platform() == jax.default_backend()
+        assert sharding.target_platform() == jax.default_backend()
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,10 @@ def test_report_of_regression(tmp_path):
 
 
 def test_flops_of_bert_base():
-    """6 * 12 layers of 12 * 768^2 and 12 * 12 * 768 * T, the pooler and head for one token in T; ALBERT computes as
-    many layers as it would have without sharing."""
+    """6 * 12 layers of 12 * 768^2 and 12 * 12 * 768 * T; ALBERT computes as many layers as it would have without
+    sharing."""
     bert_base = bert.Config(heads=("classification",))
-    flops = 6 * (12 * 12 * 768**2 + (768**2 + 2 * 768) / 128) + 12 * 12 * 768 * 128
+    flops = 6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 128
     assert Classification().flops_per_token(bert_base, 128) == pytest.approx(flops)
     albert = bert.Config(heads=("classification",), share_layers=True, embedding_width=128)
     projection = 6 * 128 * 768
@@ -180,8 +180,8 @@ def test_prepare(tmp_path, pairs):
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        (Classification(), {}, r"model.num_labels is 3, but task.labels names 2; give --model.num-labels 2"),
-        (Classification(()), {}, r"model.num_labels is 3, but .* one value \(regression\); give --model.num-labels 1"),
+        (Classification(), {}, r"model.num_labels is 3, but the task's labels ask for 2; give --model.num-labels 2"),
+        (Classification(()), {}, r"model.num_labels is 3, but the task's labels ask for 1; give --model.num-labels 1"),
         (Classification(LABELS), {"heads": ("mlm",)}, r"heads are mlm; this task needs --model.heads classification"),
         (
             Classification(LABELS),

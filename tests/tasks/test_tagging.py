@@ -146,7 +146,7 @@ def test_words_of_running_text():
     [
         (gpt.Config(vocab_size=15), "the model is of the family gpt, and this task needs an encoder"),
         (bert.Config(vocab_size=15), "heads are pooler, mlm, pair; this task needs --model.heads tokens"),
-        (bert.Config(vocab_size=15, heads=("tokens",)), "num_labels is 2, but task.labels names 5"),
+        (bert.Config(vocab_size=15, heads=("tokens",)), "num_labels is 2, but the task's labels ask for 5"),
         (bert.Config(vocab_size=9, heads=("tokens",), num_labels=5), "ids up to 14, but model.vocab_size is 9"),
     ],
 )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data import tokenizers, tokens
+from transformer_jax.data import pipeline, tokenizers, tokens
 from transformer_jax.data.stdlib_topics import StdlibTopics
 from transformer_jax.data.tables import Row, Rows, Table, TfdsTable
 from transformer_jax.errors import InputError
@@ -105,10 +105,6 @@ def prepare(
       tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training texts.
     Errors: `InputError` for what is wrong with a row, and a tokenizer without the tokens that stand around a text.
     """
-    import grain
-
-    if not 0 <= seed < 1 << 32:
-        raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
     train = data.source.rows("train")
     if tokenizer is None:
         tokenizer = tokenizers.build(data.tokenizer, train.documents(), tokens.cache_dir())
@@ -116,10 +112,9 @@ def prepare(
     def examples(rows: Rows) -> Examples:
         return _examples(rows, tokenizer, labels, data)
 
-    shuffled = grain.MapDataset.range(len(train)).shuffle(seed=seed).repeat()
     return Labelled(
         tokenizer,
-        train=dataclasses.replace(examples(train), order=shuffled),
+        train=dataclasses.replace(examples(train), order=pipeline.epochs(len(train), seed)),
         validation=examples(data.source.rows("validation")),
         test=examples(data.source.rows("test")) if data.source.has_test else None,
     )

@@ -30,7 +30,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from transformer_jax import objectives
-from transformer_jax.data import corpus, tokenizers, tokens
+from transformer_jax.data import corpus, pipeline, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import masking, packing, pairs
 
@@ -84,13 +84,8 @@ def prepare(
     Arguments:
       tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training text.
     Errors: `InputError` for a missing, empty or too short corpus, a tokenizer without [CLS], [SEP] or [MASK], and
-    settings
-      of `data` that are for causal language models alone.
+      settings of `data` that are for causal language models alone.
     """
-    import grain
-
-    if not 0 <= seed < 1 << 32:
-        raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
     if data.sampling != "epochs" or data.eval_stride:
         raise InputError(
             f"data.sampling = {data.sampling!r} and data.eval_stride = {data.eval_stride}: "
@@ -114,7 +109,7 @@ def prepare(
         return Pairs.lay_out(text, known, data.length, layout, origin=origin)
 
     made = {side: rows(side) for side in files}
-    order = grain.MapDataset.range(len(made["train"])).shuffle(seed=seed).repeat()
+    order = pipeline.epochs(len(made["train"]), seed)
     count = how.count(data.length)
     return Corpus(
         tokenizer=tokenizer,

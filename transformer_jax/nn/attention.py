@@ -152,7 +152,7 @@ def choose(q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> str:
     "cpu"     CPU: blocks of queries (`attention_cpu`); float32, any mask, the length unsharded
     "xla"     everything else, on any platform
     """
-    own = {"gpu": "cudnn", "cpu": "cpu"}.get(target_platform(), "xla")
+    own = {"gpu": "cudnn", "cpu": "cpu"}.get(sharding.target_platform(), "xla")
     return own if covers(own, q_BTNH, mask, bias=bias, dropout=dropout) else "xla"
 
 
@@ -167,13 +167,6 @@ def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, bias: bool, dr
         fits = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
         return fits and all(a is None for a in (mask.segment_BT, mask.prefix_B, mask.start_B, mask.window))
     return implementation == "cpu" and q_BTNH.dtype == jnp.float32 and sharding.shards("length") == 1
-
-
-def target_platform() -> str:
-    """The platform that the program being traced is for: the mesh's devices where there is a mesh, or the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def _plain(

@@ -21,7 +21,7 @@ import numpy as np
 from transformer_jax import metrics, models
 from transformer_jax.data import labelled
 from transformer_jax.errors import InputError
-from transformer_jax.nn import params as params_lib
+from transformer_jax.tasks import encoder
 from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
 
 PREDICT_ROWS = 32  # inputs that `predict` computes together
@@ -71,13 +71,9 @@ class Classification(Task):
         Errors: `InputError` for a model without the head for these labels, a bad row (its file and line are named), and
         a tokenizer with more ids than the model or without the tokens that stand around a text.
         """
-        self._check_model(model_cfg)
+        encoder.check_head(model_cfg, "classification", labels=len(self.labels) or 1)
         made = labelled.prepare(data, self.labels, seed=seed, tokenizer=workdir_tokenizer)
-        if made.tokenizer.vocab_size > model_cfg.vocab_size:
-            raise InputError(
-                f"the tokenizer has ids up to {made.tokenizer.vocab_size - 1}, but model.vocab_size is "
-                f"{model_cfg.vocab_size}; give --model.vocab-size {made.tokenizer.vocab_size} or more"
-            )
+        encoder.check_ids(model_cfg, made.tokenizer)
         facts: dict[str, Any] = {"vocabulary": made.tokenizer.vocab_size}
         for name, examples in (("training", made.train), ("validation", made.validation), ("test", made.test)):
             if examples is not None:
@@ -96,29 +92,13 @@ class Classification(Task):
             None if made.test is None else Evaluation(made.test, made.test.labels),
         )
 
-    def _check_model(self, model_cfg: Any) -> None:
-        heads, wanted = getattr(model_cfg, "heads", ()), len(self.labels) or 1
-        if "classification" not in heads:
-            raise InputError(
-                f"the model's heads are {', '.join(heads) or 'none'}; this task needs --model.heads classification"
-            )
-        if model_cfg.num_labels != wanted:
-            asked = f"task.labels names {wanted}" if self.labels else "task.labels = () asks for one value (regression)"
-            raise InputError(
-                f"model.num_labels is {model_cfg.num_labels}, but {asked}; give --model.num-labels {wanted}"
-            )
-
     def logits(
         self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
     ) -> Any:
         """float32 [B, C]; C = 1 for regression. Dropout only with a key."""
-        family = models.family(model_cfg)
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
-        types = (
-            batch.get("types") if model_cfg.num_types > 1 else None
-        )  # RoBERTa tells the texts apart by </s></s> alone
-        x_BTD = family.apply(params, model_cfg, batch["tokens"], types=types, lengths=batch["lengths"], key=trunk_key)
-        return family.classify(params, model_cfg, x_BTD, key=head_key).astype(jnp.float32)
+        x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
+        return models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}); squared errors in regression.
@@ -174,23 +154,8 @@ class Classification(Task):
         return [confusion, roc]
 
     def flops_per_token(self, model_cfg: Any, length: int) -> float:
-        """FLOPs of one training step per token, forward and backward (PaLM, appendix B).
-
-        6 for each parameter of the trunk's kernels (in every layer that uses them), 12 * L * N * H * T for attention,
-        and 6 for each of pooler and head, which one token in T goes through.
-        """
-        family = models.family(model_cfg)
-        sizes = {
-            name: math.prod(leaf.shape)
-            for name, leaf in params_lib.flatten(family.declare(model_cfg)).items()
-            if name.endswith("/kernel")
-        }
-        trunk = sum(size for name, size in sizes.items() if name.startswith(family.TRUNK))
-        if model_cfg.share_layers:
-            trunk += (model_cfg.num_layers - 1) * sum(s for name, s in sizes.items() if name.startswith("blocks/"))
-        head = sizes["pooler/kernel"] + sizes["classification/kernel"]
-        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
-        return 6.0 * (trunk + head / length) + 12.0 * attention
+        """FLOPs of one training step per token, forward and backward: the trunk's."""
+        return encoder.flops_per_token(model_cfg, length)
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int

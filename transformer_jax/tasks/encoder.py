@@ -21,7 +21,7 @@ def check_head(model_cfg: Any, head: str, *, labels: int | None = None) -> None:
         raise InputError(f"the model's heads are {', '.join(heads) or 'none'}; this task needs --model.heads {head}")
     if labels is not None and model_cfg.num_labels != labels:
         raise InputError(
-            f"model.num_labels is {model_cfg.num_labels}, but task.labels names {labels}; "
+            f"model.num_labels is {model_cfg.num_labels}, but the task's labels ask for {labels}; "
             f"give --model.num-labels {labels}"
         )
 

@@ -21,8 +21,8 @@ import numpy as np
 from transformer_jax import losses, models, sharding
 from transformer_jax.data import corpus, masked
 from transformer_jax.errors import InputError
-from transformer_jax.nn import params as params_lib
 from transformer_jax.objectives.masking import Masking
+from transformer_jax.tasks import encoder
 from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
 
 Pairs = Literal["none", "next_sentence", "sentence_order"]
@@ -87,14 +87,9 @@ class MaskedLM(Task):
           than the model, and a missing, empty or too short corpus.
         """
         for head in ("mlm", "pair") if self.pairs != "none" else ("mlm",):
-            if head not in (heads := getattr(model_cfg, "heads", ())):
-                raise InputError(f"the model's heads are {', '.join(heads) or 'none'}; this task needs {head!r}")
+            encoder.check_head(model_cfg, head)
         made = masked.prepare(data, self.masking, self.layout, seed=seed, tokenizer=workdir_tokenizer)
-        if made.tokenizer.vocab_size > model_cfg.vocab_size:
-            raise InputError(
-                f"the tokenizer has ids up to {made.tokenizer.vocab_size - 1}, but model.vocab_size is "
-                f"{model_cfg.vocab_size}; give --model.vocab-size {made.tokenizer.vocab_size} or more"
-            )
+        encoder.check_ids(model_cfg, made.tokenizer)
         labels = _labels(made.validation)
         if not len(labels):
             raise InputError(f"{data.source.documents('validation').origin} has no token to mask; give more text")
@@ -130,9 +125,7 @@ class MaskedLM(Task):
     def _losses(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Any:
         """((sum, weight, sums), h_BPE)."""
         family = models.family(model_cfg)
-        optional = {name: batch.get(name) for name in ("lengths", "segments")}
-        types = batch.get("types") if model_cfg.num_types > 1 else None
-        x_BTD = family.apply(params, model_cfg, batch["tokens"], types=types, key=key, **optional)
+        x_BTD = encoder.hidden(params, model_cfg, batch, key=key)
         x_BPD = sharding.gather(x_BTD, batch["positions"], out=("batch", None, None))
         kernel_EV, bias_V = family.mlm_kernel(params, model_cfg)
         with sharding.whole_length():
@@ -168,21 +161,11 @@ class MaskedLM(Task):
         return report
 
     def flops_per_token(self, model_cfg: Any, length: int) -> float:
-        """FLOPs of one training step per token, forward and backward (PaLM, appendix B).
-
-        6 for each parameter of the trunk's kernels (in every layer that uses them), 12 * L * N * H * T for attention; 6
-        for each of the masked-LM head, which P tokens in T go through, and of pooler and pair head, which one does.
-        """
-        family = models.family(model_cfg)
-        leaves = params_lib.flatten(family.declare(model_cfg))
-        sizes = {name: math.prod(leaf.shape) for name, leaf in leaves.items() if name.endswith("/kernel")}
-        trunk = sum(size for name, size in sizes.items() if name.startswith(family.TRUNK))
-        if model_cfg.share_layers:
-            trunk += (model_cfg.num_layers - 1) * sum(s for name, s in sizes.items() if name.startswith("blocks/"))
-        head = sizes["mlm/transform/kernel"] + model_cfg.embed_features * model_cfg.vocab_size
-        pair = sizes["pooler/kernel"] + sizes["pair/kernel"] if self.pairs != "none" else 0
-        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
-        return 6.0 * (trunk + (head * self.masking.count(length) + pair) / length) + 12.0 * attention
+        """FLOPs of one training step per token, forward and backward: the trunk's, and the masked-LM head's for the P
+        positions in T that go through it."""
+        D, E = model_cfg.width, model_cfg.embed_features
+        head = (D * E + E * model_cfg.vocab_size) * self.masking.count(length) / length
+        return encoder.flops_per_token(model_cfg, length) + 6.0 * head
 
     # ---- Prediction ----
 

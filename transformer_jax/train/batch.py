@@ -15,11 +15,15 @@ Example = Mapping[str, jax.ShapeDtypeStruct]  # one row of a batch, without the 
 def shardings(example: Example, batch_size: int, mesh: Mesh | AbstractMesh) -> dict[str, NamedSharding]:
     """A sharding for each leaf of a batch: its rows over the batch axes, its length over the sequence axis.
 
+    The length is the longest first dimension of an example. A shorter one, such as the few positions that a masked
+    language model predicts, is whole on every device.
     Errors: `InputError` when a dimension does not divide over the mesh.
     """
     places = {}
+    length = max((x.shape[0] for x in example.values() if x.shape), default=0)
     for name, x in example.items():
-        axes = ("batch", "length", *(None,) * len(x.shape))[: len(x.shape) + 1]
+        along = "length" if x.shape[:1] == (length,) else None
+        axes = ("batch", along, *(None,) * len(x.shape))[: len(x.shape) + 1]
         spec = sharding.partition_spec(axes, (batch_size, *x.shape), mesh, name=f"the batch's {name!r}")
         places[name] = NamedSharding(mesh, spec)  # type: ignore[arg-type]
     return places
