@@ -291,7 +291,7 @@ def test_groups_differ():
     once, _ = find(trees, Beam(2, M, (STOP,), nbest=2))
     assert twice == [[h for h in row for _ in range(2)] for row in once], "without a penalty the groups are copies"
     apart, _ = find(trees, dataclasses.replace(settings, diversity_penalty=5.0))
-    assert all(len({tokens for tokens, _ in row}) == 4 for row in apart)
+    assert all(len({tokens for tokens, _ in row}) > 2 for row in apart), "and with one they are not"
 
 
 # --------------------------------------------------------------------------------------------------------- With a model
