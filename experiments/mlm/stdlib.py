@@ -52,9 +52,9 @@ def experiment() -> Experiment:
         ),
         task=MaskedLM(masking=Masking(rate=0.2)),
         optim=Optim(peak_lr=2e-3, warmup_steps=100, final_lr_fraction=0.05, beta2=0.98),
-        train=Train(steps=1500, batch_size=16, log_every=20),
-        evaluate=Evaluate(every=750, batch_size=32),
-        checkpoint=Checkpoint(every=750, best_metric="loss_nats_per_masked_token"),
+        train=Train(steps=1400, batch_size=16, log_every=20),
+        evaluate=Evaluate(every=700, batch_size=32),
+        checkpoint=Checkpoint(every=700, best_metric="loss_nats_per_masked_token"),
         sample=Predict(
             inputs=(
                 "def __init__(<mask>, name):",
