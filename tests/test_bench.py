@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import math
 from types import SimpleNamespace
 
 import jax
 import pytest
 
-from tools import bench, bench_profile
+from tools import bench, bench_mlm, bench_profile
 
 TINY = ["--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2", "--train.batch-size", "8"]
 TINY += ["--model.max-length", "8", "--data.length", "8"]
@@ -31,11 +32,26 @@ def test_numbers_of_a_tiny_shape(tmp_path, capsys):
     assert result["machine"]["jax"] == jax.__version__ and jax.__version__ in printed
 
 
+def test_an_encoders_step(tmp_path):
+    """Fine-tuning: labels below their number, texts as long as their rows; the first loss is that of guessing."""
+    path = tmp_path / "out.json"
+    tiny = [*TINY, "--model.vocab-size", "50", "--model.dropout", "0"]
+    assert bench.main(["bert-base", *tiny, *QUICK, "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["ours"]["first_loss"] == pytest.approx(math.log(2), abs=0.1)
+
+
+def test_the_gathered_loss_beside_every_position(capsys):
+    """It ends with an error where the two losses differ."""
+    tiny = [*TINY, "--model.vocab-size", "50", "--rounds", "1", "--steps", "1"]
+    assert bench_mlm.main(tiny) == 0
+    assert "gathered / every position" in capsys.readouterr().out
+
+
 def test_profile_names_the_parts_of_the_model(capsys):
     assert bench.main(["gpt-4x128", *TINY, "--profile"]) == 0
     printed = capsys.readouterr().out
     assert "matrix products" in printed
-    assert "backward zD,DF->zF dot_general" in printed
+    assert "zD,zF->DF dot_general" in printed
 
 
 def test_time_inside_an_operation_counts_once():

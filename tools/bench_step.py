@@ -83,11 +83,13 @@ def random_batches(batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, count:
     """
     rng = np.random.default_rng(0)
     length = max(x.shape[1] for x in batch.values() if len(x.shape) > 1)
-    below = {"types": 2, "pair": 2, "positions": length, "starts": length, "ends": length}
+    below = {"types": 2, "pair": 2, "starts": length, "ends": length}
 
     def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.Array:
         if name == "lengths":
             value = np.full(x.shape, length, x.dtype)
+        elif name == "positions":  # each once in a row
+            value = np.argsort(rng.random((x.shape[0], length)))[:, : x.shape[1]].astype(x.dtype)
         elif not jnp.issubdtype(x.dtype, jnp.integer) or name == "segments":
             value = np.ones(x.shape, x.dtype)
         else:
