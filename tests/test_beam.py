@@ -51,6 +51,10 @@ class Tree:
     def reorder(cache, rows_R):
         return jax.tree.map(lambda x: x[rows_R], cache)
 
+    @staticmethod
+    def repeat(cache, times):
+        return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), cache)
+
 
 V, M, STOP = 5, 6, 4
 NODES = sum(V**depth for depth in range(M))

@@ -6,13 +6,13 @@
     found = search(gpt, params, cfg, gpt.init_cache(cfg, batch=2, length=1 + 64 - 1), prompts, settings)
     found.tokens_BKM[b, 0, : found.length_BK[b, 0]]                       # row b's best hypothesis
 
-`model` has the three functions that `decode` asks for, and one more:
+`model` has the three functions that `decode` asks for, and two more:
 
-    reorder(cache, rows_R) -> the cache whose row r is row rows_R[r] of the given one
+    repeat(cache, times)   -> each row `times` times, side by side: after the prompts are read, the rows of their beams
+    reorder(cache, rows_R) -> the cache whose row r is row rows_R[r] of the given one, after every token
 
-It is called once after the prompts are read, to repeat each row for its beams (0 0 0 1 1 1 ...), and after every token,
-when a row only ever follows a row of the same prompt: what the beams of a prompt share (a source sentence's keys and
-values) need not move then.
+A row of `reorder` only ever continues one of the same prompt: what the beams of a prompt share, such as the keys and
+values of its source sentence, need be there once and does not move.
 
 The search. A prompt has `width` running beams, and apart from them `width` places for hypotheses that have ended. Each
 step adds the log-softmax of the logits to the beams' sums and takes the best (1 + number of stop ids) * width
@@ -24,8 +24,8 @@ many are no beams here.
 Rows are independent: neither the other rows nor the padding change what is found, up to the rounding of matrix
 products. So a batch is spread over devices by `jax.shard_map` over its rows, and each device stops by itself.
 
-Cost of a step beside the model's: a pass over the logits, and a copy of the whole cache, all of its slots. Width 1 with
-early_stopping "first" is greedy decoding.
+Cost of a step beside the model's: a few passes over the logits, and a copy of all the slots of what `reorder` moves, so
+a cache no longer than it must be. Width 1 with early_stopping "first" is greedy decoding.
 
 B batch, G groups, W beams of a group, R = B*G*W rows of the cache, C continuations, K hypotheses returned, T prompt
 columns, M new tokens at most, H = T + M columns of history, V vocabulary.
@@ -222,8 +222,7 @@ def start(model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, setti
     )
     logits_BGWV = jnp.broadcast_to(logits_BV[:, None, None], (B, G, W, V))
     beams, _ = extend(beams, logits_BGWV, prompts, 0, settings)
-    rows_R = jnp.repeat(jnp.arange(B), G * W)
-    return BeamState(model.reorder(cache, rows_R), beams, jnp.ones((), jnp.int32))
+    return BeamState(model.repeat(cache, settings.width), beams, jnp.ones((), jnp.int32))
 
 
 def extend(
