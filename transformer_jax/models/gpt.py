@@ -230,6 +230,11 @@ def reorder(cache: KVCache, rows_R: jax.Array) -> KVCache:
     return attention.reorder(cache, rows_R)
 
 
+def repeat(cache: KVCache, times: int) -> KVCache:
+    """Each row `times` times, side by side: the beams of one prompt."""
+    return attention.reorder(cache, jnp.repeat(jnp.arange(len(cache.start_B)), times))
+
+
 def for_decoding(params: Params, cfg: Config) -> Params:
     """The same parameters as `decode_step` reads them fastest: with cfg.scan_layers=False each layer's arrays by
     themselves (one copy of the blocks), otherwise as they are. `prefill` and `decode_step` take either.
