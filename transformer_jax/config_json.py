@@ -15,7 +15,7 @@ from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, labelled, questions, sources, stdlib_topics, tables, tagged, tokenizers
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Mesh, Precision, Predict, Sample, Train
-from transformer_jax.models import bert, gpt
+from transformer_jax.models import bert, gpt, seq2seq
 from transformer_jax.nn import positions
 from transformer_jax.objectives import masking
 from transformer_jax.tasks import causal_lm, classification, masked_lm, span_qa, tagging
@@ -25,7 +25,7 @@ TYPES: dict[str, type] = {
     f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}": cls
     for cls in (
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
-        *(gpt.Config, bert.Config, positions.RopeScaling),
+        *(gpt.Config, bert.Config, seq2seq.Config, positions.RopeScaling),
         *(causal_lm.CausalLM, masked_lm.MaskedLM, masking.Masking),
         *(classification.Classification, tagging.Tagging, span_qa.SpanQA),
         *(corpus.TextCorpus, labelled.LabelledText),

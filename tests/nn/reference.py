@@ -37,9 +37,9 @@ def softmax(scores):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def attention_head(q_TH, k_SH, v_SH, allowed_TS, bias_TS=0.0):
-    """One head: softmax(q k^T / sqrt(H) + bias) v over the allowed keys."""
-    scores_TS = q_TH @ k_SH.T / math.sqrt(q_TH.shape[-1]) + bias_TS
+def attention_head(q_TH, k_SH, v_SH, allowed_TS, bias_TS=0.0, scaled=True):
+    """One head: softmax(q k^T / sqrt(H) + bias) v over the allowed keys; T5 leaves out the root."""
+    scores_TS = q_TH @ k_SH.T / (math.sqrt(q_TH.shape[-1]) if scaled else 1.0) + bias_TS
     return softmax(np.where(allowed_TS, scores_TS, -np.inf)) @ v_SH
 
 
@@ -49,12 +49,13 @@ def allowed(T, segments=None, prefix=0):
     return np.array([[(s <= t or s < prefix) and segments[s] == segments[t] for s in range(T)] for t in range(T)])
 
 
-def sinusoid(position, width):
+def sinusoid(position, width, halves=False):
+    """Sine and cosine in turn, as the paper has them; or first all sines, as Marian has them."""
     row = np.zeros(width)
     for i in range(width // 2):
         row[2 * i] = math.sin(position / 10_000 ** (2 * i / width))
         row[2 * i + 1] = math.cos(position / 10_000 ** (2 * i / width))
-    return row
+    return np.concatenate([row[0::2], row[1::2]]) if halves else row
 
 
 def rotary_frequencies(H, theta, scaling=None):
@@ -90,6 +91,12 @@ def bucket(distance, num_buckets, max_distance):
     return min(exact + int(far), num_buckets - 1)
 
 
+def two_sided_bucket(distance, num_buckets, max_distance):
+    """The encoder's: the first half of the buckets for this position and those to the left, the other for the right."""
+    half = num_buckets // 2
+    return bucket(abs(distance), half, max_distance) + (half if distance < 0 else 0)
+
+
 def alibi_slopes(heads):
     """The paper's rule for powers of two, and for other counts the released code's: every second slope of the next."""
     if math.log2(heads).is_integer():
@@ -112,9 +119,11 @@ def _norm(p, x, cfg):
     return layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
 
 
-def _attend(p, cfg, h_TD, allowed_TS, frequencies, bias_NTS):
+def _attend(p, cfg, h_TD, allowed_TS, frequencies, bias_NTS, memory_SD=None):
+    """The keys and values are those of h, or of another sequence's states (cross-attention)."""
     N, H = cfg.num_heads, cfg.head_dim or cfg.width // cfg.num_heads
-    query, key, value = (_dense(p[name], h_TD) for name in ("query", "key", "value"))
+    memory_SD = h_TD if memory_SD is None else memory_SD
+    query, key, value = _dense(p["query"], h_TD), _dense(p["key"], memory_SD), _dense(p["value"], memory_SD)
     outputs = []
     for n in range(N):
         kv = n // (N // cfg.kv_heads)
@@ -124,7 +133,8 @@ def _attend(p, cfg, h_TD, allowed_TS, frequencies, bias_NTS):
             k_SH = rms_norm(k_SH, p["key_norm"]["scale"], cfg.norm_eps)
         if cfg.position == "rotary":
             q_TH, k_SH = rotate(q_TH, frequencies), rotate(k_SH, frequencies)
-        outputs.append(attention_head(q_TH, k_SH, v_SH, allowed_TS, 0.0 if bias_NTS is None else bias_NTS[n]))
+        bias_TS, scaled = 0.0 if bias_NTS is None else bias_NTS[n], getattr(cfg, "scale_scores", True)
+        outputs.append(attention_head(q_TH, k_SH, v_SH, allowed_TS, bias_TS, scaled))
     return _dense(p["out"], np.concatenate(outputs, axis=-1))
 
 
@@ -134,15 +144,23 @@ def _mlp(p, cfg, h_TD):
     return _dense(p["down"], activate(_dense(p["up"], h_TD), cfg.activation))
 
 
-def _block(p, cfg, x_TD, allowed_TS, frequencies, bias_NTS=None):
+def _block(p, cfg, x_TD, allowed_TS, frequencies, bias_NTS=None, memory_SD=None):
     def attend(h_TD):
         return _attend(p["attention"], cfg, h_TD, allowed_TS, frequencies, bias_NTS)
 
-    if cfg.norm_order == "pre":
-        x_TD = x_TD + attend(_norm(p["attention_norm"], x_TD, cfg))
-        return x_TD + _mlp(p["mlp"], cfg, _norm(p["mlp_norm"], x_TD, cfg))
-    x_TD = _norm(p["attention_norm"], x_TD + attend(x_TD), cfg)
-    return _norm(p["mlp_norm"], x_TD + _mlp(p["mlp"], cfg, x_TD), cfg)
+    def cross(h_TD):
+        return _attend(p["cross"], cfg, h_TD, np.ones((len(h_TD), len(memory_SD)), bool), frequencies, None, memory_SD)
+
+    def mlp(h_TD):
+        return _mlp(p["mlp"], cfg, h_TD)
+
+    sublayers = {"attention_norm": attend, **({} if memory_SD is None else {"cross_norm": cross}), "mlp_norm": mlp}
+    for norm, sublayer in sublayers.items():
+        if cfg.norm_order == "pre":
+            x_TD = x_TD + sublayer(_norm(p[norm], x_TD, cfg))
+        else:
+            x_TD = _norm(p[norm], x_TD + sublayer(x_TD), cfg)
+    return x_TD
 
 
 def gpt_logits(params, cfg, tokens_T, segments=None, prefix=0):
@@ -190,6 +208,39 @@ def bert_hidden(params, cfg, tokens_T, types_T=None):
         p = _layer(params["blocks"], 0 if cfg.share_layers else i)
         x_TD = _block(p, cfg, x_TD, near, frequencies)
     return _norm(params["final_norm"], x_TD, cfg) if cfg.norm_order == "pre" else x_TD
+
+
+def seq2seq_logits(params, cfg, source_S, target_T):
+    """(encoder's states [S, D], logits [T, V]) of one pair without padding (Vaswani et al. 2017; T5, Raffel et al. 2020;
+    BART, Lewis et al. 2020; Marian, Junczys-Dowmunt et al. 2018)."""
+    table = params["embed"]["token"]["embedding"]
+
+    def side(p, num_layers, tokens_T, allowed_TT, bucket_of, memory_SD):
+        T = len(tokens_T)
+        x_TD = table[tokens_T] * (math.sqrt(cfg.width) if cfg.scale_embedding else 1.0)
+        if cfg.position == "learned":
+            x_TD = x_TD + p["position"]["embedding"][cfg.position_offset :][:T]
+        if cfg.position in ("sinusoidal", "sinusoidal_halves"):
+            x_TD = x_TD + np.stack([sinusoid(t, cfg.width, cfg.position == "sinusoidal_halves") for t in range(T)])
+        if cfg.embedding_norm:
+            x_TD = _norm(p["embed_norm"], x_TD, cfg)
+        bias_NTT = np.zeros((cfg.num_heads, T, T))
+        if cfg.position == "relative":
+            for t in range(T):
+                for s in range(T):
+                    row = bucket_of(t - s, cfg.relative_buckets, cfg.relative_max_distance)
+                    bias_NTT[:, t, s] = p["relative_bias"]["embedding"][row]
+        for i in range(num_layers):
+            x_TD = _block(_layer(p["blocks"], i), cfg, x_TD, allowed_TT, None, bias_NTT, memory_SD)
+        return _norm(p["final_norm"], x_TD, cfg) if cfg.norm_order == "pre" else x_TD
+
+    S, T = len(source_S), len(target_T)
+    x_SD = side(params["encoder"], cfg.num_layers, source_S, np.ones((S, S), bool), two_sided_bucket, None)
+    y_TD = side(params["decoder"], cfg.decoder_layers, target_T, allowed(T), bucket, x_SD)
+    if cfg.scale_head:
+        y_TD = y_TD / math.sqrt(cfg.width)
+    logits_TV = y_TD @ (table.T if cfg.tie_embeddings else params["head"]["kernel"])
+    return x_SD, logits_TV + (params["head"]["bias"] if cfg.logits_bias else 0.0)
 
 
 def random_params(declaration, seed):

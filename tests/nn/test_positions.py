@@ -12,6 +12,9 @@ from transformer_jax.nn import positions
 def test_sinusoids():
     ours = positions.sinusoidal(jnp.arange(50), 16)
     np.testing.assert_allclose(ours, [reference.sinusoid(t, 16) for t in range(50)], atol=1e-5)
+    halves = positions.sinusoidal(jnp.arange(50), 16, halves=True)
+    np.testing.assert_allclose(halves, [reference.sinusoid(t, 16, True) for t in range(50)], atol=1e-5)
+    np.testing.assert_array_equal(halves[0], [0] * 8 + [1] * 8)
     np.testing.assert_array_equal(ours[0], [0, 1] * 8)  # sin(0) at even columns, cos(0) at odd ones
     np.testing.assert_allclose(ours[1, :2], [0.8414710, 0.5403023], atol=1e-6)
 
@@ -67,10 +70,22 @@ def test_t5_buckets_as_published():
     assert np.asarray(ours).tolist() == [0, 0, 1, 15, 16, 31, 31, 31]
 
 
+def test_t5_buckets_on_both_sides():
+    """The encoder's. Numbers as the released code and Transformers give them, borders of the logarithm included."""
+    distances = np.arange(-300, 300)
+    ours = positions.relative_buckets(jnp.asarray(distances), num_buckets=32, max_distance=128, bidirectional=True)
+    assert np.asarray(ours).tolist() == [reference.two_sided_bucket(d, 32, 128) for d in distances]
+    published = {0: 0, 1: 1, 7: 7, 8: 8, 11: 8, 16: 10, 32: 12, 64: 14, 91: 15, 128: 15, 299: 15}
+    published |= {-1: 17, -7: 23, -8: 24, -12: 25, -16: 26, -31: 27, -32: 28, -63: 29, -64: 30, -90: 30, -91: 31}
+    assert {d: int(ours[300 + d]) for d in published} == published
+
+
 def test_relative_bias_looks_up_each_heads_bucket():
     table = jnp.arange(64.0).reshape(32, 2)
     bias_NTS = positions.relative_bias(table, jnp.arange(3), jnp.arange(4))
     assert bias_NTS[1].tolist() == [[1, 1, 1, 1], [3, 1, 1, 1], [5, 3, 1, 1]]
+    both_NTS = positions.relative_bias(table, jnp.arange(2), jnp.arange(3), bidirectional=True)
+    assert both_NTS[0].tolist() == [[0, 34, 36], [2, 0, 34]]
 
 
 def test_alibi_slopes_as_published():

@@ -17,6 +17,7 @@ over hidden states, whose parameters are in the tree when `Config.heads` names t
 B batch, T length, P predicted positions, D width, E embedding width, C labels, V vocabulary, L layers.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -146,6 +147,16 @@ class Config:
         """No query and key norms."""
         return False
 
+    @property
+    def attention_dropout(self) -> float:
+        """The rate of the attention probabilities."""
+        return self.dropout
+
+    @property
+    def score_scale(self) -> float:
+        """What the attention scores are multiplied by."""
+        return 1.0 / math.sqrt(self.head_width)
+
 
 # ------------------------------------------------------------------------------------------------------- parameters
 
@@ -219,7 +230,7 @@ def apply(
     if (T := tokens_BT.shape[1]) > cfg.max_length:
         raise ValueError(f"{T} tokens are more than the model's max_length of {cfg.max_length}")
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-    where = jnp.arange(T) if segments is None else _restarted(segments)
+    where = jnp.arange(T) if segments is None else positions.restarted(segments)
     x_BTD = _embed(params["embed"], cfg, tokens_BT, types, where, embed_key)
     everywhere = Mask(segment_BT=segments, end_B=lengths)
     nearby = everywhere.replace(window=cfg.local_window)  # type: ignore[attr-defined]
@@ -248,15 +259,6 @@ def apply(
     if cfg.norm_order == "pre":
         x_BTD = layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
     return x_BTD
-
-
-def _restarted(segments_BT: jax.Array) -> jax.Array:
-    """Positions [B, T] that start at 0 with each segment."""
-    columns_T = jnp.arange(segments_BT.shape[1])
-    begins_BT = jnp.concatenate(
-        [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
-    )
-    return columns_T - jax.lax.cummax(jnp.where(begins_BT, columns_T, 0), axis=1)
 
 
 def _embed(

@@ -12,6 +12,7 @@ B batch, T length, S cache slots, D width, N query heads, K key/value heads, H h
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,6 +114,16 @@ class Config:
     def has_qkv_bias(self) -> bool:
         """Whether the query, key and value projections have biases."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def attention_dropout(self) -> float:
+        """The rate of the attention probabilities."""
+        return self.dropout
+
+    @property
+    def score_scale(self) -> float:
+        """What the attention scores are multiplied by."""
+        return 1.0 / math.sqrt(self.head_width)
 
 
 def declare(cfg: Config) -> dict[str, Any]:
@@ -329,11 +340,7 @@ def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
     if not cfg.tie_embeddings:
         with sharding.whole_length():
             return _logits(params, cfg, x_BD[:, None])[:, 0]
-    # The table comes first and as it is stored: turned around, XLA's CPU backend reads it column by column or copies
-    # it, 2 to 8 times as slow. The barrier keeps the compiler from turning it around itself.
-    table_VD = params["embed"]["token"]["embedding"].astype(x_BD.dtype)
-    logits_VB = sharding.einsum("VD,BD->VB", table_VD, x_BD, out=("vocab", "batch"), dtype=jnp.float32)
-    return jax.lax.optimization_barrier(logits_VB).T
+    return layers.tied_logits(params["embed"]["token"], x_BD)
 
 
 def _check_length(cfg: Config, length: int) -> None:

@@ -1,12 +1,13 @@
 """The transformer block: attention and MLP, each with its norm, residual and dropout, by a config.
 
-Every family's `Config` has the fields of `BlockConfig`, so one block serves them all.
+A decoder that reads an encoder's states has cross-attention between the two. Every family's `Config` has the fields of
+`BlockConfig`, so one block serves them all.
 
-B batch, T length, S cache slots, D width, N query heads, K key/value heads, H head width, F MLP width, L layers.
+B batch, T length, S keys or cache slots, D width, N query heads, K key/value heads, H head width, F MLP width, L layers.
 """
 
 import math
-from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import jax
 
@@ -49,7 +50,11 @@ class BlockConfig(Protocol):
     @property
     def qk_norm(self) -> bool: ...
     @property
+    def score_scale(self) -> float: ...
+    @property
     def dropout(self) -> float: ...
+    @property
+    def attention_dropout(self) -> float: ...
     @property
     def init_std(self) -> float: ...
     @property
@@ -79,27 +84,44 @@ def check(cfg: Any) -> None:
         raise InputError(f"model.dropout is {cfg.dropout}; it must be in [0, 1)")
 
 
-def declare(cfg: BlockConfig) -> dict[str, Any]:
-    """One block's parameters. With pre-norm, kernels that write to the residual stream start smaller by sqrt(2 L)
-    (GPT-2); after it, the norms scale what they add."""
+class Cross(NamedTuple):
+    """What cross-attention reads: one layer's keys and values of the encoder's states, and who may attend to whom.
+
+    The keys may have fewer rows than the queries: then consecutive queries' rows, as many for each, share a keys' row
+    (beams over one source).
+    """
+
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+    mask: Mask
+
+
+def declare(cfg: BlockConfig, *, cross: bool = False) -> dict[str, Any]:
+    """One block's parameters, with cross-attention or without. With pre-norm, kernels that write to the residual stream
+    start smaller by sqrt(2 L) (GPT-2), 3 L with cross-attention; after it, the norms scale what they add."""
     D, H, std = cfg.width, cfg.head_width, cfg.init_std
-    out_std = std / math.sqrt(2 * cfg.num_layers) if cfg.norm_order == "pre" else std
+    out_std = std / math.sqrt((3 if cross else 2) * cfg.num_layers) if cfg.norm_order == "pre" else std
 
     def project(heads: int, axis: str) -> dict[str, Any]:
         return layers.declare_dense(D, heads * H, ("embed", axis), bias=cfg.has_qkv_bias, std=std)
 
-    heads: dict[str, Any] = {
-        "query": project(cfg.num_heads, "heads"),
-        "key": project(cfg.kv_heads, "kv_heads"),
-        "value": project(cfg.kv_heads, "kv_heads"),
-        "out": layers.declare_dense(cfg.num_heads * H, D, ("heads", "embed"), bias=cfg.bias, std=out_std),
-    }
-    if cfg.qk_norm:
-        heads |= {name: layers.declare_norm(H, "rms", bias=False) for name in ("query_norm", "key_norm")}
+    def heads() -> dict[str, Any]:
+        return {
+            "query": project(cfg.num_heads, "heads"),
+            "key": project(cfg.kv_heads, "kv_heads"),
+            "value": project(cfg.kv_heads, "kv_heads"),
+            "out": layers.declare_dense(cfg.num_heads * H, D, ("heads", "embed"), bias=cfg.bias, std=out_std),
+        }
+
+    def norm() -> dict[str, Any]:
+        return layers.declare_norm(D, cfg.norm, bias=cfg.bias)
+
+    norms = {name: layers.declare_norm(H, "rms", bias=False) for name in ("query_norm", "key_norm") if cfg.qk_norm}
     return {
-        "attention_norm": layers.declare_norm(D, cfg.norm, bias=cfg.bias),
-        "attention": heads,
-        "mlp_norm": layers.declare_norm(D, cfg.norm, bias=cfg.bias),
+        "attention_norm": norm(),
+        "attention": heads() | norms,
+        **({"cross_norm": norm(), "cross": heads()} if cross else {}),
+        "mlp_norm": norm(),
         "mlp": layers.declare_mlp(D, cfg.mlp_features, gated=cfg.gated, bias=cfg.bias, std=std, out_std=out_std),
     }
 
@@ -112,27 +134,28 @@ def apply(
     mask: Mask,
     rope: tuple[jax.Array, jax.Array] | None = None,
     bias_NTS: jax.Array | None = None,
+    cross: Cross | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """x after the block [B, T, D], and the block's keys and values [B, T, K, H] for whoever fills a cache.
 
     Arguments: one layer's parameters; config; x; who may attend to whom; (cos, sin) of `positions.rotary_angles`;
-    a bias on the scores; dropout's key (None: no dropout).
+    a bias on the scores; what cross-attention reads, where there is any; dropout's key (None: no dropout).
     """
-    attention_key, key_1, key_2 = (None,) * 3 if key is None else jax.random.split(key, 3)
-    h_BTD = x_BTD if cfg.norm_order == "post" else layers.norm(p["attention_norm"], x_BTD, cfg.norm, cfg.norm_eps)
-    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, h_BTD, rope)
+    attention_key, *keys = _keys(key, cross)
+    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
     a_BTNH = attention.attend(
         q_BTNH,
         k_BTKH,
         v_BTKH,
         mask,
         bias_NTS=bias_NTS,
-        dropout_rate=cfg.dropout,
+        scale=cfg.score_scale,
+        dropout_rate=cfg.attention_dropout,
         key=attention_key,
         implementation=cfg.attention,
     )
-    return _finish(p, cfg, x_BTD, a_BTNH, key_1, key_2), (k_BTKH, v_BTKH)
+    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention), (k_BTKH, v_BTKH)
 
 
 def apply_cached(
@@ -144,16 +167,48 @@ def apply_cached(
     *,
     rope: tuple[jax.Array, jax.Array] | None = None,
     bias_NS: jax.Array | None = None,
+    cross: Cross | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """One new token per row (T = 1): its keys and values go into the cache's slot `index` of this layer."""
-    h_BTD = x_BTD if cfg.norm_order == "post" else layers.norm(p["attention_norm"], x_BTD, cfg.norm, cfg.norm_eps)
-    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, h_BTD, rope)
+    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
     cache = attention.write(cache, layer, k_BTKH, v_BTKH)
     mask = Mask(start_B=cache.start_B, end_B=(cache.index + 1)[None])
     k_BKSH = jax.lax.dynamic_index_in_dim(cache.k_LBKSH, layer, keepdims=False)
     v_BKSH = jax.lax.dynamic_index_in_dim(cache.v_LBKSH, layer, keepdims=False)
-    a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, bias_NS=bias_NS)
-    return _finish(p, cfg, x_BTD, a_BNH[:, None], None, None), cache
+    a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, bias_NS=bias_NS, scale=cfg.score_scale)
+    # One query a row: the plain attention reads the keys as they lie, the others would first lay them out anew.
+    return _finish(p, cfg, x_BTD, a_BNH[:, None], cross, _keys(None, cross)[1:], "xla"), cache
+
+
+def cross_keys_values(p: dict[str, Any], cfg: BlockConfig, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, S, K, H] that cross-attention with parameters `p` (a block's "cross") has of x."""
+    return _heads(p, cfg, x_BSD, "key"), _heads(p, cfg, x_BSD, "value")
+
+
+def _keys(key: jax.Array | None, cross: Cross | None) -> list[jax.Array | None]:
+    """Keys of the attention probabilities' and the sublayers' dropout, in order; the cross-attention's come last."""
+    count = 3 if cross is None else 5
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def _before(p_norm: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array) -> jax.Array:
+    """What a sublayer reads of the residual stream."""
+    return x_BTD if cfg.norm_order == "post" else layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps)
+
+
+def _after(
+    p_norm: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, y_BTD: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """The residual stream after a sublayer that gave y."""
+    x_BTD = x_BTD + layers.dropout(y_BTD, cfg.dropout, key)
+    return layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "post" else x_BTD
+
+
+def _heads(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, name: str) -> jax.Array:
+    """One projection, cut into heads, [B, T, N or K, H]."""
+    count, axis = (cfg.num_heads, "heads") if name == "query" else (cfg.kv_heads, "kv_heads")
+    y = layers.dense(p[name], x_BTD, out=axis).reshape(*x_BTD.shape[:2], count, cfg.head_width)
+    return sharding.constrain(y, ("batch", "length", axis, None))
 
 
 def _project(
@@ -161,18 +216,13 @@ def _project(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values, normed and rotated as the config asks."""
 
-    def heads(name: str, count: int, axis: str) -> jax.Array:
-        y = layers.dense(p[name], x_BTD, out=axis).reshape(*x_BTD.shape[:2], count, cfg.head_width)
-        y = sharding.constrain(y, ("batch", "length", axis, None))
+    def heads(name: str) -> jax.Array:
+        y = _heads(p, cfg, x_BTD, name)
         if f"{name}_norm" in p:
             y = layers.norm(p[f"{name}_norm"], y, "rms", cfg.norm_eps)
         return positions.rotate(y, *rope) if rope is not None and name != "value" else y
 
-    return (
-        heads("query", cfg.num_heads, "heads"),
-        heads("key", cfg.kv_heads, "kv_heads"),
-        heads("value", cfg.kv_heads, "kv_heads"),
-    )
+    return heads("query"), heads("key"), heads("value")
 
 
 def _finish(
@@ -180,15 +230,42 @@ def _finish(
     cfg: BlockConfig,
     x_BTD: jax.Array,
     a_BTNH: jax.Array,
-    key_1: jax.Array | None,
-    key_2: jax.Array | None,
+    cross: Cross | None,
+    keys: list[jax.Array | None],
+    implementation: str,
 ) -> jax.Array:
-    """From the attended values to the block's output: projection, residual, MLP, residual."""
-    B, T = a_BTNH.shape[:2]
-    a_BTD = layers.dense(p["attention"]["out"], a_BTNH.reshape(B, T, -1), out=None)
-    x_BTD = x_BTD + layers.dropout(a_BTD, cfg.dropout, key_1)
-    if cfg.norm_order == "post":
-        x_BTD = layers.norm(p["attention_norm"], x_BTD, cfg.norm, cfg.norm_eps)
-    h_BTD = x_BTD if cfg.norm_order == "post" else layers.norm(p["mlp_norm"], x_BTD, cfg.norm, cfg.norm_eps)
-    x_BTD = x_BTD + layers.dropout(layers.mlp(p["mlp"], h_BTD, cfg.activation), cfg.dropout, key_2)
-    return layers.norm(p["mlp_norm"], x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "post" else x_BTD
+    """From the attended values to the block's output: projection, residual, cross-attention, MLP, residual."""
+    key_1, key_2, *cross_keys = keys
+    x_BTD = _after(p["attention_norm"], cfg, x_BTD, _out(p["attention"], a_BTNH), key_1)
+    if cross is not None:
+        attention_key, key_3 = cross_keys
+        h_BTD = _before(p["cross_norm"], cfg, x_BTD)
+        a_BTNH = _attend_cross(p["cross"], cfg, h_BTD, cross, attention_key, implementation)
+        x_BTD = _after(p["cross_norm"], cfg, x_BTD, _out(p["cross"], a_BTNH), key_3)
+    h_BTD = _before(p["mlp_norm"], cfg, x_BTD)
+    return _after(p["mlp_norm"], cfg, x_BTD, layers.mlp(p["mlp"], h_BTD, cfg.activation), key_2)
+
+
+def _attend_cross(
+    p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, cross: Cross, key: jax.Array | None, implementation: str
+) -> jax.Array:
+    q_BTNH = _heads(p, cfg, x_BTD, "query")
+    shape, sources = q_BTNH.shape, cross.k_BSKH.shape[0]
+    if sources != shape[0]:  # to the keys, queries of several rows are more queries of one
+        q_BTNH = q_BTNH.reshape(sources, -1, *shape[2:])
+    a_BTNH = attention.attend(
+        q_BTNH,
+        cross.k_BSKH,
+        cross.v_BSKH,
+        cross.mask,
+        scale=cfg.score_scale,
+        dropout_rate=cfg.attention_dropout,
+        key=key,
+        implementation=implementation,
+    )
+    return a_BTNH.reshape(shape)
+
+
+def _out(p: dict[str, Any], a_BTNH: jax.Array) -> jax.Array:
+    """The attended values of all heads, projected to the model's width."""
+    return layers.dense(p["out"], a_BTNH.reshape(*a_BTNH.shape[:2], -1), out=None)

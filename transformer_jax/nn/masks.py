@@ -18,7 +18,8 @@ class Mask:
     causal      a query sees keys at its own position and before; needs T == S.
     prefix_B    with causal: the first prefix_B[b] keys are visible to every query as well (prefix-LM; Raffel et al.
                 2020, section 3.2.1).
-    segment_BT  a query sees only keys of its own segment (packed documents); needs T == S.
+    segment_BT  a query sees only keys of its own segment (packed documents); needs T == S, unless key_segment_BS
+                states the keys' segments (cross-attention of packed pairs).
     start_B     keys before start_B[b] are left padding and hidden.
     end_B       keys from end_B[b] on are right padding (or not yet written) and hidden.
     window      a query sees only keys at most this far from it, on both sides (local attention; Beltagy et al. 2020,
@@ -28,6 +29,7 @@ class Mask:
     causal: bool = flax.struct.field(pytree_node=False, default=False)
     prefix_B: jax.Array | None = None
     segment_BT: jax.Array | None = None
+    key_segment_BS: jax.Array | None = None
     start_B: jax.Array | None = None
     end_B: jax.Array | None = None
     window: jax.Array | int | None = None
@@ -35,7 +37,8 @@ class Mask:
 
 def check(mask: Mask, num_queries: int, num_keys: int) -> None:
     """Errors: `ValueError` for a causal, segment or window mask with T != S."""
-    square = mask.causal or mask.segment_BT is not None or mask.window is not None
+    own_segments = mask.segment_BT is not None and mask.key_segment_BS is None
+    square = mask.causal or own_segments or mask.window is not None
     if square and num_queries != num_keys:
         raise ValueError(
             f"a causal, segment or window mask needs as many queries as keys; got {num_queries} and {num_keys}"
@@ -57,7 +60,8 @@ def dense(mask: Mask, num_queries: int, num_keys: int) -> jax.Array | None:
         else:
             allowed.append(causal_TS[None] | (keys_S[None, None, :] < mask.prefix_B[:, None, None]))
     if mask.segment_BT is not None:
-        allowed.append(mask.segment_BT[:, :, None] == mask.segment_BT[:, None, :])
+        keys_BS = mask.segment_BT if mask.key_segment_BS is None else mask.key_segment_BS
+        allowed.append(mask.segment_BT[:, :, None] == keys_BS[:, None, :])
     if mask.start_B is not None:
         allowed.append(keys_S[None, None, :] >= mask.start_B[:, None, None])
     if mask.end_B is not None:

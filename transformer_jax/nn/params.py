@@ -37,6 +37,12 @@ def normal(std: float) -> Initializer:
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 
 
+def xavier(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform, with the variance 2 / (in + out) of a kernel [in, out] (Glorot and Bengio 2010)."""
+    bound = math.sqrt(6 / sum(shape))
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
 def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """All zeros: biases."""
     return jnp.zeros(shape, jnp.float32)

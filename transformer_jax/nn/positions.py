@@ -45,14 +45,25 @@ class RopeScaling:
             )
 
 
-def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
+def sinusoidal(positions: jax.Array, width: int, *, halves: bool = False) -> jax.Array:
     """Sines and cosines of the positions, float32 [..., D]: sin at even and cos at odd columns.
 
-    Arguments: positions [...], any numbers; width D, even.
+    Arguments: positions [...], any numbers; width D, even; halves: all sines first, then all cosines (Marian).
     """
     rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
     angles = positions[..., None].astype(jnp.float32) * rates
+    if halves:
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
+
+
+def restarted(segments_BT: jax.Array) -> jax.Array:
+    """Positions [B, T] that start at 0 with each segment of a packed row."""
+    columns_T = jnp.arange(segments_BT.shape[1])
+    begins_BT = jnp.concatenate(
+        [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
+    )
+    return columns_T - jax.lax.cummax(jnp.where(begins_BT, columns_T, 0), axis=1)
 
 
 def rotary_angles(
@@ -80,23 +91,42 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x_BTNH.dtype)
 
 
-def relative_buckets(distance: jax.Array, *, num_buckets: int, max_distance: int) -> jax.Array:
-    """T5's bucket of each distance (query position - key position) for causal attention, int32, same shape.
+def relative_buckets(
+    distance: jax.Array, *, num_buckets: int, max_distance: int, bidirectional: bool = False
+) -> jax.Array:
+    """T5's bucket of each distance (query position - key position), int32, same shape.
 
-    Half of the buckets hold one distance each, the other half grow logarithmically up to `max_distance`; keys after
-    the query share bucket 0.
+    Half of the buckets hold one distance each, the other half grow logarithmically up to `max_distance`. In causal
+    attention, keys after the query share bucket 0; bidirectional, they have the second half of the buckets, cut the
+    same way.
     """
+    if bidirectional:
+        half = num_buckets // 2
+        near = relative_buckets(jnp.abs(distance), num_buckets=half, max_distance=max_distance)
+        return jnp.where(distance < 0, half + near, near)
     exact = num_buckets // 2
+    far = num_buckets - exact
+    # Where the logarithmic buckets begin, as whole numbers: a logarithm rounded on the device would move borders.
+    begins = [math.ceil(exact * (max_distance / exact) ** (i / far) - 1e-9) for i in range(1, far)]
     distance = jnp.maximum(distance, 0)
-    scale = (num_buckets - exact) / math.log(max_distance / exact)
-    far = exact + (jnp.log(jnp.maximum(distance, 1) / exact) * scale).astype(jnp.int32)
-    return jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
+    return jnp.minimum(distance, exact) + sum((distance >= begin).astype(jnp.int32) for begin in begins)
 
 
-def relative_bias(table: jax.Array, queries_T: jax.Array, keys_S: jax.Array, *, max_distance: int = 128) -> jax.Array:
+def relative_bias(
+    table: jax.Array,
+    queries_T: jax.Array,
+    keys_S: jax.Array,
+    *,
+    max_distance: int = 128,
+    bidirectional: bool = False,
+) -> jax.Array:
     """The scores' bias [N, T, S] from a learned table [buckets, N]."""
-    distance_TS = queries_T[:, None] - keys_S[None, :]
-    buckets_TS = relative_buckets(distance_TS, num_buckets=table.shape[0], max_distance=max_distance)
+    buckets_TS = relative_buckets(
+        queries_T[:, None] - keys_S[None, :],
+        num_buckets=table.shape[0],
+        max_distance=max_distance,
+        bidirectional=bidirectional,
+    )
     return jnp.moveaxis(table[buckets_TS], -1, 0)
 
 
