@@ -24,8 +24,8 @@ many are no beams here.
 Rows are independent: neither the other rows nor the padding change what is found, up to the rounding of matrix
 products. So a batch is spread over devices by `jax.shard_map` over its rows, and each device stops by itself.
 
-Cost of a step beside the model's: a few passes over the logits, and a copy of all the slots of what `reorder` moves, so
-a cache no longer than it must be. Width 1 with early_stopping "first" is greedy decoding.
+Cost of a step beside the model's: a few passes over the logits, and a copy of the tokens' keys and values, which
+`reorder` moves. Width 1 with early_stopping "first" is greedy decoding.
 
 B batch, G groups, W beams of a group, R = B*G*W rows of the cache, C continuations, K hypotheses returned, T prompt
 columns, M new tokens at most, H = T + M columns of history, V vocabulary.

@@ -156,6 +156,21 @@ def test_the_cache_is_written_where_it_says():
     assert not cache.k_LBKSH[0].any()
 
 
+@pytest.mark.parametrize("slots", [5, 16, 37])
+def test_rows_move_with_all_their_filled_slots(slots):
+    rng, reorder = np.random.default_rng(0), jax.jit(attention.reorder)
+    k, v = rng.normal(size=(2, 2, 6, 2, slots, 3)).astype(np.float32)
+    rows, start = np.array([1, 1, 0, 5, 3, 3]), np.arange(6, dtype=np.int32)
+    for filled in (1, slots // 2, slots - 1, slots):
+        moved = reorder(attention.KVCache(k, v, np.int32(filled), start), rows)
+        np.testing.assert_array_equal(moved.k_LBKSH[:, :, :, :filled], k[:, rows, :, :filled])
+        np.testing.assert_array_equal(moved.v_LBKSH[:, :, :, :filled], v[:, rows, :, :filled])
+        np.testing.assert_array_equal(moved.start_B, rows)
+        assert moved.index == filled
+    repeated = reorder(attention.KVCache(k, v, np.int32(1), start), np.repeat(np.arange(6), 2))
+    np.testing.assert_array_equal(repeated.v_LBKSH, v.repeat(2, axis=1))
+
+
 def test_an_empty_cache_can_be_donated():
     """Keys and values are two buffers: one buffer cannot be given away twice."""
     cache = attention.empty_cache(1, batch=1, num_slots=2, kv_heads=1, head_width=2, dtype=jnp.float32)

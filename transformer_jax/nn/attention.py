@@ -16,6 +16,8 @@ from transformer_jax.nn import attention_cpu, masks
 from transformer_jax.nn.layers import dropout
 from transformer_jax.nn.masks import Mask
 
+REORDERED_SLOTS = 16  # moved at a time: few enough for a CPU's cache, enough for long runs of memory
+
 
 @flax.struct.dataclass
 class KVCache:
@@ -63,16 +65,34 @@ def write(cache: KVCache, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax
 def reorder(cache: KVCache, rows_R: jax.Array) -> KVCache:
     """The cache whose row r is row rows_R[r] of this one, [R] int32 in range; R may differ from B.
 
-    Beam search repeats rows with it and then permutes them. Every slot is copied, filled or not.
+    Beam search repeats rows with it once and then permutes them after every token. With as many rows as before, only
+    the slots that are filled move, a few at a time and in place; the rest of a row is not its own, and nobody reads it.
     """
-    axes = (None, "batch", "kv_heads", None, None)
-    k_LRKSH, v_LRKSH = (jnp.take(x, rows_R, axis=1, mode="clip") for x in (cache.k_LBKSH, cache.v_LBKSH))
-    return dataclasses.replace(
-        cache,
-        k_LBKSH=sharding.constrain(k_LRKSH, axes),
-        v_LBKSH=sharding.constrain(v_LRKSH, axes),
-        start_B=jnp.take(cache.start_B, rows_R, mode="clip"),
-    )
+    (B, _, S, _), start_R = cache.k_LBKSH.shape[1:], jnp.take(cache.start_B, rows_R, mode="clip")
+    if len(rows_R) != B:
+        k_LRKSH, v_LRKSH = (_take_rows(x, rows_R) for x in (cache.k_LBKSH, cache.v_LBKSH))
+        return dataclasses.replace(cache, k_LBKSH=k_LRKSH, v_LBKSH=v_LRKSH, start_B=start_R)
+    C = min(REORDERED_SLOTS, S)
+
+    def move(chunk: jax.Array, arrays: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        first = jnp.minimum(chunk * C, S - C)
+        again_C1 = (first + jnp.arange(C) < chunk * C)[:, None]  # the last chunk may begin in the one before it
+
+        def one(x_LBKSH: jax.Array) -> jax.Array:
+            old_LBKCH = jax.lax.dynamic_slice_in_dim(x_LBKSH, first, C, axis=3)
+            new_LBKCH = jnp.where(again_C1, old_LBKCH, _take_rows(old_LBKCH, rows_R))
+            return jax.lax.dynamic_update_slice_in_dim(x_LBKSH, new_LBKCH, first, axis=3)
+
+        return tuple(one(x) for x in arrays)
+
+    chunks = (cache.index + C - 1) // C
+    k_LBKSH, v_LBKSH = jax.lax.fori_loop(0, chunks, move, (cache.k_LBKSH, cache.v_LBKSH))
+    return dataclasses.replace(cache, k_LBKSH=k_LBKSH, v_LBKSH=v_LBKSH, start_B=start_R)
+
+
+def _take_rows(x_LBKSH: jax.Array, rows_R: jax.Array) -> jax.Array:
+    x_LRKSH = jnp.take(x_LBKSH, rows_R, axis=1, mode="clip")
+    return sharding.constrain(x_LRKSH, (None, "batch", "kv_heads", None, None))
 
 
 def attend(
