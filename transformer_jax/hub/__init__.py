@@ -5,7 +5,7 @@
 
 A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer.
 How model types name their tensors and settings stands in one module each (`gpt2`; `llama` for llama, qwen2 and qwen3;
-`bert`, `roberta`, `albert` and `electra` over `encoders`); `mapping` carries parameters across, `settings` reads
+`bert`, `roberta`, `albert` and `electra` over `encoders`; `t5` for t5 and mt5, `bart` for bart and mbart, `marian`); `mapping` carries parameters across, `settings` reads
 config.json strictly, `weights` reads and writes the files.
 """
 
@@ -25,16 +25,17 @@ import numpy as np
 from transformer_jax import models
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.hub import albert, bert, electra, encoders, gpt2, llama, mapping, roberta, weights
+from transformer_jax.hub import albert, bart, bert, electra, encoders, gpt2, llama, mapping, marian, roberta, t5, weights
 
 # A module each: MODEL_TYPES, table, read_config, holds, write_config. The first that holds a config writes it.
-FORMATS = (gpt2, llama, albert, roberta, electra, bert)
+FORMATS = (gpt2, llama, albert, roberta, electra, bert, t5, bart, marian)
 
-# How a run computes, not what the function is: a snapshot does not say these.
-RUN_FIELDS = {"dropout", "dtype", "scan_layers", "remat", "attention"}
+# How a run begins and computes, not what the function is: a snapshot does not say these.
+RUN_FIELDS = {"dropout", "attention_dropout", "initializer", "dtype", "scan_layers", "remat", "attention"}
 # Fields that may be None, and the property that says what it then means.
 DERIVED = {
     "num_kv_heads": "kv_heads",
+    "num_decoder_layers": "decoder_layers",
     "head_dim": "head_width",
     "mlp_width": "mlp_features",
     "qkv_bias": "has_qkv_bias",
@@ -158,7 +159,7 @@ def export(
         )
     if labels:
         settings |= _label_settings(config, labels)
-    settings |= _token_settings(settings, tokenizer) | {"torch_dtype": dtypes[0]}
+    settings |= _token_settings(settings, config, tokenizer) | {"torch_dtype": dtypes[0]}
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -193,18 +194,29 @@ def _label_settings(config: Any, labels: Sequence[str]) -> dict[str, Any]:
     return encoders.write_labels(labels)
 
 
-def _token_settings(settings: dict[str, Any], tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
-    """The ids of special tokens. Where padding's id counts in the function (RoBERTa's positions), it must be right."""
+def _token_settings(
+    settings: dict[str, Any], config: Any, tokenizer: tokenizers.Tokenizer | None
+) -> dict[str, Any]:
+    """The ids of special tokens: the config's where it has them, which must be the tokenizer's, or else those. Where
+    padding's id counts in the function (RoBERTa's positions), it must be right."""
     if tokenizer is None:
-        return {"bos_token_id": None, "eos_token_id": None}
-    pad_id = tokenizer.special.pad
-    if settings.get("pad_token_id", pad_id) != pad_id:
+        return {name: settings.get(name) for name in ("bos_token_id", "eos_token_id")}
+    pad_id, eos_id = tokenizer.special.pad, tokenizer.eos_id
+    if hasattr(config, "eos_id"):
+        for name, ours, theirs in (("pad_id", config.pad_id, pad_id), ("eos_id", config.eos_id, eos_id)):
+            if None not in (ours, theirs) and ours != theirs:
+                raise InputError(
+                    f"model.{name} is {ours}, but that of the tokenizer to export is {theirs}; set one to the other"
+                )
+        pad_id = pad_id if config.pad_id is None else config.pad_id
+        eos_id = eos_id if config.eos_id is None else config.eos_id
+    elif settings.get("pad_token_id", pad_id) != pad_id:
         raise InputError(
             f"the positions of this {settings['model_type']} are those of padding with id {settings['pad_token_id']}, "
             f"but the tokenizer's padding has id {pad_id}, so Transformers would count them otherwise; it has no "
             "Hugging Face form"
         )
-    return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad_id}
+    return {"bos_token_id": tokenizer.eos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
 
 
 def _say_types(path: Path) -> None:

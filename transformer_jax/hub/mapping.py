@@ -25,6 +25,7 @@ class Row(NamedTuple):
     `leaf` is our path ("blocks/mlp/up/kernel"), `tensor` their name with `{}` for the layer's number; the leaves of
     such rows lead with the layers. `transpose`: theirs is [out, in], as torch's Linear stores it. `part` of
     `parts`: theirs holds several leaves side by side along its last dimension, as GPT-2's query, key and value are.
+    `one_row`: theirs has a first dimension of 1 besides.
     """
 
     leaf: str
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     transpose: bool = False
     part: int = 0
     parts: int = 1
+    one_row: bool = False
 
 
 class Table(NamedTuple):
@@ -71,7 +73,8 @@ def _their_shape(pieces: list[_Piece], shapes: Mapping[str, tuple[int, ...]]) ->
     ours = [shapes[row.leaf] if layer is None else shapes[row.leaf][1:] for row, layer in pieces]
     width = sum(shape[-1] for shape in ours)
     shape = (*ours[0][:-1], width)
-    return shape[::-1] if pieces[0].row.transpose else shape
+    shape = shape[::-1] if pieces[0].row.transpose else shape
+    return (1, *shape) if pieces[0].row.one_row else shape
 
 
 def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtype: np.dtype, where: str) -> Any:
@@ -100,6 +103,7 @@ def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtyp
                 width = shapes[row.leaf][-1]
                 piece = given[name][..., row.part * width : (row.part + 1) * width]
             target = leaves[row.leaf] if layer is None else leaves[row.leaf][layer]
+            piece = piece[0] if row.one_row else piece
             target[...] = piece.T if row.transpose else piece
     structure = jax.tree.structure(declaration, is_leaf=lambda x: isinstance(x, param_tree.Param))
     return jax.tree.unflatten(structure, list(leaves.values()))
@@ -168,7 +172,8 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
     def make(held: list[_Piece]) -> np.ndarray:
         ours = [np.asarray(leaves[row.leaf]) if i is None else np.asarray(leaves[row.leaf])[i] for row, i in held]
         tensor = ours[0] if len(ours) == 1 else np.concatenate(ours, axis=-1)
-        return np.ascontiguousarray(tensor.T if held[0].row.transpose else tensor)
+        tensor = tensor.T if held[0].row.transpose else tensor
+        return np.ascontiguousarray(tensor[None] if held[0].row.one_row else tensor)
 
     tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
     for name, held in _pieces(shapes, table).items():

@@ -25,9 +25,11 @@ _DESCRIPTIVE = """
     summary_use_proj
     keys_to_ignore_at_inference output_attentions output_hidden_states output_past output_scores return_dict
     return_dict_in_generate use_cache use_return_dict
-    bos_token_id decoder_start_token_id do_sample eos_token_id forced_bos_token_id forced_eos_token_id max_length
-    min_length model_max_length n_ctx num_beams num_return_sequences pad_token_id prefix repetition_penalty sep_token_id
-    suppress_tokens task_specific_params temperature top_k top_p
+    bad_words_ids begin_suppress_tokens bos_token_id decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+    length_penalty max_length min_length model_max_length n_ctx no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences pad_token_id prefix remove_invalid_values repetition_penalty sep_token_id suppress_tokens
+    task_specific_params temperature top_k top_p typical_p
 """
 DESCRIPTIVE = frozenset(_DESCRIPTIVE.split())
 
@@ -94,6 +96,14 @@ def read(
         if value != accepted[name]:
             raise InputError(f'{where}: "{name}" is {value!r}; only {accepted[name]!r} is supported')
     return values
+
+
+def token_id(settings: Mapping[str, Any], name: str, where: str, *, default: int | None = None) -> int | None:
+    """The id of a special token. Errors: `InputError` for a value that is none."""
+    value = settings.get(name)
+    if value is not None and (type(value) is not int or value < 0):
+        raise InputError(f'{where}: "{name}" is {value!r}; it must be one token id')
+    return default if value is None else value
 
 
 def activation(name: Any, setting: str, where: str) -> Activation:
