@@ -77,13 +77,13 @@ def refused(capsys, *arguments: object) -> str:
         (["--train.step", "9"], "unknown override --train.step; the nearest is --train.steps"),
         (["--model.num-layer=3"], "unknown override --model.num-layer; the nearest is --model.num-layers"),
         (["--steps", "9"], "unknown override --steps"),
-        (["--train.steps", "many"], "--train.steps"),
+        (["--train.steps", "many"], "error: Error parsing --train.steps: invalid literal"),
         (["--train.steps", "3.5"], "--train.steps"),
         (["--optim.schedule", "cosin"], "--optim.schedule"),
         (["--train.steps"], "--train.steps"),
         (["--train.steps", "0"], "train.steps = 0"),
         (["--train.batch-size", "9"], "9"),
-        (["--model.num-heads", "3"], "model.num_heads 3 does not divide model.width 16"),
+        (["--model.num-heads", "3"], "error: model.num_heads 3 does not divide model.width 16"),
         (["--data.length", "64"], "data.length = 64 is longer than model.max_length = 32"),
         (["--model.vocab-size", "100"], "the tokenizer has ids up to 256, but model.vocab_size is 100"),
         (["--mesh.data", "3"], "do not multiply to the 8 devices"),
@@ -203,6 +203,15 @@ def test_convert_there_and_back(trained, tmp_path, capsys):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), ours.params, back.params)
     assert main(["predict", str(tmp_path / "back"), "a rose", "--max-new-tokens", "4"]) == 0
     assert "exists" in refused(capsys, "convert", "hf", trained, tmp_path / "hf")
+
+
+def test_convert_takes_the_checkpoint_that_was_reported(trained, tmp_path):
+    """As predict and evaluate do: of a run with a test set the best one, not the newest."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.copytree(run / "checkpoints/4", run / "checkpoints/9")  # the newest; the best is step 4
+    (run / "results.json").write_text(json.dumps({"step": 9, "best_step": 4, "test": {"accuracy": 1.0}}))
+    shutil.rmtree(run / "checkpoints/9/params")
+    assert main(["convert", "hf", str(run), str(tmp_path / "hf")]) == 0
 
 
 def test_inspect(trained, capsys):

@@ -59,6 +59,8 @@ def test_a_snapshot_predicts_and_converts_there_and_back(snapshot, kind, tmp_pat
     (tmp_path / "in.txt").write_text(f"{text}\n{text}\n")
     lines = predict(tmp_path / "run", "--file", str(tmp_path / "in.txt"), "--json", "--top", "2").splitlines()
     assert [without_numbers(json.loads(line)) for line in lines] == [without_numbers(answer)] * 2
+    (tmp_path / "in.txt").write_text(f"{text}\x0c{text}\r\n", newline="")
+    assert len(predict(tmp_path / "run", "--file", str(tmp_path / "in.txt"), "--json").splitlines()) == 1, "a line"
     assert predict(tmp_path / "run", text).strip(), "text for people"
     assert main(["convert", "hf", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert hub.labels(tmp_path / "back") == hub.labels(snapshot) == labels

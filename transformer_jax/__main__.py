@@ -150,7 +150,7 @@ def evaluate(arguments: list[str]) -> int:
                 step, loaded.params, rows.examples, size, lambda rows: batch.place(rows, places)
             )
         reports[name] = asked.task.report(sums, outputs, rows)
-        print(f"step {loaded.step}: {name}  {observe.describe(reports[name])}")
+        print(f"step {loaded.step:,}, {name} set, {len(rows.examples):,} examples\n{observe.table(reports[name])}")
         for path in asked.task.pictures(outputs, rows, folder, name):
             print(f"picture: {path}")
     stored_numbers = {"step": loaded.step, "report": reports.pop("validation"), **reports, "overrides": rest}
@@ -234,14 +234,15 @@ def _answer(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest:
     options = overrides.override(Options(), rest, description="Predict.", program=program)
     if options.file and inputs:
         raise InputError(f"both --file {options.file} and an INPUT are given; give one of them")
+    where = f"--file {options.file}" if options.file else "stdin"
     try:
         if options.file:
-            lines = Path(options.file).read_text(encoding="utf-8").splitlines()
+            lines = Path(options.file).read_text(encoding="utf-8").split("\n")  # not at form feeds and the like
         else:
             lines = [line.rstrip("\r\n") for line in sys.stdin] if inputs in ([], ["-"]) else inputs
         texts = [line for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--file {options.file} cannot be read as UTF-8 text ({error})") from None
+        raise InputError(f"{where} cannot be read as UTF-8 text ({error})") from None
     if not texts:
         raise InputError("no input: give a text, --file, or lines on stdin")
     for answer in loaded.task.predict(loaded.params, loaded.config, loaded.tokenizer, texts, top=options.top):
@@ -286,6 +287,7 @@ def convert(arguments: list[str]) -> int:
         python -m transformer_jax convert hf SRC DST
 
     A snapshot folder SRC becomes a workdir DST; a workdir or a step SRC becomes a snapshot folder. DST must not exist.
+    Of a run with a test set it is the checkpoint by which it was reported, else the newest.
 
         python -m transformer_jax convert hf downloads/gpt2 runs/gpt2
         python -m transformer_jax convert hf runs/a exported
@@ -296,11 +298,10 @@ def convert(arguments: list[str]) -> int:
     if Path(target).exists():
         raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
     from transformer_jax import hub, restore
+    from transformer_jax.train import workdir as workdirs
 
-    loaded = restore.load(source)
+    loaded = restore.load(workdirs.chosen(Path(source)))
     if hub.is_snapshot(source):
-        from transformer_jax.train import workdir as workdirs
-
         workdirs.create(Path(target), loaded)
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
     else:

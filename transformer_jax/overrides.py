@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
 import typing
 from dataclasses import dataclass
@@ -33,9 +34,13 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
     except SystemExit as stop:
         if not stop.code:
             raise
-        # tyro frames its message in a box and adds help below a rule: the first paragraph is the message.
+        # tyro frames its message in a box (where stdout takes ASCII alone, the title has a rule below it) and adds help
+        # below a rule: the first paragraph is the message.
         lines = [line.strip(" │╭╮╰╯|") for line in errors.getvalue().splitlines()]
-        message = " ".join(lines[1 : next((i for i, line in enumerate(lines) if i > 1 and not line.strip("─-")), None)])
+        paragraphs = itertools.groupby(lines[1:], key=lambda line: bool(line.strip("─-")))
+        message = next((" ".join(paragraph) for is_text, paragraph in paragraphs if is_text), "")
+        # What a dataclass refuses names its field itself.
+        message = re.sub(r"^Error parsing [a-z][\w.]*: ", "", message)
         raise InputError(re.sub(r"\s+", " ", message)) from None
 
 

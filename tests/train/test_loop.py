@@ -180,7 +180,8 @@ def test_init_from_brings_its_architecture_and_says_so(tiny, whole, tmp_path, ca
 
 
 def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, monkeypatch):
-    """Evaluations 3, 5 and, as the run goes on, 4, 5: the second is best, and with patience 2 the fourth ends it."""
+    """Evaluations 3, 5 and, as the run goes on, 4, 5: the second is best, and with patience 2 the fourth ends it,
+    though a signal comes while it is made."""
     still = dataclasses.replace(
         tiny,
         optim=Optim(peak_lr=1e-12, schedule="constant", weight_decay=0.0),
@@ -189,7 +190,7 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
         ema=Ema(decay=0.0),
         checkpoint=Checkpoint(best_metric="perplexity_per_token", best="highest"),
     )
-    values = iter([3.0, 5.0, 4.0, 5.0, 1.0])
+    values = iter([0.0, 3.0, 5.0, 0.0, 4.0, 5.0, 0.0, 5.0, 1.0])  # 0: only asked for the names, at the beginning
 
     class Scripted(type(tiny.task)):  # a task whose numbers are known
         def report(self, sums, outputs, evaluation):
@@ -199,10 +200,26 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
     first = dataclasses.replace(still, task=Scripted(), train=dataclasses.replace(still.train, steps=2))
     results = loop.run(first, tmp_path / "run", load=restore.load)
     assert results.step == 2 and results.report["perplexity_per_token"] == 5.0
-    results = loop.run(dataclasses.replace(still, task=Scripted()), tmp_path / "run", load=restore.load)
+    patient = dataclasses.replace(still, task=Scripted())
+
+    def on_row(row):
+        if row["step"] == 4 and "validation/perplexity_per_token" in row:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = loop.run(patient, tmp_path / "run", load=restore.load, on_row=on_row)
+    assert (stopped.step, stopped.signal) == (4, signal.SIGTERM)
+    results = loop.run(patient, tmp_path / "run", load=restore.load)
     assert results.step == 4, "step 2 was the best; steps 3 and 4 were not better"
+    assert results.report["perplexity_per_token"] == 5.0
     done = json.loads((tmp_path / "run/results.json").read_text())
     assert (done["best_step"], done["stopped_by_patience"]) == (2, 2)
     assert (tmp_path / "run/checkpoints/2").is_dir(), "the best is kept"
     loop.run(still, tmp_path / "run", load=restore.load)
     assert "to go on, wait for longer: --evaluate.patience 0" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_not_reported_is_refused_before_anything_is_written(tiny, tmp_path):
+    wrong = dataclasses.replace(tiny, checkpoint=Checkpoint(best_metric="accuracy"))
+    with pytest.raises(InputError, match=r"best_metric is 'accuracy'; this task reports loss_nats_per_token, "):
+        loop.run(wrong, tmp_path / "run", load=restore.load)
+    assert not (tmp_path / "run").exists()

@@ -41,6 +41,16 @@ def test_describe():
     assert [observe.duration(s) for s in (7, 187, 7500, 273600)] == ["0:07", "3:07", "2:05:00", "3 d 4 h"]
 
 
+def test_describe_leaves_a_classifiers_details_to_the_table():
+    report = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "precision_macro": 0.1, "recall": 0.2}
+    report |= {"f1_macro": 0.3, "f1_micro": 0.5, "matthews": 0.7}
+    row = {"step": 3} | {f"validation/{name}": value for name, value in report.items()}
+    line = "validation  accuracy 0.5000 (0.4000 to 0.6000)  f1 macro 0.3000  matthews 0.7000"
+    assert observe.describe(row) == line
+    assert "recall 0.2000" in observe.describe(row, "recall"), "what the run is judged by is always there"
+    assert observe.table(report).splitlines()[2:4] == ["  accuracy high    0.6000", "  precision macro  0.1000"]
+
+
 def test_meter_counts_tokens_between_rows(monkeypatch):
     """4 steps of 100 tokens in 2 seconds, 0.5 s of them paused: 266.7 tokens/s; at 3 FLOPs each of a peak of 8,000."""
     now = [0.0]

@@ -44,6 +44,7 @@ def test_the_trunk_is_theirs_and_the_heads_are_said():
     assert "model.width is 8 as in runs/mlm, not 16" in said
     assert "head 'classification': initialised anew (runs/mlm has none)" in said
     assert "head 'mlm' of runs/mlm: left out" in said
+    assert "head 'pair': as in runs/mlm; to initialise it anew, add --fresh pair" in said
 
 
 def test_fresh_is_by_name():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from transformer_jax import config_json, sharding
 from transformer_jax.data import pipeline, tokenizers
@@ -73,7 +74,7 @@ def run(
     primary = jax.process_index() == 0
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     say = observe.banner
-    task, train = experiment.task, experiment.train
+    task, train, best_metric = experiment.task, experiment.train, experiment.checkpoint.best_metric
 
     # ------------------------------------------------------------------------------------------------- 1. The workdir
     say(1, f"workdir {folder}")
@@ -86,12 +87,13 @@ def run(
         say(1, f"changed since it was last run: {line}")
     done = workdirs.read_results(folder)
     if saved_step is not None and done.get("step") == saved_step:
+        numbers = observe.describe(done["report"], best_metric)
         if saved_step >= train.steps:
-            say(1, f"already complete at step {saved_step:,}: {observe.describe(done['report'])}")
+            say(1, f"already complete at step {saved_step:,}: {numbers}")
             say(1, f"to go on, give more steps: --train.steps {2 * saved_step}")
             return Results(saved_step, done["report"], test=done.get("test", {}))
         if done.get("stopped_by_patience") == experiment.evaluate.patience > 0:
-            say(1, f"complete: stopped by evaluate.patience at step {saved_step:,}: {observe.describe(done['report'])}")
+            say(1, f"complete: stopped by evaluate.patience at step {saved_step:,}: {numbers}")
             say(1, "to go on, wait for longer: --evaluate.patience 0")
             return Results(saved_step, done["report"], test=done.get("test", {}))
 
@@ -148,6 +150,10 @@ def run(
     for fact, value in prepared.facts.items():
         form = {int: ",", float: ".4f"}.get(type(value), "")
         say(4, f"{fact.replace('_', ' ')}: {value:{form}}")
+    with jax.set_mesh(mesh):
+        reported = _reported(program, task, prepared.validation)
+    if best_metric not in reported:
+        raise InputError(f"checkpoint.best_metric is {best_metric!r}; this task reports {', '.join(reported)}")
 
     # Nothing was refused: from here on the folder is this run's.
     if primary:
@@ -165,14 +171,16 @@ def run(
     # ------------------------------------------------------------------------------------------------------ 6. Train
     eval_step = evaluation.make_eval_step(program.evaluate)
     chooses = experiment.checkpoint
-    history = _history(folder / "metrics.jsonl", f"validation/{chooses.best_metric}", up_to=first)
+    history = _history(folder / "metrics.jsonl", f"validation/{best_metric}", up_to=first)
     to_first_step = 0.0
     report: Mapping[str, float] = {}
     outputs: Mapping[str, Any] = {}
     with (
         jax.set_mesh(mesh),
         StopSignals() as stop,
-        observe.Observer(folder, steps=train.steps, first_step=first, on_row=on_row, primary=primary) as observer,
+        observe.Observer(
+            folder, steps=train.steps, metric=best_metric, first_step=first, on_row=on_row, primary=primary
+        ) as observer,
         checkpoint.Writer(
             folder / "checkpoints",
             family=program.family,
@@ -213,16 +221,12 @@ def run(
             report = {}
             with meter.pause(), contextlib.suppress(evaluation.Stopped):
                 report, outputs = evaluate(averaged(state), prepared.validation, stop)
-                if chooses.best_metric not in report:
-                    raise InputError(
-                        f"checkpoint.best_metric is {chooses.best_metric!r}; this task reports {', '.join(report)}"
-                    )
                 observer.row({"step": step} | {f"validation/{name}": value for name, value in report.items()})
-                history.append((step, report[chooses.best_metric]))
+                history.append((step, report[best_metric]))
 
         def save(state: state_lib.TrainState, report: Mapping[str, float]) -> None:
             with meter.pause():
-                writer.save(state, rows=rows, metric=report.get(chooses.best_metric))
+                writer.save(state, rows=rows, metric=report.get(best_metric))
 
         batch_places = {name: leaf.sharding for name, leaf in program.batch.items()}
         batch = batch_lib.place(next(batches), batch_places)
@@ -235,7 +239,8 @@ def run(
             flops_per_token=task.flops_per_token(model, experiment.data.length),
             peak=observe.peak_flops(jax.devices()),
         )
-        impatient = False
+        # A signal may have come after the evaluation that patience ran out at.
+        impatient = bool(history) and 0 < experiment.evaluate.patience <= _best(history, chooses.best)[1]
         while step < train.steps and not stop() and not impatient:
             step += 1
             if profile is not None and profile[0] <= step <= profile[1] and not tracing:
@@ -268,7 +273,7 @@ def run(
             read(*unread.pop(0))
 
         # --------------------------------------------------------------------------- 7. The last numbers, and save
-        if step >= train.steps:
+        if step >= train.steps or (impatient and not report):
             validate(step, state)
         if step > saved_at or saved_step is None:
             save(state, report if step >= train.steps or impatient else {})
@@ -277,7 +282,7 @@ def run(
         best_step = _best([h for h in history if h[0] in checkpoint.steps(folder / "checkpoints")], chooses.best)[0]
         if prepared.test is not None and not stop.number:
             params = averaged(state)
-            if best_step != step:
+            if best_step not in (None, step):  # None: no evaluation gave a number
                 target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
                 params, _ = checkpoint.restore_params(folder / "checkpoints" / str(best_step), target)
             test_report, outputs = evaluate(params, prepared.test)
@@ -320,10 +325,12 @@ def run(
     if primary:
         workdirs.write_json(folder / "results.json", results)
     if step < train.steps:
-        say(8, f"stopped: {experiment.evaluate.patience} evaluations without a better {chooses.best_metric}")
-    say(8, f"done in {observe.duration(seconds)}: {observe.describe(dict(report))}")
+        say(8, f"stopped: {experiment.evaluate.patience} evaluations without a better {best_metric}")
+    say(8, f"done in {observe.duration(seconds)}: {observe.describe(dict(report), best_metric)}")
     if test_report:
-        say(8, f"test set, by step {best_step:,}, the best on validation: {observe.describe(dict(test_report))}")
+        by = f"step {step:,}" if best_step is None else f"step {best_step:,}, the best on validation"
+        say(8, f"test set, by {by}: {observe.describe(dict(test_report), best_metric)}")
+    say(8, f"all numbers: {folder / 'results.json'}")
     return Results(step, report, test=test_report)
 
 
@@ -333,6 +340,16 @@ def run(
 def averaged(state: state_lib.TrainState) -> Any:
     """The parameters to evaluate: the average where the run keeps one."""
     return state.params if state.ema is None else state.ema
+
+
+def _reported(program: programs.Program, task: Any, examples: Any) -> list[str]:
+    """The names of a report on this set: of outputs that are all 0, so that nothing has to be computed."""
+    sums, outputs = jax.eval_shape(program.evaluate, program.state.params, program.batch)
+    nothing = {
+        name: np.broadcast_to(np.zeros((), x.dtype), (len(examples.examples), *x.shape[1:]))
+        for name, x in outputs.items()
+    }
+    return list(task.report({name: (1.0, 1.0) for name in sums}, nothing, examples))
 
 
 def _history(path: Path, name: str, *, up_to: int) -> list[tuple[int, float]]:

@@ -10,6 +10,7 @@ gives each row to `Observer.row`, which passes it to every place at once. Only p
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,7 @@ class Observer:
     Arguments:
       workdir: an existing folder.
       steps: the run's last step, for the time left.
+      metric: the score that the run is judged by, which the terminal always shows.
       first_step: the step it goes on from; rows after it, left by a killed run, are taken out of metrics.jsonl.
       on_row: called with each row, after it is written.
       primary: False on all processes but one: nothing is written or printed.
@@ -58,11 +60,12 @@ class Observer:
         workdir: Path,
         *,
         steps: int,
+        metric: str = "",
         first_step: int = 0,
         on_row: Callable[[Row], None] | None = None,
         primary: bool = True,
     ) -> None:
-        self.workdir, self.steps, self.first_step = workdir, steps, first_step
+        self.workdir, self.steps, self.metric, self.first_step = workdir, steps, metric, first_step
         self.on_row, self.primary = on_row, primary
         self.path = workdir / "metrics.jsonl"
 
@@ -100,7 +103,7 @@ class Observer:
             if self.progress is not None and "loss" in row:
                 self.progress.update(self.progress.task_ids[0], completed=step, line=describe(row))
             if self.progress is None or "loss" not in row:
-                self.say(f"step {step:,}/{self.steps:,}  {describe(row)}")
+                self.say(f"step {step:,}/{self.steps:,}  {describe(row, self.metric)}")
         if self.on_row is not None:
             self.on_row(row)
 
@@ -129,18 +132,32 @@ _FORMATS = {
     "mfu": ("MFU", "{:.1%}"),
     "seconds_left": ("left", "{}"),
 }
+# A classifier has more scores than a line has room for: these are in the files and in `table`.
+_DETAILS = re.compile(r"(precision|recall)(_macro|_micro)?|f1_micro|.*_(low|high)")
 
 
-def describe(row: Row) -> str:
-    """A row as one line of text."""
+def describe(row: Row, metric: str = "") -> str:
+    """A row as one line of text: without details, unless one is `metric`; intervals beside what they are of."""
     shown = []
     for name, value in row.items():
-        label, form = _FORMATS.get(name, (name.removeprefix("validation/").replace("_", " "), "{:.4f}"))
+        bare = name.removeprefix("validation/")
+        label, form = _FORMATS.get(name, (bare.replace("_", " "), "{:.4f}"))
         if name in ("step", "seconds_per_step") or (name == "skipped" and not value):
             continue
-        shown.append(f"{label} {form.format(duration(value) if name == 'seconds_left' else value)}")
+        if _DETAILS.fullmatch(bare) and bare != metric:
+            continue
+        text = f"{label} {form.format(duration(value) if name == 'seconds_left' else value)}"
+        if f"{name}_low" in row:
+            text += f" ({row[f'{name}_low']:.4f} to {row[f'{name}_high']:.4f})"
+        shown.append(text)
     kind = "validation  " if any(name.startswith("validation/") for name in row) else ""
     return kind + "  ".join(shown)
+
+
+def table(report: Row) -> str:
+    """All of a report, a number a line."""
+    width = max(map(len, report), default=0)
+    return "\n".join(f"  {name.replace('_', ' '):{width}}  {value:.4f}" for name, value in report.items())
 
 
 def duration(seconds: float) -> str:

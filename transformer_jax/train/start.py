@@ -66,6 +66,7 @@ def transfer(
     for name in heads:
         if name in found and name not in experiment.fresh:
             _refuse_other_shape(name, found[name], declaration[name], experiment.init_from)
+            say(f"head {name!r}: as in {experiment.init_from}; to initialise it anew, add --fresh {name}")
     fresh = {name: declaration[name] for name in heads if name not in found or name in experiment.fresh}
     for name in fresh:
         why = "asked for with --fresh" if name in found else f"{experiment.init_from} has none"
