@@ -247,7 +247,9 @@ def test_pseudo_log_likelihood(params, made):
             hidden[at] = tokenizer.special.mask
             np.testing.assert_allclose(found[at], log_probs(params, tokenizer, hidden, at)[label], rtol=1e-4)
     np.testing.assert_allclose(scores[0], scores[3], rtol=1e-5)
-    (answer,) = LAYOUTS["full"].predict(params, CFG, tokenizer, texts[:1], top=3)
+    compiled = masked_lm._scores._cache_size()
+    answer, *others = LAYOUTS["full"].predict(params, CFG, tokenizer, texts[:3], top=3)
+    assert len(others) == 2 and masked_lm._scores._cache_size() == compiled, "no text is compiled for"
     assert answer["pseudo_perplexity_per_token"] == pytest.approx(math.exp(-scores[0].mean()), rel=1e-5)
     assert answer["masks"] == [] and "no mask token" in LAYOUTS["full"].describe(answer)
 
@@ -266,9 +268,9 @@ def test_refused(data, params, made):
         MaskedLM(pairs="both")
     with pytest.raises(InputError, match=r"task.packed with task.pairs = 'next_sentence'"):
         MaskedLM(pairs="next_sentence", packed=True)
-    with pytest.raises(InputError, match=r"heads are none; this task needs 'mlm'"):
+    with pytest.raises(InputError, match=r"the family gpt, and this task needs an encoder"):
         MaskedLM().prepare(data, gpt.Config(300), seed=0)
-    with pytest.raises(InputError, match=r"heads are mlm; this task needs 'pair'"):
+    with pytest.raises(InputError, match=r"heads are mlm; this task needs --model.heads pair"):
         MaskedLM(pairs="sentence_order").prepare(data, dataclasses.replace(CFG, heads=("mlm",)), seed=0)
     with pytest.raises(InputError, match=r"ids up to 299, but model.vocab_size is 200; give --model.vocab-size 300"):
         MaskedLM().prepare(data, dataclasses.replace(CFG, vocab_size=200), seed=0)

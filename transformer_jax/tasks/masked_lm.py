@@ -7,6 +7,7 @@ the training text's word frequencies alone would score on the very same tokens.
 Letters: B rows, T length, P predictions of a row, D width, E embedding width, V vocabulary.
 """
 
+import functools
 import itertools
 import math
 import sys
@@ -180,12 +181,7 @@ class MaskedLM(Task):
         token.
         """
         known, room = masked.vocabulary(tokenizer), model_cfg.max_length - 2
-
-        @jax.jit
-        def likeliest(params, tokens_BT, lengths_B, positions_BP):
-            log_probs_BPV = _log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_BP)
-            return jax.lax.top_k(log_probs_BPV, min(top, model_cfg.vocab_size))
-
+        top = min(top, model_cfg.vocab_size)
         for text in inputs:
             ids = _cut([tokenizer.encode_prompt(text)], room)[0]
             if not len(ids):
@@ -198,7 +194,9 @@ class MaskedLM(Task):
             tokens_BT, lengths_B = _rows([ids], 1, known, model_cfg.max_length)
             positions_BP = np.zeros((1, -(-len(at) // 8) * 8), np.int32)  # few shapes, so few compilations
             positions_BP[0, : len(at)] = at
-            log_probs_BPK, ids_BPK = jax.device_get(likeliest(params, tokens_BT, lengths_B, positions_BP))
+            log_probs_BPK, ids_BPK = jax.device_get(
+                _likeliest(params, model_cfg, tokens_BT, lengths_B, positions_BP, top)
+            )
             masks = [
                 [{"token": tokenizer.decode([i]), "probability": math.exp(p)} for i, p in zip(*answers, strict=True)]
                 for answers in zip(ids_BPK[0, : len(at)].tolist(), log_probs_BPK[0, : len(at)].tolist(), strict=True)
@@ -264,11 +262,6 @@ def pseudo_log_likelihood(params: Any, model_cfg: Any, tokenizer: Any, texts: Se
         if not len(ids):
             raise InputError(f"text {text!r} has no token to score; give some text")
 
-    @jax.jit
-    def score(params, tokens_BT, lengths_B, positions_B, labels_B):
-        log_probs_BPV = _log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_B[:, None])
-        return jnp.take_along_axis(log_probs_BPV[:, 0], labels_B[:, None], axis=-1)[:, 0]
-
     asked = ((ids, at) for ids in encoded for at in range(len(ids)))
     scores: list[float] = []
     while group := list(itertools.islice(asked, PREDICT_ROWS)):
@@ -276,8 +269,27 @@ def pseudo_log_likelihood(params: Any, model_cfg: Any, tokenizer: Any, texts: Se
         at_B, labels_B = np.zeros(PREDICT_ROWS, np.int32), np.zeros(PREDICT_ROWS, np.int32)
         for b, (ids, at) in enumerate(group):
             at_B[b], labels_B[b], tokens_BT[b, at + 1] = at + 1, ids[at], known.mask
-        scores += np.asarray(score(params, tokens_BT, lengths_B, at_B, labels_B))[: len(group)].tolist()
+        found_B = _scores(params, model_cfg, tokens_BT, lengths_B, at_B, labels_B)
+        scores += np.asarray(found_B)[: len(group)].tolist()
     return np.split(np.array(scores, np.float32), np.cumsum([len(ids) for ids in encoded])[:-1])
+
+
+# Functions of the module, not of a call: `predict` scores text after text, and each shape is compiled once.
+@functools.partial(jax.jit, static_argnames="model_cfg")
+def _scores(
+    params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_B: jax.Array, labels_B: jax.Array
+) -> jax.Array:
+    """The log-probability of one token of each row, float32 [B]."""
+    log_probs_B1V = _log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_B[:, None])
+    return jnp.take_along_axis(log_probs_B1V[:, 0], labels_B[:, None], axis=-1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=("model_cfg", "top"))
+def _likeliest(
+    params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_BP: jax.Array, top: int
+) -> tuple[jax.Array, jax.Array]:
+    """The K = `top` highest log-probabilities at each position, float32 [B, P, K], and their tokens."""
+    return jax.lax.top_k(_log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_BP), top)
 
 
 def _log_probabilities(
