@@ -150,9 +150,10 @@ def test_labels_are_names_or_their_numbers(tmp_path):
         (lambda i: "nan", (), r"a.jsonl:1: label 'nan' is not a number"),
     ],
 )
-def test_labels_outside_their_set(tmp_path, label, names, message):
+def test_labels_outside_their_set(tmp_path, label, names, message, capfd):
     with pytest.raises(InputError, match=message):
         made_with(tmp_path, label, names)
+    assert "learning" not in "".join(capfd.readouterr()), "it is said before a tokenizer is learned"
 
 
 # ---- Refused -------------------------------------------------------------------------------------------------------

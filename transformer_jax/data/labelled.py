@@ -20,7 +20,7 @@ import numpy as np
 
 from transformer_jax.data import pipeline, tokenizers, tokens
 from transformer_jax.data.stdlib_topics import StdlibTopics
-from transformer_jax.data.tables import Row, Rows, Table, TfdsTable
+from transformer_jax.data.tables import Row, Rows, Side, Table, TfdsTable
 from transformer_jax.errors import InputError
 
 Source = Table | TfdsTable | StdlibTopics
@@ -105,24 +105,20 @@ def prepare(
       tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training texts.
     Errors: `InputError` for what is wrong with a row, and a tokenizer without the tokens that stand around a text.
     """
-    train = data.source.rows("train")
+    sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
+    rows = {side: data.source.rows(side) for side in sides}
+    numbers = {side: [_number(row, labels) for row in rows[side]] for side in sides}  # before a tokenizer is learned
     if tokenizer is None:
-        tokenizer = tokenizers.build(data.tokenizer, train.documents(), tokens.cache_dir())
-
-    def examples(rows: Rows) -> Examples:
-        return _examples(rows, tokenizer, labels, data)
-
-    return Labelled(
-        tokenizer,
-        train=dataclasses.replace(examples(train), order=pipeline.epochs(len(train), seed)),
-        validation=examples(data.source.rows("validation")),
-        test=examples(data.source.rows("test")) if data.source.has_test else None,
-    )
+        tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir())
+    made = {side: _examples(rows[side], numbers[side], tokenizer, labels, data) for side in sides}
+    train = dataclasses.replace(made["train"], order=pipeline.epochs(len(rows["train"]), seed))
+    return Labelled(tokenizer, train, made["validation"], made.get("test"))
 
 
-def _examples(rows: Rows, tokenizer: tokenizers.Tokenizer, labels: Sequence[str], data: LabelledText) -> Examples:
+def _examples(
+    rows: Rows, numbers: Sequence[float], tokenizer: tokenizers.Tokenizer, labels: Sequence[str], data: LabelledText
+) -> Examples:
     pairs, special = data.source.pairs, around(tokenizer)
-    numbers = [_number(row, labels) for row in rows]
     texts = tokenizer.encode_batch([row.text for row in rows])
     texts_b = tokenizer.encode_batch([row.text_b or "" for row in rows]) if pairs else [None] * len(rows)
     framed = [frame(a, b, special, data.length) for a, b in zip(texts, texts_b, strict=True)]
