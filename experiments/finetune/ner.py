@@ -1,4 +1,4 @@
-"""Names of persons, organisations, places and other entities in news: CoNLL-2003, fine-tuned from BERT-base.
+r"""Names of persons, organisations, places and other entities in news: CoNLL-2003, fine-tuned from BERT-base.
 
     TFDS_DATA_DIR=/data python -m experiments.finetune.ner --init-from downloads/bert-base-cased
     python -m experiments.finetune.ner files --init-from downloads/bert-base-cased --data.source.train eng.train \

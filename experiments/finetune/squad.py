@@ -1,4 +1,4 @@
-"""Which span of this text answers the question? SQuAD v1.1, fine-tuned from BERT-base.
+r"""Which span of this text answers the question? SQuAD v1.1, fine-tuned from BERT-base.
 
     TFDS_DATA_DIR=/data python -m experiments.finetune.squad --init-from downloads/bert-base-uncased
     python -m experiments.finetune.squad files --init-from downloads/bert-base-uncased \

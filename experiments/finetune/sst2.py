@@ -1,4 +1,4 @@
-"""Is this sentence of a film review negative or positive? SST-2 at the level of sentences, from scratch or fine-tuned.
+r"""Is this sentence of a film review negative or positive? SST-2 at the level of sentences, from scratch or fine-tuned.
 
     TFDS_DATA_DIR=/data python -m experiments.finetune.sst2
     TFDS_DATA_DIR=/data python -m experiments.finetune.sst2 finetune --init-from downloads/bert-base-uncased
