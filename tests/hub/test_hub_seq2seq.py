@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from transformer_jax import hub
+from transformer_jax import beam, decode, hub
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
 
@@ -58,6 +58,37 @@ def test_states_and_logits_are_transformers(name):
     real = np.arange(expected["source"].shape[1]) < expected["lengths"][:, None]
     np.testing.assert_allclose(states[real], expected["states"][real], rtol=0, atol=2e-5)
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beam_search_is_transformers(name):
+    """4 beams, length penalties 0.6 and 1.0, on 50 padded sources: the same tokens, the same scores."""
+    config, params, _ = hub.load(FIXTURES / name)
+    with np.load(FIXTURES / name / "expected.npz") as file:
+        expected = dict(file)
+    source, lengths, said = expected["beam_source"], expected["beam_lengths"], json.loads(str(expected["beam_settings"]))
+    settings = beam.Beam(
+        width=4,
+        max_new_tokens=said["max_new_tokens"],
+        stop_ids=(config.eos_id,),
+        forced_first=said.get("forced_bos_token_id"),
+        forced_last=said.get("forced_eos_token_id"),
+        suppress_ids=[i for ids in said.get("bad_words_ids", []) for i in ids],
+    )
+    prompts = decode.left_pad([[config.decoder_start_id]] * len(source))
+
+    @jax.jit
+    def run(params):
+        x_BSD = seq2seq.encode(params, config, source, lengths=lengths)
+        cache = seq2seq.init_cache(params, config, x_BSD, lengths, settings.max_new_tokens)
+        both = [dataclasses.replace(settings, length_penalty=penalty) for penalty in (0.6, 1.0)]
+        return [beam.search(seq2seq, params, config, cache, prompts, one) for one in both]
+
+    for key, made in zip(("beam_06", "beam_10"), run(params), strict=True):
+        tokens_BM, length_B = np.asarray(made.tokens_BKM)[:, 0], np.asarray(made.length_BK)[:, 0]
+        tokens_BM = np.where(np.arange(tokens_BM.shape[1]) < length_B[:, None], tokens_BM, -1)
+        np.testing.assert_array_equal(tokens_BM, expected[key])
+        np.testing.assert_allclose(made.score_BK[:, 0], expected[f"{key}_scores"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
