@@ -239,7 +239,9 @@ def run(
             flops_per_token=task.flops_per_token(model, experiment.data.length),
             peak=observe.peak_flops(jax.devices()),
         )
-        # A signal may have come after the evaluation that patience ran out at.
+        if _due(first, experiment.evaluate.every, train.steps) and first not in dict(history):
+            validate(first, state)  # a signal cut it short; what is best and when patience ends depend on it
+        # A signal may also have come after the evaluation that patience ran out at.
         impatient = bool(history) and 0 < experiment.evaluate.patience <= _best(history, chooses.best)[1]
         while step < train.steps and not stop() and not impatient:
             step += 1
@@ -370,4 +372,4 @@ def _best(history: list[tuple[int, float]], which: str) -> tuple[int | None, int
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    return every > 0 and step % every == 0 and step < last
+    return every > 0 and step % every == 0 and 0 < step < last
