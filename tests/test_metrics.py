@@ -105,6 +105,14 @@ def test_regression_by_hand():
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_model_that_has_diverged_is_scored_all_the_same():
+    """scikit-learn refuses what is not finite, which would end the run."""
+    scores = metrics.classification(np.array([[0.0, 1.0], [np.nan, 0.0]]), np.array([1, 0]), ("a", "b"))
+    assert "roc_auc" not in scores and all(map(math.isfinite, scores.values()))
+    scores = metrics.regression(np.array([1.0, np.inf]), np.array([1.0, 2.0]))
+    assert scores == {"pearson": 0.0, "spearman": 0.0, "mean_squared_error": math.inf}
+
+
 def test_correlation_with_a_constant_is_zero():
     scores = metrics.regression(np.full(3, 0.1, np.float32), np.array([1.0, 2.0, 3.0]))
     assert scores["pearson"] == scores["spearman"] == 0 and scores["mean_squared_error"] > 0

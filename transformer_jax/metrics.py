@@ -7,7 +7,8 @@
     plot_confusion, plot_roc
 
 scikit-learn and SciPy compute what they have. A number that does not exist for a set is never reported as nan: ROC-AUC
-is left out where a class has no example, a correlation with a constant is 0.
+is left out where a class has no example, a correlation with a constant is 0. Outputs that are not finite, of a model
+that has diverged, end no run: they have no ROC-AUC, a correlation of 0 and an infinite error.
 
 Letters: E examples, C classes.
 """
@@ -57,7 +58,7 @@ def classification(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[
         scores |= {name: float(of_second[i]) for i, name in enumerate(("precision", "recall", "f1"))}
     constant = len(np.unique([labels_E, predicted_E])) == 1  # scikit-learn gives 0 as well, and warns
     scores["matthews"] = 0.0 if constant else float(metrics.matthews_corrcoef(labels_E, predicted_E))
-    if len(np.unique(labels_E)) == len(names) > 1:
+    if len(np.unique(labels_E)) == len(names) > 1 and np.isfinite(logits_EC).all():
         if len(names) == 2:
             scores["roc_auc"] = float(metrics.roc_auc_score(labels_E, logits_EC[:, 1] - logits_EC[:, 0]))
         else:
@@ -88,6 +89,8 @@ def regression(predicted_E: np.ndarray, wanted_E: np.ndarray) -> dict[str, float
     predicted_E, wanted_E = np.asarray(predicted_E, np.float64), np.asarray(wanted_E, np.float64)
     if predicted_E.shape != wanted_E.shape or wanted_E.ndim != 1 or not len(wanted_E):
         raise ValueError(f"{predicted_E.shape} predictions for {wanted_E.shape} values: one for each is needed")
+    if not np.isfinite(predicted_E).all():
+        return {"pearson": 0.0, "spearman": 0.0, "mean_squared_error": math.inf}
     constant = np.ptp(predicted_E) == 0 or np.ptp(wanted_E) == 0
     return {
         "pearson": 0.0 if constant else float(stats.pearsonr(predicted_E, wanted_E).statistic),

@@ -129,6 +129,8 @@ def test_report_of_known_outputs(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     one_class = Evaluation(None, np.zeros(5, np.int32))
     assert [p.name for p in task.pictures(outputs, one_class, tmp_path, "one")] == ["one_confusion.png"]
+    diverged = {"logits": np.full_like(outputs["logits"], np.nan)}
+    assert len(task.pictures(diverged, evaluation, tmp_path, "nan")) == 1
 
 
 def test_report_of_regression(tmp_path):

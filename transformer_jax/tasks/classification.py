@@ -144,7 +144,7 @@ class Classification(Task):
         logits_EC, labels_E = outputs["logits"], np.asarray(evaluation.reference)
         confusion, roc = folder / f"{name}_confusion.png", folder / f"{name}_roc.png"
         metrics.plot_confusion(labels_E, logits_EC.argmax(-1), self.labels, confusion)
-        if len(np.unique(labels_E)) < 2:  # there is no curve
+        if len(np.unique(labels_E)) < 2 or not np.isfinite(logits_EC).all():  # there is no curve
             return [confusion]
         if len(self.labels) == 2:
             metrics.plot_roc(logits_EC[:, 1] - logits_EC[:, 0], labels_E, roc)

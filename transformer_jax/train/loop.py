@@ -222,7 +222,7 @@ def run(
             with meter.pause(), contextlib.suppress(evaluation.Stopped):
                 report, outputs = evaluate(averaged(state), prepared.validation, stop)
                 observer.row({"step": step} | {f"validation/{name}": value for name, value in report.items()})
-                history.append((step, report[best_metric]))
+                history.append((step, report.get(best_metric, math.nan)))
 
         def save(state: state_lib.TrainState, report: Mapping[str, float]) -> None:
             with meter.pause():
