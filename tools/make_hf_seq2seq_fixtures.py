@@ -10,8 +10,9 @@ A fixture is a snapshot folder as `save_pretrained` writes it (tiny, float32, ra
     source, lengths, target     four padded sources, and the decoder's inputs
     states, logits              what Transformers makes of them
     beam_source, beam_lengths   50 random sources
-    beam_06, beam_10            what `generate` with 4 beams makes of them at length penalty 0.6 and 1.0: tokens after the
-                                start token, eos included, padded with -1; beam_06_scores, beam_10_scores: their scores
+    beam_06, beam_10            what `generate` with 4 beams makes of them at length penalty 0.6 and 1.0: tokens after
+                                the start token, eos included, padded with -1
+    beam_06_scores, ...         their scores
     beam_settings               the rest of the search, in JSON: max_new_tokens, forced and suppressed ids
 
 Every parameter is redrawn, norms, biases and the buffer of the logits' bias included, at a scale that keeps logits near
@@ -103,7 +104,7 @@ def redraw(model: torch.nn.Module, seed: int) -> None:
     rng = np.random.default_rng(seed)
     is_t5 = "t5" in model.config.model_type
     for name, p in [*model.named_parameters(), ("final_logits_bias", getattr(model, "final_logits_bias", None))]:
-        if p is None or not p.requires_grad and "embed_positions" in name:  # Marian's sinusoids
+        if p is None or (not p.requires_grad and "embed_positions" in name):  # Marian's sinusoids
             continue
         if name == "final_logits_bias":
             draw = rng.normal(0, 0.3, p.shape)

@@ -66,7 +66,8 @@ def test_beam_search_is_transformers(name):
     config, params, _ = hub.load(FIXTURES / name)
     with np.load(FIXTURES / name / "expected.npz") as file:
         expected = dict(file)
-    source, lengths, said = expected["beam_source"], expected["beam_lengths"], json.loads(str(expected["beam_settings"]))
+    source, lengths = expected["beam_source"], expected["beam_lengths"]
+    said = json.loads(str(expected["beam_settings"]))
     settings = beam.Beam(
         width=4,
         max_new_tokens=said["max_new_tokens"],
@@ -194,7 +195,7 @@ def test_a_trunk_alone_has_no_bias_of_the_logits(tmp_path):
         ("bart", {"eos_token_id": [2, 3]}, '"eos_token_id" is .2, 3.; it must be one token id'),
         ("bart", {"pad_token_id": 40}, "model.pad_id is 40; it must be below 40"),
         ("mbart", {"window": 3}, '"window": 3 is not a setting known here'),
-        ("t5", {"feed_forward_proj": "gated-mish"}, '"feed_forward_proj" is \'mish\''),
+        ("t5", {"feed_forward_proj": "gated-mish"}, '"feed_forward_proj" is .mish.'),
         ("t5", {"scale_decoder_outputs": 1}, '"scale_decoder_outputs" is 1; it must be true or false'),
         ("t5", {"d_kv": 5}, "tensor encoder.block.0.layer.0.SelfAttention.q.weight has shape"),
         ("t5", {"num_decoder_layers": 3}, "lacks decoder.block.2"),

@@ -278,9 +278,7 @@ def test_more_tokens_than_there_is_room_for():
             jax.eval_shape(lambda p, s=source, t=target: seq2seq.apply(p, BART, s, t), params)
     with pytest.raises(ValueError, match="have 17 tokens, the cache 4 slots"):
         x = jnp.zeros((1, 3, 16))
-        jax.eval_shape(
-            lambda p: seq2seq.prefill(p, BART, long, seq2seq.init_cache(p, BART, x, None, 4)), params
-        )
+        jax.eval_shape(lambda p: seq2seq.prefill(p, BART, long, seq2seq.init_cache(p, BART, x, None, 4)), params)
 
 
 def test_published_parameter_counts():

@@ -211,7 +211,7 @@ def bert_hidden(params, cfg, tokens_T, types_T=None):
 
 
 def seq2seq_logits(params, cfg, source_S, target_T):
-    """(encoder's states [S, D], logits [T, V]) of one pair without padding (Vaswani et al. 2017; T5, Raffel et al. 2020;
+    """(encoder's states [S, D], logits [T, V]) of one unpadded pair (Vaswani et al. 2017; T5, Raffel et al. 2020;
     BART, Lewis et al. 2020; Marian, Junczys-Dowmunt et al. 2018)."""
     table = params["embed"]["token"]["embedding"]
 

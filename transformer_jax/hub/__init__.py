@@ -5,8 +5,8 @@
 
 A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer.
 How model types name their tensors and settings stands in one module each (`gpt2`; `llama` for llama, qwen2 and qwen3;
-`bert`, `roberta`, `albert` and `electra` over `encoders`; `t5` for t5 and mt5, `bart` for bart and mbart, `marian`); `mapping` carries parameters across, `settings` reads
-config.json strictly, `weights` reads and writes the files.
+`bert`, `roberta`, `albert` and `electra` over `encoders`; `t5` for t5 and mt5, `bart` for bart and mbart, `marian`);
+`mapping` carries parameters across, `settings` reads config.json strictly, `weights` reads and writes the files.
 """
 
 import dataclasses
@@ -25,7 +25,20 @@ import numpy as np
 from transformer_jax import models
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.hub import albert, bart, bert, electra, encoders, gpt2, llama, mapping, marian, roberta, t5, weights
+from transformer_jax.hub import (
+    albert,
+    bart,
+    bert,
+    electra,
+    encoders,
+    gpt2,
+    llama,
+    mapping,
+    marian,
+    roberta,
+    t5,
+    weights,
+)
 
 # A module each: MODEL_TYPES, table, read_config, holds, write_config. The first that holds a config writes it.
 FORMATS = (gpt2, llama, albert, roberta, electra, bert, t5, bart, marian)
@@ -194,9 +207,7 @@ def _label_settings(config: Any, labels: Sequence[str]) -> dict[str, Any]:
     return encoders.write_labels(labels)
 
 
-def _token_settings(
-    settings: dict[str, Any], config: Any, tokenizer: tokenizers.Tokenizer | None
-) -> dict[str, Any]:
+def _token_settings(settings: dict[str, Any], config: Any, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """The ids of special tokens: the config's where it has them, which must be the tokenizer's, or else those. Where
     padding's id counts in the function (RoBERTa's positions), it must be right."""
     if tokenizer is None:

@@ -103,8 +103,8 @@ class Config:
     attention_dropout: float = 0.0
     """Of the attention probabilities, which Vaswani et al. do not drop."""
     initializer: Literal["xavier", "t5", "normal"] = "xavier"
-    """Kernels uniform by fan-in and fan-out with embeddings at 1/sqrt(D) (Glorot and Bengio 2010); normal by fan-in with
-    embeddings at 1, as T5's unscaled scores need; or everything Normal(0, init_std^2)."""
+    """Kernels uniform by fan-in and fan-out (Glorot and Bengio 2010) with embeddings at 1/sqrt(D); normal by fan-in
+    with embeddings at 1, as T5's unscaled scores need; or everything Normal(0, init_std^2)."""
     init_std: float = 0.02
     """With initializer "normal"; over sqrt(2 L) (decoder: 3 L) where pre-norm blocks write to the residual stream."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -406,7 +406,7 @@ def prefill(
     """
     p, target = params["decoder"], cache.target
     T, slots = tokens_BT.shape[1], cache.num_slots
-    if T > slots:
+    if slots < T:
         raise ValueError(f"the targets' beginnings have {T} tokens, the cache {slots} slots; make it for {T} or more")
     where = columns_T = jnp.arange(T)
     if start_B is not None:

@@ -3,7 +3,7 @@
 A decoder that reads an encoder's states has cross-attention between the two. Every family's `Config` has the fields of
 `BlockConfig`, so one block serves them all.
 
-B batch, T length, S keys or cache slots, D width, N query heads, K key/value heads, H head width, F MLP width, L layers.
+B batch, T length, S keys or slots, D width, N query heads, K key/value heads, H head width, F MLP width, L layers.
 """
 
 import math
