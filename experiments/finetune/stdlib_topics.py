@@ -12,8 +12,9 @@ Model: the encoder of `experiments.mlm.stdlib`, from scratch, with a byte-level 
 has read most of these files, those of the test passages too, without the topics that are asked for here: the gap
 between the two is what unlabelled text is worth.
 
-Hardware and time: 2 CPU cores, to be measured.
-Expected: to be measured. Guessing the most frequent topic is right in 6 % of the test passages (measured, Python 3.11).
+Hardware and time: 2 CPU cores, about two minutes (measured).
+Expected (measured, Python 3.11, test set, seeds 0, 1, 2): from scratch accuracy 0.386, 0.426, 0.465, mean 0.426, macro
+F1 0.372; from `mlm.stdlib` 0.464, 0.458, 0.464, mean 0.462, macro F1 0.421. Guessing the most frequent topic is right in 6 % of the passages.
 """
 
 from transformer_jax.data.labelled import LabelledText
@@ -30,9 +31,9 @@ def experiment() -> Experiment:
         model=bert.Config(
             vocab_size=4096,
             max_length=128,
-            width=256,
+            width=192,
             num_layers=4,
-            num_heads=4,
+            num_heads=3,
             mlp_width=512,
             num_types=0,
             position="rotary",

@@ -174,6 +174,12 @@ def test_no_file_is_on_two_sides_and_every_topic_on_each(topics):
     assert max(Counter(row.label for row in topics["train"]).values()) == 300
 
 
+def test_no_passage_that_trains_is_asked_for(topics):
+    """Tables and licences stand in several files, word for word."""
+    trained = {row.text for row in topics["train"]}
+    assert not trained & {row.text for side in ("validation", "test") for row in topics[side]}
+
+
 def test_a_passage_does_not_name_its_topic(topics):
     for row in topics["test"]:
         lines = row.text.split("\n")

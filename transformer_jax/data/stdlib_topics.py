@@ -47,8 +47,9 @@ class StdlibTopics:
     So that the task is not to find a name, lines with one of the topic's own are left out (import lines, mostly; names
     of two or three letters count as words or in capitals), and blank lines with them. A file is on one side only: a
     topic's largest file trains; of the others, in the order of a hash of their paths, validation and test get an eighth
-    of the passages each, or a little more. A topic gives at most 300, 60 and 60 passages: without that a quarter of all
-    were tables of `encodings`. Like the text, the split can differ between Python versions.
+    of the passages each, or a little more, without those that stand word for word in a training file. A topic gives at
+    most 300, 60 and 60 passages: without that a quarter of all were tables of `encodings`. Like the text, the split can
+    differ between Python versions.
     """
 
     lines: int = 10
@@ -63,9 +64,12 @@ class StdlibTopics:
 
     def rows(self, side: Side) -> Rows:
         root = Path(sysconfig.get_path("stdlib"))
+        files = {topic: _topic_files(root, topic, self.lines) for topic in TOPICS}
+        # A few passages stand in several files, word for word: most are licences and tables.
+        trained = {row.text for sides in files.values() for passages in sides["train"] for row in passages}
         held: list[Row] = []
-        for topic in TOPICS:
-            rows = [row for passages in _topic_files(root, topic, self.lines)[side] for row in passages]
+        for sides in files.values():
+            rows = [row for passages in sides[side] for row in passages if side == "train" or row.text not in trained]
             chosen = np.linspace(0, len(rows) - 1, min(_MOST[side], len(rows))).astype(int)
             held += [rows[i] for i in chosen]
         return Rows(f"passages of the Python standard library at {root} ({side})", held)

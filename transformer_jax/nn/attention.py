@@ -218,7 +218,9 @@ def _cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, 
     B, T = q_BTNH.shape[:2]
     lengths: dict[str, Any] = {}
     if mask.end_B is not None:
-        lengths = {"query_seq_lengths": jnp.full((B,), T, jnp.int32), "key_value_seq_lengths": mask.end_B}
+        # A row that only fills up a batch has no keys at all: one, so that its softmax has something to be of.
+        ends_B = jnp.maximum(mask.end_B, 1).astype(jnp.int32)
+        lengths = {"query_seq_lengths": jnp.full((B,), T, jnp.int32), "key_value_seq_lengths": ends_B}
     return jax.nn.dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=mask.causal, implementation="cudnn", **lengths
     )
