@@ -117,6 +117,8 @@ def test_a_type_of_ones_own_cannot_be_stored():
         ({"train": Train(steps=-1)}, r"train.steps = -1"),
         ({"evaluate": Evaluate(every=-5)}, r"evaluate.every = -5"),
         ({"checkpoint": Checkpoint(keep=0)}, r"checkpoint.keep = 0"),
+        ({"checkpoint": Checkpoint(best_metric="accuracy")}, r"'lowest' of accuracy would keep the worst; .* highest"),
+        ({"checkpoint": Checkpoint(best="highest")}, r"'highest' of loss_nats_per_token would keep the worst"),
         ({"ema": experiments.Ema(1.0)}, r"ema.decay = 1.0"),
         ({"data": corpus.TextCorpus(length=64)}, r"data.length = 64 is longer than model.max_length = 32"),
     ],

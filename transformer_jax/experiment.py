@@ -151,6 +151,13 @@ else:
     TaskOf = causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging | span_qa.SpanQA
 
 
+# Beginnings of reported numbers of which the lowest is best, and of which the highest is.
+_BEST = (
+    ("loss", "perplexity", "bits_per", "mean_squared"),
+    ("accuracy", "f1", "precision", "recall", "matthews", "pearson", "spearman", "roc_auc", "entity", "exact_match"),
+)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """All that decides a run. Construction checks what can be checked without data or devices."""
@@ -192,6 +199,12 @@ class Experiment:
             if value < 0:
                 raise InputError(f"{name} = {value}: must be 0 or more")
         _positive("checkpoint.keep", self.checkpoint.keep)
+        metric, best = self.checkpoint.best_metric, self.checkpoint.best
+        if metric.startswith(_BEST[best == "lowest"]):
+            other = "highest" if best == "lowest" else "lowest"
+            raise InputError(
+                f"checkpoint.best = {best!r} of {metric} would keep the worst; give --checkpoint.best {other}"
+            )
         if train.batch_size % train.accumulate:
             raise InputError(
                 f"train.batch_size = {train.batch_size} does not divide into train.accumulate = {train.accumulate}"

@@ -191,18 +191,18 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
         train=dataclasses.replace(tiny.train, steps=9),
         evaluate=Evaluate(every=1, patience=2),
         ema=Ema(decay=0.0),
-        checkpoint=Checkpoint(best_metric="perplexity_per_token", best="highest"),
+        checkpoint=Checkpoint(best_metric="score", best="highest"),
     )
     values = iter([0.0, 3.0, 5.0, 0.0, 4.0, 5.0, 0.0, 5.0, 1.0])  # 0: only asked for the names, at the beginning
 
     class Scripted(type(tiny.task)):  # a task whose numbers are known
         def report(self, sums, outputs, evaluation):
-            return super().report(sums, outputs, evaluation) | {"perplexity_per_token": next(values)}
+            return super().report(sums, outputs, evaluation) | {"score": next(values)}
 
     monkeypatch.setitem(config_json._NAMES, Scripted, "causal_lm.CausalLM")
     first = dataclasses.replace(still, task=Scripted(), train=dataclasses.replace(still.train, steps=2))
     results = loop.run(first, tmp_path / "run", load=restore.load)
-    assert results.step == 2 and results.report["perplexity_per_token"] == 5.0
+    assert results.step == 2 and results.report["score"] == 5.0
     patient = dataclasses.replace(still, task=Scripted())
 
     def on_row(row):
@@ -213,7 +213,7 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
     assert (stopped.step, stopped.signal) == (4, signal.SIGTERM)
     results = loop.run(patient, tmp_path / "run", load=restore.load)
     assert results.step == 4, "step 2 was the best; steps 3 and 4 were not better"
-    assert results.report["perplexity_per_token"] == 5.0
+    assert results.report["score"] == 5.0
     done = json.loads((tmp_path / "run/results.json").read_text())
     assert (done["best_step"], done["stopped_by_patience"]) == (2, 2)
     assert (tmp_path / "run/checkpoints/2").is_dir(), "the best is kept"
@@ -222,7 +222,7 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
 
 
 def test_a_metric_that_is_not_reported_is_refused_before_anything_is_written(tiny, tmp_path):
-    wrong = dataclasses.replace(tiny, checkpoint=Checkpoint(best_metric="accuracy"))
+    wrong = dataclasses.replace(tiny, checkpoint=Checkpoint(best_metric="accuracy", best="highest"))
     with pytest.raises(InputError, match=r"best_metric is 'accuracy'; this task reports loss_nats_per_token, "):
         loop.run(wrong, tmp_path / "run", load=restore.load)
     assert not (tmp_path / "run").exists()
