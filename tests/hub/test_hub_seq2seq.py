@@ -182,6 +182,17 @@ def test_a_trunk_alone_has_no_bias_of_the_logits(tmp_path):
     assert "head" not in params
 
 
+@pytest.mark.parametrize(
+    ("name", "files"), [("marian", ("source.spm", "target.spm", "vocab.json")), ("mbart", ("sentencepiece.bpe.model",))]
+)
+def test_a_tokenizer_that_is_not_read(tmp_path, name, files):
+    folder = snapshot(tmp_path / name, name)
+    for file in files:
+        (folder / file).write_text("{}")
+    with pytest.raises(InputError, match=f"its tokenizer only as {files[0]}, which is not read; save it as"):
+        hub.load(folder)
+
+
 # ---- What is refused ----------------------------------------------------------------------------------------------
 
 

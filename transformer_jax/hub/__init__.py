@@ -55,6 +55,8 @@ DERIVED = {
     "embedding_width": "embed_features",
 }
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "bytes.json", "characters.json")
+# Tokenizers that are not read: SentencePiece models of Llama, of mBART and (beside vocab.json) of Marian.
+UNREAD_TOKENIZER_FILES = ("tokenizer.model", "sentencepiece.bpe.model", "source.spm")
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -123,12 +125,14 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        if (folder / "tokenizer.model").exists():
-            raise InputError(
-                f"{folder} holds its tokenizer only as tokenizer.model, which is not read; save it as tokenizer.json "
-                "with Transformers' AutoTokenizer, or remove it to load the weights alone"
-            )
+    held = [name for name in TOKENIZER_FILES if (folder / name).exists()]
+    unread = [name for name in UNREAD_TOKENIZER_FILES if (folder / name).exists()]
+    if unread and held in ([], ["vocab.json"]):
+        raise InputError(
+            f"{folder} holds its tokenizer only as {unread[0]}, which is not read; save it as tokenizer.json with "
+            f"Transformers' AutoTokenizer, or remove {', '.join([*unread, *held])} to load the weights alone"
+        )
+    if not held:
         return None
     tokenizer = tokenizers.load(folder)
     if tokenizer.vocab_size > vocab_size:
