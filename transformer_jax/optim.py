@@ -160,11 +160,11 @@ def lr_scales(cfg: Optim, declaration: Any) -> Any:
 
     scales: dict[str, Any] = {}
     for path, p in flat.items():
-        top, _, rest = path.partition("/")
+        stack, _, rest = path.partition("blocks/")  # "", or of two stacks "encoder/" or "decoder/"
         if p.axes[:1] != ("layers",):
-            scales[path] = np.float32(factor(path, -1 if top == "embed" else depth))
+            scales[path] = np.float32(factor(path, -1 if path.startswith("embed/") else depth))
             continue
-        of_layers = np.array([factor(f"{top}/{i}/{rest}", i) for i in range(p.shape[0])], np.float32)
+        of_layers = np.array([factor(f"{stack}blocks/{i}/{rest}", i) for i in range(p.shape[0])], np.float32)
         same = (of_layers == of_layers[0]).all()
         scales[path] = of_layers[0] if same else of_layers.reshape(-1, *(1,) * (len(p.shape) - 1))
     if unused:
