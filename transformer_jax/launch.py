@@ -128,7 +128,7 @@ def keep_freed_memory(experiment: Experiment) -> None:
     m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
     libc.mallopt(m_arena_max, 1)  # an arena other than the main one cannot hold a block this large
     libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_trim_threshold, -1)  # never: the largest number, 2 GiB, is less than what BERT-base frees at once
 
 
 def num_cpu_devices(experiment: Experiment, cores: int) -> int:
