@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -72,6 +73,8 @@ def test_a_snapshot_predicts_and_converts_there_and_back(snapshot, kind, tmp_pat
 def test_heads_that_nothing_predicts_with(snapshot, tmp_path, capsys):
     loaded = transformer_jax.load(snapshot)
     assert loaded.task is None and loaded.config.heads == ("pooler", "choice"), "it loads all the same"
+    t5 = Path(__file__).parent / "data/hf/seq2seq/t5"
+    assert transformer_jax.load(t5).task is None, "an encoder-decoder is no causal language model"
     for command in (["predict", str(snapshot), "a"], ["convert", "hf", str(snapshot), str(tmp_path / "run")]):
         assert main(command) == 2
         assert "heads pooler, choice" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def predict(arguments: list[str]) -> int:
     if loaded.tokenizer is None:
         raise InputError(f"{path} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
     if loaded.task is None:
-        raise InputError(f"{path}: nothing here predicts with the heads {', '.join(loaded.config.heads) or '(none)'}")
+        raise InputError(f"{path}: no task here is for {workdirs.kind(loaded)}; it loads as a library")
     config = Path(path) / "config.json"
     defaults = config_json.load(config).sample if _is_run(config) else experiments.default_sample(loaded.task)
     program = f"{PROGRAM} predict {path} INPUT"

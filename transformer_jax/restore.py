@@ -119,11 +119,12 @@ def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
 def _task_of(config: Any, folder: Path) -> Any:
     """What a snapshot's model is for: language modelling or, of an encoder's heads, the one that was fine-tuned.
 
-    None where there is no task of ours: other heads, labels of which several may hold, tags that are not IOB2.
+    None where there is no task of ours: an encoder-decoder, other heads, labels of which several may hold, tags that
+    are not IOB2.
     """
-    heads = getattr(config, "heads", None)
-    if heads is None:
+    if isinstance(config, models.gpt.Config):
         return tasks.CausalLM()
+    heads = getattr(config, "heads", ())
     with contextlib.suppress(InputError):
         if "classification" in heads:
             return tasks.Classification(labels=hub.labels(folder))

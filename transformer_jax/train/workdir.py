@@ -49,6 +49,12 @@ def chosen(path: Path) -> Path:
     return best if done.get("test") and best.is_dir() else path
 
 
+def kind(loaded: Any) -> str:
+    """A loaded model in words: "a bert with the heads pooler, choice"."""
+    family, heads = loaded.family.__name__.rpartition(".")[2], getattr(loaded.config, "heads", ())
+    return f"a {family} with the heads {', '.join(heads)}" if heads else f"a {family} without heads"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes beside the target and renames, so that the file is whole or as it was."""
     part = path.with_name(path.name + ".part")
@@ -71,9 +77,7 @@ def create(folder: Path, loaded: Any) -> None:
             "no tokenizer.json, vocab.json and merges.txt or vocab.txt beside the weights; a workdir needs one"
         )
     if loaded.task is None:
-        raise InputError(
-            f"no task here has the heads {', '.join(loaded.config.heads) or '(none)'}; a workdir needs one"
-        )
+        raise InputError(f"no task here is for {kind(loaded)}; a workdir needs one")
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True)
     loaded.tokenizer.save(part / "tokenizer")
