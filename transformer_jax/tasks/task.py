@@ -4,6 +4,7 @@ A task is a frozen dataclass that an experiment holds as `task`. The loop and th
 methods here and nothing else.
 """
 
+import abc
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,36 +50,36 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(abc.ABC):
     """The contract: `example`, `prepare`, `loss`, `report` and `flops_per_token`. The rest has defaults."""
 
+    @abc.abstractmethod
     def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prepare(self, data: Any, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
         """Reads and checks the data. `workdir_tokenizer`: the one that the parameters were trained with, if any."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"name": (sum, weight)}): what training minimises, and what a row of metrics shows."""
-        raise NotImplementedError
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
         """(sums, outputs): sums are added up over the set; outputs, {"name": [B, ...]}, are kept for every example."""
         return self.loss(params, model_cfg, batch)[2], {}
 
+    @abc.abstractmethod
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """The numbers of an evaluation, each named with its unit where it has one."""
-        raise NotImplementedError
 
     def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
         """Draws what is better seen than read into FOLDER/NAME_*.png and returns the paths."""
         return []
 
+    @abc.abstractmethod
     def flops_per_token(self, model_cfg: Any, length: int) -> float:
         """FLOPs of one training step per token, forward and backward (PaLM, appendix B)."""
-        raise NotImplementedError
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
         """What to show of the model when training ends, in pieces: by default the predictions for `options.inputs`."""
@@ -89,8 +90,8 @@ class Task:
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
     ) -> Iterator[dict[str, Any]]:
         """One JSON-able dict for each input, a line of text; `top`: how many answers of each to give."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} makes text and no predictions; use `sample`")
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """A prediction as text for people."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} makes text and no predictions; use `sample`")
