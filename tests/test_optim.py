@@ -186,7 +186,7 @@ STACKED = {
 
 
 def test_layer_decay_and_groups_multiply_by_path():
-    """Three layers: heads 1, layers 0.5, 0.25, 0.125 from the top, embeddings 0.0625 (ELECTRA, appendix B)."""
+    """Three layers: heads 1, layers 0.5, 0.25, 0.125 from the top, embeddings 0.0625."""
     cfg = Optim(layer_decay=0.5, groups=(("blocks/[01]/.*bias$", 0.0), ("^head/", 3.0)))
     scales = optim.lr_scales(cfg, STACKED)
     assert float(scales["embed"]["embedding"]) == 0.0625

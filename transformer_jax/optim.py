@@ -68,7 +68,7 @@ class Optim:
     """The gradient's global norm is cut to this; 0: not cut."""
     layer_decay: float = 1.0
     """Each layer's learning rate is that of the layer above times this; the heads have the highest, the embeddings the
-    lowest (Clark et al. 2020, "ELECTRA", appendix B)."""
+    lowest. The idea is ELECTRA's (Clark et al. 2020, appendix B), the count of layers is this sentence's."""
     groups: tuple[tuple[str, float], ...] = ()
     """(pattern, factor): the learning rate of the parameters whose path the regular expression is found in, such as
     "embed/", "blocks/[0-5]/" (the first six layers) or "bias$", is multiplied by the factor; 0 freezes them, to the
