@@ -8,23 +8,19 @@ row is said with its file and line. `.pairs` says whether a row has two texts, `
 whether there are rows to test on.
 """
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from transformer_jax.data import sources
+from transformer_jax.data import records, sources
 from transformer_jax.errors import InputError
 
 Side = Literal["train", "validation", "test"]
-
-SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class Row(NamedTuple):
@@ -134,17 +130,14 @@ class Table:
 
     def rows(self, side: Side) -> Rows:
         own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
-        held = [row for _, path in sources.find_files(own or self.train, side, SUFFIXES) for row in self._read(path)]
+        held = [row for _, path in sources.find_files(own or self.train, side, records.SUFFIXES) for row in self._read(path)]
         if side != "test" and not self.validation:
             wanted, below = side == "validation", self.validation_fraction
             held = [r for r in held if (sources.position(f"{r.text}\0{r.text_b}") < below) == wanted]
         return Rows(f"{', '.join(own or self.train)} ({side})", held)
 
     def _read(self, path: Path) -> Iterator[Row]:
-        read = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(path.suffix.lower())
-        if read is None:
-            raise InputError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}, which say how to read it")
-        for line, record in read(path, headed=not self.text.isdecimal()):
+        for line, record in records.read(path, headed=not self.text.isdecimal()):
             where = f"{path}:{line}"
             for column in self._columns:
                 if column not in record:
@@ -153,8 +146,8 @@ class Table:
                         f"{where}: no column {column!r}; there are {here}; say which to read with "
                         "--data.source.text, --data.source.text-b and --data.source.label"
                     )
-            text = _string(record[self.text], self.text, where)
-            text_b = _string(record[self.text_b], self.text_b, where) if self.text_b else None
+            text = records.string(record, self.text, where)
+            text_b = records.string(record, self.text_b, where) if self.text_b else None
             label = record[self.label]
             if not isinstance(label, str | int | float) or isinstance(label, bool):
                 raise InputError(f"{where}: column {self.label!r} holds {json.dumps(label)}, not a name or a number")
@@ -219,78 +212,3 @@ class TfdsTable:
                 text_b = tfds_store.text_of(example, self.text_b, where) if self.text_b else None
                 held.append(_row(text, text_b, label.decode() if isinstance(label, bytes) else label, where))
         return Rows(f"TFDS {full_name} ({split})", held)
-
-
-# ---- Reading files -------------------------------------------------------------------------------------------------
-
-
-def _text_of(path: Path) -> str:
-    """A file's text without the byte-order mark that spreadsheets write."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 at byte {error.start} ({error.reason}); convert the file") from None
-
-
-def _csv(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line where the row begins, from 1; column -> field)."""
-    reader = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True)
-    fields: list[tuple[int, list[str]]] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields.append((line, next(reader)))
-        except StopIteration:
-            return _records(path, fields, headed, "a text with commas, quotes or line ends is written in quotes")
-        except csv.Error as error:
-            raise InputError(f"{path}:{line}: not CSV ({error}); a quote within a quoted text is doubled") from None
-
-
-def _tsv(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    lines = enumerate(_text_of(path).split("\n"), 1)
-    fields = [(number, line.removesuffix("\r").split("\t")) for number, line in lines]
-    return _records(
-        path, fields, headed, "a TAB or line end cannot be within a text; write such texts as .csv or .jsonl"
-    )
-
-
-def _records(
-    path: Path, fields: list[tuple[int, list[str]]], headed: bool, fix: str
-) -> Iterator[tuple[int, dict[str, str]]]:
-    fields = [(line, row) for line, row in fields if row not in ([], [""])]
-    if not fields:
-        return
-    line, first = fields[0]
-    columns = first if headed else [str(i) for i in range(len(first))]
-    if twice := {column for column in columns if columns.count(column) > 1}:
-        raise InputError(f"{path}:{line}: two columns are named {min(twice)!r}; rename one")
-    for line, row in fields[1:] if headed else fields:
-        if len(row) != len(columns):
-            raise InputError(
-                f"{path}:{line}: {len(row)} fields, where the {'header' if headed else 'first row'} has "
-                f"{len(columns)}; {fix}"
-            )
-        yield line, dict(zip(columns, row, strict=True))
-
-
-def _jsonl(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_text_of(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not a JSON object ({error}); each line must hold one") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: {type(record).__name__}, not a JSON object; each line must hold one")
-        yield number, record
-
-
-def _string(value: Any, column: str, where: str) -> str:
-    if value is None:
-        raise InputError(f"{where}: column {column!r} is null; fill it in or remove the row")
-    if not isinstance(value, str):
-        raise InputError(f"{where}: column {column!r} holds {type(value).__name__}, not text")
-    return value
