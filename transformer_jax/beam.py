@@ -175,15 +175,20 @@ class Hypotheses:
     step: jax.Array
 
 
-def search(model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, settings: Beam) -> Hypotheses:
+def search(
+    model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, settings: Beam, *, limit_B: jax.Array | None = None
+) -> Hypotheses:
     """The nbest best hypotheses that the search finds for each prompt.
 
     Arguments: model, cfg and settings are static; an empty cache for the B rows with at least T + M - 1 slots (the last
-    token is never read back), which becomes one of B * width rows here. Errors: `ValueError` for a cache with fewer
-    slots and for token ids of the settings that are not in the vocabulary.
+    token is never read back), which becomes one of B * width rows here; limit_B, int32 from 1 to M: what row b has in
+    place of max_new_tokens, so that rows with limits of their own share a program. Errors: `ValueError` for a cache
+    with fewer slots and for token ids of the settings that are not in the vocabulary.
     """
     params = model.for_decoding(params, cfg)
-    state = start(model, params, cfg, cache, prompts, settings)
+    if limit_B is None:
+        limit_B = jnp.full(len(prompts.start_B), settings.max_new_tokens, jnp.int32)
+    state = start(model, params, cfg, cache, prompts, limit_B, settings)
 
     def going(state: BeamState) -> jax.Array:
         return (state.step < settings.max_new_tokens) & state.beams.open_B.any()
@@ -192,14 +197,16 @@ def search(model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, sett
         last_BGW = jax.lax.dynamic_index_in_dim(state.beams.tokens_BWM, state.step - 1, axis=-1, keepdims=False)
         logits_RV, cache = model.decode_step(params, cfg, last_BGW.reshape(-1), state.cache)
         logits_BGWV = logits_RV.reshape(*last_BGW.shape, -1)
-        beams, rows_R = extend(state.beams, logits_BGWV, prompts, state.step, settings)
+        beams, rows_R = extend(state.beams, logits_BGWV, prompts, state.step, limit_B, settings)
         return BeamState(model.reorder(cache, rows_R), beams, state.step + 1)
 
     state = jax.lax.while_loop(going, step, state)
     return best(state, settings)
 
 
-def start(model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, settings: Beam) -> BeamState:
+def start(
+    model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, limit_B: jax.Array, settings: Beam
+) -> BeamState:
     """The prompts read into the cache, its rows repeated for the beams, and the first token of each beam chosen."""
     T, M, S = prompts.tokens_BT.shape[1], settings.max_new_tokens, cache.num_slots
     if T + M - 1 > S:
@@ -221,12 +228,12 @@ def start(model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, setti
         open_B=jnp.ones((B, G), bool),
     )
     logits_BGWV = jnp.broadcast_to(logits_BV[:, None, None], (B, G, W, V))
-    beams, _ = extend(beams, logits_BGWV, prompts, 0, settings)
+    beams, _ = extend(beams, logits_BGWV, prompts, 0, limit_B, settings)
     return BeamState(model.repeat(cache, settings.width), beams, jnp.ones((), jnp.int32))
 
 
 def extend(
-    beams: Beams, logits_BGWV: jax.Array, prompts: Prompts, step: Any, settings: Beam
+    beams: Beams, logits_BGWV: jax.Array, prompts: Prompts, step: Any, limit_B: jax.Array, settings: Beam
 ) -> tuple[Beams, jax.Array]:
     """The beams [B, G, ...] with token number `step`, and the cache's row that each running one continues, [R]."""
     B, G, W, V = logits_BGWV.shape
@@ -238,8 +245,8 @@ def extend(
         logp_BWV = logp_BGWV[:, g]
         if G > 1:
             logp_BWV = logp_BWV - settings.diversity_penalty * chosen_BV[:, None]
-        logp_BWV = constrain(logp_BWV, group.tokens_BWM, prompts, step, settings)
-        group, parent_BW = _extend_group(group, logp_BWV, step, settings)
+        logp_BWV = constrain(logp_BWV, group.tokens_BWM, prompts, step, limit_B, settings)
+        group, parent_BW = _extend_group(group, logp_BWV, step, limit_B, settings)
         token_BW = jax.lax.dynamic_index_in_dim(group.tokens_BWM, step, axis=-1, keepdims=False)
         chosen_BV = chosen_BV.at[jnp.arange(B)[:, None], token_BW].add(group.logprob_BW > -jnp.inf)
         groups.append(group)
@@ -249,19 +256,22 @@ def extend(
     return beams, (first_BG[:, :, None] + jnp.stack(parents, axis=1)).reshape(-1)
 
 
-def _extend_group(beams: Beams, logp_BWV: jax.Array, step: Any, settings: Beam) -> tuple[Beams, jax.Array]:
+def _extend_group(
+    beams: Beams, logp_BWV: jax.Array, step: Any, limit_B: jax.Array, settings: Beam
+) -> tuple[Beams, jax.Array]:
     """One step of one group: its beams with one more token, and which beam each running one continues."""
-    (B, W, V), M = logp_BWV.shape, settings.max_new_tokens
+    B, W, V = logp_BWV.shape
     C = min((1 + len(settings.stop_ids)) * W, W * V)
     total_BC, index_BC = jax.lax.top_k((beams.logprob_BW[:, :, None] + logp_BWV).reshape(B, W * V), C)
     parent_BC, token_BC = index_BC // V, (index_BC % V).astype(jnp.int32)
     tokens_BCM = _take(beams.tokens_BWM, parent_BC).at[:, :, step].set(token_BC)
-    ended_BC = jnp.isin(token_BC, jnp.array(settings.stop_ids, jnp.int32)) | (step == M - 1)
+    ended_BC = jnp.isin(token_BC, jnp.array(settings.stop_ids, jnp.int32)) | (step == limit_B - 1)[:, None]
 
     logprob_BW, kept_BW = jax.lax.top_k(jnp.where(ended_BC, -jnp.inf, total_BC), W)
 
     # The continuations behind the first W are there to keep W beams running: one that has ended is no hypothesis.
-    penalty = jnp.asarray(length_penalties(settings))[step]
+    penalty_M = jnp.asarray(length_penalties(settings))
+    penalty = penalty_M[step]
     competes_BC = ended_BC & (jnp.arange(C) < W) & beams.open_B[:, None]
     score_BC = jnp.where(competes_BC, total_BC / penalty, -jnp.inf)
     score_BW, place_BW = jax.lax.top_k(jnp.concatenate([beams.ended_score_BW, score_BC], axis=1), W)
@@ -272,9 +282,9 @@ def _extend_group(beams: Beams, logp_BWV: jax.Array, step: Any, settings: Beam) 
     if settings.early_stopping == "first":
         better_B = (worst_B == -jnp.inf) & (running_B > -jnp.inf)
     else:
-        # Sums only fall. Over a penalty that grows with the length, the best that can come of one is at length M.
+        # Sums only fall. Over a penalty that grows with the length, the best that can come of one is at the limit.
         grows = settings.early_stopping == "never" and settings.length_penalty > 0
-        better_B = running_B / (length_penalties(settings)[-1] if grows else penalty) > worst_B
+        better_B = running_B / (penalty_M[limit_B - 1] if grows else penalty) > worst_B
     return Beams(
         tokens_BWM=_take(tokens_BCM, kept_BW),
         logprob_BW=logprob_BW,
@@ -297,7 +307,9 @@ def best(state: BeamState, settings: Beam) -> Hypotheses:
 # ---------------------------------------------------------------------------------------------- What may not be chosen
 
 
-def constrain(logp_BWV: jax.Array, tokens_BWM: jax.Array, prompts: Prompts, step: Any, settings: Beam) -> jax.Array:
+def constrain(
+    logp_BWV: jax.Array, tokens_BWM: jax.Array, prompts: Prompts, step: Any, limit_B: jax.Array, settings: Beam
+) -> jax.Array:
     """The log-probabilities with -inf for what the settings forbid as token number `step`; the rest is as it was.
 
     A forced token has log-probability 0, whatever else is forbidden.
@@ -311,10 +323,10 @@ def constrain(logp_BWV: jax.Array, tokens_BWM: jax.Array, prompts: Prompts, step
     if settings.no_repeat_ngram:
         repeats_BWV = repeats(tokens_BWM, prompts, step, settings.no_repeat_ngram, len(ids_V))
         logp_BWV = jnp.where(repeats_BWV, -jnp.inf, logp_BWV)
-    for forced, where in ((settings.forced_first, 0), (settings.forced_last, settings.max_new_tokens - 1)):
+    for forced, where_B in ((settings.forced_first, 0 * limit_B), (settings.forced_last, limit_B - 1)):
         if forced is not None:
             only_V = jnp.where(ids_V == forced, 0.0, -jnp.inf)
-            logp_BWV = jnp.where(step == where, only_V, logp_BWV)
+            logp_BWV = jnp.where((step == where_B)[:, None, None], only_V, logp_BWV)
     return logp_BWV
 
 
