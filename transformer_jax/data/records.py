@@ -3,7 +3,8 @@
     lines    plain text: "\\n" alone ends a line (not U+2028, not a form feed), a "\\r" before it belongs to the end
     read     .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl, by the suffix
 
-A byte-order mark, which spreadsheets and Windows write, is left out. What is wrong is an `InputError` with file and line.
+A byte-order mark, which spreadsheets and Windows write, is left out. What is wrong is an `InputError` with file and
+line.
 """
 
 import csv

@@ -31,7 +31,7 @@ Split = Literal["train", "validation"]
 Files = list[tuple[str, Path]]  # (name: the path relative to where the search began, file), sorted, names unique
 
 PIECE = 1 << 20  # bytes of a plain text file read at a time
-READ_TO_IDENTIFY = 1 << 30  # bytes; see `_identity`
+READ_TO_IDENTIFY = 1 << 30  # bytes; see `identity`
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Jsonl:
         return Documents(
             origin=f"field {self.field!r} of {', '.join(self.paths)} ({split})",
             read=read,
-            identity=lambda: _identity(files, f"jsonl {self.field} {own or (split, fraction)}"),
+            identity=lambda: identity(files, f"jsonl {self.field} {own or (split, fraction)}"),
             nbytes=int(size * share),
         )
 
@@ -199,7 +199,7 @@ class Tfds:
         return Documents(
             origin=origin,
             read=read,
-            identity=lambda: _identity(files, f"tfds {full_name} {wanted} {self.field}"),
+            identity=lambda: identity(files, f"tfds {full_name} {wanted} {self.field}"),
             nbytes=sum(path.stat().st_size for _, path in files),
         )
 
@@ -268,7 +268,7 @@ def _file_documents(files: Files, origin: str) -> Documents:
     return Documents(
         origin=origin,
         read=lambda: ((name, piece) for name, path in files for piece in _pieces(path)),
-        identity=lambda: _identity(files, "text"),
+        identity=lambda: identity(files, "text"),
         nbytes=sum(path.stat().st_size for _, path in files),
     )
 
@@ -288,7 +288,7 @@ def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Docum
 
     share = 1 - fraction if split == "train" else fraction
     return Documents(
-        origin, read, lambda: _identity(files, f"{split} {fraction}"), nbytes=int(path.stat().st_size * share)
+        origin, read, lambda: identity(files, f"{split} {fraction}"), nbytes=int(path.stat().st_size * share)
     )
 
 
@@ -349,7 +349,7 @@ def _json_text(line: bytes, field: str, where: str) -> str:
     return record[field]
 
 
-def _identity(files: Files, how: str) -> str:
+def identity(files: Files, how: str) -> str:
     """A hash of the files' names and contents.
 
     Where they are together larger than READ_TO_IDENTIFY, size and modification time stand for the content, so that a

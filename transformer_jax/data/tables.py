@@ -130,7 +130,8 @@ class Table:
 
     def rows(self, side: Side) -> Rows:
         own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
-        held = [row for _, path in sources.find_files(own or self.train, side, records.SUFFIXES) for row in self._read(path)]
+        files = sources.find_files(own or self.train, side, records.SUFFIXES)
+        held = [row for _, path in files for row in self._read(path)]
         if side != "test" and not self.validation:
             wanted, below = side == "validation", self.validation_fraction
             held = [r for r in held if (sources.position(f"{r.text}\0{r.text_b}") < below) == wanted]

@@ -1,0 +1,251 @@
+"""Pairs of a source text and its target: translations, or articles and their summaries, from files and from TFDS.
+
+    Lines        two plain-text files in which line n of one is line n of the other
+    Columns      CSV, TSV and JSONL files with named columns, or numbered ones where there is no header
+    TfdsPairs    a data set that TensorFlow Datasets has prepared, without TensorFlow
+
+A source's `.pairs("train" | "validation" | "test")` is read anew, pair by pair, by every `for`: no more than one pair
+is held. `.has_test` says whether there are pairs to test on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformer_jax.data import records, sources
+from transformer_jax.data.tables import Side
+from transformer_jax.errors import InputError
+
+
+class Pair(NamedTuple):
+    """A source text and its target. `where` says for messages where they stand, and no two pairs stand there."""
+
+    source: str
+    target: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of one side, read anew by every `for`."""
+
+    origin: str
+    """What is read, for messages: "train.en and train.de"."""
+    read: Callable[[], Iterator[Pair]]
+    identity: Callable[[], str]
+    """A hash that changes when a text does; see `sources.identity`."""
+    nbytes: int
+    """About how much text there is, for progress bars."""
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self.read()
+
+
+def in_memory(pairs: Iterable[Pair], origin: str) -> Pairs:
+    """Pairs that are already here."""
+    held = list(pairs)
+    return Pairs(
+        origin=origin,
+        read=lambda: iter(held),
+        identity=lambda: hashlib.sha256(json.dumps([pair[:2] for pair in held]).encode()).hexdigest(),
+        nbytes=sum(len(pair.source) + len(pair.target) for pair in held),
+    )
+
+
+# ---- The sources ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Plain UTF-8 text in two files, as WMT, IWSLT and Multi30k have it: (source file, target file) for each side."""
+
+    train: tuple[str, str]
+    """Two files, as in ("train.en", "train.de")."""
+    validation: tuple[str, str]
+    """To choose the checkpoint on."""
+    test: tuple[str, ...] = ()
+    """To report the chosen checkpoint on; empty: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            files = getattr(self, name)
+            if isinstance(files, str) or len(files) not in ((0, 2) if name == "test" else (2,)):
+                raise InputError(f"Lines.{name} = {files!r} must name two files, the source and the target")
+
+    @property
+    def has_test(self) -> bool:
+        return bool(self.test)
+
+    def pairs(self, side: Side) -> Pairs:
+        """Errors: `InputError` for files that are absent, empty, the same, or of different numbers of lines."""
+        source, target = (_file(name, side) for name in getattr(self, side))
+        if source.samefile(target):
+            raise InputError(f"{source} is named as the source and as the target ({side}); name the translation's file")
+        counts = [_count_lines(path) for path in (source, target)]
+        for path, count in zip((source, target), counts, strict=True):
+            if not count:
+                raise InputError(f"{path} is empty ({side}); there must be a line for each line of the other side")
+        if counts[0] != counts[1]:
+            raise InputError(
+                f"{source} has {counts[0]:,} lines and {target} has {counts[1]:,} ({side}); line n of one must "
+                "translate line n of the other: find the line that is missing, or take the files as they were published"
+            )
+
+        def read() -> Iterator[Pair]:
+            both = zip(records.lines(source), records.lines(target), strict=True)
+            for number, (one, other) in enumerate(both, 1):
+                yield Pair(one, other, f"{source}:{number} and {target}:{number}")
+
+        files = [(path.name, path) for path in (source, target)]
+        return Pairs(
+            origin=f"{source} and {target}",
+            read=read,
+            identity=lambda: sources.identity(files, "lines"),
+            nbytes=source.stat().st_size + target.stat().st_size,
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Files of pairs in UTF-8: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+
+    The first line of .csv and .tsv names the columns; columns given by number ("0", "1") say that there is none. In
+    .jsonl "translation.en" is the "en" of the object "translation".
+    """
+
+    train: tuple[str, ...]
+    """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
+    validation: tuple[str, ...]
+    """Files to choose the checkpoint on."""
+    test: tuple[str, ...] = ()
+    """Files to report the chosen checkpoint on; empty: none."""
+    source: str = "source"
+    """The column of the source text, by name or by number from 0."""
+    target: str = "target"
+    """The column of the target text."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            if isinstance(value := getattr(self, name), str):  # one path, written without the comma of a tuple
+                object.__setattr__(self, name, (value,) if value else ())
+            if not getattr(self, name) and name != "test":
+                raise InputError(f"Columns.{name} names no file; give it files, folders or globs")
+        if self.source == self.target or self.source.isdecimal() != self.target.isdecimal():
+            raise InputError(
+                f"columns {self.source!r} and {self.target!r}: give two, both by name, or both by number from 0 where "
+                "the files have no header"
+            )
+
+    @property
+    def has_test(self) -> bool:
+        return bool(self.test)
+
+    def pairs(self, side: Side) -> Pairs:
+        """Errors: `InputError` for paths that name no file."""
+        paths = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        files = sources.find_files(paths, side, records.SUFFIXES)
+        return Pairs(
+            origin=f"{', '.join(paths)} ({side})",
+            read=lambda: (pair for _, path in files for pair in self._read(path)),
+            identity=lambda: sources.identity(files, f"columns {self.source} {self.target}"),
+            nbytes=sum(path.stat().st_size for _, path in files),
+        )
+
+    def _read(self, path: Path) -> Iterator[Pair]:
+        for line, record in records.read(path, headed=not self.source.isdecimal()):
+            where = f"{path}:{line}"
+            source, target = (records.string(*_within(record, c, where), where) for c in (self.source, self.target))
+            yield Pair(source, target, where)
+
+
+@dataclass(frozen=True)
+class TfdsPairs:
+    """A data set that TensorFlow Datasets has prepared in array_record format, read without TensorFlow.
+
+    A translation set (wmt14_translate/de-en, ted_hrlr_translate, ...) has a feature for each language; others have
+    theirs named: source="article", target="highlights" of cnn_dailymail.
+    """
+
+    name: str
+    """As TFDS writes it: "wmt14_translate/de-en", "cnn_dailymail:3.4.0"."""
+    source: str = "en"
+    """The feature of the source text; "translation.en" is the "en" of the feature "translation"."""
+    target: str = "de"
+    """The feature of the target text."""
+    train: str = "train"
+    """Sums such as "train+validation" and slices such as "train[:90%]" work."""
+    validation: str = "validation"
+    """The split to choose the checkpoint on."""
+    test: str = "test"
+    """The split to report the chosen checkpoint on; empty: none."""
+    data_dir: str = ""
+    """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    def __post_init__(self) -> None:
+        if self.source == self.target:
+            raise InputError(f"TfdsPairs: {self.source!r} is named as the source and as the target; name two features")
+
+    @property
+    def has_test(self) -> bool:
+        return bool(self.test)
+
+    def pairs(self, side: Side) -> Pairs:
+        """Errors: `InputError` for a set, split or feature that is not there."""
+        from transformer_jax.data import tfds_store
+
+        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        examples, full_name, files = tfds_store.open_split(self.name, split, self.data_dir)
+
+        def read() -> Iterator[Pair]:
+            for first in range(0, len(examples), 256):
+                numbers = range(first, min(first + 256, len(examples)))
+                for number, example in zip(numbers, examples.__getitems__(list(numbers)), strict=True):
+                    where = f"TFDS {full_name}:{split}:{number}"
+                    source, target = (
+                        tfds_store.text_of(*_within(example, f, where), where) for f in (self.source, self.target)
+                    )
+                    yield Pair(source, target, where)
+
+        return Pairs(
+            origin=f"TFDS {full_name} ({split})",
+            read=read,
+            identity=lambda: sources.identity(files, f"tfds {full_name} {split} {self.source} {self.target}"),
+            nbytes=sum(path.stat().st_size for _, path in files),
+        )
+
+
+# ---- Files and fields ----------------------------------------------------------------------------------------------
+
+
+def _file(name: str, side: Side) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        held = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{name} {held} (the {side} pairs; looked in {Path.cwd()}); name a file of text")
+    return path
+
+
+def _count_lines(path: Path) -> int:
+    """As `records.lines` counts them."""
+    count, last = 0, b"\n"
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            count, last = count + data.count(b"\n"), data
+    return count + (not last.endswith(b"\n"))
+
+
+def _within(record: dict[str, Any], name: str, where: str) -> tuple[dict[str, Any], str]:
+    """The record that holds the field, and its name there: "translation.en" may be within another record."""
+    inner, own = record, name
+    while own not in inner and isinstance(inner.get(own.partition(".")[0]), dict):
+        outer, _, own = own.partition(".")
+        inner = inner[outer]
+    if own not in inner:
+        raise InputError(
+            f"{where}: no {name!r}; there are {', '.join(map(repr, inner))}; say which to read with "
+            "--data.source.source and --data.source.target"
+        )
+    return inner, own
