@@ -36,11 +36,12 @@ def f32(*arrays):
 def test_cross_entropy_is_its_definition(options):
     logits = X @ KERNEL + BIAS
     ours = cross_entropy(*f32(logits), LABELS, *f32(WEIGHTS), **options)
-    np.testing.assert_allclose(ours, by_definition(logits, LABELS, WEIGHTS, **options), rtol=1e-5)
+    np.testing.assert_allclose(ours[:2], by_definition(logits, LABELS, WEIGHTS, **options), rtol=1e-5)
+    np.testing.assert_allclose(ours.plain, by_definition(logits, LABELS, WEIGHTS)[0], rtol=1e-5)
 
 
 def test_a_uniform_guess_costs_the_logarithm_of_the_vocabulary():
-    total, weight = cross_entropy(jnp.zeros((2, 3, V)), jnp.zeros((2, 3), int))
+    total, weight, _ = cross_entropy(jnp.zeros((2, 3, V)), jnp.zeros((2, 3), int))
     assert weight == 6 and total.dtype == weight.dtype == jnp.float32
     np.testing.assert_allclose(total, 6 * np.log(V), rtol=1e-6)
 
@@ -53,15 +54,15 @@ def test_tiled_is_plain():
     """Values and gradients of x, kernel, bias and weights, for one tile, some, and one position at a time."""
 
     def plain(x, kernel, bias, weights):
-        total, weight = cross_entropy(x @ kernel + bias, LABELS, weights, **SMOOTH)
-        return total / weight
+        total, weight, reported = cross_entropy(x @ kernel + bias, LABELS, weights, **SMOOTH)
+        return total / weight, reported
 
     def tiled(x, kernel, bias, weights, number):
         options = {"bias_V": bias, **SMOOTH, **tiles(number)}
-        total, weight = linear_cross_entropy(x, kernel, LABELS, weights, **options)
-        return total / weight
+        total, weight, reported = linear_cross_entropy(x, kernel, LABELS, weights, **options)
+        return total / weight, reported
 
-    grad = {"argnums": (0, 1, 2, 3)}
+    grad = {"argnums": (0, 1, 2, 3), "has_aux": True}
     numbers = (1, 3, 24, 1000)
 
     @jax.jit
@@ -75,11 +76,20 @@ def test_tiled_is_plain():
 
     expected, values, others = all_of_them(*f32(X, KERNEL, BIAS, WEIGHTS))
     total, weight = by_definition(X @ KERNEL + BIAS, LABELS, WEIGHTS, **SMOOTH)
-    np.testing.assert_allclose(expected[0], total / weight, rtol=1e-5)
-    np.testing.assert_allclose(values, total / weight, rtol=1e-5)
+    reported, _ = by_definition(X @ KERNEL + BIAS, LABELS, WEIGHTS)
+    np.testing.assert_allclose(expected[0], (total / weight, reported), rtol=1e-5)
+    np.testing.assert_allclose(values, [(total / weight, reported)] * len(numbers), rtol=1e-5)
     for other in others:
         for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_reported_trains_nothing():
+    """One pass over the logits: the sums with and without smoothing, of which only the first has gradients."""
+    x, kernel, logits = f32(X, KERNEL, X @ KERNEL)
+    for loss, args in ((linear_cross_entropy, (x, kernel)), (cross_entropy, (logits,))):
+        grads = jax.grad(lambda *args, loss=loss: loss(*args, LABELS, **SMOOTH).plain, tuple(range(len(args))))(*args)
+        assert not any(np.asarray(g).any() for g in grads)
 
 
 def test_tiled_is_plain_in_bfloat16():
@@ -144,7 +154,7 @@ def test_weights_of_any_dtype_count_in_float32(dtype):
     expected = by_definition(X @ KERNEL, LABELS, (WEIGHTS > 0).astype(float))
     for result in (cross_entropy(logits, LABELS, weights), linear_cross_entropy(x, kernel, LABELS, weights)):
         assert result[0].dtype == result[1].dtype == jnp.float32
-        np.testing.assert_allclose(result, expected, rtol=1e-5)
+        np.testing.assert_allclose(result[:2], expected, rtol=1e-5)
     assert np.isfinite(jax.grad(lambda x: linear_cross_entropy(x, kernel, LABELS, weights)[0])(x)).all()
 
 

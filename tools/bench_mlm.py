@@ -39,7 +39,7 @@ class EveryPosition(MaskedLM):
         weights_BT = jnp.sum(at_BPT, axis=1)
         labels_BT = jnp.sum(at_BPT * batch["labels"][..., None], axis=1).astype(jnp.int32)
         h_BTE = family.mlm_states(params, model_cfg, x_BTD)
-        total, weight = losses.linear_cross_entropy(h_BTE, kernel_EV, labels_BT, weights_BT, bias_V=bias_V)
+        total, weight, _ = losses.linear_cross_entropy(h_BTE, kernel_EV, labels_BT, weights_BT, bias_V=bias_V)
         return total, weight, {"loss": (total, weight)}
 
 

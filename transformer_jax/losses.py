@@ -1,13 +1,14 @@
 """Cross-entropy, plain and without ever holding the logits.
 
-Every loss returns `(sum, weight)` in float32: the weighted sum in nats and the sum of the weights. Micro-batches,
-devices and evaluation batches then add up to the same mean, and padding has weight 0.
+Every loss returns sums and the sum of the weights (`CrossEntropy`). Micro-batches, devices and evaluation batches then
+add up to the same mean, and padding has weight 0.
 
 B batch, T length, D width, V vocabulary, t positions in a tile.
 """
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,19 @@ from transformer_jax import sharding
 TILE_BYTES = 128 * 2**20  # float32 logits held at once on one device by `linear_cross_entropy`
 
 
+class CrossEntropy(NamedTuple):
+    """What a loss returns, float32 scalars.
+
+    sum      the weighted sum of the losses in nats, which training minimises
+    weight   the sum of the weights
+    plain    the same sum without label smoothing and z-loss, to report; it has no gradient
+    """
+
+    sum: jax.Array
+    weight: jax.Array
+    plain: jax.Array
+
+
 def cross_entropy(
     logits_BTV: jax.Array,
     labels_BT: jax.Array,
@@ -24,15 +38,16 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> CrossEntropy:
     """Weighted sum of -log softmax(logits)[label] in nats, and the sum of the weights.
 
     Label smoothing e trains towards (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7). z_loss adds
     z log(Z)^2 per token, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT)
-    losses_BT, _ = _token_losses(logits_BTV.astype(jnp.float32), labels_BT, label_smoothing, z_loss)
-    return jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT)
+    losses_BT, plain_BT, _ = _token_losses(logits_BTV.astype(jnp.float32), labels_BT, label_smoothing, z_loss)
+    plain = jax.lax.stop_gradient(jnp.sum(plain_BT * weights_BT))
+    return CrossEntropy(jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT), plain)
 
 
 def linear_cross_entropy(
@@ -45,8 +60,8 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     tile_bytes: int = TILE_BYTES,
-) -> tuple[jax.Array, jax.Array]:
-    """`cross_entropy` of the logits x @ kernel + bias, the same value and gradients, in tiles over the positions.
+) -> CrossEntropy:
+    """`cross_entropy` of the logits x @ kernel + bias, the same values and gradients, in tiles over the positions.
 
     About `tile_bytes` of float32 logits exist at once on a device: tiles divide the length, and hold at least one
     position of the batch. Differentiable in reverse mode only. The forward pass of a differentiated call computes
@@ -58,7 +73,8 @@ def linear_cross_entropy(
     tiles = _num_tiles(B, T, kernel_DV.shape[1], tile_bytes)
     settings = (tiles, label_smoothing, z_loss)
     operands = sharding.vary_together(x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)
-    return _tiled(settings, *operands), jnp.sum(weights_BT)
+    total, plain = _tiled(settings, *operands)
+    return CrossEntropy(total, jnp.sum(weights_BT), jax.lax.stop_gradient(plain))
 
 
 def _targets(labels_BT: jax.Array, weights_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -76,8 +92,8 @@ def _logits(x_BTD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None) ->
 
 def _token_losses(
     logits_BTV: jax.Array, labels_BT: jax.Array, label_smoothing: float, z_loss: float
-) -> tuple[jax.Array, jax.Array]:
-    """Each token's loss [B, T], and the log of its softmax's denominator [B, T].
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Each token's loss, its plain cross-entropy and the log of its softmax's denominator, [B, T] each.
 
     The label's logit is picked by comparison with a counter, not gathered: it fuses with the reductions beside it, its
     gradient is no scatter, and a vocabulary split over devices needs no gather.
@@ -85,12 +101,12 @@ def _token_losses(
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     is_label_BTV = _is_label(labels_BT, logits_BTV.shape[-1])
     picked_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)
-    losses_BT = log_z_BT - (1.0 - label_smoothing) * picked_BT
+    plain_BT = losses_BT = log_z_BT - picked_BT
     if label_smoothing:
-        losses_BT -= label_smoothing * jnp.mean(logits_BTV, axis=-1)
+        losses_BT = losses_BT + label_smoothing * (picked_BT - jnp.mean(logits_BTV, axis=-1))
     if z_loss:
-        losses_BT += z_loss * jnp.square(log_z_BT)
-    return losses_BT, log_z_BT
+        losses_BT = losses_BT + z_loss * jnp.square(log_z_BT)
+    return losses_BT, plain_BT, log_z_BT
 
 
 def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
@@ -109,25 +125,26 @@ def _num_tiles(B: int, T: int, V: int, tile_bytes: int) -> int:
 def _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
     tiles, label_smoothing, z_loss = settings
 
-    def tile(total, xs):
+    def tile(sums, xs):
         x_BtD, labels_Bt, weights_Bt = xs
-        losses_Bt, _ = _token_losses(_logits(x_BtD, kernel_DV, bias_V), labels_Bt, label_smoothing, z_loss)
-        return total + jnp.sum(losses_Bt * weights_Bt), None
+        losses_Bt, plain_Bt, _ = _token_losses(_logits(x_BtD, kernel_DV, bias_V), labels_Bt, label_smoothing, z_loss)
+        return (sums[0] + jnp.sum(losses_Bt * weights_Bt), sums[1] + jnp.sum(plain_Bt * weights_Bt)), None
 
     xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
-    return jax.lax.scan(tile, jnp.zeros_like(x_BTD, jnp.float32, shape=()), xs)[0]
+    zero = jnp.zeros_like(x_BTD, jnp.float32, shape=())
+    return jax.lax.scan(tile, (zero, zero), xs)[0]
 
 
 def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
-    """The sum, and the gradients of the sum: each tile's logits are turned into their gradient and used at once."""
+    """The sums, and the gradients of the first: each tile's logits are turned into their gradient and used at once."""
     tiles, label_smoothing, z_loss = settings
     V = kernel_DV.shape[1]
 
     def tile(carry, xs):
-        total, d_kernel_DV, d_bias_V = carry
+        total, plain, d_kernel_DV, d_bias_V = carry
         x_BtD, labels_Bt, weights_Bt = xs
         logits_BtV = _logits(x_BtD, kernel_DV, bias_V)
-        losses_Bt, log_z_Bt = _token_losses(logits_BtV, labels_Bt, label_smoothing, z_loss)
+        losses_Bt, plain_Bt, log_z_Bt = _token_losses(logits_BtV, labels_Bt, label_smoothing, z_loss)
         target_BtV = jnp.where(_is_label(labels_Bt, V), 1.0 - label_smoothing, 0.0) + label_smoothing / V
         probs_BtV = jnp.exp(logits_BtV - log_z_Bt[..., None])
         d_logits_BtV = (probs_BtV * (1.0 + 2.0 * z_loss * log_z_Bt)[..., None] - target_BtV) * weights_Bt[..., None]
@@ -136,19 +153,22 @@ def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
         axes = ("embed", "vocab")
         d_kernel_DV += sharding.einsum("BTD,BTV->DV", x_BtD, narrow_BtV, out=axes, dtype=jnp.float32)
         d_bias_V += jnp.sum(d_logits_BtV, axis=(0, 1))
-        return (total + jnp.sum(losses_Bt * weights_Bt), d_kernel_DV, d_bias_V), (d_x_BtD, losses_Bt)
+        total, plain = total + jnp.sum(losses_Bt * weights_Bt), plain + jnp.sum(plain_Bt * weights_Bt)
+        return (total, plain, d_kernel_DV, d_bias_V), (d_x_BtD, losses_Bt)
 
     xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
     # zeros_like: zeros that vary over the manual mesh axes that x varies over.
     zeros_DV = sharding.constrain(jnp.zeros_like(x_BTD, jnp.float32, shape=kernel_DV.shape), ("embed", "vocab"))
     zeros_V = sharding.constrain(jnp.zeros_like(x_BTD, jnp.float32, shape=(V,)), ("vocab",))
-    start = (jnp.zeros_like(x_BTD, jnp.float32, shape=()), zeros_DV, zeros_V)
-    (total, d_kernel_DV, d_bias_V), (d_x, losses) = jax.lax.scan(tile, start, xs)
+    zero = jnp.zeros_like(x_BTD, jnp.float32, shape=())
+    start = (zero, zero, zeros_DV, zeros_V)
+    (total, plain, d_kernel_DV, d_bias_V), (d_x, losses) = jax.lax.scan(tile, start, xs)
     d_bias_V = None if bias_V is None else d_bias_V.astype(bias_V.dtype)
-    return total, (_join(d_x), d_kernel_DV.astype(kernel_DV.dtype), d_bias_V, _join(losses))
+    return (total, plain), (_join(d_x), d_kernel_DV.astype(kernel_DV.dtype), d_bias_V, _join(losses))
 
 
-def _tiled_backward(settings, residuals, d_total):
+def _tiled_backward(settings, residuals, d_sums):
+    d_total, _ = d_sums  # the plain sum has no gradient
     d_x_BTD, d_kernel_DV, d_bias_V, losses_BT = residuals
     scaled = (None if d is None else (d * d_total).astype(d.dtype) for d in (d_x_BTD, d_kernel_DV, d_bias_V))
     return (*scaled, None, losses_BT * d_total)

@@ -162,7 +162,7 @@ def everything(params, cfg, tokens, types, lengths):
             picked = sharding.gather(x_BTD, INDEX, out=("batch", None, None))
             kernel_EV, bias_V = bert.mlm_kernel(params, cfg)
             labels = jnp.asarray(INDEX % 32)
-            total, _ = losses.linear_cross_entropy(
+            total, *_ = losses.linear_cross_entropy(
                 bert.mlm_states(params, cfg, picked), kernel_EV, labels, bias_V=bias_V
             )
         return total + jnp.sum(bert.classify(params, cfg, x_BTD) ** 2)

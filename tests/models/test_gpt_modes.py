@@ -32,7 +32,7 @@ TOKENS = np.random.default_rng(0).integers(0, V, (B, T)).astype(np.int32)
 def loss(params, cfg, tokens, key=None):
     """Mean loss in four tiles: 2 positions of 8 rows at a time."""
     x = gpt.hidden(params, cfg, tokens, key=key)
-    total, weight = losses.linear_cross_entropy(x, gpt.head(params, cfg), tokens, tile_bytes=4 * B * 2 * V)
+    total, weight, _ = losses.linear_cross_entropy(x, gpt.head(params, cfg), tokens, tile_bytes=4 * B * 2 * V)
     return total / weight
 
 

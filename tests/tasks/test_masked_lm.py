@@ -81,7 +81,7 @@ def whole_logits_loss(params, task, rows):
     for b, p in zip(*np.nonzero(rows["weights"]), strict=True):
         at = rows["positions"][b, p]
         labels_BT[b, at], weights_BT[b, at] = rows["labels"][b, p], 1
-    total, weight = losses.cross_entropy(bert.mlm(params, CFG, x_BTD), labels_BT, weights_BT)
+    total, weight, _ = losses.cross_entropy(bert.mlm(params, CFG, x_BTD), labels_BT, weights_BT)
     if task.pairs != "none":
         log_probs_B2 = jax.nn.log_softmax(bert.pair(params, CFG, x_BTD))
         picked_B = jnp.take_along_axis(log_probs_B2, rows["pair"][:, None], axis=-1)[:, 0]

@@ -96,10 +96,7 @@ class CausalLM(Task):
         family = models.family(model_cfg)
         x_BTD = family.hidden(params, model_cfg, batch["inputs"], segments=batch.get("segments"), key=key)
         kernel_DV = family.head(params, model_cfg)
-        plain = losses.linear_cross_entropy(x_BTD, kernel_DV, batch["targets"], batch["weights"])
-        if not (self.label_smoothing or self.z_loss):
-            return (*plain, {"loss": plain})
-        total, weight = losses.linear_cross_entropy(
+        total, weight, plain = losses.linear_cross_entropy(
             x_BTD,
             kernel_DV,
             batch["targets"],
@@ -107,7 +104,7 @@ class CausalLM(Task):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
-        return total, weight, {"loss": jax.lax.stop_gradient(plain)}
+        return total, weight, {"loss": (plain, weight)}
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """The numbers of an evaluation, from the sums over the whole validation set."""

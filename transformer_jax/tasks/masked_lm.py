@@ -131,7 +131,7 @@ class MaskedLM(Task):
         kernel_EV, bias_V = family.mlm_kernel(params, model_cfg)
         with sharding.whole_length():
             h_BPE = family.mlm_states(params, model_cfg, x_BPD)
-            nats, weight = losses.linear_cross_entropy(
+            nats, weight, _ = losses.linear_cross_entropy(
                 h_BPE, kernel_EV, batch["labels"], batch["weights"], bias_V=bias_V
             )
         sums = {"loss": (nats, weight)}
@@ -140,7 +140,7 @@ class MaskedLM(Task):
         logits_B2 = family.pair(params, model_cfg, x_BTD)  # without dropout, as BERT's and ALBERT's own pre-training
         pair_B, weights_B = batch["pair"], batch["pair_weights"]
         with sharding.whole_length():
-            pair_nats, count = losses.cross_entropy(logits_B2[:, None], pair_B[:, None], weights_B[:, None])
+            pair_nats, count, _ = losses.cross_entropy(logits_B2[:, None], pair_B[:, None], weights_B[:, None])
         right = jnp.sum(weights_B * (jnp.argmax(logits_B2, axis=-1) == pair_B))
         sums |= {"pair_loss": (pair_nats, count), "pair_accuracy": (right, count)}
         total = nats + pair_nats * weight / jnp.maximum(count, 1.0)

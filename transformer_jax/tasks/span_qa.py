@@ -90,7 +90,7 @@ class SpanQA(Task):
         with sharding.whole_length():  # of two labels, start and end
             labels_B2 = jnp.stack([batch["starts"], batch["ends"]], axis=1)
             weights_B2 = jnp.repeat(batch["weights"][:, None] / 2, 2, axis=1)
-            total, weight = losses.cross_entropy(logits_B2T, labels_B2, weights_B2)
+            total, weight, _ = losses.cross_entropy(logits_B2T, labels_B2, weights_B2)
         return total, weight, {"loss": (total, weight)}
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:

@@ -92,7 +92,7 @@ class Tagging(Task):
         return models.family(model_cfg).tag(params, model_cfg, x_BTD, key=head_key)
 
     def _scored(self, logits_BTC: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
-        total, weight = losses.cross_entropy(logits_BTC, batch["labels"], batch["weights"])
+        total, weight, _ = losses.cross_entropy(logits_BTC, batch["labels"], batch["weights"])
         right = jnp.sum(batch["weights"] * (jnp.argmax(logits_BTC, -1) == batch["labels"]))
         return total, weight, {"loss": (total, weight), "token_accuracy": (right, weight)}
 

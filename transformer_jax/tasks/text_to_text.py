@@ -60,13 +60,15 @@ def loss(
         target_segments=batch["target_segments"],
         key=key,
     )
-    operands = (x_BTD, family.head(params, model_cfg), batch["targets"], batch["weights"])
-    bias_V = family.head_bias(params, model_cfg)
-    plain = losses.linear_cross_entropy(*operands, bias_V=bias_V)
-    if not label_smoothing:
-        return (*plain, {"loss": plain})
-    total, weight = losses.linear_cross_entropy(*operands, bias_V=bias_V, label_smoothing=label_smoothing)
-    return total, weight, {"loss": jax.lax.stop_gradient(plain)}
+    total, weight, plain = losses.linear_cross_entropy(
+        x_BTD,
+        family.head(params, model_cfg),
+        batch["targets"],
+        batch["weights"],
+        bias_V=family.head_bias(params, model_cfg),
+        label_smoothing=label_smoothing,
+    )
+    return total, weight, {"loss": (plain, weight)}
 
 
 def report(sums: Sums) -> dict[str, float]:
