@@ -60,7 +60,7 @@ def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.C
     memory = compiled.memory_analysis()
     facts = {
         "parameters": params_lib.count(program.declaration),
-        "flops_per_step": experiment.task.flops_per_token(program.model, experiment.data.length) * tokens(experiment),
+        "flops_per_step": experiment.task.flops(program.model, experiment.data) * experiment.train.batch_size,
         "first_loss": first_loss,
         "seconds_tracing": traced - began,
         "seconds_compiling": built - traced,
@@ -73,7 +73,7 @@ def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.C
 
 
 def tokens(experiment: Experiment) -> int:
-    return experiment.train.batch_size * experiment.data.length
+    return experiment.train.batch_size * experiment.task.tokens(experiment.data)
 
 
 def random_batches(batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, count: int = 4) -> list[dict[str, jax.Array]]:
@@ -90,7 +90,7 @@ def random_batches(batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, count:
             value = np.full(x.shape, length, x.dtype)
         elif name == "positions":  # each once in a row
             value = np.argsort(rng.random((x.shape[0], length)))[:, : x.shape[1]].astype(x.dtype)
-        elif not jnp.issubdtype(x.dtype, jnp.integer) or name == "segments":
+        elif not jnp.issubdtype(x.dtype, jnp.integer) or name.endswith("segments"):
             value = np.ones(x.shape, x.dtype)
         else:
             labels = name == "labels" and "positions" not in batch

@@ -88,7 +88,9 @@ def test_vocabulary_smaller_than_a_token_id(tmp_path):
 
 def test_flops_of_gpt2_small():
     """6 * (12 layers of 12 * 768^2, and the 768 x 50,257 output) + 12 * 12 * 768 * 1,024 (PaLM, appendix B)."""
-    flops = CausalLM().flops_per_token(gpt.Config(vocab_size=50257), 1024)
-    assert flops == 6 * (12 * 12 * 768**2 + 768 * 50257) + 12 * 12 * 768 * 1024
+    data = corpus.TextCorpus(length=1024)
+    flops = CausalLM().flops(gpt.Config(vocab_size=50257), data)
+    assert flops == 1024 * (6 * (12 * 12 * 768**2 + 768 * 50257) + 12 * 12 * 768 * 1024)
+    assert CausalLM().tokens(data) == 1024
     untied = gpt.Config(vocab_size=50257, tie_embeddings=False)
-    assert CausalLM().flops_per_token(untied, 1024) == flops
+    assert CausalLM().flops(untied, data) == flops

@@ -142,14 +142,14 @@ def test_report_of_regression(tmp_path):
 
 
 def test_flops_of_bert_base():
-    """6 * 12 layers of 12 * 768^2 and 12 * 12 * 768 * T; ALBERT computes as many layers as it would have without
-    sharing."""
+    """For each of 128 tokens 6 * 12 layers of 12 * 768^2 and 12 * 12 * 768 * 128; ALBERT computes as many layers as it
+    would have without sharing."""
     bert_base = bert.Config(heads=("classification",))
-    flops = 6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 128
-    assert Classification().flops_per_token(bert_base, 128) == pytest.approx(flops)
+    flops, data = 6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 128, LabelledText(Table(("a.tsv",)), tokenizers.Bytes(), 128)
+    assert Classification().flops(bert_base, data) == pytest.approx(128 * flops)
     albert = bert.Config(heads=("classification",), share_layers=True, embedding_width=128)
     projection = 6 * 128 * 768
-    assert Classification().flops_per_token(albert, 128) == pytest.approx(flops + projection)
+    assert Classification().flops(albert, data) == pytest.approx(128 * (flops + projection))
 
 
 # ---- Data and predictions ------------------------------------------------------------------------------------------

@@ -195,12 +195,12 @@ def test_the_baseline_is_a_model_that_knows_frequencies_alone(data, params, made
 def test_flops_of_bert_base():
     """6 * 12 layers of 12 * 768^2, attention, and the head on 20 of 128 tokens."""
     cfg = bert.Config()
-    trunk = 6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 128
-    head = 6 * (768**2 + 768 * 30522) * 20 / 128
-    assert MaskedLM().flops_per_token(cfg, 128) == pytest.approx(trunk + head)
+    trunk, data = 128 * (6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 128), corpus.TextCorpus(length=128)
+    head = 6 * (768**2 + 768 * 30522) * 20
+    assert MaskedLM().flops(cfg, data) == pytest.approx(trunk + head)
     albert = dataclasses.replace(cfg, embedding_width=128, share_layers=True)  # shared parameters still multiply
-    head = 6 * (768 * 128 + 128 * 30522) * 20 / 128
-    assert MaskedLM().flops_per_token(albert, 128) == pytest.approx(trunk + 6 * 128 * 768 + head)
+    head = 6 * (768 * 128 + 128 * 30522) * 20
+    assert MaskedLM().flops(albert, data) == pytest.approx(trunk + 128 * 6 * 128 * 768 + head)
 
 
 # ---- Prediction

@@ -157,6 +157,6 @@ def test_models_that_do_not_fit(tmp_path, folder, cfg, message):
 
 def test_flops_of_bert_base():
     """6 x 12 layers of 12 x 768^2, and 12 x 12 x 768 x 128 of attention; ALBERT's shared layer counts twelve times."""
-    assert encoder.flops_per_token(bert.Config(), 128) == 6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 128
+    assert encoder.flops(bert.Config(), 128) == 128 * (6 * 12 * 12 * 768**2 + 12 * 12 * 768 * 128)
     albert = bert.Config(embedding_width=128, share_layers=True)
-    assert encoder.flops_per_token(albert, 128) == 6 * (12 * 12 * 768**2 + 128 * 768) + 12 * 12 * 768 * 128
+    assert encoder.flops(albert, 128) == 128 * (6 * (12 * 12 * 768**2 + 128 * 768) + 12 * 12 * 768 * 128)

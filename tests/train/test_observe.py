@@ -55,7 +55,7 @@ def test_meter_counts_tokens_between_rows(monkeypatch):
     """4 steps of 100 tokens in 2 seconds, 0.5 s of them paused: 266.7 tokens/s; at 3 FLOPs each of a peak of 8,000."""
     now = [0.0]
     monkeypatch.setattr(observe, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    meter = observe.Meter(first_step=10, steps=20, tokens_per_step=100, flops_per_token=3.0, peak=8000.0)
+    meter = observe.Meter(first_step=10, steps=20, tokens_per_step=100, flops_per_step=300.0, peak=8000.0)
     metrics = {
         "sums": {"loss": (jnp.float32(250.0), jnp.float32(100.0))},
         "weight": jnp.float32(100.0),

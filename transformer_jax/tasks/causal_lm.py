@@ -118,19 +118,19 @@ class CausalLM(Task):
             report["gzip_bits_per_byte"] = reference.gzip_bits_per_byte
         return report
 
-    def flops_per_token(self, model_cfg: Any, length: int) -> float:
-        """FLOPs of one training step per token, forward and backward (PaLM, appendix B).
+    def flops(self, model_cfg: Any, data: corpus.TextCorpus) -> float:
+        """FLOPs of one training step on one example, forward and backward (PaLM, appendix B).
 
-        6 for each parameter that multiplies a token (kernels and the output matrix; embeddings are looked up), and
-        12 * L * N * H * T for attention, its masked half included.
+        For each of the T tokens 6 for each parameter that multiplies it (kernels and the output matrix; embeddings are
+        looked up), and 12 * L * N * H * T for attention, its masked half included.
         """
         leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
         kernels = sum(
             math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel") and name != "head/kernel"
         )
         head = model_cfg.width * model_cfg.vocab_size
-        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
-        return 6.0 * (kernels + head) + 12.0 * attention
+        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * data.length
+        return data.length * (6.0 * (kernels + head) + 12.0 * attention)
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
         """The prompt and its continuation as text, in pieces as it is made.

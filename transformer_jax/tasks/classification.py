@@ -153,9 +153,9 @@ class Classification(Task):
             metrics.plot_roc(_softmax(logits_EC).ravel(), is_label_EC.ravel().astype(int), roc)
         return [confusion, roc]
 
-    def flops_per_token(self, model_cfg: Any, length: int) -> float:
-        """FLOPs of one training step per token, forward and backward: the trunk's."""
-        return encoder.flops_per_token(model_cfg, length)
+    def flops(self, model_cfg: Any, data: labelled.LabelledText) -> float:
+        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        return encoder.flops(model_cfg, data.length)
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int

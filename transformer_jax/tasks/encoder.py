@@ -49,15 +49,16 @@ def hidden(params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: 
     )
 
 
-def flops_per_token(model_cfg: Any, length: int) -> float:
-    """FLOPs of one training step per token in the trunk, forward and backward (PaLM, appendix B).
+def flops(model_cfg: Any, length: int) -> float:
+    """FLOPs of one training step on a row of T tokens in the trunk, forward and backward (PaLM, appendix B).
 
-    6 for each parameter that multiplies a token, as often as layers share it, and 12 L N H T for attention, as if every
-    layer were global. Heads over few positions or few labels are not counted.
+    For each token 6 for each parameter that multiplies it, as often as layers share it, and 12 L N H T for attention,
+    as if every layer were global. Heads over few positions or few labels are not counted.
     """
     leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
     kernels = {name: math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel")}
     times = model_cfg.num_layers if model_cfg.share_layers else 1
     trunk = sum(n * times for name, n in kernels.items() if name.startswith("blocks/"))
     trunk += kernels.get("embed/project/kernel", 0)
-    return 6.0 * trunk + 12.0 * model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
+    attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
+    return length * (6.0 * trunk + 12.0 * attention)

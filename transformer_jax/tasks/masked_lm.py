@@ -161,12 +161,12 @@ class MaskedLM(Task):
             report["pair_accuracy"] = sums["pair_accuracy"][0] / sums["pair_accuracy"][1]
         return report
 
-    def flops_per_token(self, model_cfg: Any, length: int) -> float:
-        """FLOPs of one training step per token, forward and backward: the trunk's, and the masked-LM head's for the P
-        positions in T that go through it."""
+    def flops(self, model_cfg: Any, data: corpus.TextCorpus) -> float:
+        """FLOPs of one training step on one example, forward and backward: the trunk's, and the masked-LM head's for
+        the P positions that go through it."""
         D, E = model_cfg.width, model_cfg.embed_features
-        head = (D * E + E * model_cfg.vocab_size) * self.masking.count(length) / length
-        return encoder.flops_per_token(model_cfg, length) + 6.0 * head
+        head = (D * E + E * model_cfg.vocab_size) * self.masking.count(data.length)
+        return encoder.flops(model_cfg, data.length) + 6.0 * head
 
     # ---- Prediction ----
 

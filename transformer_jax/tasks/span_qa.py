@@ -115,9 +115,9 @@ class SpanQA(Task):
             **metrics.squad(answers, [question.answers for question in reference.asked]),
         }
 
-    def flops_per_token(self, model_cfg: Any, length: int) -> float:
-        """FLOPs of one training step per token, forward and backward (PaLM, appendix B)."""
-        return encoder.flops_per_token(model_cfg, length)
+    def flops(self, model_cfg: Any, data: questions.Questions) -> float:
+        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        return encoder.flops(model_cfg, data.length)
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int

@@ -5,13 +5,14 @@ methods here and nothing else.
 """
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 Sums = Mapping[str, tuple[float, float]]  # {"name": (sum, weight)}
 Outputs = Mapping[str, np.ndarray]  # {"name": [examples, ...]}
@@ -51,7 +52,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Task(abc.ABC):
-    """The contract: `example`, `prepare`, `loss`, `report` and `flops_per_token`. The rest has defaults."""
+    """The contract: `example`, `prepare`, `loss`, `report` and `flops`. The rest has defaults."""
 
     @abc.abstractmethod
     def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -77,9 +78,37 @@ class Task(abc.ABC):
         """Draws what is better seen than read into FOLDER/NAME_*.png and returns the paths."""
         return []
 
+    def score(
+        self,
+        params: Any,
+        model_cfg: Any,
+        tokenizer: Any,
+        evaluation: Evaluation,
+        folder: Path,
+        name: str,
+        *,
+        mesh: Mesh,
+        say: Callable[[str], None],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, float | str]:
+        """The final numbers that need text which the model makes, and the conventions they are computed by, as strings.
+
+        They join those of `report`. The text is written into FOLDER/NAME.* and some of it said.
+
+        Arguments:
+          params: on the devices of `mesh`; every process calls, and gets the same numbers.
+          say: takes a line for people.
+          progress: called with (done, total) every now and then; what it raises ends the scoring.
+        """
+        return {}
+
+    def tokens(self, data: Any) -> int:
+        """The tokens of one example that throughput counts, padding included."""
+        return data.length
+
     @abc.abstractmethod
-    def flops_per_token(self, model_cfg: Any, length: int) -> float:
-        """FLOPs of one training step per token, forward and backward (PaLM, appendix B)."""
+    def flops(self, model_cfg: Any, data: Any) -> float:
+        """FLOPs of one training step on one example, forward and backward (PaLM, appendix B)."""
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
         """What to show of the model when training ends, in pieces: by default the predictions for `options.inputs`."""

@@ -235,8 +235,8 @@ def run(
         meter = observe.Meter(
             first_step=first,
             steps=train.steps,
-            tokens_per_step=train.batch_size * experiment.data.length,
-            flops_per_token=task.flops_per_token(model, experiment.data.length),
+            tokens_per_step=train.batch_size * task.tokens(experiment.data),
+            flops_per_step=train.batch_size * task.flops(model, experiment.data),
             peak=observe.peak_flops(jax.devices()),
         )
         if _due(first, experiment.evaluate.every, train.steps) and first not in dict(history):

@@ -221,16 +221,16 @@ class Meter:
     Arguments:
       first_step: the step the run goes on from.
       steps: the run's last step, for the time left.
-      tokens_per_step: positions of one batch, padding included.
-      flops_per_token: of one training step, forward and backward.
+      tokens_per_step: positions of one batch, padding included; of the targets where there are sources and targets.
+      flops_per_step: of one batch, forward and backward.
       peak: the peak FLOP/s of all devices together; None where it is not known, and no MFU is given.
     """
 
     def __init__(
-        self, *, first_step: int, steps: int, tokens_per_step: int, flops_per_token: float, peak: float | None
+        self, *, first_step: int, steps: int, tokens_per_step: int, flops_per_step: float, peak: float | None
     ) -> None:
         self.last_step, self.steps, self.tokens_per_step = first_step, steps, tokens_per_step
-        self.flops_per_token, self.peak = flops_per_token, peak
+        self.flops_per_step, self.peak = flops_per_step, peak
         self.since = time.perf_counter()
 
     def row(self, step: int, metrics: dict[str, Any]) -> Row:
@@ -245,7 +245,7 @@ class Meter:
         row["seconds_per_step"] = seconds_per_step
         row["tokens_per_second"] = self.tokens_per_step / seconds_per_step
         if self.peak is not None:
-            row["mfu"] = row["tokens_per_second"] * self.flops_per_token / self.peak
+            row["mfu"] = self.flops_per_step / seconds_per_step / self.peak
         row["seconds_left"] = seconds_per_step * (self.steps - step)
         return row
 
