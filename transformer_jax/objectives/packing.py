@@ -1,7 +1,10 @@
 """Many short texts in rows of one length, so that little of a batch is padding.
 
-Best fit decreasing: the longest text first, each into the fullest row that still has room (the idea of Krell et al.
-2021, "Efficient sequence packing without cross-contamination"). The same lengths give the same rows.
+    pack          texts, cut where they are longer than a row
+    pack_pairs    pairs of a source and a target, each with a length of its own, never cut
+
+Best fit: each text into the fullest row that still has room (the idea of Krell et al. 2021, "Efficient sequence packing
+without cross-contamination"). The same lengths give the same rows.
 """
 
 from dataclasses import dataclass
@@ -11,10 +14,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """`packing[row]` holds the row's pieces, int64 [pieces, 3]: document, offset in it, size."""
+    """`packing[row]` holds what is in the row."""
 
     pieces: np.ndarray
-    """int64 [all pieces, 3], row after row."""
+    """Row after row: of `pack` int64 [pieces, 3], document, offset in it, size; of `pack_pairs` int64 [pairs]."""
     starts: np.ndarray
     """int64 [rows + 1]: row r is pieces[starts[r] : starts[r + 1]]."""
 
@@ -26,7 +29,7 @@ class Packing:
 
 
 def pack(lengths: np.ndarray, length: int, *, overhead: int = 0) -> Packing:
-    """Puts every token of every document into exactly one row.
+    """Puts every token of every document into exactly one row, the longest documents first.
 
     A document that fits into a row stays whole. A longer one is cut into pieces that fill rows of their own, and a last
     one that is packed like a short document. Empty documents are left out.
@@ -72,4 +75,64 @@ def _best_fit(sizes: list[int], length: int) -> np.ndarray:
         placed[i] = row
         rows[free - size].append(row)
         having |= 1 << (free - size)
+    return placed
+
+
+def pack_pairs(sizes_P2: np.ndarray, room_2: tuple[int, int]) -> Packing:
+    """Puts every pair whole into exactly one row, its source among the sources and its target among the targets.
+
+    A pair goes into the row in which it leaves the fewest slots free, of both sides together. Pairs that take more than
+    a quarter of a row go first, the longest of them first; the others, which fit in anywhere, go in the order given, so
+    that shuffled pairs share rows with pairs of other lengths. The longest first throughout would pad about one percent
+    less (Multi30k, rows of 96 and 128), in rows of pairs all of one length.
+
+    Arguments:
+      sizes_P2: int [pairs, 2], tokens of source and target, at least 1 and at most the room.
+      room_2: slots of a row for sources and for targets.
+    """
+    sizes_P2 = np.asarray(sizes_P2, np.int64)
+    if len(sizes_P2) and ((sizes_P2 < 1).any() or (sizes_P2 > room_2).any()):
+        raise ValueError(f"sizes from {sizes_P2.min(0)} to {sizes_P2.max(0)} must be between 1 and {room_2}")
+    share_P = (sizes_P2 / room_2).max(axis=1)
+    order = np.argsort(np.where(share_P > 0.25, -share_P, 0), kind="stable")
+    row = np.empty(len(sizes_P2), np.int64)
+    row[order] = _best_fit_pairs(sizes_P2[order].tolist(), *room_2)
+    return Packing(np.argsort(row, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row))]))
+
+
+def _best_fit_pairs(sizes: list[list[int]], source_room: int, target_room: int) -> np.ndarray:
+    """The row of each pair, int64: the one with room for it that it fills most, else a new one."""
+    rows: dict[tuple[int, int], list[int]] = {}  # free slots of both sides -> the rows that have so many
+    # Bits, by which the lowest one from a size up is found at once: `having` has bit f set where any row has f source
+    # slots free, and having_target[f] has bit g set where such a row has g target slots free.
+    having, having_target = 0, [0] * (source_room + 1)
+    placed = np.empty(len(sizes), np.int64)
+    count = 0
+    for i, (source, target) in enumerate(sizes):
+        least, found, f = source_room + target_room + 1, None, source
+        fitting = having >> source
+        while fitting:
+            step = (fitting & -fitting).bit_length()
+            fitting >>= step
+            f += step
+            over = f - 1 - source  # source slots left over
+            if over >= least:
+                break
+            if fitting_target := having_target[f - 1] >> target:
+                over_target = (fitting_target & -fitting_target).bit_length() - 1
+                if over + over_target < least:
+                    least, found = over + over_target, (f - 1, target + over_target)
+        if found is None:
+            found, row, count = (source_room, target_room), count, count + 1
+        else:
+            row = rows[found].pop()
+            if not rows[found]:
+                having_target[found[0]] ^= 1 << found[1]
+                if not having_target[found[0]]:
+                    having ^= 1 << found[0]
+        placed[i] = row
+        left = found[0] - source, found[1] - target
+        rows.setdefault(left, []).append(row)
+        having |= 1 << left[0]
+        having_target[left[0]] |= 1 << left[1]
     return placed
