@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, labelled, questions, sources, stdlib_topics, tables, tagged, tokenizers
+from transformer_jax.data import (
+    bitext,
+    corpus,
+    labelled,
+    parallel,
+    questions,
+    sources,
+    stdlib_topics,
+    tables,
+    tagged,
+    tokenizers,
+)
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Mesh, Precision, Predict, Sample, Train
 from transformer_jax.models import bert, gpt, seq2seq
@@ -32,6 +43,7 @@ TYPES: dict[str, type] = {
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),
         *(tagged.TaggedWords, tagged.Conll, tagged.TfdsTags),
         *(questions.Questions, questions.SquadJson, questions.TfdsSquad),
+        *(parallel.ParallelText, bitext.Lines, bitext.Columns, bitext.TfdsPairs),
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
         *(tokenizers.Bytes, tokenizers.Characters, tokenizers.TrainBPE, tokenizers.TokenizerFile),
         *(tokenizers.TrainWordPiece, tokenizers.TrainUnigram),

@@ -12,7 +12,7 @@ import jax
 
 from transformer_jax import decode
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, labelled, questions, tagged
+from transformer_jax.data import corpus, labelled, parallel, questions, tagged
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt, seq2seq
 from transformer_jax.tasks import causal_lm, classification, masked_lm, span_qa, tagging
@@ -147,7 +147,7 @@ if typing.TYPE_CHECKING:
     TaskOf: typing.TypeAlias = Any
 else:
     Model = gpt.Config | bert.Config | seq2seq.Config
-    Data = corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions
+    Data = corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions | parallel.ParallelText
     TaskOf = causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging | span_qa.SpanQA
 
 
