@@ -107,22 +107,8 @@ def make_roberta() -> None:
 
 
 def make_sentencepiece(name: str, file: str, config: dict, **options: object) -> None:
-    """The map of characters is a small one of our own: SentencePiece's are a quarter of a megabyte."""
     folder = folder_of(name)
-    rules = folder / "rules.tsv"
-    rules.write_text("".join(f"{ord(a):X}\t{' '.join(f'{ord(c):X}' for c in b)}\n" for a, b in RULES.items()))
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(" ".join(CORPUS).split("\n")),
-        model_writer=model,
-        vocab_size=120,
-        minloglevel=2,
-        normalization_rule_tsv=str(rules),
-        num_threads=1,
-        **options,
-    )
-    rules.unlink()
-    (folder / file).write_bytes(model.getvalue())
+    (folder / file).write_bytes(train_sentencepiece(folder, CORPUS, **options))
     write(folder / "config.json", config)
     if config.get("model_type") == "albert":
         mask = tokenizers.AddedToken("[MASK]", lstrip=True, special=True)
@@ -138,6 +124,76 @@ def make_sentencepiece(name: str, file: str, config: dict, **options: object) ->
     write(folder / "expected.json", values)
 
 
+def train_sentencepiece(folder: pathlib.Path, corpus: list[str], **options: object) -> bytes:
+    """A model's file. The map of characters is a small one of our own: SentencePiece's are a quarter of a megabyte."""
+    rules = folder / "rules.tsv"
+    rules.write_text("".join(f"{ord(a):X}\t{' '.join(f'{ord(c):X}' for c in b)}\n" for a, b in RULES.items()))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(" ".join(corpus).split("\n")),
+        model_writer=model,
+        minloglevel=2,
+        normalization_rule_tsv=str(rules),
+        num_threads=1,
+        **{"vocab_size": 120} | options,
+    )
+    rules.unlink()
+    return model.getvalue()
+
+
+def make_marian() -> None:
+    """Two models, and a vocabulary that lacks every tenth piece and has a code of a language."""
+    folder = folder_of("marian")
+    tokens = ["</s>", "<unk>", ">>deu<<"]
+    for file, corpus, size in (("source.spm", CORPUS, 120), ("target.spm", GERMAN, 60)):
+        (folder / file).write_bytes(train_sentencepiece(folder, corpus, vocab_size=size))
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / file))
+        pieces = [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
+        tokens += [piece for i, piece in enumerate(pieces) if i % 10 < 9 and piece not in tokens]
+    write(folder / "vocab.json", {token: id for id, token in enumerate([*tokens, "<pad>"])})
+    write(folder / "config.json", {"model_type": "marian"})
+    settings = {"source_lang": "eng", "target_lang": "deu", "tokenizer_class": "MarianTokenizer"}
+    write(folder / "tokenizer_config.json", settings)
+    tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
+    texts = [*TEXTS, *GERMAN, ">>deu<< The fox", ">>deu<<  the  fox <<", "the >>deu<< fox"]
+    plain = dict(add_special_tokens=False)
+    prompts = ["the </s>fox <pad>", "<unk>the"]
+    values = {
+        "versions": f"transformers {transformers.__version__}, sentencepiece {sentencepiece.__version__}",
+        "special": [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id],
+        "texts": texts,
+        "ids": [tokenizer(text, split_special_tokens=True, **plain)["input_ids"] for text in texts],
+        "target_ids": [tokenizer(text_target=text, split_special_tokens=True, **plain)["input_ids"] for text in texts],
+        "prompts": prompts,
+        "prompts_ids": [tokenizer(prompt, **plain)["input_ids"] for prompt in prompts],
+    }
+    values["decoded"] = [tokenizer.decode(ids) for ids in values["ids"]]
+    write(folder / "expected.json", values)
+
+
+def make_mbart(name: str, tokenizer_class: type) -> None:
+    """Ids are SentencePiece's in fairseq's order; how an example is put together is Transformers'."""
+    folder = folder_of(name)
+    (folder / "sentencepiece.bpe.model").write_bytes(train_sentencepiece(folder, CORPUS))
+    write(folder / "config.json", {"model_type": "mbart", "tokenizer_class": tokenizer_class.__name__})
+    write(folder / "tokenizer_config.json", {"src_lang": "en_XX", "tgt_lang": "de_DE"})
+    tokenizer = tokenizer_class.from_pretrained(folder, src_lang="en_XX", tgt_lang="de_DE")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    values = {
+        "versions": f"transformers {transformers.__version__}, sentencepiece {sentencepiece.__version__}",
+        "vocabulary": tokenizer.get_vocab(),
+        "texts": TEXTS,
+        "ids": [[3 if id == 0 else id + 1 for id in processor.encode(text)] for text in TEXTS],
+        "source": tokenizer("the fox")["input_ids"],
+        "target": tokenizer(text_target="the fox")["input_ids"],
+    }
+    write(folder / "expected.json", values)
+
+
+GERMAN = [
+    "Der schnelle braune Fuchs springt über den faulen Hund, und die anderen Füchse springen auch.",
+    "Größe und Straße: „Paris“ ist die Hauptstadt Frankreichs; x = 加法 und die übrigen Hunde.",
+]
 RULES = {"\t": " ", "\n": " ", "\u00a0": " ", "\u200b": " ", "ﬁ": "fi", "É": "E", "…": "..."}
 
 if __name__ == "__main__":
@@ -147,4 +203,7 @@ if __name__ == "__main__":
     make_roberta()
     pieces = dict(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols="[CLS],[SEP],[MASK]", pad_piece="<pad>")
     make_sentencepiece("albert", "spiece.model", {"model_type": "albert"}, **pieces)
+    make_marian()
+    make_mbart("mbart", transformers.MBartTokenizer)
+    make_mbart("mbart50", transformers.MBart50Tokenizer)
     make_sentencepiece("sentencepiece", "tokenizer.model", {}, user_defined_symbols=["(", ")", '"', "-", "the"])

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from transformer_jax import beam, decode, hub
+from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
 
@@ -182,15 +183,36 @@ def test_a_trunk_alone_has_no_bias_of_the_logits(tmp_path):
     assert "head" not in params
 
 
-@pytest.mark.parametrize(
-    ("name", "files"), [("marian", ("source.spm", "target.spm", "vocab.json")), ("mbart", ("sentencepiece.bpe.model",))]
-)
-def test_a_tokenizer_that_is_not_read(tmp_path, name, files):
-    folder = snapshot(tmp_path / name, name)
-    for file in files:
-        (folder / file).write_text("{}")
-    with pytest.raises(InputError, match=f"its tokenizer only as {files[0]}, which is not read; save it as"):
+@pytest.mark.parametrize("name", ["marian", "mbart"])
+def test_a_folder_with_its_sentencepiece_models(tmp_path, name):
+    """The weights are too small for the vocabularies of the tokenizers' fixtures, which the error says; so they are
+    made larger."""
+    folder, pieces = snapshot(tmp_path / name, name), FIXTURES.parents[1] / "tokenizers" / name
+    for file in pieces.iterdir():
+        if file.name not in ("config.json", "expected.json"):
+            shutil.copy(file, folder)
+    with pytest.raises(InputError, match="the tokenizer makes ids up to"):
         hub.load(folder)
+
+    def grown(tensors):
+        rows = 200 - len(tensors["model.shared.weight"])
+        table, bias = tensors["model.shared.weight"], tensors["final_logits_bias"]
+        table, bias = np.pad(table, ((0, rows), (0, 0))), np.pad(bias, ((0, 0), (0, rows)))
+        return tensors | {"model.shared.weight": table, "final_logits_bias": bias}
+
+    tensors = grown(load_file(folder / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors")
+    settings = {"vocab_size": 200, "decoder_vocab_size": 200, "pad_token_id": 1, "eos_token_id": 2}
+    if name == "marian":
+        settings |= {"eos_token_id": 0, "pad_token_id": tokenizers.load(folder).special.pad}
+    else:
+        del settings["decoder_vocab_size"]
+    given = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(given))
+    config, params, tokenizer = hub.load(folder)
+    assert (tokenizer.target is tokenizer) == (name == "mbart")
+    hub.export(tmp_path / "new", config, params, tokenizer)
+    assert hub.load(tmp_path / "new")[2].fingerprint == tokenizer.fingerprint
 
 
 # ---- What is refused ----------------------------------------------------------------------------------------------

@@ -54,9 +54,11 @@ DERIVED = {
     "qkv_bias": "has_qkv_bias",
     "embedding_width": "embed_features",
 }
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "bytes.json", "characters.json")
-# Tokenizers that are not read: SentencePiece models of Llama, of mBART and (beside vocab.json) of Marian.
-UNREAD_TOKENIZER_FILES = ("tokenizer.model", "sentencepiece.bpe.model", "source.spm")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "source.spm"),
+    *("bytes.json", "characters.json"),
+)
+UNREAD_TOKENIZER_FILE = "tokenizer.model"  # Llama's, a BPE of SentencePiece
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -126,11 +128,11 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
     held = [name for name in TOKENIZER_FILES if (folder / name).exists()]
-    unread = [name for name in UNREAD_TOKENIZER_FILES if (folder / name).exists()]
-    if unread and held in ([], ["vocab.json"]):
+    if not held and (folder / UNREAD_TOKENIZER_FILE).exists():
         raise InputError(
-            f"{folder} holds its tokenizer only as {unread[0]}, which is not read; save it as tokenizer.json with "
-            f"Transformers' AutoTokenizer, or remove {', '.join([*unread, *held])} to load the weights alone"
+            f"{folder} holds its tokenizer only as {UNREAD_TOKENIZER_FILE}, which is not read; save it as "
+            f"tokenizer.json with Transformers' AutoTokenizer, or remove {UNREAD_TOKENIZER_FILE} to load the weights "
+            "alone"
         )
     if not held:
         return None

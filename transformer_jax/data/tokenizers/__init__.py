@@ -8,13 +8,15 @@ A spec says which tokenizer an experiment wants; `build` makes it from the train
     TrainWordPiece   WordPiece learned from the training text (BERT's kind)
     TrainUnigram     Unigram pieces learned from the training text (SentencePiece's and ALBERT's kind)
     TokenizerFile    a tokenizer.json of the `tokenizers` library, or a folder with one, with vocab.txt (BERT's), with
-                     vocab.json + merges.txt (GPT-2's, RoBERTa's) or with spiece.model (ALBERT's)
+                     vocab.json + merges.txt (GPT-2's, RoBERTa's), with spiece.model (ALBERT's), with source.spm +
+                     target.spm + vocab.json (Marian's) or with sentencepiece.bpe.model (mBART's)
 
 Text is data: "<|endoftext|>" written in a document is encoded as those thirteen characters, never as the special token,
 and "[MASK]" as six. A prompt is where they are meant: `encode_prompt`.
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -25,16 +27,17 @@ from typing import Protocol
 
 import numpy as np
 
-from transformer_jax.data.tokenizers import files, sentencepiece, training
+from transformer_jax.data.tokenizers import files, languages, marian, mbart, sentencepiece, training
+from transformer_jax.data.tokenizers.languages import Languages
 from transformer_jax.data.tokenizers.plain import END_OF_TEXT, ByteTokenizer, CharacterTokenizer
 from transformer_jax.data.tokenizers.special import Special, read_json
 from transformer_jax.data.tokenizers.subwords import SubwordTokenizer
 from transformer_jax.errors import InputError
 
 __all__ = [
-    *("END_OF_TEXT", "Special", "Tokenizer", "ByteTokenizer", "CharacterTokenizer", "SubwordTokenizer"),
+    *("END_OF_TEXT", "Special", "Languages", "Tokenizer", "ByteTokenizer", "CharacterTokenizer", "SubwordTokenizer"),
     *("Spec", "Bytes", "Characters", "TrainBPE", "TrainWordPiece", "TrainUnigram", "TokenizerFile"),
-    *("build", "load", "stream_decode"),
+    *("build", "load", "stream_decode", "t5_special", "sentinels"),
 ]
 
 
@@ -50,6 +53,14 @@ class Tokenizer(Protocol):
     @property
     def special(self) -> Special:
         """Ids of [CLS], [SEP], [PAD], [MASK] and [UNK], by whatever name; None where there is none."""
+
+    @property
+    def languages(self) -> Languages | None:
+        """mBART's codes of the source's and the target's language; None for every other."""
+
+    @property
+    def target(self) -> "Tokenizer":
+        """The tokenizer of the target side: itself where both sides share one, which all do but Marian's."""
 
     @property
     def continues(self) -> np.ndarray:
@@ -98,16 +109,18 @@ class TrainBPE:
     train_bytes: int = 1 << 30
     """At most about this much text is learned from, taken from the beginning."""
     special: tuple[str, ...] = ()
-    """Special tokens, numbered from 0, in place of <|endoftext|> alone; RoBERTa's: <s> <pad> </s> <unk> <mask>."""
+    """Special tokens, numbered from 0, in place of <|endoftext|> alone; RoBERTa's and BART's: <s> <pad> </s> <unk>
+    <mask>; T5's: `t5_special()`."""
 
     def __post_init__(self):
         special = self.special or (END_OF_TEXT,)
         if not all(special) or len(set(special)) != len(special):
             raise InputError(f"TrainBPE.special = {self.special!r} must be distinct tokens, none of them empty")
         if self.vocab_size < 256 + len(special):
+            more = f" and {len(special) - 5} more" if len(special) > 5 else ""
             raise InputError(
                 f"TrainBPE.vocab_size = {self.vocab_size} must be at least {256 + len(special)}: bytes and "
-                f"{' '.join(special)}"
+                f"{' '.join(special[:5])}{more}"
             )
         _check_train_bytes(self)
 
@@ -150,6 +163,10 @@ class TokenizerFile:
 
     path: str
     """A tokenizer.json, or a folder: a saved tokenizer, or a Hugging Face snapshot."""
+    source_language: str = ""
+    """mBART's: the code of the language to translate from, such as en_XX; "": as the folder says."""
+    target_language: str = ""
+    """mBART's: the code of the language to translate into."""
 
 
 Spec = Bytes | Characters | TrainBPE | TrainWordPiece | TrainUnigram | TokenizerFile
@@ -189,8 +206,8 @@ def build(spec: Spec, documents: Iterable[tuple[str, str]], cache: Path | None =
             if not (kept / "tokenizer.json").is_file():
                 _keep(_train(spec, documents), kept)
             return load(kept)
-        case TokenizerFile(path):
-            return load(path)
+        case TokenizerFile(path, source, target):
+            return languages.between(load(path), source, target)
     names = "Bytes, Characters, TrainBPE, TrainWordPiece, TrainUnigram or TokenizerFile"
     raise InputError(f"{spec!r} is not a tokenizer: {names}")
 
@@ -219,14 +236,31 @@ def load(path: str | os.PathLike) -> Tokenizer:
         return CharacterTokenizer(characters)
     if (given / "tokenizer.json").is_file():
         return files.read_tokenizer_json(given / "tokenizer.json")
+    if (given / marian.SOURCE).is_file():
+        return marian.read_folder(given)
     if (given / "vocab.json").is_file() and (given / "merges.txt").is_file():
         return files.read_vocab_and_merges(given)
     if (given / "vocab.txt").is_file():
         return files.read_vocab_txt(given)
     if model := next((given / name for name in sentencepiece.FILES if (given / name).is_file()), None):
         return sentencepiece.read_model(model)
-    held = "has neither tokenizer.json nor vocab.txt nor vocab.json and merges.txt nor spiece.model"
+    if (given / mbart.FILE).is_file():
+        return mbart.read_model(given)
+    held = "has neither tokenizer.json nor vocab.txt, vocab.json and merges.txt, or a SentencePiece model"
     raise InputError(f"no tokenizer at {given}: it {held if given.is_dir() else 'does not exist'}")
+
+
+def t5_special(count: int = 100) -> tuple[str, ...]:
+    """T5's special tokens for `TrainBPE.special`: <pad> </s> <unk>, and `count` sentinels, which stand for spans."""
+    return ("<pad>", "</s>", "<unk>", *(f"<extra_id_{i}>" for i in range(count)))
+
+
+def sentinels(tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of <extra_id_0>, <extra_id_1>, ... as far as there are any, int32. T5's own descend."""
+    if not isinstance(tokenizer, SubwordTokenizer):
+        return np.zeros(0, np.int32)
+    found = (tokenizer.id_of(f"<extra_id_{i}>") for i in itertools.count())
+    return np.array(list(itertools.takewhile(lambda id: id is not None, found)), np.int32)
 
 
 def stream_decode(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

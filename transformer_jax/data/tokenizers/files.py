@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.data.tokenizers import special
+from transformer_jax.data.tokenizers import languages, special
 from transformer_jax.data.tokenizers.plain import END_OF_TEXT
 from transformer_jax.data.tokenizers.subwords import SubwordTokenizer
 from transformer_jax.errors import InputError
@@ -19,8 +19,9 @@ def read_tokenizer_json(path: Path) -> SubwordTokenizer:
         inner = Inner.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path}: not a tokenizer of the tokenizers library ({error})") from None
-    settings = special.read_settings(path.parent)
-    return SubwordTokenizer(inner, end_of_text(path.parent, inner), special.find(settings, inner, path.parent))
+    settings, where = special.read_settings(path.parent), path.parent
+    spoken = languages.find(settings, inner, where)
+    return SubwordTokenizer(inner, end_of_text(where, inner), special.find(settings, inner, where), spoken)
 
 
 def read_vocab_and_merges(folder: Path) -> SubwordTokenizer:

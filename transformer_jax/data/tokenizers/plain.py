@@ -28,6 +28,11 @@ class ByteTokenizer:
     fingerprint: str = "bytes-1"
 
     special = Special()
+    languages = None
+
+    @property
+    def target(self) -> "ByteTokenizer":
+        return self
 
     @property
     def continues(self) -> np.ndarray:
@@ -71,6 +76,11 @@ class CharacterTokenizer:
 
     eos_id = None
     special = Special()
+    languages = None
+
+    @property
+    def target(self) -> "CharacterTokenizer":
+        return self
 
     @property
     def vocab_size(self) -> int:

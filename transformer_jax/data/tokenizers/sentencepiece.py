@@ -1,4 +1,5 @@
-"""SentencePiece's own model file (spiece.model), read without its library: Unigram pieces, scores and normaliser.
+"""SentencePiece's own model file (spiece.model, source.spm), read without its library: Unigram pieces, scores and
+normaliser.
 
 The file is one protocol-buffer message, `ModelProto` of sentencepiece_model.proto. Of it matter
 
@@ -9,9 +10,9 @@ The encoding is SentencePiece's (Kudo and Richardson 2018) wherever pieces do no
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformer_jax.data.tokenizers import special
 from transformer_jax.data.tokenizers.files import end_of_text, finish, switch
@@ -24,33 +25,58 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces; there ar
 UNIGRAM = 1
 
 
+class Piece(NamedTuple):
+    """One entry of a model; its place is its id there."""
+
+    spelling: str
+    score: float
+    kind: int
+
+
 def read_model(file: Path) -> SubwordTokenizer:
     """The tokenizer of a SentencePiece file. In an ALBERT folder, with ALBERT's quotes, accents and lower-casing."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Inner
+    from tokenizers import AddedToken
 
-    pieces, charsmap = _read(file)
-    highest = max((score for _, score, kind in pieces if kind == NORMAL), default=0.0)
+    pieces, charsmap = read_pieces(file.read_bytes(), file)
+    unknown = next(id for id, piece in enumerate(pieces) if piece.kind == UNKNOWN)
+    settings = special.read_settings(file.parent)
+    inner = unigram(pieces, unknown, _normalizer(settings, file.parent, charsmap))
+    found = special.find(settings, inner, file.parent)
+    mask = None if found.mask is None else pieces[found.mask].spelling
+    named = [
+        piece.spelling
+        for id, piece in enumerate(pieces)
+        if piece.kind in (CONTROL, UNKNOWN) or id in found.present().values()
+    ]
+    inner.add_special_tokens([AddedToken(piece, normalized=False, lstrip=piece == mask) for piece in named])
+    return finish(inner, end_of_text(file.parent, inner), found)
+
+
+def unigram(pieces: Sequence[Piece], unknown: int, normalizer: Any) -> Any:
+    """A `tokenizers.Tokenizer` over words between spaces, each with "▁" at its head. `unknown`: id of the unknown."""
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, models, pre_tokenizers
+
+    highest = max((piece.score for piece in pieces if piece.kind == NORMAL), default=0.0)
     vocabulary = [
         # What the user defined is always taken whole: SentencePiece scores it so.
-        (piece, len(piece.encode()) * highest - 0.1 if kind == USER_DEFINED else score)
-        for piece, score, kind in pieces
+        (spelling, len(spelling.encode()) * highest - 0.1 if kind == USER_DEFINED else score)
+        for spelling, score, kind in pieces
     ]
-    unknown = next(id for id, (_, _, kind) in enumerate(pieces) if kind == UNKNOWN)
     inner = Inner(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
-    settings = special.read_settings(file.parent)
-    if (normalizer := _normalizer(settings, file.parent, charsmap)) is not None:
+    if normalizer is not None:
         inner.normalizer = normalizer
     metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), metaspace])
     inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    found = special.find(settings, inner, file.parent)
-    mask = None if found.mask is None else pieces[found.mask][0]
-    named = [
-        p for id, (p, _, kind) in enumerate(pieces) if kind in (CONTROL, UNKNOWN) or id in found.present().values()
-    ]
-    inner.add_special_tokens([AddedToken(piece, normalized=False, lstrip=piece == mask) for piece in named])
-    return finish(inner, end_of_text(file.parent, inner), found)
+    return inner
+
+
+def precompiled(charsmap: bytes) -> Any:
+    """SentencePiece's own normaliser: its compiled map of characters; None where it has none."""
+    from tokenizers import normalizers
+
+    return normalizers.Precompiled(charsmap) if charsmap else None
 
 
 def _normalizer(settings: dict[str, Any], folder: Path, charsmap: bytes) -> Any:
@@ -66,34 +92,35 @@ def _normalizer(settings: dict[str, Any], folder: Path, charsmap: bytes) -> Any:
     if switch(settings, "do_lower_case", albert, folder):
         steps.append(normalizers.Lowercase())
     if charsmap:
-        steps.append(normalizers.Precompiled(charsmap))
+        steps.append(precompiled(charsmap))
     return normalizers.Sequence(steps) if steps else None
 
 
-def _read(file: Path) -> tuple[list[tuple[str, float, int]], bytes]:
-    """(piece, score, type) of every id, and the compiled map of characters. Refuses what would be encoded otherwise."""
-    pieces: list[tuple[str, float, int]] = []
+def read_pieces(model: bytes, file: Path | str) -> tuple[list[Piece], bytes]:
+    """The pieces by id, and the compiled map of characters, of the bytes of `file`. Refuses what would be encoded
+    otherwise."""
+    pieces: list[Piece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
     try:
-        for number, value in _fields(file.read_bytes()):
+        for number, value in _fields(model):
             if number == 1:
                 said = dict(_fields(value))
                 score = struct.unpack("<f", said.get(2, bytes(4)))[0]
-                pieces.append((said[1].decode(), score, said.get(3, NORMAL)))
+                pieces.append(Piece(said[1].decode(), score, said.get(3, NORMAL)))
             elif number == 2:
                 trainer = dict(_fields(value))
             elif number == 3:
                 normalizer = dict(_fields(value))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error):
         raise InputError(f"{file}: not a SentencePiece model") from None
-    kinds = {kind for _, _, kind in pieces}
+    kinds = {piece.kind for piece in pieces}
     reasons = {
         "it holds no pieces, or none for the unknown": UNKNOWN not in kinds,
         "it is not a Unigram model": trainer.get(3, UNIGRAM) != UNIGRAM,
         "it has byte or unused pieces": not kinds <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED},
-        "two of its pieces are spelled alike": len({piece for piece, _, _ in pieces}) < len(pieces),
-        "its pieces reach across spaces": any("▁" in piece.lstrip("▁") for piece, _, kind in pieces if kind == NORMAL),
+        "two of its pieces are spelled alike": len({piece.spelling for piece in pieces}) < len(pieces),
+        "its pieces reach across spaces": any("▁" in p.spelling.lstrip("▁") for p in pieces if p.kind == NORMAL),
         "it puts no space in front, or keeps several": not (normalizer.get(3, 1) and normalizer.get(4, 1)),
     }
     if reason := next((reason for reason, true in reasons.items() if true), None):

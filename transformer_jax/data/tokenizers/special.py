@@ -1,4 +1,4 @@
-"""The tokens that mean something to an encoder: which they are, and where a folder says so."""
+"""The tokens that mean something to a model: which they are, and where a folder says so."""
 
 import json
 from dataclasses import dataclass, fields

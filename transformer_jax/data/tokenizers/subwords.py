@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax.data.tokenizers.languages import Languages
 from transformer_jax.data.tokenizers.plain import join_words, spaced, whole_characters
 from transformer_jax.data.tokenizers.special import Special, write_json
 from transformer_jax.errors import InputError
@@ -23,7 +24,7 @@ class SubwordTokenizer:
     them adds them itself.
     """
 
-    def __init__(self, inner: Any, eos: str | None, special: Special | None = None):
+    def __init__(self, inner: Any, eos: str | None, special: Special | None = None, languages: Languages | None = None):
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True  # a special token written in a text is text
@@ -33,6 +34,7 @@ class SubwordTokenizer:
         if eos is not None and self.eos_id is None:
             raise InputError(f"the tokenizer's end-of-text token {eos!r} is not in its vocabulary")
         self.special = special or Special()
+        self.languages = languages
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         described = inner.to_str()
         settings = json.loads(described)
@@ -42,6 +44,11 @@ class SubwordTokenizer:
         # What the special tokens are *for* does not decide how text is encoded.
         self.fingerprint: str = hashlib.sha256(f"{eos} {described}".encode()).hexdigest()
         self._byte_level = '"ByteLevel"' in json.dumps(settings["decoder"])
+
+    @property
+    def target(self) -> "SubwordTokenizer":
+        """The tokenizer of the target side: both share this one."""
+        return self
 
     # ---- Text to ids ----
 
@@ -65,11 +72,7 @@ class SubwordTokenizer:
         encoding = self._inner.encode(text, add_special_tokens=False)
         if self._spells_special(text, np.array(encoding.ids, np.int32)):
             encoding = self._literal.encode(text, add_special_tokens=False)
-        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        for span in offsets:
-            if word := text[span[0] : span[1]].strip():  # what is nothing but space keeps it
-                span[0] += text[span[0] : span[1]].index(word)
-        return np.array(encoding.ids, np.int32), offsets
+        return np.array(encoding.ids, np.int32), offsets_without_space(encoding, text)
 
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [n] of a sentence given as words, and the index of the word that each came from, int32 [n].
@@ -211,7 +214,20 @@ class SubwordTokenizer:
         self._inner.save(str(Path(folder) / "tokenizer.json"))
         roles = {f"{role}_token": self._inner.id_to_token(id) for role, id in self.special.present().items()}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._eos} | roles
+        if self.languages is not None:
+            sides = {"src_lang": self.languages.source, "tgt_lang": self.languages.target}
+            codes = {side: None if id is None else self._inner.id_to_token(id) for side, id in sides.items()}
+            settings |= codes | {"tokenizer_class": f"MBart{'50' * self.languages.leading}Tokenizer"}
         write_json(Path(folder) / "tokenizer_config.json", settings)
+
+
+def offsets_without_space(encoding: Any, text: str) -> np.ndarray:
+    """int32 [n, 2] of a `tokenizers.Encoding`, the space before a word left out."""
+    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+    for span in offsets:
+        if word := text[span[0] : span[1]].strip():  # what is nothing but space keeps it
+            span[0] += text[span[0] : span[1]].index(word)
+    return offsets
 
 
 @functools.cache

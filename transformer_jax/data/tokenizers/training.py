@@ -38,10 +38,10 @@ def train_bpe(vocab_size: int, special: Sequence[str], documents: Documents, tra
     inner = Inner(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    masks = special_tokens.SPELLINGS["mask"]
+    takes_space = (*special_tokens.SPELLINGS["mask"], *(t for t in special if t.startswith("<extra_id_")))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[AddedToken(t, normalized=False, lstrip=t in masks) for t in special or (END_OF_TEXT,)],
+        special_tokens=[AddedToken(t, normalized=False, lstrip=t in takes_space) for t in special or (END_OF_TEXT,)],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
