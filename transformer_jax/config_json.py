@@ -28,8 +28,8 @@ from transformer_jax.errors import InputError, nearest
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Mesh, Precision, Predict, Sample, Train
 from transformer_jax.models import bert, gpt, seq2seq
 from transformer_jax.nn import positions
-from transformer_jax.objectives import masking
-from transformer_jax.tasks import causal_lm, classification, masked_lm, span_qa, tagging
+from transformer_jax.objectives import masking, spans
+from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging
 
 # The only types that a config.json can name.
 TYPES: dict[str, type] = {
@@ -38,6 +38,7 @@ TYPES: dict[str, type] = {
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
         *(gpt.Config, bert.Config, seq2seq.Config, positions.RopeScaling),
         *(causal_lm.CausalLM, masked_lm.MaskedLM, masking.Masking),
+        *(denoising.Denoising, spans.SpanCorruption, spans.TextInfilling, spans.PrefixLM),
         *(classification.Classification, tagging.Tagging, span_qa.SpanQA),
         *(corpus.TextCorpus, labelled.LabelledText),
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),

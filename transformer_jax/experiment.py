@@ -15,7 +15,7 @@ from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, labelled, parallel, questions, tagged
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt, seq2seq
-from transformer_jax.tasks import causal_lm, classification, masked_lm, span_qa, tagging
+from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,14 @@ if typing.TYPE_CHECKING:
 else:
     Model = gpt.Config | bert.Config | seq2seq.Config
     Data = corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions | parallel.ParallelText
-    TaskOf = causal_lm.CausalLM | masked_lm.MaskedLM | classification.Classification | tagging.Tagging | span_qa.SpanQA
+    TaskOf = (
+        causal_lm.CausalLM
+        | masked_lm.MaskedLM
+        | classification.Classification
+        | tagging.Tagging
+        | span_qa.SpanQA
+        | denoising.Denoising
+    )
 
 
 # Beginnings of reported numbers of which the lowest is best, and of which the highest is.

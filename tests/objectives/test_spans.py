@@ -178,9 +178,22 @@ def test_prefix_and_continuation_are_the_text():
 # ---- All
 
 
-@pytest.mark.parametrize(
-    ("objective", "marks"), [(SpanCorruption(), T5), (TextInfilling(), BART), (PrefixLM(), BART)], ids=lambda x: type(x)
-)
+@pytest.mark.parametrize("objective", [SpanCorruption(), TextInfilling(), PrefixLM()], ids=lambda o: type(o).__name__)
+def test_a_pair_tells_its_text(objective):
+    marks = Marks(end=EOS, begin=(BOS,), mask=MASK, sentinels=SENTINELS, ends_sentence=BART.ends_sentence)
+    for ids, source, target in pairs(objective, marks, length=100, count=20):
+        assert source[0] == target[0] == BOS and source[-1] == target[-1] == EOS
+        np.testing.assert_array_equal(objective.restore(source, target, marks), ids)
+
+
+def test_what_a_model_makes_is_read_as_far_as_it_goes():
+    """It ends too early, names a sentinel that nobody asked for, and leaves one out, which stays."""
+    source, made = np.array([20, V - 1, 21, V - 2, EOS]), np.array([40, V - 1, 30, 31, V - 9, 32])
+    assert SpanCorruption().restore(source, made, T5).tolist() == [20, 30, 31, 21, V - 2]
+    assert TextInfilling().restore(source, np.array([20, 30]), BART).tolist() == [20, 30]
+
+
+@pytest.mark.parametrize(("objective", "marks"), [(SpanCorruption(), T5), (TextInfilling(), BART), (PrefixLM(), BART)])
 def test_a_function_of_seed_and_index(objective, marks):
     def drawn(seed, index):
         return [side.tolist() for side in objective.make(text(0, 64), objectives.generator(seed, index), marks)]

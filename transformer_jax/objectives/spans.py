@@ -8,14 +8,13 @@
     PrefixLM          the source is the beginning, the target the rest
                       Raffel et al. 2020, section 3.3.1, after Liu et al. 2018
 
-Each is a value with two functions: `sizes(length)`, how long a text makes rows of which lengths, and `make(ids, rng,
-marks)`, the pair, a function of its arguments and the generator's state. Both sides come with the tokens that begin and
-end them.
+Each is a value with three functions: `sizes(length)`, how long a text makes rows of which lengths; `make(ids, rng,
+marks)`, the pair, a function of its arguments and the generator's state; and `restore(source, target, marks)`, the text
+that a pair tells, or a source and what a model makes of it. Both sides come with the tokens that begin and end them.
 
 R tokens of the text, N of them hidden, K kept, M spans.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,6 +57,11 @@ class Marks:
         """A side with what begins and ends it."""
         return np.concatenate([np.array(self.begin, np.int32), ids, np.array([self.end])]).astype(np.int32)
 
+    def unframe(self, ids: np.ndarray) -> np.ndarray:
+        """What is between the two, of a side that a model has made, too: it may lack the one or the other."""
+        begun = len(self.begin) if tuple(ids[: len(self.begin)]) == self.begin else 0
+        return ids[begun : len(ids) - (len(ids) > begun and ids[-1] == self.end)]
+
 
 # ---- T5 ------------------------------------------------------------------------------------------------------------
 
@@ -90,7 +94,8 @@ class SpanCorruption:
     def sizes(self, length: int) -> Sizes:
         """The longest text of which the source fits into `length` tokens; all texts of one length fill their rows.
 
-        As T5's: sources of 512 are of texts of 568 tokens and have targets of 114.
+        As T5's: sources of 512 are of texts of 568 tokens and have targets of 114. The one token of a frame is counted:
+        T5 marks the end alone.
         """
         fitting = None
         for raw in range(2, 2 + int(length / (1.0 - self.rate)) + 1):
@@ -109,8 +114,15 @@ class SpanCorruption:
         ends_M = np.cumsum(kept_M)
         source = np.insert(ids_R[~is_hidden_R], ends_M, marks.sentinels[:M])
         target = np.insert(ids_R[is_hidden_R], np.cumsum(hidden_M) - hidden_M, marks.sentinels[:M])
-        unbegun = dataclasses.replace(marks, begin=())
-        return Pair(unbegun.frame(source), unbegun.frame(target))
+        return Pair(marks.frame(source), marks.frame(target))
+
+    def restore(self, source: np.ndarray, target: np.ndarray, marks: Marks) -> np.ndarray:
+        """The source's text with what follows each sentinel in the target; sentinels that are not in it stay."""
+        given, made = marks.unframe(source), marks.unframe(target)
+        at = np.flatnonzero(np.isin(made, marks.sentinels))
+        fills = {int(part[0]): part[1:] for part in np.split(made, at)[1:]}
+        parts = [fills.get(token, np.array([token])) for token in given.tolist()]
+        return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
 
 
 def _divided(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
@@ -164,6 +176,10 @@ class TextInfilling:
         sizes_M = self._spans(N, len(ids_R) - N + 1, rng)
         return Pair(marks.frame(_infilled(seen, sizes_M, rng, marks.mask)), marks.frame(ids_R))
 
+    def restore(self, source: np.ndarray, target: np.ndarray, marks: Marks) -> np.ndarray:
+        """The target's text."""
+        return marks.unframe(target)
+
     def _spans(self, hidden: int, gaps: int, rng: np.random.Generator) -> np.ndarray:
         """Lengths of spans that hide `hidden` tokens together, int64: at most so many of them, and one a gap."""
         if hidden == 0:
@@ -213,6 +229,10 @@ class PrefixLM:
         """The pair of a text of two tokens or more."""
         at = int(rng.integers(1, len(ids_R)))
         return Pair(marks.frame(ids_R[:at]), marks.frame(ids_R[at:]))
+
+    def restore(self, source: np.ndarray, target: np.ndarray, marks: Marks) -> np.ndarray:
+        """The one after the other."""
+        return np.concatenate([marks.unframe(source), marks.unframe(target)])
 
 
 Objective = SpanCorruption | TextInfilling | PrefixLM

@@ -2,8 +2,9 @@
 
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.classification import Classification
+from transformer_jax.tasks.denoising import Denoising
 from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.tagging import Tagging
 
-__all__ = ["CausalLM", "Classification", "MaskedLM", "SpanQA", "Tagging"]
+__all__ = ["CausalLM", "Classification", "Denoising", "MaskedLM", "SpanQA", "Tagging"]
