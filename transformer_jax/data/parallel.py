@@ -80,13 +80,12 @@ class ParallelText:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A finite set: packed rows for the loss, and each pair by itself, in order, to translate."""
+    """A finite set: packed rows for the loss, and the texts of each pair, in order, to translate and compare with."""
 
     rows: "Rows"
     sources: list[str]
+    """As they stand, without the prefix."""
     references: list[str]
-    source_ids: list[np.ndarray]
-    """int32, framed; cut where they are longer than the model's positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +111,7 @@ def prepare(
     """Reads and checks every pair, tokenises (once: it is cached), filters and packs.
 
     Arguments:
-      model_cfg: an encoder-decoder's, for its special ids and `max_length`.
+      model_cfg: an encoder-decoder's, for its special ids.
       prefix: stands before every source, as T5's "translate English to German: ".
       tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training pairs.
     Errors: `InputError` for what is wrong with a file or a pair, a tokenizer that does not suit, and filters that leave
@@ -139,10 +138,10 @@ def prepare(
     }
     held = {}
     for side in sides[1:]:
-        held[side], cut = _held(found[side], *texts[side], frame, data, model_cfg)
+        held[side], cut = _held(found[side], *texts[side], frame, data)
         facts[f"{side}_pairs"] = len(held[side].sources)
         facts[f"{side}_pairs_skipped_empty"] = empty[side]
-        facts |= {f"{side}_{what}": count for what, count in cut.items()}
+        facts[f"{side}_pairs_cut_for_the_loss"] = cut
     return Parallel(tokenizer, train, held["validation"], held.get("test"), facts)
 
 
@@ -157,10 +156,13 @@ class Framing:
     """Ids before and after a source."""
     target_around: tuple[list[int], list[int]]
     """Ids before and after a target; the last one ends it."""
-    start: int
-    """The decoder's first input."""
-    eos: int
-    """Ends a target."""
+    start: tuple[int]
+    """What the decoder reads before it says anything."""
+
+    @property
+    def forced_first(self) -> int | None:
+        """The token that every target begins with, which a search may take for granted; None where it is text."""
+        return next(iter(self.target_around[0]), None)
 
     def source(self, ids: np.ndarray) -> np.ndarray:
         """What the encoder reads, int32."""
@@ -178,15 +180,17 @@ def _between(around: tuple[list[int], list[int]], ids: np.ndarray) -> np.ndarray
 def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
     """The special tokens that this vocabulary and this model have, as Transformers has them:
 
-        T5, Marian      source </s>                    target </s>                   begins with <pad>
-        BART            <s> source </s>                <s> target </s>               begins with </s>
+        T5, Marian      source </s>             target </s>             behind <pad>
+        BART            <s> source </s>         <s> target </s>         behind </s>
+        mBART           source </s> en_XX       target </s>             behind de_DE
+        mBART-50        en_XX source </s>       de_DE target </s>       behind </s>
 
-    The decoder's first input is the model's `decoder_start_id`, else the pad token, else the end of text.
+    The start token is the model's `decoder_start_id`, else its pad token, else its end of text; mBART's is the code.
 
-    Errors: `InputError` for a vocabulary without an end of text, and one whose ids are not those that `model_cfg`
-      names.
+    Errors: `InputError` for a vocabulary without an end of text, one whose ids are not those that `model_cfg` names,
+      and mBART's where nobody has said the languages.
     """
-    special = tokenizer.special
+    special, codes = tokenizer.special, tokenizer.languages
     eos = special.sep if tokenizer.eos_id is None else tokenizer.eos_id
     if eos is None:
         raise InputError(
@@ -205,9 +209,18 @@ def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
         raise InputError(
             f"model.decoder_start_id = {start} is not in the tokenizer's vocabulary of {tokenizer.vocab_size:,} tokens"
         )
+    if codes is not None:
+        if codes.source is None or codes.target is None:
+            raise InputError(
+                "the tokenizer is mBART's, and nobody says which of its languages are meant; say it with "
+                "--data.tokenizer.source-language and --data.tokenizer.target-language"
+            )
+        if codes.leading:
+            return Framing(([codes.source], [eos]), ([codes.target], [eos]), (start,))
+        return Framing(([], [eos, codes.source]), ([], [eos]), (codes.target,))
     begins = special.cls is not None and tokenizer.decode([special.cls]).strip() == "<s>"
     around = ([special.cls] if begins else [], [eos])
-    return Framing(around, around, start, eos)
+    return Framing(around, around, (start,))
 
 
 # ---- Rows ----------------------------------------------------------------------------------------------------------
@@ -263,7 +276,7 @@ class Rows:
         )
         inputs_BT = np.zeros_like(targets_BT)
         inputs_BT[:, 1:] = np.where(target_segments_BT[:, 1:] > 0, targets_BT[:, :-1], 0)
-        inputs_BT.reshape(-1)[first_Q] = self.framing.start
+        inputs_BT.reshape(-1)[first_Q] = self.framing.start[0]
         return {
             "source": source_BS,
             "source_segments": source_segments_BS,
@@ -331,61 +344,42 @@ def _training_rows(
 ) -> tuple[Rows, dict[str, int]]:
     """Endless rows of the pairs that pass the filters, and counts of those that do not."""
     sizes_P2 = np.stack([source.sizes_P, target.sizes_P], axis=1)
-    room_2 = np.array([data.source_length, data.target_length])
+    room_2 = (data.source_length, data.target_length)
     most_2 = np.minimum(room_2 - _special(frame), data.max_tokens or room_2)
-    shorter_P, longer_P = sizes_P2.min(axis=1), sizes_P2.max(axis=1)
-    without_tokens_P = shorter_P < 1
     too_long_P = (sizes_P2 > most_2).any(axis=1)
-    uneven_P = ~without_tokens_P & (longer_P > data.max_ratio * shorter_P) & (data.max_ratio > 0)
-    counts = {"dropped_without_tokens": int(without_tokens_P.sum())}
-    if data.too_long == "cut":
-        counts["cut"] = int((too_long_P & ~uneven_P & ~without_tokens_P).sum())
-        source, target = _cut(source, most_2[0]), _cut(target, most_2[1])
-        too_long_P = np.zeros_like(too_long_P)
-    else:
-        counts["dropped_too_long"] = int((too_long_P & ~without_tokens_P).sum())
-    counts["dropped_by_ratio"] = int((uneven_P & ~too_long_P).sum())
-    kept = np.flatnonzero(~(without_tokens_P | too_long_P | uneven_P))
-    if not len(kept):
+    shorter_P, longer_P = sizes_P2.min(axis=1), sizes_P2.max(axis=1)
+    fails = {"without_tokens": shorter_P < 1}  # a normaliser may leave nothing of a text
+    if data.too_long == "drop":
+        fails["too_long"] = too_long_P
+    fails["by_ratio"] = longer_P > (data.max_ratio or np.inf) * np.maximum(shorter_P, 1)
+    kept_P, counts = np.ones(len(sizes_P2), bool), {}
+    for reason, fails_P in fails.items():  # a pair counts under the first that it fails
+        counts[f"dropped_{reason}"] = int((kept_P & fails_P).sum())
+        kept_P &= ~fails_P
+    counts["cut"] = int((kept_P & too_long_P).sum())
+    if not kept_P.any():
+        said = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
         raise InputError(
-            f"the filters leave none of the {len(sizes_P2):,} training pairs ({counts}); raise data.max_tokens, "
+            f"the filters leave none of the {len(kept_P):,} training pairs ({said}); raise data.max_tokens, "
             "data.max_ratio, data.source_length or data.target_length"
         )
-    shuffled = objectives.generator(seed, 0).permutation(kept)
-    packed = packing.pack_pairs(
-        _framed_sizes(source, target, frame)[shuffled], (data.source_length, data.target_length)
-    )
+    source, target = _cut(source, most_2[0]), _cut(target, most_2[1])
+    shuffled = objectives.generator(seed, 0).permutation(np.flatnonzero(kept_P))
+    packed = packing.pack_pairs(_framed_sizes(source, target, frame)[shuffled], room_2)
     packed = packing.Packing(shuffled[packed.pieces], packed.starts)
-    order = pipeline.epochs(len(packed), seed)
-    return Rows(source, target, frame, packed, order, data.source_length, data.target_length), counts
+    return Rows(source, target, frame, packed, pipeline.epochs(len(packed), seed), *room_2), counts
 
 
-def _held(
-    pairs: bitext.Pairs, source: Texts, target: Texts, frame: Framing, data: ParallelText, model_cfg: Any
-) -> tuple[Held, dict[str, int]]:
-    """Every pair of a finite set, and counts of those that are cut."""
-    room_2 = np.array([data.source_length, data.target_length])
+def _held(pairs: bitext.Pairs, source: Texts, target: Texts, frame: Framing, data: ParallelText) -> tuple[Held, int]:
+    """Every pair of a finite set, and how many of them are cut in its rows."""
+    room_2 = (data.source_length, data.target_length)
     most_2 = room_2 - _special(frame)
-    too_long_P = (source.sizes_P > most_2[0]) | (target.sizes_P > most_2[1])
-    short_source, short_target = _cut(source, most_2[0]), _cut(target, most_2[1])
-    packed = packing.pack_pairs(
-        _framed_sizes(short_source, short_target, frame), (data.source_length, data.target_length)
-    )
-    rows = Rows(short_source, short_target, frame, packed, range(len(packed)), data.source_length, data.target_length)
-    longest = model_cfg.max_length - int(_special(frame)[0])
-    whole = _cut(source, longest)
+    cut = int(((source.sizes_P > most_2[0]) | (target.sizes_P > most_2[1])).sum())
+    source, target = _cut(source, most_2[0]), _cut(target, most_2[1])
+    packed = packing.pack_pairs(_framed_sizes(source, target, frame), room_2)
     texts = [pair for pair in pairs if not _empty_side(pair)]
-    held = Held(
-        rows=rows,
-        sources=[pair.source for pair in texts],
-        references=[pair.target for pair in texts],
-        source_ids=[frame.source(whole[pair]) for pair in range(len(texts))],
-    )
-    counts = {
-        "pairs_cut_for_the_loss": int(too_long_P.sum()),
-        "sources_cut_to_the_model": int((source.sizes_P > longest).sum()),
-    }
-    return held, counts
+    rows = Rows(source, target, frame, packed, range(len(packed)), *room_2)
+    return Held(rows, [pair.source for pair in texts], [pair.target for pair in texts]), cut
 
 
 def _cut(texts: Texts, most: int) -> Texts:
@@ -443,10 +437,10 @@ def _documents(
 def _tokenised(pairs: bitext.Pairs, tokenizer: tokenizers.Tokenizer, prefix: str, cache: Path) -> tuple[Texts, Texts]:
     """Sources and targets from token files, in which an end of text, if the tokenizer has one, begins each text."""
     source = tokens.prepare(_documents(pairs, ("source",), prefix), tokenizer, cache)
-    target = tokens.prepare(_documents(pairs, ("target",)), tokenizer, cache)
+    target = tokens.prepare(_documents(pairs, ("target",)), tokenizer.target, cache)
     if len(source.starts) != len(target.starts):
         raise ValueError(f"{pairs.origin}: {len(source.starts)} sources and {len(target.starts)} targets")
-    return _texts(source, tokenizer), _texts(target, tokenizer)
+    return _texts(source, tokenizer), _texts(target, tokenizer.target)
 
 
 def _texts(file: tokens.TokenFile, tokenizer: tokenizers.Tokenizer) -> Texts:
