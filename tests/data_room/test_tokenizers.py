@@ -191,3 +191,10 @@ def test_bad_tokenizers_are_named(tmp_path):
     (tmp_path / "eos" / "tokenizer_config.json").write_text('{"eos_token": "<nope>"}')
     with pytest.raises(InputError, match="<nope>"):
         tokenizers.load(tmp_path / "eos")
+
+
+def test_split_digits_makes_a_token_of_each():
+    spec = TrainBPE(vocab_size=300, special=("<s>", "<pad>", "</s>", "<unk>", "<mask>"), split_digits=True)
+    tokenizer = tokenizers.build(spec, [("a", "am 7. Mai 2026, 2026 Meter " * 50)])
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode(" Meter 2026")]
+    assert pieces == [" Meter", " ", "2", "0", "2", "6"]

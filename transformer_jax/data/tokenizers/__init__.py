@@ -111,6 +111,8 @@ class TrainBPE:
     special: tuple[str, ...] = ()
     """Special tokens, numbered from 0, in place of <|endoftext|> alone; RoBERTa's and BART's: <s> <pad> </s> <unk>
     <mask>; T5's: `t5_special()`."""
+    split_digits: bool = False
+    """Every digit is a token of its own, as in Llama: numbers are copied digit by digit."""
 
     def __post_init__(self):
         special = self.special or (END_OF_TEXT,)
@@ -214,8 +216,8 @@ def build(spec: Spec, documents: Iterable[tuple[str, str]], cache: Path | None =
 
 def _train(spec: TrainBPE | TrainWordPiece | TrainUnigram, documents: Iterable[tuple[str, str]]) -> SubwordTokenizer:
     match spec:
-        case TrainBPE(vocab_size, train_bytes, special):
-            return training.train_bpe(vocab_size, special, documents, train_bytes)
+        case TrainBPE(vocab_size, train_bytes, special, split_digits):
+            return training.train_bpe(vocab_size, special, split_digits, documents, train_bytes)
         case TrainWordPiece(vocab_size, lowercase, train_bytes):
             return training.train_wordpiece(vocab_size, lowercase, documents, train_bytes)
         case TrainUnigram(vocab_size, lowercase, train_bytes):

@@ -87,7 +87,7 @@ def finish(inner: Any, eos: str | None, found: special.Special) -> SubwordTokeni
     if found.cls is not None and found.sep is not None:
         cls, sep = inner.id_to_token(found.cls), inner.id_to_token(found.sep)
         if isinstance(inner.model, models.BPE):
-            prefix = inner.pre_tokenizer.add_prefix_space
+            prefix = getattr(inner.pre_tokenizer, "add_prefix_space", False)  # a sequence begins with the digits
             inner.post_processor = processors.RobertaProcessing((sep, found.sep), (cls, found.cls), True, prefix)
         else:
             single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"

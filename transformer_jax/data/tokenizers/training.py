@@ -30,13 +30,17 @@ ALPHABET = 1000
 Documents = Iterable[tuple[str, str]]
 
 
-def train_bpe(vocab_size: int, special: Sequence[str], documents: Documents, train_bytes: int) -> SubwordTokenizer:
+def train_bpe(
+    vocab_size: int, special: Sequence[str], split_digits: bool, documents: Documents, train_bytes: int
+) -> SubwordTokenizer:
     """Byte-level BPE (Sennrich et al. 2016, section 3.2; over bytes: Radford et al. 2019, section 2.2)."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Inner
 
     inner = Inner(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if split_digits:
+        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     inner.decoder = decoders.ByteLevel()
     takes_space = (*special_tokens.SPELLINGS["mask"], *(t for t in special if t.startswith("<extra_id_")))
     trainer = trainers.BpeTrainer(
