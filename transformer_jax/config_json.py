@@ -11,9 +11,11 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from transformer_jax import beam
 from transformer_jax import optim as optimizers
 from transformer_jax.data import (
     bitext,
+    cldr,
     corpus,
     labelled,
     parallel,
@@ -26,25 +28,26 @@ from transformer_jax.data import (
 )
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Mesh, Precision, Predict, Sample, Train
-from transformer_jax.models import bert, gpt, seq2seq
+from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.nn import positions
 from transformer_jax.objectives import masking, spans
-from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging
+from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging, translation
 
 # The only types that a config.json can name.
 TYPES: dict[str, type] = {
     f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}": cls
     for cls in (
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
-        *(gpt.Config, bert.Config, seq2seq.Config, positions.RopeScaling),
+        *(gpt.Config, bert.Config, seq2seq.Config, vit.Config, positions.RopeScaling),
         *(causal_lm.CausalLM, masked_lm.MaskedLM, masking.Masking),
+        *(translation.Translation, beam.Beam),
         *(denoising.Denoising, spans.SpanCorruption, spans.TextInfilling, spans.PrefixLM),
         *(classification.Classification, tagging.Tagging, span_qa.SpanQA),
         *(corpus.TextCorpus, labelled.LabelledText),
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),
         *(tagged.TaggedWords, tagged.Conll, tagged.TfdsTags),
         *(questions.Questions, questions.SquadJson, questions.TfdsSquad),
-        *(parallel.ParallelText, bitext.Lines, bitext.Columns, bitext.TfdsPairs),
+        *(parallel.ParallelText, bitext.Lines, bitext.Columns, bitext.TfdsPairs, cldr.Cldr),
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
         *(tokenizers.Bytes, tokenizers.Characters, tokenizers.TrainBPE, tokenizers.TokenizerFile),
         *(tokenizers.TrainWordPiece, tokenizers.TrainUnigram),
@@ -159,6 +162,9 @@ _MAY_CHANGE = (
     "evaluate.",
     "checkpoint.",
     "sample.",
+    "task.metrics",
+    "task.beam.",
+    "task.extra_tokens",
     "mesh.",
     "precision.",
     "init_from",

@@ -14,8 +14,8 @@ from transformer_jax import decode
 from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, labelled, parallel, questions, tagged
 from transformer_jax.errors import InputError
-from transformer_jax.models import bert, gpt, seq2seq
-from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging
+from transformer_jax.models import bert, gpt, seq2seq, vit
+from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging, translation
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Predict:
-    """What an encoder is asked when training ends, and the defaults of `predict`."""
+    """What an encoder or a translator is asked when training ends, and the defaults of `predict`."""
 
     inputs: tuple[str, ...] = ()
     """Texts, each on one line; the two of a pair are separated by a tab."""
@@ -146,7 +146,7 @@ if typing.TYPE_CHECKING:
     Data: typing.TypeAlias = Any
     TaskOf: typing.TypeAlias = Any
 else:
-    Model = gpt.Config | bert.Config | seq2seq.Config
+    Model = gpt.Config | bert.Config | seq2seq.Config | vit.Config
     Data = corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions | parallel.ParallelText
     TaskOf = (
         causal_lm.CausalLM
@@ -155,13 +155,17 @@ else:
         | tagging.Tagging
         | span_qa.SpanQA
         | denoising.Denoising
+        | translation.Translation
     )
 
 
 # Beginnings of reported numbers of which the lowest is best, and of which the highest is.
 _BEST = (
     ("loss", "perplexity", "bits_per", "mean_squared"),
-    ("accuracy", "f1", "precision", "recall", "matthews", "pearson", "spearman", "roc_auc", "entity", "exact_match"),
+    (
+        *("accuracy", "f1", "precision", "recall", "matthews", "pearson", "spearman", "roc_auc", "entity"),
+        *("exact_match", "bleu", "chrf", "rouge"),
+    ),
 )
 
 
@@ -226,8 +230,10 @@ class Experiment:
 
 
 def default_sample(task: Any) -> Sample | Predict:
-    """What to ask of a model with this task when nothing is said: text of a language model, answers of an encoder."""
-    return Sample() if isinstance(task, causal_lm.CausalLM) else Predict()
+    """What to ask of a model with this task when nothing is said: text of a language model, answers of the others."""
+    if isinstance(task, causal_lm.CausalLM):
+        return Sample()
+    return Predict(top=1) if isinstance(task, translation.Translation) else Predict()
 
 
 def compute_dtype(precision: Precision, platform: str | None = None) -> str:

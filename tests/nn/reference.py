@@ -243,6 +243,62 @@ def seq2seq_logits(params, cfg, source_S, target_T):
     return x_SD, logits_TV + (params["head"]["bias"] if cfg.logits_bias else 0.0)
 
 
+def sincos_2d(row, column, width):
+    """MoCo v3's position of one patch: a quarter of the features for each of four functions."""
+    rates = [1 / 10_000 ** (i / (width // 4 - 1)) for i in range(width // 4)]
+    pairs = ((math.sin, column), (math.cos, column), (math.sin, row), (math.cos, row))
+    return np.array([f(place * rate) for f, place in pairs for rate in rates])
+
+
+def vit_hidden(params, cfg, image_YXC):
+    """Hidden states [T, D] of one image (Dosovitskiy et al. 2021; Touvron et al. 2021, distillation token and
+    LayerScale; Darcet et al. 2024, registers; Chen et al. 2021, two-dimensional sines and cosines)."""
+    embed, side, patches = params["embed"], cfg.patch_size, []
+    special = [embed[name]["embedding"][0] for name in ("class", "distillation") if name in embed]
+    for y in range(0, cfg.image_size, side):
+        for x in range(0, cfg.image_size, side):
+            patch = image_YXC[y : y + side, x : x + side]
+            values_P = np.concatenate([patch[..., c].ravel() for c in range(cfg.channels)])
+            patches.append(_dense(embed["patch"], values_P))
+            if cfg.position == "sincos2d":
+                patches[-1] += sincos_2d(y // side, x // side, cfg.width)
+    if cfg.position == "learned":
+        table = embed["position"]["embedding"]
+        special = [token + row for token, row in zip(special, table, strict=False)]
+        patches = [patch + row for patch, row in zip(patches, table[len(special) :], strict=True)]
+    registers = list(embed["registers"]["embedding"]) if "registers" in embed else []
+    x_TD = np.stack([*special, *registers, *patches])
+    everything = np.ones((len(x_TD), len(x_TD)), bool)
+    for i in range(cfg.num_layers):
+        p = _layer(params["blocks"], i)
+        y_TD = _attend(p["attention"], cfg, _norm(p["attention_norm"], x_TD, cfg), everything, None, None)
+        x_TD = x_TD + y_TD * (p["attention"]["layer_scale"]["scale"] if cfg.layer_scale else 1.0)
+        y_TD = _mlp(p["mlp"], cfg, _norm(p["mlp_norm"], x_TD, cfg))
+        x_TD = x_TD + y_TD * (p["mlp"]["layer_scale"]["scale"] if cfg.layer_scale else 1.0)
+    return _norm(params["final_norm"], x_TD, cfg)
+
+
+def vit_pooled(params, cfg, x_TD):
+    """What the head reads of one image's states, [D] (Zhai et al. 2022 and its code, for the probe)."""
+    patches_TD = x_TD[cfg.num_special :]
+    if cfg.pool == "class":
+        y_D = x_TD[0]
+    elif cfg.pool == "mean":
+        y_D = patches_TD.mean(0)
+    else:
+        p, H, outputs = params["pool"], cfg.width // cfg.num_heads, []
+        query, key, value = (
+            _dense(p["attention"][name], x)
+            for name, x in (("query", p["probe"]["embedding"]), ("key", patches_TD), ("value", patches_TD))
+        )
+        for n in range(cfg.num_heads):
+            q_1H, k_TH, v_TH = (x[:, n * H :][:, :H] for x in (query, key, value))
+            outputs.append(attention_head(q_1H, k_TH, v_TH, np.ones((1, len(patches_TD)), bool)))
+        y_1D = _dense(p["attention"]["out"], np.concatenate(outputs, axis=-1))
+        y_D = (y_1D + _mlp(p["mlp"], cfg, _norm(p["norm"], y_1D, cfg)))[0]
+    return np.tanh(_dense(params["pre_logits"], y_D)) if cfg.pre_logits else y_D
+
+
 def random_params(declaration, seed):
     """Float64 values for a tree of `Param`s, large enough that every one of them shows in the result."""
     rng = np.random.default_rng(seed)

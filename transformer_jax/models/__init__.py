@@ -3,9 +3,9 @@
 from types import ModuleType
 from typing import Any
 
-from transformer_jax.models import bert, gpt, seq2seq
+from transformer_jax.models import bert, gpt, seq2seq, vit
 
-FAMILIES: dict[str, ModuleType] = {"gpt": gpt, "bert": bert, "seq2seq": seq2seq}
+FAMILIES: dict[str, ModuleType] = {"gpt": gpt, "bert": bert, "seq2seq": seq2seq, "vit": vit}
 
 
 def family(cfg: Any) -> ModuleType:

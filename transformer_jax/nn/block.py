@@ -10,12 +10,14 @@ import math
 from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import jax
+import jax.numpy as jnp
 
 from transformer_jax import sharding
 from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, layers, positions
 from transformer_jax.nn.attention import KVCache
 from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.params import Param
 
 
 class BlockConfig(Protocol):
@@ -61,12 +63,15 @@ class BlockConfig(Protocol):
     def attention(self) -> str: ...
 
 
-def check(cfg: Any) -> None:
-    """What any family's config must meet. Errors: `InputError` naming the field, its value and what it may be."""
+def check(cfg: Any, sizes: tuple[str, ...] = ("vocab_size", "max_length")) -> None:
+    """What any family's config must meet; `sizes` names those that only some families have.
+
+    Errors: `InputError` naming the field, its value and what it may be.
+    """
     for name, hint in get_type_hints(type(cfg)).items():
         if get_origin(hint) is Literal and getattr(cfg, name) not in get_args(hint):
             raise InputError(f"model.{name} is {getattr(cfg, name)!r}; it is one of {', '.join(get_args(hint))}")
-    for name in ("vocab_size", "max_length", "width", "num_layers", "num_heads", "kv_heads", "mlp_features"):
+    for name in (*sizes, "width", "num_layers", "num_heads", "kv_heads", "mlp_features"):
         if getattr(cfg, name) < 1:
             raise InputError(f"model.{name} is {getattr(cfg, name)}; it must be at least 1")
     if cfg.head_dim is None and cfg.width % cfg.num_heads:
@@ -96,9 +101,13 @@ class Cross(NamedTuple):
     mask: Mask
 
 
-def declare(cfg: BlockConfig, *, cross: bool = False) -> dict[str, Any]:
+def declare(cfg: BlockConfig, *, cross: bool = False, layer_scale: float = 0.0) -> dict[str, Any]:
     """One block's parameters, with cross-attention or without. With pre-norm, kernels that write to the residual stream
-    start smaller by sqrt(2 L) (GPT-2), 3 L with cross-attention; after it, the norms scale what they add."""
+    start smaller by sqrt(2 L) (GPT-2), 3 L with cross-attention; after it, the norms scale what they add.
+
+    `layer_scale`: where above 0, the initial value of a learned factor for each feature that a sublayer adds (Touvron
+    et al. 2021, "CaiT", equation 4).
+    """
     D, H, std = cfg.width, cfg.head_width, cfg.init_std
     out_std = std / math.sqrt((3 if cross else 2) * cfg.num_layers) if cfg.norm_order == "pre" else std
 
@@ -116,13 +125,19 @@ def declare(cfg: BlockConfig, *, cross: bool = False) -> dict[str, Any]:
     def norm() -> dict[str, Any]:
         return layers.declare_norm(D, cfg.norm, bias=cfg.bias)
 
+    def factors() -> dict[str, Any]:
+        if layer_scale == 0.0:
+            return {}
+        return {"layer_scale": {"scale": Param((D,), (None,), lambda key, shape: jnp.full(shape, layer_scale))}}
+
     norms = {name: layers.declare_norm(H, "rms", bias=False) for name in ("query_norm", "key_norm") if cfg.qk_norm}
+    mlp = layers.declare_mlp(D, cfg.mlp_features, gated=cfg.gated, bias=cfg.bias, std=std, out_std=out_std)
     return {
         "attention_norm": norm(),
-        "attention": heads() | norms,
+        "attention": heads() | norms | factors(),
         **({"cross_norm": norm(), "cross": heads()} if cross else {}),
         "mlp_norm": norm(),
-        "mlp": layers.declare_mlp(D, cfg.mlp_features, gated=cfg.gated, bias=cfg.bias, std=std, out_std=out_std),
+        "mlp": mlp | factors(),
     }
 
 
@@ -135,13 +150,20 @@ def apply(
     rope: tuple[jax.Array, jax.Array] | None = None,
     bias_NTS: jax.Array | None = None,
     cross: Cross | None = None,
+    left_out: jax.Array | float | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """x after the block [B, T, D], and the block's keys and values [B, T, K, H] for whoever fills a cache.
 
     Arguments: one layer's parameters; config; x; who may attend to whom; (cos, sin) of `positions.rotary_angles`;
-    a bias on the scores; what cross-attention reads, where there is any; dropout's key (None: no dropout).
+    a bias on the scores; what cross-attention reads, where there is any; `left_out`, with which probability a row goes
+    past a sublayer (stochastic depth, Huang et al. 2016; None: there is none); the key of dropout and of stochastic
+    depth (None: evaluation, without either).
     """
+    rows_2B11 = None
+    if left_out is not None and key is not None:
+        key, depth_key = jax.random.split(key)
+        rows_2B11 = _kept_rows(depth_key, left_out, x_BTD.shape[0])
     attention_key, *keys = _keys(key, cross)
     q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
     a_BTNH = attention.attend(
@@ -155,7 +177,7 @@ def apply(
         key=attention_key,
         implementation=cfg.attention,
     )
-    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention), (k_BTKH, v_BTKH)
+    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, rows_2B11), (k_BTKH, v_BTKH)
 
 
 def apply_cached(
@@ -180,6 +202,21 @@ def apply_cached(
     return _finish(p, cfg, x_BTD, a_BNH[:, None], cross, _keys(None, cross)[1:], "xla"), cache
 
 
+def attention_weights(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array) -> jax.Array:
+    """How much each token of x attends to each other in the block with parameters p, without a mask: float32
+    [B, N, T, T], rows that sum to 1. They are to be looked at; the block itself need not hold them."""
+    q_BTNH, k_BTKH, _ = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), None)
+    k_BTNH = jnp.repeat(k_BTKH, cfg.num_heads // cfg.kv_heads, axis=2)
+    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * cfg.score_scale, k_BTNH, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores_BNTS, axis=-1)
+
+
+def read(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, memory_BSD: jax.Array) -> jax.Array:
+    """Cross-attention on its own, without norm or residual, [B, T, D]: x asks, the states `memory` answer."""
+    cross = Cross(*cross_keys_values(p, cfg, memory_BSD), Mask())
+    return _out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))
+
+
 def cross_keys_values(p: dict[str, Any], cfg: BlockConfig, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values [B, S, K, H] that cross-attention with parameters `p` (a block's "cross") has of x."""
     return _heads(p, cfg, x_BSD, "key"), _heads(p, cfg, x_BSD, "value")
@@ -196,11 +233,23 @@ def _before(p_norm: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array) -> jax.A
     return x_BTD if cfg.norm_order == "post" else layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps)
 
 
+def _kept_rows(key: jax.Array, left_out: jax.Array | float, batch: int) -> jax.Array:
+    """For each of two sublayers, 0 for the rows left out and 1 / (the share kept) for the others, [2, B, 1, 1]."""
+    rows_2B = jax.random.bernoulli(key, 1.0 - left_out, (2, batch)) / (1.0 - left_out)
+    return sharding.constrain(rows_2B[:, :, None, None], (None, "batch", None, None))
+
+
 def _after(
-    p_norm: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, y_BTD: jax.Array, key: jax.Array | None
+    p_norm: dict[str, Any],
+    cfg: BlockConfig,
+    x_BTD: jax.Array,
+    y_BTD: jax.Array,
+    key: jax.Array | None,
+    rows_B11: jax.Array | None = None,
 ) -> jax.Array:
-    """The residual stream after a sublayer that gave y."""
-    x_BTD = x_BTD + layers.dropout(y_BTD, cfg.dropout, key)
+    """The residual stream after a sublayer that gave y, which counts `rows_B11` times."""
+    y_BTD = layers.dropout(y_BTD, cfg.dropout, key)
+    x_BTD = x_BTD + (y_BTD if rows_B11 is None else y_BTD * rows_B11.astype(y_BTD.dtype))
     return layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "post" else x_BTD
 
 
@@ -233,17 +282,26 @@ def _finish(
     cross: Cross | None,
     keys: list[jax.Array | None],
     implementation: str,
+    rows_2B11: jax.Array | None = None,
 ) -> jax.Array:
     """From the attended values to the block's output: projection, residual, cross-attention, MLP, residual."""
     key_1, key_2, *cross_keys = keys
-    x_BTD = _after(p["attention_norm"], cfg, x_BTD, _out(p["attention"], a_BTNH), key_1)
+    rows_1, rows_2 = (None, None) if rows_2B11 is None else (rows_2B11[0], rows_2B11[1])
+    y_BTD = _scaled(p["attention"], _out(p["attention"], a_BTNH))
+    x_BTD = _after(p["attention_norm"], cfg, x_BTD, y_BTD, key_1, rows_1)
     if cross is not None:
         attention_key, key_3 = cross_keys
         h_BTD = _before(p["cross_norm"], cfg, x_BTD)
         a_BTNH = _attend_cross(p["cross"], cfg, h_BTD, cross, attention_key, implementation)
         x_BTD = _after(p["cross_norm"], cfg, x_BTD, _out(p["cross"], a_BTNH), key_3)
     h_BTD = _before(p["mlp_norm"], cfg, x_BTD)
-    return _after(p["mlp_norm"], cfg, x_BTD, layers.mlp(p["mlp"], h_BTD, cfg.activation), key_2)
+    y_BTD = _scaled(p["mlp"], layers.mlp(p["mlp"], h_BTD, cfg.activation))
+    return _after(p["mlp_norm"], cfg, x_BTD, y_BTD, key_2, rows_2)
+
+
+def _scaled(p: dict[str, Any], y_BTD: jax.Array) -> jax.Array:
+    """A sublayer's output times its LayerScale, where it has one."""
+    return y_BTD * p["layer_scale"]["scale"].astype(y_BTD.dtype) if "layer_scale" in p else y_BTD
 
 
 def _attend_cross(

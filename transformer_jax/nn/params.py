@@ -4,6 +4,7 @@ A family declares a tree (nested dicts) of `Param(shape, axes, init)`. From that
 values, shardings, counts, the weight-decay mask and the list of paths that an imported checkpoint must fill.
 """
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,11 +23,13 @@ Tree = Any  # nested dicts with the same keys as the declaration
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: its shape, the logical name of each axis (None: never sharded) and its initialiser."""
+    """One parameter: its shape, the logical name of each axis (None: never sharded), its initialiser, and whether
+    weight decay applies to it if it is a matrix."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: Initializer
+    decay: bool = True
 
     def __post_init__(self) -> None:
         assert len(self.shape) == len(self.axes), f"Param of shape {self.shape} names {len(self.axes)} axes"
@@ -61,7 +64,11 @@ def flatten(tree: Tree) -> dict[str, Any]:
 
 def stack(tree: Tree, num_layers: int) -> Tree:
     """The declaration of `num_layers` copies, each leaf with a leading "layers" axis."""
-    return jax.tree.map(lambda p: Param((num_layers, *p.shape), ("layers", *p.axes), p.init), tree, is_leaf=_is_param)
+
+    def stacked(p: Param) -> Param:
+        return dataclasses.replace(p, shape=(num_layers, *p.shape), axes=("layers", *p.axes))
+
+    return jax.tree.map(stacked, tree, is_leaf=_is_param)
 
 
 def init(key: jax.Array, tree: Tree) -> Tree:
@@ -108,8 +115,9 @@ def count(tree: Tree) -> int:
 
 
 def decay_mask(tree: Tree) -> Tree:
-    """True for the matrices, which weight decay applies to; the layers axis does not make a vector a matrix."""
-    return jax.tree.map(lambda p: len([a for a in p.axes if a != "layers"]) >= 2, tree, is_leaf=_is_param)
+    """True for the matrices, which weight decay applies to unless they are declared without; the layers axis does not
+    make a vector a matrix."""
+    return jax.tree.map(lambda p: p.decay and len([a for a in p.axes if a != "layers"]) >= 2, tree, is_leaf=_is_param)
 
 
 def unstack(tree: Mapping[str, Any], num_layers: int) -> list[Tree]:

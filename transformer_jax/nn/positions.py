@@ -1,8 +1,9 @@
-"""How a model knows where a token stands: five published answers.
+"""How a model knows where a token stands: six published answers.
 
 Learned positions are a table like any other (see the families). The rest are functions of the positions:
 
 - sinusoidal    added to the embeddings; Vaswani et al. 2017, section 3.5
+- sincos_2d     the same for the rows and columns of an image; Chen et al. 2021 ("MoCo v3"), section 5
 - rotary        queries and keys turned by an angle; Su et al. 2021 (arXiv 2104.09864), in the "rotate half" pairing
                 of GPT-NeoX and Llama, with Llama 3.1's frequency scaling
 - relative      a learned bias on the scores per bucket of distance; Raffel et al. 2020 (T5), section 2.1
@@ -55,6 +56,17 @@ def sinusoidal(positions: jax.Array, width: int, *, halves: bool = False) -> jax
     if halves:
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
+
+
+def sincos_2d(rows: int, columns: int, width: int) -> jax.Array:
+    """Positions of the patches of an image, row by row, float32 [rows * columns, D]: a quarter of the features each for
+    the sines and cosines of the column, and those of the row, as big_vision lays them out.
+
+    Arguments: width D, a multiple of 4 and at least 8.
+    """
+    rates = 10_000.0 ** -(jnp.arange(width // 4) / (width // 4 - 1))
+    row, column = (i.reshape(-1, 1) * rates for i in jnp.mgrid[:rows, :columns])
+    return jnp.concatenate([jnp.sin(column), jnp.cos(column), jnp.sin(row), jnp.cos(row)], axis=-1)
 
 
 def restarted(segments_BT: jax.Array) -> jax.Array:
