@@ -205,3 +205,78 @@ def test_pictures_are_drawn(tmp_path):
     with pytest.raises(ValueError, match="two classes"):
         metrics.plot_roc(np.ones(3), np.ones(3, int), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+# ---- Text
+
+SAID = ["The dog bit the man.", "It was not unexpected.", "The man bit him first.", "Nothing else happened today."]
+WANTED = ["The dog had bit the man.", "No one was surprised.", "The man bit him first.", "Nothing happened today."]
+
+
+def test_bleu_by_hand():
+    """5 of 6 words, 3 of 5 pairs, 2 of 4 and 1 of 3; one word of 7 too short (Papineni et al. 2002, section 2.3)."""
+    scores = metrics.bleu(["a b c d e f"], ["a b c d x f g"])
+    brevity, precisions = math.exp(1 - 7 / 6), (5 / 6) * (3 / 5) * (2 / 4) * (1 / 3)
+    assert scores["bleu"] == pytest.approx(100 * brevity * precisions**0.25)
+    assert metrics.bleu(["A b c d"], ["a b c d"])["bleu"] < 100, "cased"
+    assert metrics.bleu(["a b, c d."], ["a b , c d ."])["bleu"] == pytest.approx(100), "tokenised by 13a"
+
+
+def test_bleu_and_chrf_are_sacrebleus():
+    import sacrebleu
+
+    found, other = metrics.bleu(SAID, WANTED), metrics.chrf(SAID, WANTED)
+    assert found["bleu"] == sacrebleu.corpus_bleu(SAID, [WANTED]).score
+    assert other["chrf"] == sacrebleu.corpus_chrf(SAID, [WANTED]).score
+    settings, version = "nrefs:1|bs:1000|seed:12345|case:mixed", f"version:{sacrebleu.__version__}"
+    assert found["bleu_signature"] == f"{settings}|eff:no|tok:13a|smooth:exp|{version}"
+    assert other["chrf_signature"] == f"{settings}|eff:yes|nc:6|nw:0|space:no|{version}"
+
+
+def test_chrf_of_texts_that_have_little_in_common():
+    assert 0 < metrics.chrf(["a", "xyz"], ["a", "uvw"])["chrf"] < 100
+
+
+def test_chrf_by_hand():
+    """Of characters 2 of 3, of pairs 1 of 2, of threes none of 1, on both sides: recall and precision are one."""
+    assert metrics.chrf(["abc"], ["abd"])["chrf"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
+
+
+def test_the_interval_of_text_scores_is_the_same_each_time_and_narrows():
+    for measure, name in ((metrics.bleu, "bleu"), (metrics.chrf, "chrf"), (metrics.rouge, "rouge2")):
+        few, again, many = measure(SAID, WANTED), measure(SAID, WANTED), measure(SAID * 25, WANTED * 25)
+        assert few == again
+        assert few[f"{name}_low"] < few[name] < few[f"{name}_high"]
+        assert many[f"{name}_high"] - many[f"{name}_low"] < 0.5 * (few[f"{name}_high"] - few[f"{name}_low"])
+        assert {type(value) for value in few.values()} == {float, str}
+
+
+def test_rouge_by_hand():
+    """Stems: "cats" is "cat". Words: 5 of 6 and 5 of 5; pairs: 3 of 5 and 3 of 4; the longest common subsequence
+    has 5 words."""
+    scores = metrics.rouge(["The cat sat on the mat."], ["the cats on the mat"])
+    f1 = {"rouge1": (5 / 6, 1), "rouge2": (3 / 5, 3 / 4), "rougeL": (5 / 6, 1)}
+    for name, (precision, recall) in f1.items():
+        assert scores[name] == pytest.approx(100 * 2 * precision * recall / (precision + recall))
+
+
+def test_exact_match():
+    scores = metrics.exact_match(["a b ", "a", "c"], ["a b", "A", "c"])
+    assert scores["exact_match"] == 2 / 3
+    assert (scores["exact_match_low"], scores["exact_match_high"]) == metrics.wilson(2, 3)
+
+
+def test_texts_without_references_are_refused():
+    for measure in (metrics.bleu, metrics.chrf, metrics.rouge, metrics.exact_match):
+        with pytest.raises(ValueError, match="2 texts to score for 1 references"):
+            measure(["a", "b"], ["a"])
+        with pytest.raises(ValueError, match="0 texts to score"):
+            measure([], [])
+
+
+def test_the_picture_by_length_has_as_many_bars_as_there_are_groups(tmp_path):
+    lengths = np.array([1] * 8 + [9])  # of one length mostly
+    said = [f"a {i}" for i in range(9)]
+    metrics.plot_by_length(metrics.exact_match, lengths, said, said, tmp_path / "a.png")
+    metrics.plot_by_length(metrics.exact_match, lengths[:1], said[:1], said[:1], tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"

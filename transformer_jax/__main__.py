@@ -2,7 +2,7 @@
 
     train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or go on; EXPERIMENT is a module or a file
     evaluate WORKDIR [--FIELD VALUE ...]                   the validation numbers of the newest checkpoint
-    predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, filled masks, label, entities or answer
+    predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
     inspect PATH                                           what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or the other way round
     doctor                                                 versions, devices, known-bad pairs, a short smoke step
@@ -18,6 +18,7 @@ Ctrl-C or SIGTERM exits with 130 or 143 after its state is saved.
 
 import dataclasses
 import inspect as python_inspect
+import io
 import json
 import os
 import shlex
@@ -35,7 +36,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 
-from transformer_jax import config_json, launch, overrides
+from transformer_jax import config_json, launch, overrides, tasks
 from transformer_jax import experiment as experiments
 from transformer_jax.errors import InputError
 
@@ -122,6 +123,10 @@ def evaluate(arguments: list[str]) -> int:
 
         python -m transformer_jax evaluate runs/a
         python -m transformer_jax evaluate runs/a --evaluate.batch-size 64
+
+    A translator's text is written to WORKDIR/validation.hypotheses.txt and WORKDIR/test.hypotheses.txt:
+
+        python -m transformer_jax evaluate runs/de --task.beam.width 1 --data.source.test other.en other.de
     """
     workdir, rest = positional(evaluate, arguments, 1)
     folder = Path(workdir)
@@ -150,6 +155,18 @@ def evaluate(arguments: list[str]) -> int:
                 step, loaded.params, rows.examples, size, lambda rows: batch.place(rows, places)
             )
         reports[name] = asked.task.report(sums, outputs, rows)
+        with jax.set_mesh(mesh), observe.counting(f"{name} set") as count:
+            reports[name] |= asked.task.score(
+                loaded.params,
+                loaded.config,
+                prepared.tokenizer,
+                rows,
+                folder,
+                name,
+                mesh=mesh,
+                say=print,
+                progress=count,
+            )
         print(f"step {loaded.step:,}, {name} set, {len(rows.examples):,} examples\n{observe.table(reports[name])}")
         for path in asked.task.pictures(outputs, rows, folder, name):
             print(f"picture: {path}")
@@ -159,7 +176,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """What the model makes of a text: its continuation, filled masks, a label, entities, an answer, by its task.
+    """What the model makes of a text: its continuation, translation, filled masks, a label, entities, an answer.
 
         python -m transformer_jax predict PATH [INPUT ...] [--FIELD VALUE ...]
 
@@ -177,6 +194,13 @@ def predict(arguments: list[str]) -> int:
 
         python -m transformer_jax predict runs/mlm "import <mask> as np" --top 3
         python -m transformer_jax predict runs/sst2 --file reviews.txt --json
+
+    A translator gives a line for each line, in order, an empty one for an empty one. --beam, --length-penalty and
+    --max-new-tokens change the search. With --nbest K each line gives up to K lines "score<TAB>text", best first, and
+    an empty line after them; with --json one object with "source", "hypotheses" and "scores".
+
+        python -m transformer_jax predict runs/de < source.txt > target.txt
+        python -m transformer_jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
     `predict PATH --help-fields` lists the fields.
     """
@@ -199,6 +223,8 @@ def predict(arguments: list[str]) -> int:
     program = f"{PROGRAM} predict {path} INPUT"
     if isinstance(defaults, experiments.Sample):
         _continue(loaded, defaults, inputs, rest, program)
+    elif isinstance(loaded.task, tasks.Translation):
+        _translate(loaded, inputs, rest, program)
     else:
         _answer(loaded, defaults, inputs, rest, program)
     return 0
@@ -232,21 +258,81 @@ def _answer(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest:
         """One JSON object a line."""
 
     options = overrides.override(Options(), rest, description="Predict.", program=program)
-    if options.file and inputs:
-        raise InputError(f"both --file {options.file} and an INPUT are given; give one of them")
-    where = f"--file {options.file}" if options.file else "stdin"
-    try:
-        if options.file:
-            lines = Path(options.file).read_text(encoding="utf-8").split("\n")  # not at form feeds and the like
-        else:
-            lines = [line.rstrip("\r\n") for line in sys.stdin] if inputs in ([], ["-"]) else inputs
-        texts = [line for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where} cannot be read as UTF-8 text ({error})") from None
+    texts = [line for line in _lines(inputs, options.file) if line.strip()]
     if not texts:
-        raise InputError("no input: give a text, --file, or lines on stdin")
+        raise InputError(NO_INPUT)
     for answer in loaded.task.predict(loaded.params, loaded.config, loaded.tokenizer, texts, top=options.top):
         print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.describe(answer), flush=True)
+
+
+def _translate(loaded: Any, inputs: list[str], rest: list[str], program: str) -> None:
+    search = loaded.task.beam
+
+    @dataclass(frozen=True)
+    class Options:
+        beam: int = search.width
+        """Beams of a line; 1: greedy."""
+        length_penalty: float = search.length_penalty
+        """The exponent of the length that a hypothesis's log-probability is divided by; the larger, the longer."""
+        max_new_tokens: int = search.max_new_tokens
+        """Tokens of a hypothesis at most, within what the model and the length of the line allow."""
+        nbest: int = 1
+        """Hypotheses of each line; with more than one, "score<TAB>text" lines and an empty line after each group."""
+        file: str = ""
+        """A text file with one input a line."""
+        json: bool = False
+        """One JSON object a line: source, hypotheses, scores."""
+
+    options = overrides.override(Options(), rest, description="Translate.", program=program)
+    if not 1 <= options.nbest <= options.beam:
+        raise InputError(f"--nbest {options.nbest} of --beam {options.beam}: a search keeps as many as it has beams")
+    beam = dataclasses.replace(
+        search, width=options.beam, length_penalty=options.length_penalty, max_new_tokens=options.max_new_tokens
+    )
+    task = dataclasses.replace(loaded.task, beam=beam)
+    texts = _lines(inputs, options.file)
+    if not texts:
+        raise InputError(NO_INPUT)
+    from transformer_jax.train import observe
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: as the input
+    with observe.counting("lines") as count:
+        answers = task.predict(loaded.params, loaded.config, loaded.tokenizer, texts, top=options.nbest, progress=count)
+        for answer in answers:
+            if options.json:
+                print(json.dumps(answer, ensure_ascii=False), flush=True)
+            elif options.nbest == 1:
+                print(task.describe(answer), flush=True)
+            else:
+                for score, text in zip(answer["scores"], answer["hypotheses"], strict=True):
+                    print(f"{score:.4f}\t{text}")
+                print(flush=True)
+
+
+NO_INPUT = "no input: give a text, --file, or lines on stdin"
+
+
+def _lines(inputs: list[str], file: str) -> list[str]:
+    """The inputs, or the lines of a file or of stdin without their ends.
+
+    Errors: `InputError` for both, and for what is not UTF-8, with its line.
+    """
+    if file and inputs:
+        raise InputError(f"both --file {file} and an INPUT are given; give one of them")
+    if not file and inputs not in ([], ["-"]):
+        return inputs
+    where = f"--file {file}" if file else "stdin"
+    try:
+        data = Path(file).read_bytes() if file else sys.stdin.buffer.read()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{where} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise InputError(f"{where}, line {line}: byte 0x{byte:02x} is not UTF-8; convert the text to UTF-8") from None
+    lines = [line.removesuffix("\r") for line in text.split("\n")]  # not at form feeds and the like
+    return lines if lines[-1] else lines[:-1]
 
 
 def inspect(arguments: list[str]) -> int:

@@ -212,10 +212,16 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, floa
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Corpus chrF2 (Popovic 2015: 6-grams of characters, no words, beta 2) by sacreBLEU, in [0, 100]; else as `bleu`."""
+    """Corpus chrF2 (Popovic 2015: 6-grams of characters, no words, beta 2) by sacreBLEU, in [0, 100]; as `bleu`."""
     from sacrebleu.metrics import CHRF
 
-    return _sacrebleu("chrf", CHRF(), hypotheses, references)
+    class Chrf(CHRF):
+        def _compute_score_from_stats(self, statistics: Any) -> Any:  # resamples of 0 are floats, others NumPy's:
+            found = super()._compute_score_from_stats(statistics)  # version 2.6.0 cannot take the mean of such a mix
+            found.score = float(found.score)
+            return found
+
+    return _sacrebleu("chrf", Chrf(), hypotheses, references)
 
 
 def _sacrebleu(name: str, metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:

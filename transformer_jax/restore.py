@@ -117,13 +117,15 @@ def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
 
 
 def _task_of(config: Any, folder: Path) -> Any:
-    """What a snapshot's model is for: language modelling or, of an encoder's heads, the one that was fine-tuned.
+    """What a snapshot's model is for: language modelling, text-to-text with the search that its folder states or, of an
+    encoder's heads, the one that was fine-tuned.
 
-    None where there is no task of ours: an encoder-decoder, other heads, labels of which several may hold, tags that
-    are not IOB2.
+    None where there is no task of ours: other heads, labels of which several may hold, tags that are not IOB2.
     """
     if isinstance(config, models.gpt.Config):
         return tasks.CausalLM()
+    if isinstance(config, models.seq2seq.Config):
+        return tasks.Translation(beam=hub.generation(folder, config), extra_tokens=config.max_length)
     heads = getattr(config, "heads", ())
     with contextlib.suppress(InputError):
         if "classification" in heads:

@@ -6,5 +6,6 @@ from transformer_jax.tasks.denoising import Denoising
 from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.tagging import Tagging
+from transformer_jax.tasks.translation import Translation
 
-__all__ = ["CausalLM", "Classification", "Denoising", "MaskedLM", "SpanQA", "Tagging"]
+__all__ = ["CausalLM", "Classification", "Denoising", "MaskedLM", "SpanQA", "Tagging", "Translation"]

@@ -42,15 +42,15 @@ class Results:
 
     Fields:
       step: optimiser steps taken.
-      report: the validation numbers by name; empty when a signal ended the run.
+      report: the validation numbers by name, and as strings their conventions; empty when a signal ended the run.
       signal: the number of the signal that ended the run; 0 when it is complete.
       test: the numbers of the test set by the best checkpoint; empty where there is no test set.
     """
 
     step: int
-    report: Mapping[str, float]
+    report: Mapping[str, float | str]
     signal: int = 0
-    test: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float | str] = field(default_factory=dict)
 
 
 def run(
@@ -224,6 +224,22 @@ def run(
                 observer.row({"step": step} | {f"validation/{name}": value for name, value in report.items()})
                 history.append((step, report.get(best_metric, math.nan)))
 
+        def score(params: Any, examples: Any, name: str) -> dict[str, float | str]:
+            """The numbers of the text that the model makes; none when a signal came meanwhile."""
+            with observe.counting(f"{name} set") as count, contextlib.suppress(evaluation.Stopped):
+
+                def progress(done: int, total: int) -> None:
+                    if stop():
+                        raise evaluation.Stopped
+                    count(done, total)
+
+                if not stop():
+                    tokenizer, tell = prepared.tokenizer, lambda line: say(7, line)
+                    return task.score(
+                        params, model, tokenizer, examples, folder, name, mesh=mesh, say=tell, progress=progress
+                    )
+            return {}
+
         def save(state: state_lib.TrainState, report: Mapping[str, float]) -> None:
             with meter.pause():
                 writer.save(state, rows=rows, metric=report.get(best_metric))
@@ -280,7 +296,13 @@ def run(
         if step > saved_at or saved_step is None:
             save(state, report if step >= train.steps or impatient else {})
         writer.wait()
-        test_report: Mapping[str, float] = {}
+        if report and (step >= train.steps or impatient):
+            scores = score(averaged(state), prepared.validation, "validation")
+            if scores:
+                numbers = {f"validation/{name}": x for name, x in scores.items() if not isinstance(x, str)}
+                observer.row({"step": step} | numbers)
+            report = {**report, **scores}
+        test_report: Mapping[str, float | str] = {}
         best_step = _best([h for h in history if h[0] in checkpoint.steps(folder / "checkpoints")], chooses.best)[0]
         if prepared.test is not None and not stop.number:
             params = averaged(state)
@@ -288,6 +310,7 @@ def run(
                 target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
                 params, _ = checkpoint.restore_params(folder / "checkpoints" / str(best_step), target)
             test_report, outputs = evaluate(params, prepared.test)
+            test_report |= score(params, prepared.test, "test")
         if stop.number:
             say(7, f"{signal.Signals(stop.number).name}: saved at step {step:,} of {train.steps:,}")
     if primary:

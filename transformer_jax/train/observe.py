@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,44 @@ class Observer:
             print(text, flush=True)
 
 
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to call with (done, total) now and then, which says on stderr how far it is and how long it will take.
+
+    On a terminal this is a bar, unless stdout is one too and has lines of its own; else a line every `COUNT_EVERY`
+    seconds. Only process 0 says it.
+    """
+    began = said = time.perf_counter()
+    if sys.stderr.isatty() and not sys.stdout.isatty() and jax.process_index() == 0:
+        from rich import console, progress
+
+        columns = (progress.TextColumn(what), progress.BarColumn(), progress.MofNCompleteColumn())
+        on_stderr = console.Console(stderr=True)
+        with progress.Progress(
+            *columns, progress.TimeRemainingColumn(), console=on_stderr, redirect_stdout=False, redirect_stderr=False
+        ) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+
+    def line(done: int, total: int) -> None:
+        nonlocal said
+        now = time.perf_counter()
+        if now - said >= COUNT_EVERY and 0 < done < total and jax.process_index() == 0:
+            said = now
+            left = duration((now - began) / done * (total - done))
+            print(f"{what}: {done:,} of {total:,}, {left} left", file=sys.stderr, flush=True)
+
+    yield line
+
+
 def banner(number: int, text: str) -> None:
     """Announces a chapter of the run."""
     if jax.process_index() == 0:
         print(f"[{number}] {text}", flush=True)
 
+
+COUNT_EVERY = 30.0  # seconds
 
 # The order and form in which a row's numbers are shown; what is not named here is shown as it is.
 _FORMATS = {
@@ -136,15 +169,16 @@ _FORMATS = {
 _DETAILS = re.compile(r"(precision|recall)(_macro|_micro)?|f1_micro|.*_(low|high)")
 
 
-def describe(row: Row, metric: str = "") -> str:
-    """A row as one line of text: without details, unless one is `metric`; intervals beside what they are of."""
+def describe(row: Mapping[str, Any], metric: str = "") -> str:
+    """A row as one line of text: without details, unless one is `metric`, and strings; intervals beside what they are
+    of."""
     shown = []
     for name, value in row.items():
         bare = name.removeprefix("validation/")
         label, form = _FORMATS.get(name, (bare.replace("_", " "), "{:.4f}"))
         if name in ("step", "seconds_per_step") or (name == "skipped" and not value):
             continue
-        if _DETAILS.fullmatch(bare) and bare != metric:
+        if isinstance(value, str) or (_DETAILS.fullmatch(bare) and bare != metric):
             continue
         text = f"{label} {form.format(duration(value) if name == 'seconds_left' else value)}"
         if f"{name}_low" in row:
@@ -154,10 +188,11 @@ def describe(row: Row, metric: str = "") -> str:
     return kind + "  ".join(shown)
 
 
-def table(report: Row) -> str:
-    """All of a report, a number a line."""
+def table(report: Mapping[str, float | str]) -> str:
+    """All of a report, a number or a string a line."""
     width = max(map(len, report), default=0)
-    return "\n".join(f"  {name.replace('_', ' '):{width}}  {value:.4f}" for name, value in report.items())
+    shown = {name: value if isinstance(value, str) else f"{value:.4f}" for name, value in report.items()}
+    return "\n".join(f"  {name.replace('_', ' '):{width}}  {text}" for name, text in shown.items())
 
 
 def duration(seconds: float) -> str:

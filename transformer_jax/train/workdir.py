@@ -8,7 +8,7 @@ import optax
 
 from transformer_jax import config_json, tasks
 from transformer_jax import experiment as experiments
-from transformer_jax.data import corpus, labelled, questions, tables, tagged, tokenizers
+from transformer_jax.data import bitext, corpus, labelled, parallel, questions, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.train import checkpoint
@@ -65,8 +65,8 @@ def write_json(path: Path, value: Any) -> None:
 def create(folder: Path, loaded: Any) -> None:
     """A new workdir of imported parameters: one checkpoint, step 0, no moments.
 
-    A language model evaluates on the embedded corpus, causal or masked. What needs labels names a file that is not
-    there: `evaluate` takes the user's own, such as --data.source.train reviews.tsv.
+    A language model evaluates on the embedded corpus, causal or masked. What needs labels or translations names a file
+    that is not there: `evaluate` takes the user's own, such as --data.source.train reviews.tsv.
 
     Arguments:
       loaded: a `restore.Loaded` with a tokenizer and a task.
@@ -88,6 +88,9 @@ def create(folder: Path, loaded: Any) -> None:
             data = labelled.LabelledText(tables.Table(("labelled.tsv",)), tokenizer, length)
         case tasks.Tagging():
             data = tagged.TaggedWords(tagged.Conll("words.conll", "words.conll"), tokenizer, length)
+        case tasks.Translation():
+            pairs = bitext.Columns(("pairs.tsv",), ("pairs.tsv",))
+            data = parallel.ParallelText(pairs, tokenizer, source_length=length, target_length=length)
         case tasks.SpanQA():
             data = questions.Questions(questions.SquadJson("squad.json", "squad.json"), tokenizer, length, length // 4)
     sample = experiments.default_sample(loaded.task)
