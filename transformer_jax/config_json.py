@@ -28,7 +28,7 @@ from transformer_jax.data import (
 )
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Mesh, Precision, Predict, Sample, Train
-from transformer_jax.models import bert, gpt, seq2seq
+from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.nn import positions
 from transformer_jax.objectives import masking, spans
 from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging, translation
@@ -38,7 +38,7 @@ TYPES: dict[str, type] = {
     f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}": cls
     for cls in (
         *(Experiment, Train, Evaluate, Checkpoint, Sample, Predict, Mesh, Precision, Ema),
-        *(gpt.Config, bert.Config, seq2seq.Config, positions.RopeScaling),
+        *(gpt.Config, bert.Config, seq2seq.Config, vit.Config, positions.RopeScaling),
         *(causal_lm.CausalLM, masked_lm.MaskedLM, masking.Masking),
         *(translation.Translation, beam.Beam),
         *(denoising.Denoising, spans.SpanCorruption, spans.TextInfilling, spans.PrefixLM),

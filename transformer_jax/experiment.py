@@ -14,7 +14,7 @@ from transformer_jax import decode
 from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, labelled, parallel, questions, tagged
 from transformer_jax.errors import InputError
-from transformer_jax.models import bert, gpt, seq2seq
+from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging, translation
 
 
@@ -146,7 +146,7 @@ if typing.TYPE_CHECKING:
     Data: typing.TypeAlias = Any
     TaskOf: typing.TypeAlias = Any
 else:
-    Model = gpt.Config | bert.Config | seq2seq.Config
+    Model = gpt.Config | bert.Config | seq2seq.Config | vit.Config
     Data = corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions | parallel.ParallelText
     TaskOf = (
         causal_lm.CausalLM
