@@ -6,7 +6,8 @@
 A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer.
 How model types name their tensors and settings stands in one module each (`gpt2`; `llama` for llama, qwen2 and qwen3;
 `bert`, `roberta`, `albert` and `electra` over `encoders`; `t5` for t5 and mt5, `bart` for bart and mbart, `marian`);
-`mapping` carries parameters across, `settings` reads config.json strictly, `weights` reads and writes the files.
+`mapping` carries parameters across, `settings` reads config.json strictly, `search` generation_config.json, `weights`
+reads and writes the files.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import models
+from transformer_jax.beam import Beam
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.hub import (
@@ -36,6 +38,7 @@ from transformer_jax.hub import (
     mapping,
     marian,
     roberta,
+    search,
     t5,
     weights,
 )
@@ -114,6 +117,20 @@ def labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return encoders.label_names(given, where)
 
 
+def generation(path: str | os.PathLike[str], config: Any) -> Beam:
+    """The search by which a snapshot folder's encoder-decoder is decoded: its generation_config.json, or the same keys
+    of an old config.json (`search`). What changes Transformers' search and is not computed here is named on stderr.
+
+    Arguments: config, `load`'s, for what the settings leave open. Errors: `InputError` for settings that make no sense.
+    """
+    return search.read(Path(path), config, weights.read_json(Path(path) / "config.json"))
+
+
+def stop_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """The tokens that end a text, as a snapshot folder's settings say: several in models that converse."""
+    return search.stop_ids(Path(path), weights.read_json(Path(path) / "config.json"))
+
+
 def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
     """(the object in config.json, the format of its model type, where it is)."""
     where = str(folder / "config.json")
@@ -152,10 +169,12 @@ def export(
     tokenizer: tokenizers.Tokenizer | None = None,
     *,
     labels: Sequence[str] = (),
+    beam: Beam | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a snapshot folder that `load` and Transformers read: config.json, safetensors in the dtype of `params`
-    (in shards of at most `shard_bytes`), tokenizer.json. `labels` names the labels of a classifier, in order.
+    (in shards of at most `shard_bytes`), the tokenizer's files. `labels` names the labels of a classifier, in order;
+    `beam`, the search of an encoder-decoder, becomes generation_config.json, which `generation` reads back.
 
     The files are written beside `folder` and renamed when complete and on disk, so it is there whole or not at all.
     `load` gives the same parameters to the bit, and the same config but for how a run computes (`RUN_FIELDS`).
@@ -179,6 +198,9 @@ def export(
     if labels:
         settings |= _label_settings(config, labels)
     settings |= _token_settings(settings, config, tokenizer) | {"torch_dtype": dtypes[0]}
+    if beam is not None and not settings.get("is_encoder_decoder"):
+        raise InputError(f"a beam is given to export, but {settings['model_type']} is no encoder-decoder; leave it out")
+    generated = None if beam is None else search.write(beam, config)
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -188,6 +210,8 @@ def export(
     try:
         partial.chmod(folder.parent.stat().st_mode & 0o777)
         (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if beam is not None:
+            (partial / search.FILE).write_text(json.dumps(generated, indent=2) + "\n", encoding="utf-8")
         weights.write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(partial)

@@ -1,0 +1,177 @@
+"""Generation settings of Hugging Face: generation_config.json, or in old folders the same keys of config.json.
+
+    num_beams                          width; 1 is greedy: early_stopping "first"
+    max_length, max_new_tokens         max_new_tokens; max_length counts the decoder's start token too
+    min_length, min_new_tokens         min_new_tokens, likewise
+    early_stopping true, false, never  "first", "bound", "never"
+    eos_token_id                       stop_ids: one or several
+    forced_bos_token_id, forced_eos_token_id             forced_first, forced_last
+    suppress_tokens, bad_words_ids (of one token each)   suppress_ids
+    length_penalty, no_repeat_ngram_size, num_return_sequences, num_beam_groups, diversity_penalty   as they are named
+
+As in Transformers, generation_config.json counts alone where it is there, and "task_specific_params" never do. Unlike
+there, where no length is stated, not 20 tokens are the limit but the model's max_length.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer_jax.beam import Beam
+from transformer_jax.errors import InputError
+from transformer_jax.hub import weights
+
+FILE = "generation_config.json"
+
+STOPPING = {True: "first", False: "bound", "never": "never"}
+# Settings that change what a beam search finds and that ours has not, with the values that mean "off" besides None, 0,
+# False and empty ones.
+NOT_COMPUTED = {
+    "do_sample": False,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "begin_suppress_tokens", "exponential_decay_length_penalty")),
+    **dict.fromkeys(("sequence_bias", "force_words_ids", "constraints", "penalty_alpha", "renormalize_logits")),
+    **dict.fromkeys(("stop_strings", "max_time", "watermarking_config", "token_healing", "dola_layers")),
+}
+
+
+def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
+    """The search that a snapshot folder's settings mean. What is set there and not computed here is named on stderr.
+
+    Arguments: config, an encoder-decoder's; given, the object in config.json.
+    Errors: `InputError` for a setting of the wrong type or out of range.
+    """
+    where = folder / (FILE if (folder / FILE).exists() else "config.json")
+    said = given if where.name == "config.json" else weights.read_json(where)
+    settings = {name: value for name, value in said.items() if value is not None}
+    ignored = [
+        f"{name} {value!r}"
+        for name, value in settings.items()
+        if name in NOT_COMPUTED and value and value != NOT_COMPUTED[name]
+    ]
+
+    number = functools.partial(_number, settings, where=where)
+    width = number("num_beams", 1)
+    stopping = settings.get("early_stopping", False)
+    if not (isinstance(stopping, bool) or stopping == "never"):
+        raise InputError(f'{where}: "early_stopping" is {stopping!r}; it must be true, false or "never"')
+    stop_ids = token_ids(settings, "eos_token_id", where) or ((config.eos_id,) if config.eos_id is not None else ())
+    start = settings.get("decoder_start_token_id", config.decoder_start_id)
+    if start != config.decoder_start_id:
+        ignored.append(f"decoder_start_token_id {start} (config.json has {config.decoder_start_id})")
+    forced_last = token_ids(settings, "forced_eos_token_id", where)
+    if len(forced_last) > 1:
+        ignored.append(f"forced_eos_token_id {list(forced_last)}")
+    suppressed, sequences = _suppressed(settings, stop_ids, where)
+    ignored += [f"bad_words_ids {ids} (several tokens)" for ids in sequences]
+    if ignored:
+        print(f"{where}: not computed here, though Transformers does: {', '.join(ignored)}", file=sys.stderr)
+
+    longest = config.max_length
+    if "max_length" in settings:
+        longest = max(number("max_length", 0) - 1, 1)
+    longest = number("max_new_tokens", longest)
+    shortest = max(number("min_length", 0) - 1, number("min_new_tokens", 0), 0)
+    try:
+        return Beam(
+            width=width,
+            max_new_tokens=longest,
+            stop_ids=stop_ids,
+            length_penalty=number("length_penalty", 1.0),
+            early_stopping="first" if width == 1 else STOPPING[stopping],  # type: ignore[arg-type]
+            nbest=number("num_return_sequences", 1),
+            min_new_tokens=min(shortest, longest),
+            no_repeat_ngram=number("no_repeat_ngram_size", 0),
+            suppress_ids=suppressed,
+            forced_first=next(iter(token_ids(settings, "forced_bos_token_id", where)), None),
+            forced_last=forced_last[0] if len(forced_last) == 1 else None,
+            groups=number("num_beam_groups", 1),
+            diversity_penalty=number("diversity_penalty", 0.0),
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def write(beam: Beam, config: Any) -> dict[str, Any]:
+    """The object of generation_config.json that `read` and Transformers understand as `beam`, for an encoder-decoder.
+
+    What it cannot say, the "gnmt" convention and searches of width 1 that are not greedy, is named on stderr.
+    """
+    lost = []
+    if beam.length_convention != "hf" and beam.length_penalty:
+        lost.append(f"length_convention {beam.length_convention!r}: sums are divided by n^{beam.length_penalty} there")
+    if beam.width == 1 and beam.early_stopping != "first":
+        lost.append(f"early_stopping {beam.early_stopping!r} of one beam: decoding is greedy there")
+    if lost:
+        print(f"{FILE} cannot say {'; '.join(lost)}", file=sys.stderr)
+    eos: Any = list(beam.stop_ids) if len(beam.stop_ids) > 1 else next(iter(beam.stop_ids), None)
+    settings = {
+        "num_beams": beam.width,
+        "max_length": beam.max_new_tokens + 1,
+        "min_length": beam.min_new_tokens + 1 if beam.min_new_tokens else None,
+        "length_penalty": beam.length_penalty,
+        "early_stopping": {ours: theirs for theirs, ours in STOPPING.items()}[beam.early_stopping],
+        "num_return_sequences": beam.nbest if beam.nbest > 1 else None,
+        "no_repeat_ngram_size": beam.no_repeat_ngram or None,
+        "suppress_tokens": list(beam.suppress_ids) or None,
+        "forced_bos_token_id": beam.forced_first,
+        "forced_eos_token_id": beam.forced_last,
+        "num_beam_groups": beam.groups if beam.groups > 1 else None,
+        "diversity_penalty": beam.diversity_penalty or None,
+        "eos_token_id": eos,
+        "pad_token_id": config.pad_id,
+        "decoder_start_token_id": config.decoder_start_id,
+    }
+    if beam.width == 1:  # these are about beams, and Transformers warns where there are none
+        del settings["length_penalty"], settings["early_stopping"]
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def stop_ids(folder: Path, given: Mapping[str, Any]) -> tuple[int, ...]:
+    """The tokens that end a text: of generation_config.json, or else of config.json, the object `given`.
+
+    Several in instruction-tuned models: the end of a turn and the end of the text.
+    """
+    if (folder / FILE).exists() and (ids := token_ids(weights.read_json(folder / FILE), "eos_token_id", folder / FILE)):
+        return ids
+    return token_ids(given, "eos_token_id", folder / "config.json")
+
+
+def token_ids(settings: Mapping[str, Any], name: str, where: Path) -> tuple[int, ...]:
+    """One id or a list of them; () where there is none."""
+    value = settings.get(name)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(id) is int and id >= 0 for id in ids):
+        raise InputError(f'{where}: "{name}" is {value!r}; it must be a token id or a list of them')
+    return tuple(dict.fromkeys(ids))
+
+
+def _number(settings: Mapping[str, Any], name: str, default: Any, *, where: Path) -> Any:
+    """A setting of the default's type, which is int or float."""
+    value = settings.get(name, default)
+    if type(value) is int and type(default) is float:
+        value = float(value)
+    if type(value) is not type(default) or not math.isfinite(value):
+        kind = "a number" if type(default) is float else "an integer"
+        raise InputError(f'{where}: "{name}" is {value!r}; it must be {kind}')
+    return value
+
+
+def _suppressed(
+    settings: Mapping[str, Any], stop_ids: tuple[int, ...], where: Path
+) -> tuple[tuple[int, ...], list[list[int]]]:
+    """Tokens that are never chosen, and sequences of several that we cannot forbid."""
+    words = settings.get("bad_words_ids", [])
+    if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
+        raise InputError(f'{where}: "bad_words_ids" is {words!r}; it must be a list of lists of token ids')
+    single = [word[0] for word in words if len(word) == 1]
+    ids = token_ids({"bad_words_ids": single}, "bad_words_ids", where)
+    ids = tuple(id for id in ids if id not in stop_ids)  # Transformers leaves the end of text out
+    return tuple(dict.fromkeys((*ids, *token_ids(settings, "suppress_tokens", where)))), [
+        w for w in words if len(w) > 1
+    ]
