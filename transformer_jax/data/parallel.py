@@ -18,7 +18,10 @@ is there to translate, and what is longer than a row is cut for the loss alone.
 Letters: P pairs, B rows, Q pairs of the rows of a batch, S source slots, T target slots.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +30,12 @@ from typing import Any, Literal
 import numpy as np
 
 from transformer_jax import objectives
-from transformer_jax.data import bitext, pipeline, sources, tokenizers, tokens
+from transformer_jax.data import bitext, cldr, pipeline, sources, tokenizers, tokens
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import packing
 
-Source = bitext.Lines | bitext.Columns | bitext.TfdsPairs
+Source = bitext.Lines | bitext.Columns | bitext.TfdsPairs | cldr.Cldr
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,9 @@ def prepare(
       nothing.
     """
     sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
-    found = {side: data.source.pairs(side) for side in sides}
-    empty = {side: _check(pairs, data.empty) for side, pairs in found.items()}  # before a tokenizer is learned
     cache = tokens.cache_dir()
+    found = {side: data.source.pairs(side) for side in sides}
+    empty = {side: _check(pairs, data.empty, cache) for side, pairs in found.items()}  # before a tokenizer is learned
     if tokenizer is None:
         tokenizer = tokenizers.build(data.tokenizer, _documents(found["train"], ("source", "target")), cache)
     frame = framing(tokenizer, model_cfg)
@@ -218,9 +221,8 @@ def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
         if codes.leading:
             return Framing(([codes.source], [eos]), ([codes.target], [eos]), (start,))
         return Framing(([], [eos, codes.source]), ([], [eos]), (codes.target,))
-    begins = special.cls is not None and tokenizer.decode([special.cls]).strip() == "<s>"
-    around = ([special.cls] if begins else [], [eos])
-    return Framing(around, around, (start,))
+    begin = [special.cls] if special.cls is not None and tokenizer.decode([special.cls]).strip() == "<s>" else []
+    return Framing((begin, [eos]), (begin, [eos]), (start,))
 
 
 # ---- Rows ----------------------------------------------------------------------------------------------------------
@@ -389,9 +391,14 @@ def _cut(texts: Texts, most: int) -> Texts:
 # ---- Texts to tokens -----------------------------------------------------------------------------------------------
 
 
-def _check(pairs: bitext.Pairs, empty: Literal["refuse", "skip"]) -> int:
-    """Goes through all pairs once and counts those with an empty side. Errors: `InputError` where those are refused,
-    and where there is no other pair."""
+def _check(pairs: bitext.Pairs, empty: Literal["refuse", "skip"], cache: Path) -> int:
+    """Reads all pairs once and counts those with an empty side. The cache keeps the count: millions take minutes.
+
+    Errors: `InputError` where such pairs are refused, and where there are no others.
+    """
+    kept = cache / "pairs" / hashlib.sha256(pairs.identity().encode()).hexdigest()[:32]
+    if kept.is_file() and ((skipped := int(kept.read_text())) == 0 or empty == "skip"):
+        return skipped
     count = skipped = 0
     for pair in pairs:
         count += 1
@@ -404,6 +411,11 @@ def _check(pairs: bitext.Pairs, empty: Literal["refuse", "skip"]) -> int:
             skipped += 1
     if count == skipped:
         raise InputError(f"{pairs.origin}: no pairs{' but empty ones' if count else ''}; give it some")
+    with contextlib.suppress(OSError):  # then it is counted again
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary.write_text(str(skipped))
+        temporary.replace(kept)
     return skipped
 
 

@@ -38,6 +38,10 @@ def string(record: dict[str, Any], column: str, where: str) -> str:
         raise InputError(f"{where}: column {column!r} is null; fill it in or remove the row")
     if not isinstance(value, str):
         raise InputError(f"{where}: column {column!r} holds {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+        raise InputError(f"{where}: column {column!r} holds half of a surrogate pair, which is no text") from None
     return value
 
 
