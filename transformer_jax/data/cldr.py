@@ -89,7 +89,9 @@ def _draw(cldr: Cldr) -> dict[Side, list[tuple[str, str]]]:
         if len(targets) == 1:
             target = next(iter(targets))
             share = total * sources.position(target)
-            side: Side = "test" if share < cldr.test else "validation" if share < cldr.test + cldr.validation else "train"
+            side: Side = (
+                "test" if share < cldr.test else "validation" if share < cldr.test + cldr.validation else "train"
+            )
             drawn[side].append((source, target))
     for side, pairs in drawn.items():
         if len(pairs) < (wanted := getattr(cldr, side)):
@@ -289,7 +291,8 @@ def _say(phrase: Phrase, locale: Any) -> str:
         case "time", time, style:
             return dates.format_time(time, style, locale=locale)
         case "moment", style, date, time:
-            return dates.get_datetime_format(style, locale=locale).format(_say(time, locale), _say(date, locale))
+            pattern = str(dates.get_datetime_format(style, locale=locale))  # "{1}, {0}"
+            return pattern.format(_say(time, locale), _say(date, locale))
         case "days", begin, end:
             return dates.format_interval(begin, end, "yMMMd", locale=locale)
         case "hours", begin, end:
