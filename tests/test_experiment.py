@@ -12,10 +12,10 @@ from jax.sharding import AbstractMesh, AxisType
 
 from transformer_jax import config_json, launch, restore, sharding
 from transformer_jax import experiment as experiments
-from transformer_jax.data import corpus, labelled, questions, sources, tables, tagged, tokenizers
+from transformer_jax.data import bitext, corpus, labelled, parallel, questions, sources, tables, tagged, tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Sample, Train
-from transformer_jax.models import gpt
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Sample, Train
+from transformer_jax.models import gpt, seq2seq
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import MaskedLM, tagging
@@ -198,6 +198,9 @@ def test_the_full_size_step_lowers_without_arrays(recipe):
     assert metrics["sums"]["loss"][0].shape == ()
 
 
+BART = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
 def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
     """A few words on disk in place of the data that the recipe names."""
     small: Any
@@ -214,6 +217,15 @@ def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
         pairs = "b" if experiment.data.source.pairs else ""
         small = tables.Table((str(table),), test=(str(table),), text_b=pairs)
         return labelled.LabelledText(small, tokenizers.TrainWordPiece(60), 16)
+    if isinstance(experiment.model, seq2seq.Config):
+        special = BART if experiment.model.eos_id == 2 else tokenizers.t5_special(8)
+        spec = tokenizers.TrainBPE(280, special=special)
+        if isinstance(experiment.data, corpus.TextCorpus):
+            return corpus.TextCorpus(sources.TextFiles((str(text),)), spec, length=16)
+        other = text.with_suffix(".other")
+        other.write_text(text.read_text())
+        both = (str(text), str(other))
+        return parallel.ParallelText(bitext.Lines(both, both), spec, source_length=16, target_length=16)
     if isinstance(experiment.task, MaskedLM):
         folder = text.with_suffix("")
         folder.mkdir()
@@ -255,11 +267,22 @@ def small_squad(write_tfds) -> str:
 
 
 def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
-    """The same recipe with little of everything."""
+    """The same recipe with little of everything. Of encoder-decoders no text is asked: other tests search beams."""
+    pairs = isinstance(experiment.model, seq2seq.Config)
     model = dataclasses.replace(
-        experiment.model, vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2, mlp_width=32
+        experiment.model,
+        vocab_size=280 if pairs else 257,
+        max_length=16,
+        width=16,
+        num_layers=1,
+        num_heads=2,
+        mlp_width=32,
     )
     data = shrink_data(experiment, text, write_tfds)
+    if pairs:
+        task = experiment.task
+        task = dataclasses.replace(task, metrics=()) if hasattr(task, "metrics") else task
+        experiment = dataclasses.replace(experiment, task=task, sample=Predict())
     return dataclasses.replace(
         experiment,
         model=model,
