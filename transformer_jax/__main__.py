@@ -5,6 +5,7 @@
     predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
     inspect PATH                                           what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or the other way round
+    convert average RUN DST [--last N]                     the mean of a run's last checkpoints, as a workdir
     doctor                                                 versions, devices, known-bad pairs, a short smoke step
 
 For example:
@@ -368,21 +369,33 @@ def inspect(arguments: list[str]) -> int:
 
 
 def convert(arguments: list[str]) -> int:
-    """Convert between Hugging Face snapshot folders and workdirs; neither torch nor Transformers is needed.
+    """Make another folder of a run or a model: between Hugging Face snapshots and workdirs, or a mean of checkpoints.
 
         python -m transformer_jax convert hf SRC DST
+        python -m transformer_jax convert average RUN DST [--last N]
 
-    A snapshot folder SRC becomes a workdir DST; a workdir or a step SRC becomes a snapshot folder. DST must not exist.
-    Of a run with a test set it is the checkpoint by which it was reported, else the newest.
+    hf: a snapshot folder SRC becomes a workdir DST; a workdir or a step SRC becomes a snapshot folder. Neither torch
+    nor Transformers is needed. Of a run with a test set it is the checkpoint by which it was reported, else the newest.
+    average: DST is a workdir whose parameters are the mean of those of RUN's newest N checkpoints, 5 unless told, which
+    RUN must have kept (--checkpoint.keep N). DST must not exist.
 
         python -m transformer_jax convert hf downloads/gpt2 runs/gpt2
         python -m transformer_jax convert hf runs/a exported
+        python -m transformer_jax convert average runs/wmt runs/wmt_mean --last 5
     """
-    kind, source, target = positional(convert, arguments, 3, exactly=True)
-    if kind != "hf":
-        raise InputError(f"convert {kind!r}: the one kind is hf (Hugging Face snapshot folders)")
+    kind, source, target, rest = positional(convert, arguments, 3)
+    if kind not in ("hf", "average"):
+        raise InputError(
+            f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders) and average (checkpoints)"
+        )
+    if kind == "hf" and rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert hf SRC DST")
     if Path(target).exists():
         raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
+    return _average(source, target, rest) if kind == "average" else _convert(source, target)
+
+
+def _convert(source: str, target: str) -> int:
     from transformer_jax import hub, restore
     from transformer_jax.train import workdir as workdirs
 
@@ -391,9 +404,31 @@ def convert(arguments: list[str]) -> int:
         workdirs.create(Path(target), loaded)
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
     else:
-        labels = getattr(loaded.task, "labels", ())
-        hub.export(target, loaded.config, loaded.params, loaded.tokenizer, labels=labels)
+        task = loaded.task
+        hub.export(
+            target,
+            loaded.config,
+            loaded.params,
+            loaded.tokenizer,
+            labels=getattr(task, "labels", ()),
+            beam=getattr(task, "beam", None),
+        )
         print(f"{target}: the Hugging Face folder of {source} at step {loaded.step}")
+    return 0
+
+
+def _average(source: str, target: str, rest: list[str]) -> int:
+    from transformer_jax.train import average
+
+    @dataclass(frozen=True)
+    class Options:
+        last: int = 5
+        """How many of the newest checkpoints."""
+
+    program = f"{PROGRAM} convert average RUN DST"
+    options = overrides.override(Options(), rest, description="The mean of checkpoints.", program=program)
+    steps = average.create(Path(target), Path(source), last=options.last)
+    print(f"{target}: the mean of {source}'s steps {', '.join(map(str, steps))}; try: {PROGRAM} evaluate {target}")
     return 0
 
 

@@ -3,7 +3,8 @@
     checkpoints/1200/params      the parameters, a nested dict of float32 arrays
                      optimizer   the optimiser's state and the count of skipped steps
                      ema         the averaged parameters, where the run keeps an average
-                     meta        JSON: format, step, rows consumed, family, the resolved experiment, dtypes, versions
+                     meta        JSON: format, step, rows consumed, family, the resolved experiment, dtypes, versions,
+                                 and, where it is a mean of steps, which ("averaged")
 
 Orbax writes the items; a step's folder gets its name only when all of it is there, so a killed save leaves a temporary
 folder that is ignored and cleaned up by the next run. A reader asks for the items it needs: `restore_params` never
@@ -16,7 +17,7 @@ extra or misshapen leaf, or one of another dtype, is one line that names it.
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Writer:
       family: the name of the model's family. config: the resolved experiment as JSON values.
       keep: the newest n are kept. keep_best: and the n best by their metric, of which the `best` one, "lowest" or
         "highest", is best.
+      averaged: the steps of which the parameters are the mean (`average.create`).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Writer:
         keep: int = 2,
         keep_best: int = 0,
         best: str = "lowest",
+        averaged: Sequence[int] = (),
     ) -> None:
         ocp = _orbax()
         managers = ocp.checkpoint_managers
@@ -74,6 +77,8 @@ class Writer:
         )
         self.folder = folder
         self._facts = {"format": FORMAT, "family": family, "config": config, "versions": _versions()}
+        if averaged:
+            self._facts["averaged"] = list(averaged)
         self._last: int | None = None
         # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which goes on waiting:
         # an interrupt inside Orbax would leave its bookkeeping and the folder at odds.
