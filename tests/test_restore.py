@@ -133,7 +133,7 @@ def test_placement(workdir):
 
 def test_a_snapshot_computes_what_transformers_does():
     loaded = restore.load(SNAPSHOT)
-    assert (loaded.family, loaded.step, loaded.task) == (gpt, None, causal_lm.CausalLM())
+    assert (loaded.family, loaded.step, loaded.task) == (gpt, None, causal_lm.CausalLM(stop_ids=(287,)))
     assert loaded.bytes_read == (SNAPSHOT / "model.safetensors").stat().st_size
     assert loaded.tokenizer is not None
     assert loaded.config.dtype == "float32"

@@ -123,7 +123,7 @@ def _task_of(config: Any, folder: Path) -> Any:
     None where there is no task of ours: other heads, labels of which several may hold, tags that are not IOB2.
     """
     if isinstance(config, models.gpt.Config):
-        return tasks.CausalLM()
+        return tasks.CausalLM(stop_ids=hub.stop_ids(folder))
     if isinstance(config, models.seq2seq.Config):
         return tasks.Translation(beam=hub.generation(folder, config), extra_tokens=config.max_length)
     heads = getattr(config, "heads", ())

@@ -14,7 +14,9 @@ import pytest
 
 from transformer_jax import hub
 from transformer_jax.beam import Beam
+from transformer_jax.data.tokenizers import Languages
 from transformer_jax.errors import InputError
+from transformer_jax.hub import search
 
 FIXTURES = Path(__file__).parents[1] / "data" / "hf"
 SEQ2SEQ = FIXTURES / "seq2seq"
@@ -133,7 +135,7 @@ def test_what_makes_no_sense_is_refused(tmp_path, marian, said, says):
 @pytest.mark.parametrize(
     "beam",
     [
-        Beam(stop_ids=(0,)),
+        Beam(stop_ids=(0,), max_new_tokens=20),
         Beam(width=1, early_stopping="first", stop_ids=(0,), max_new_tokens=5),
         Beam(
             width=6, max_new_tokens=17, stop_ids=(0, 5), length_penalty=0.6, early_stopping="never", nbest=3,
@@ -150,6 +152,16 @@ def test_an_exported_search_comes_back(tmp_path, marian, capsys, beam):
     written = json.loads((tmp_path / "new" / "generation_config.json").read_text())
     assert (written["num_beams"], written["max_length"]) == (beam.width, beam.max_new_tokens + 1)
     assert (written["pad_token_id"], written["decoder_start_token_id"]) == (39, 39)
+
+
+def test_what_a_search_leaves_open_is_said(tmp_path, marian):
+    """As a run's `task.beam` does, which the tokenizer and the model complete."""
+    config = dataclasses.replace(marian[0], vocab_size=400)
+    hub.export(tmp_path / "new", marian[0], marian[1], beam=Beam(max_new_tokens=1024))
+    assert hub.generation(tmp_path / "new", marian[0]) == Beam(max_new_tokens=20, stop_ids=(0,))
+    leading, trailing = (search.write(Beam(), config, Languages(4, 5, leads)) for leads in (True, False))
+    assert (leading["forced_bos_token_id"], leading["decoder_start_token_id"]) == (5, 39)
+    assert ("forced_bos_token_id" in trailing, trailing["decoder_start_token_id"]) == (False, 5)
 
 
 def test_what_transformers_cannot_be_told(tmp_path, marian, capsys):

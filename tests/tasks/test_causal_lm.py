@@ -9,6 +9,7 @@ import pytest
 
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
+from transformer_jax.experiment import Sample
 from transformer_jax.models import gpt
 from transformer_jax.tasks import CausalLM
 from transformer_jax.tasks.causal_lm import Reference, gzip_bits_per_byte
@@ -94,3 +95,13 @@ def test_flops_of_gpt2_small():
     assert CausalLM().tokens(data) == 1024
     untied = gpt.Config(vocab_size=50257, tie_embeddings=False)
     assert CausalLM().flops(untied, data) == flops
+
+
+def test_a_sample_ends_at_any_stop_token():
+    """Imported models have the end of a turn besides the end of the text."""
+    params, letters = gpt.init(jax.random.key(0), CFG), tokenizers.CharacterTokenizer("abcdefghijk")
+    options = Sample(prompt="a", max_new_tokens=6)
+    whole = "".join(CausalLM().sample(params, CFG, letters, options, seed=1))
+    stop = letters.encode(whole)[3]
+    ended = "".join(CausalLM(stop_ids=(int(stop),)).sample(params, CFG, letters, options, seed=1))
+    assert len(whole) == 7 and ended == "a" + whole[1:].split(whole[3])[0]

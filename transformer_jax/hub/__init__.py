@@ -200,7 +200,8 @@ def export(
     settings |= _token_settings(settings, config, tokenizer) | {"torch_dtype": dtypes[0]}
     if beam is not None and not settings.get("is_encoder_decoder"):
         raise InputError(f"a beam is given to export, but {settings['model_type']} is no encoder-decoder; leave it out")
-    generated = None if beam is None else search.write(beam, config)
+    languages = None if tokenizer is None else tokenizer.languages
+    generated = None if beam is None else search.write(beam, config, languages)
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

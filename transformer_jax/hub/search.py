@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.beam import Beam
+from transformer_jax.data.tokenizers import Languages
 from transformer_jax.errors import InputError
 from transformer_jax.hub import weights
 
@@ -97,10 +98,12 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
         raise InputError(f"{where}: {error}") from None
 
 
-def write(beam: Beam, config: Any) -> dict[str, Any]:
+def write(beam: Beam, config: Any, languages: Languages | None = None) -> dict[str, Any]:
     """The object of generation_config.json that `read` and Transformers understand as `beam`, for an encoder-decoder.
 
-    What it cannot say, the "gnmt" convention and searches of width 1 that are not greedy, is named on stderr.
+    It says how long a text may be within the model's max_length and, where `beam` leaves them open, what ends one and
+    what begins one in mBART's `languages`. What it cannot say, the "gnmt" convention and searches of width 1 that are
+    not greedy, is named on stderr.
     """
     lost = []
     if beam.length_convention != "hf" and beam.length_penalty:
@@ -109,23 +112,28 @@ def write(beam: Beam, config: Any) -> dict[str, Any]:
         lost.append(f"early_stopping {beam.early_stopping!r} of one beam: decoding is greedy there")
     if lost:
         print(f"{FILE} cannot say {'; '.join(lost)}", file=sys.stderr)
-    eos: Any = list(beam.stop_ids) if len(beam.stop_ids) > 1 else next(iter(beam.stop_ids), None)
+    eos: Any = list(beam.stop_ids) if len(beam.stop_ids) > 1 else next(iter(beam.stop_ids), config.eos_id)
+    start, first = config.decoder_start_id, beam.forced_first
+    if languages is not None and languages.leading and first is None:
+        first = languages.target
+    elif languages is not None and not languages.leading and languages.target is not None:
+        start = languages.target
     settings = {
         "num_beams": beam.width,
-        "max_length": beam.max_new_tokens + 1,
+        "max_length": min(beam.max_new_tokens, config.max_length) + 1,
         "min_length": beam.min_new_tokens + 1 if beam.min_new_tokens else None,
         "length_penalty": beam.length_penalty,
         "early_stopping": {ours: theirs for theirs, ours in STOPPING.items()}[beam.early_stopping],
         "num_return_sequences": beam.nbest if beam.nbest > 1 else None,
         "no_repeat_ngram_size": beam.no_repeat_ngram or None,
         "suppress_tokens": list(beam.suppress_ids) or None,
-        "forced_bos_token_id": beam.forced_first,
+        "forced_bos_token_id": first,
         "forced_eos_token_id": beam.forced_last,
         "num_beam_groups": beam.groups if beam.groups > 1 else None,
         "diversity_penalty": beam.diversity_penalty or None,
         "eos_token_id": eos,
         "pad_token_id": config.pad_id,
-        "decoder_start_token_id": config.decoder_start_id,
+        "decoder_start_token_id": start,
     }
     if beam.width == 1:  # these are about beams, and Transformers warns where there are none
         del settings["length_penalty"], settings["early_stopping"]

@@ -42,6 +42,8 @@ class CausalLM(Task):
     """Share of the target spread over the vocabulary (Szegedy et al. 2016, section 7). Not in what is reported."""
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (Chowdhery et al. 2022, section 5)."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end what is sampled, besides the tokenizer's end of text: the end of a turn, in imported models."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -144,8 +146,9 @@ class CausalLM(Task):
             return
         if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
             model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
-        stop_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        ids = [int(i) for i in tokenizer.encode(options.prompt)] or [*stop_ids] or [int(tokenizer.encode("\n")[0])]
+        eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        stop_ids = tuple(dict.fromkeys((*eos, *self.stop_ids)))
+        ids = [int(i) for i in tokenizer.encode(options.prompt)] or [*eos] or [int(tokenizer.encode("\n")[0])]
         kept, new = decode.fit(len(ids), asked, model_cfg.max_length)
         if kept < len(ids) or new < asked:
             print(

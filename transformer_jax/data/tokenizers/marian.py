@@ -134,8 +134,8 @@ class MarianTokenizer:
     @functools.cached_property
     def _id_of_piece(self) -> np.ndarray:
         """SentencePiece's ids -> ids, int32; -1 for its unknown, which is looked up as it is spelled."""
-        ids = [self.vocabulary.get(piece.spelling, self.special.unk) for piece in self._model[0]]
-        return np.where([piece.kind == UNKNOWN for piece in self._model[0]], -1, ids).astype(np.int32)
+        ids = [-1 if p.kind == UNKNOWN else self.vocabulary.get(p.spelling, self.special.unk) for p in self._model[0]]
+        return np.array(ids, np.int32)
 
     @functools.cached_property
     def _pieces(self) -> Any:
