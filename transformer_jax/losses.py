@@ -45,7 +45,10 @@ def cross_entropy(
     z log(Z)^2 per token, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT)
-    losses_BT, plain_BT, _ = _token_losses(logits_BTV.astype(jnp.float32), labels_BT, label_smoothing, z_loss)
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    log_z_BT, mean_BT = jax.nn.logsumexp(logits_BTV, axis=-1), jnp.mean(logits_BTV, axis=-1)
+    picked_BT = _picked_by_comparison(logits_BTV, labels_BT)
+    losses_BT, plain_BT = _token_losses(log_z_BT, picked_BT, mean_BT, label_smoothing, z_loss)
     plain = jax.lax.stop_gradient(jnp.sum(plain_BT * weights_BT))
     return CrossEntropy(jnp.sum(losses_BT * weights_BT), jnp.sum(weights_BT), plain)
 
@@ -91,22 +94,21 @@ def _logits(x_BTD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None) ->
 
 
 def _token_losses(
-    logits_BTV: jax.Array, labels_BT: jax.Array, label_smoothing: float, z_loss: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Each token's loss, its plain cross-entropy and the log of its softmax's denominator, [B, T] each.
-
-    The label's logit is picked by comparison with a counter, not gathered: it fuses with the reductions beside it, its
-    gradient is no scatter, and a vocabulary split over devices needs no gather.
-    """
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    is_label_BTV = _is_label(labels_BT, logits_BTV.shape[-1])
-    picked_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)
+    log_z_BT: jax.Array, picked_BT: jax.Array, mean_BT: jax.Array | float, label_smoothing: float, z_loss: float
+) -> tuple[jax.Array, jax.Array]:
+    """Each token's loss and its plain cross-entropy, [B, T] each, from what they need to know of its logits: the log of
+    the softmax's denominator, the label's logit, and the mean of all."""
     plain_BT = losses_BT = log_z_BT - picked_BT
     if label_smoothing:
-        losses_BT = losses_BT + label_smoothing * (picked_BT - jnp.mean(logits_BTV, axis=-1))
+        losses_BT = losses_BT + label_smoothing * (picked_BT - mean_BT)
     if z_loss:
         losses_BT = losses_BT + z_loss * jnp.square(log_z_BT)
-    return losses_BT, plain_BT, log_z_BT
+    return losses_BT, plain_BT
+
+
+def _picked_by_comparison(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    """The label's logit, [B, T]: its gradient is no scatter, and a vocabulary split over devices needs no gather."""
+    return jnp.sum(jnp.where(_is_label(labels_BT, logits_BTV.shape[-1]), logits_BTV, 0.0), axis=-1)
 
 
 def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
@@ -121,16 +123,49 @@ def _num_tiles(B: int, T: int, V: int, tile_bytes: int) -> int:
     return next(n for n in range(1, length + 1) if length % n == 0 and (n >= wanted or n == length))
 
 
+class _Tile(NamedTuple):
+    """What is made of a tile's logits; every pass over them costs, on a CPU a twentieth of the head's time."""
+
+    losses_Bt: jax.Array
+    plain_Bt: jax.Array
+    exps_BtV: jax.Array  # of the logits less their maximum: the softmax, but for the denominator
+    z_Bt: jax.Array
+    log_z_Bt: jax.Array
+
+
+def _tile(settings, x_BtD, kernel_DV, kernel_mean_D, bias_V, labels_Bt) -> _Tile:
+    _, label_smoothing, z_loss = settings
+    logits_BtV = _logits(x_BtD, kernel_DV, bias_V)
+    top_Bt = jnp.max(logits_BtV, axis=-1)
+    exps_BtV = jnp.exp(logits_BtV - top_Bt[..., None])
+    z_Bt = jnp.sum(exps_BtV, axis=-1)
+    log_z_Bt = top_Bt + jnp.log(z_Bt)
+    # The mean of the logits is the product with the mean of the kernel: no pass at all.
+    mean_Bt = jnp.sum(x_BtD.astype(jnp.float32) * kernel_mean_D, axis=-1)
+    mean_Bt += 0.0 if bias_V is None else jnp.mean(bias_V.astype(jnp.float32))
+    if sharding.shards("vocab") > 1:
+        picked_Bt = _picked_by_comparison(logits_BtV, labels_Bt)
+    else:
+        picked_Bt = jnp.take_along_axis(logits_BtV, labels_Bt[..., None], axis=-1, mode="clip")[..., 0]
+    losses_Bt, plain_Bt = _token_losses(log_z_Bt, picked_Bt, mean_Bt, label_smoothing, z_loss)
+    return _Tile(losses_Bt, plain_Bt, exps_BtV, z_Bt, log_z_Bt)
+
+
+def _kernel_mean(kernel_DV: jax.Array) -> jax.Array:
+    return sharding.constrain(jnp.mean(kernel_DV, axis=1, dtype=jnp.float32), (None,))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
-    tiles, label_smoothing, z_loss = settings
+    mean_D = _kernel_mean(kernel_DV)
 
     def tile(sums, xs):
         x_BtD, labels_Bt, weights_Bt = xs
-        losses_Bt, plain_Bt, _ = _token_losses(_logits(x_BtD, kernel_DV, bias_V), labels_Bt, label_smoothing, z_loss)
-        return (sums[0] + jnp.sum(losses_Bt * weights_Bt), sums[1] + jnp.sum(plain_Bt * weights_Bt)), None
+        made = _tile(settings, x_BtD, kernel_DV, mean_D, bias_V, labels_Bt)
+        total, plain = (jnp.sum(losses_Bt * weights_Bt) for losses_Bt in (made.losses_Bt, made.plain_Bt))
+        return (sums[0] + total, sums[1] + plain), None
 
-    xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
+    xs = tuple(_cut(a, settings[0]) for a in (x_BTD, labels_BT, weights_BT))
     zero = jnp.zeros_like(x_BTD, jnp.float32, shape=())
     return jax.lax.scan(tile, (zero, zero), xs)[0]
 
@@ -138,23 +173,22 @@ def _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
 def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
     """The sums, and the gradients of the first: each tile's logits are turned into their gradient and used at once."""
     tiles, label_smoothing, z_loss = settings
-    V = kernel_DV.shape[1]
+    V, mean_D = kernel_DV.shape[1], _kernel_mean(kernel_DV)
 
     def tile(carry, xs):
         total, plain, d_kernel_DV, d_bias_V = carry
         x_BtD, labels_Bt, weights_Bt = xs
-        logits_BtV = _logits(x_BtD, kernel_DV, bias_V)
-        losses_Bt, plain_Bt, log_z_Bt = _token_losses(logits_BtV, labels_Bt, label_smoothing, z_loss)
+        made = _tile(settings, x_BtD, kernel_DV, mean_D, bias_V, labels_Bt)
         target_BtV = jnp.where(_is_label(labels_Bt, V), 1.0 - label_smoothing, 0.0) + label_smoothing / V
-        probs_BtV = jnp.exp(logits_BtV - log_z_Bt[..., None])
-        d_logits_BtV = (probs_BtV * (1.0 + 2.0 * z_loss * log_z_Bt)[..., None] - target_BtV) * weights_Bt[..., None]
+        weight_Bt1, scale_Bt = weights_Bt[..., None], (1.0 + 2.0 * z_loss * made.log_z_Bt) * weights_Bt / made.z_Bt
+        d_logits_BtV = made.exps_BtV * scale_Bt[..., None] - target_BtV * weight_Bt1
         narrow_BtV = d_logits_BtV.astype(x_BtD.dtype)
         d_x_BtD = sharding.einsum("BTV,DV->BTD", narrow_BtV, kernel_DV, out=("batch", "length", None))
         axes = ("embed", "vocab")
         d_kernel_DV += sharding.einsum("BTD,BTV->DV", x_BtD, narrow_BtV, out=axes, dtype=jnp.float32)
         d_bias_V += jnp.sum(d_logits_BtV, axis=(0, 1))
-        total, plain = total + jnp.sum(losses_Bt * weights_Bt), plain + jnp.sum(plain_Bt * weights_Bt)
-        return (total, plain, d_kernel_DV, d_bias_V), (d_x_BtD, losses_Bt)
+        total, plain = total + jnp.sum(made.losses_Bt * weights_Bt), plain + jnp.sum(made.plain_Bt * weights_Bt)
+        return (total, plain, d_kernel_DV, d_bias_V), (d_x_BtD, made.losses_Bt)
 
     xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
     # zeros_like: zeros that vary over the manual mesh axes that x varies over.
