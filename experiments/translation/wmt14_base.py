@@ -2,7 +2,9 @@
 
     TFDS_DATA_DIR=/data python -m experiments.translation.wmt14_base
     python -m experiments.translation.wmt14_base files --data.source.train wmt/train.en wmt/train.de
-    python -m transformer_jax predict runs/translation-wmt14_base < newstest2014.en > newstest2014.de
+    python -m transformer_jax convert average runs/translation-wmt14_base runs/wmt14_base-mean --last 5
+    python -m transformer_jax evaluate runs/wmt14_base-mean
+    python -m transformer_jax predict runs/wmt14_base-mean < newstest2014.en > newstest2014.de
 
 Reproduces: Vaswani et al. 2017, sections 5 and 6.1: six layers of 512 on each side, a joint vocabulary of 37,000,
 batches of about 25,000 source and 25,000 target tokens, 100,000 steps, Adam with beta 0.9 and 0.98 and epsilon 1e-9,
@@ -10,9 +12,10 @@ the learning rate D^-0.5 * min(step^-0.5, step * 4000^-1.5), which is 7.0e-4 at 
 label smoothing 0.1, no weight decay, no clipping; beam 4 with length penalty 0.6 (GNMT's), at most 50 tokens more than
 the source. A batch is 104 rows of 256 tokens on either side, about 6 % of them padding (estimated).
 
-What differs: the vocabulary is byte-level, theirs a BPE of words. They average the last five checkpoints, ten minutes
-apart; here it is an exponential moving average as old as that on average, 3,000 steps. Training pairs of more than 250
-tokens on a side, or nine times as long on one as on the other, are left out.
+The mean of the last five checkpoints is what they report; theirs are ten minutes apart, which was 1,500 steps.
+
+What differs: the vocabulary is byte-level, theirs a BPE of words. Training pairs of more than 250 tokens on a side, or
+nine times as long on one as on the other, are left out.
 
 Data: `wmt14_translate/de-en` as TFDS prepares it (4.5 million pairs; newstest2013 to validate, newstest2014 to test),
 or any two files of lines.
@@ -28,7 +31,7 @@ from transformer_jax.beam import Beam
 from transformer_jax.data.bitext import Lines, TfdsPairs
 from transformer_jax.data.parallel import ParallelText
 from transformer_jax.data.tokenizers import TrainBPE
-from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Predict, Train
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import seq2seq
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Translation
@@ -62,7 +65,6 @@ def experiment() -> Experiment:
         evaluate=Evaluate(every=5000, batch_size=104),
         checkpoint=Checkpoint(every=1500, keep=5),
         sample=Predict(inputs=("The house is small.", "Parliament will vote on the proposal tomorrow."), top=1),
-        ema=Ema(1 - 1 / 3000),
     )
 
 
