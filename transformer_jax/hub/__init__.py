@@ -3,11 +3,12 @@
     config, params, tokenizer = hub.load("path/to/snapshot")
     hub.export("path/to/new/folder", config, params, tokenizer)
 
-A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer.
-How model types name their tensors and settings stands in one module each (`gpt2`; `llama` for llama, qwen2 and qwen3;
-`bert`, `roberta`, `albert` and `electra` over `encoders`; `t5` for t5 and mt5, `bart` for bart and mbart, `marian`);
-`mapping` carries parameters across, `settings` reads config.json strictly, `search` generation_config.json, `weights`
-reads and writes the files.
+A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer,
+or preprocessor_config.json where a model sees images. How model types name their tensors and settings stands in one
+module each (`gpt2`; `llama` for llama, qwen2 and qwen3; `bert`, `roberta`, `albert` and `electra` over `encoders`; `t5`
+for t5 and mt5, `bart` for bart and mbart, `marian`; `vit`, `deit`); `mapping` carries parameters across, `settings`
+reads config.json strictly, `search` generation_config.json, `preprocessor` preprocessor_config.json, `weights` reads and
+writes the files.
 """
 
 import dataclasses
@@ -26,28 +27,35 @@ import numpy as np
 from transformer_jax import models
 from transformer_jax.beam import Beam
 from transformer_jax.data import tokenizers
+from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.hub import (
     albert,
     bart,
     bert,
+    deit,
     electra,
     encoders,
     gpt2,
     llama,
     mapping,
     marian,
+    preprocessor,
     roberta,
     search,
     t5,
+    vit,
     weights,
 )
 
 # A module each: MODEL_TYPES, table, read_config, holds, write_config. The first that holds a config writes it.
-FORMATS = (gpt2, llama, albert, roberta, electra, bert, t5, bart, marian)
+FORMATS = (gpt2, llama, albert, roberta, electra, bert, t5, bart, marian, vit, deit)
 
 # How a run begins and computes, not what the function is: a snapshot does not say these.
-RUN_FIELDS = {"dropout", "attention_dropout", "initializer", "dtype", "scan_layers", "remat", "attention"}
+RUN_FIELDS = {
+    *("dropout", "attention_dropout", "stochastic_depth", "patch_dropout", "initializer"),
+    *("dtype", "scan_layers", "remat", "attention"),
+}
 # Fields that may be None, and the property that says what it then means.
 DERIVED = {
     "num_kv_heads": "kv_heads",
@@ -90,12 +98,12 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> tuple[Any, Any, 
         params = mapping.read_params(
             declaration, format.table(config), tensors, np.dtype(jnp.float32 if dtype is None else dtype), str(folder)
         )
-    return config, params, _load_tokenizer(folder, config.vocab_size)
+    return config, params, _load_tokenizer(folder, config.vocab_size) if hasattr(config, "vocab_size") else None
 
 
 def labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of what the head of a snapshot folder tells apart, in the order of its logits: for sequence and token
-    classification. () where there is no such head, and for regression to one number.
+    """The names of what the head of a snapshot folder tells apart, in the order of its logits: for classification of
+    texts, tokens and images. () where there is no such head, and for regression to one number.
 
     Errors: `InputError` as of `load`, and for logits that mean something else: labels of which several may hold, and
     regression to several numbers.
@@ -103,18 +111,31 @@ def labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     given, format, where = _read_settings(Path(path))
     with weights.open_tensors(Path(path)) as tensors:
         config = format.read_config(given, tensors.keys(), where)
-    heads = {"classification", "tokens"} & set(getattr(config, "heads", ()))
-    if not heads:
+    count = _num_labels(config)
+    if count == 0:
         return ()
     kind = given.get("problem_type") or "single_label_classification"
-    if "classification" in heads and config.num_labels == 1 and kind != "multi_label_classification":
+    if "tokens" not in getattr(config, "heads", ()) and count == 1 and kind != "multi_label_classification":
         return ()
     if kind != "single_label_classification":
         raise InputError(
-            f'{where}: "problem_type" is {kind!r} with {config.num_labels} labels; supported are one label of several, '
-            "and regression to one number"
+            f'{where}: "problem_type" is {kind!r} with {count} labels; supported are one label of several, and '
+            "regression to one number"
         )
     return encoders.label_names(given, where)
+
+
+def preprocessing(path: str | os.PathLike[str]) -> Preprocess | None:
+    """What a snapshot's images are to go through before the model: its preprocessor_config.json (`preprocessor`); None
+    where there is none. Errors: `InputError` for settings that `data.preprocess.Preprocess` does not say."""
+    return preprocessor.read(Path(path))
+
+
+def _num_labels(config: Any) -> int:
+    """How many labels a config's head tells apart; 0 where it has no such head."""
+    if hasattr(config, "num_classes"):
+        return config.num_classes
+    return config.num_labels if {"classification", "tokens"} & set(getattr(config, "heads", ())) else 0
 
 
 def generation(path: str | os.PathLike[str], config: Any) -> Beam:
@@ -170,11 +191,13 @@ def export(
     *,
     labels: Sequence[str] = (),
     beam: Beam | None = None,
+    preprocess: Preprocess | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a snapshot folder that `load` and Transformers read: config.json, safetensors in the dtype of `params`
     (in shards of at most `shard_bytes`), the tokenizer's files. `labels` names the labels of a classifier, in order;
-    `beam`, the search of an encoder-decoder, becomes generation_config.json, which `generation` reads back.
+    `beam`, the search of an encoder-decoder, becomes generation_config.json, which `generation` reads back;
+    `preprocess`, of a model of images, becomes preprocessor_config.json, which `preprocessing` reads back.
 
     The files are written beside `folder` and renamed when complete and on disk, so it is there whole or not at all.
     `load` gives the same parameters to the bit, and the same config but for how a run computes (`RUN_FIELDS`).
@@ -200,6 +223,8 @@ def export(
     settings |= _token_settings(settings, config, tokenizer) | {"torch_dtype": dtypes[0]}
     if beam is not None and not settings.get("is_encoder_decoder"):
         raise InputError(f"a beam is given to export, but {settings['model_type']} is no encoder-decoder; leave it out")
+    if preprocess is not None:
+        _check_preprocess(preprocess, config)
     languages = None if tokenizer is None else tokenizer.languages
     generated = None if beam is None else search.write(beam, config, languages)
 
@@ -213,6 +238,9 @@ def export(
         (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if beam is not None:
             (partial / search.FILE).write_text(json.dumps(generated, indent=2) + "\n", encoding="utf-8")
+        if preprocess is not None:
+            processor = preprocessor.write(preprocess, settings["model_type"])
+            (partial / preprocessor.FILE).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
         weights.write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(partial)
@@ -229,18 +257,29 @@ def export(
 
 
 def _label_settings(config: Any, labels: Sequence[str]) -> dict[str, Any]:
-    if not {"classification", "tokens"} & set(getattr(config, "heads", ())):
+    count = _num_labels(config)
+    if count == 0:
         raise InputError(f"{len(labels)} labels are given to export, but the model has no head that tells labels apart")
-    if len(labels) != config.num_labels or len(set(labels)) != len(labels):
-        raise InputError(
-            f"the labels to export are {', '.join(labels)}; the model's head needs {config.num_labels}, each once"
-        )
+    if len(labels) != count or len(set(labels)) != len(labels):
+        raise InputError(f"the labels to export are {', '.join(labels)}; the model's head needs {count}, each once")
     return encoders.write_labels(labels)
+
+
+def _check_preprocess(preprocess: Preprocess, config: Any) -> None:
+    if not hasattr(config, "image_size"):
+        raise InputError("preprocessing of images is given to export, but the model takes none; leave it out")
+    if (preprocess.size, len(preprocess.mean)) != (config.image_size, config.channels):
+        raise InputError(
+            f"preprocessing to export makes images of {preprocess.size} pixels and {len(preprocess.mean)} channels; "
+            f"the model takes {config.image_size} and {config.channels}"
+        )
 
 
 def _token_settings(settings: dict[str, Any], config: Any, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """The ids of special tokens: the config's where it has them, which must be the tokenizer's, or else those. Where
     padding's id counts in the function (RoBERTa's positions), it must be right."""
+    if not hasattr(config, "vocab_size"):
+        return {}
     if tokenizer is None:
         return {name: settings.get(name) for name in ("bos_token_id", "eos_token_id")}
     pad_id, eos_id = tokenizer.special.pad, tokenizer.eos_id

@@ -25,7 +25,8 @@ class Row(NamedTuple):
     `leaf` is our path ("blocks/mlp/up/kernel"), `tensor` their name with `{}` for the layer's number; the leaves of
     such rows lead with the layers. `transpose`: theirs is [out, in], as torch's Linear stores it. `part` of
     `parts`: theirs holds several leaves side by side along its last dimension, as GPT-2's query, key and value are.
-    `one_row`: theirs has a first dimension of 1 besides.
+    `one_row`: theirs has a first dimension of 1 besides. `unfolded`: theirs, turned, has these dimensions in place of
+    our first, as a convolution's kernel [out, channels, rows, columns] has.
     """
 
     leaf: str
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     part: int = 0
     parts: int = 1
     one_row: bool = False
+    unfolded: tuple[int, ...] = ()
 
 
 class Table(NamedTuple):
@@ -74,6 +76,8 @@ def _their_shape(pieces: list[_Piece], shapes: Mapping[str, tuple[int, ...]]) ->
     width = sum(shape[-1] for shape in ours)
     shape = (*ours[0][:-1], width)
     shape = shape[::-1] if pieces[0].row.transpose else shape
+    if dims := pieces[0].row.unfolded:
+        shape = (shape[0], *dims)
     return (1, *shape) if pieces[0].row.one_row else shape
 
 
@@ -104,6 +108,7 @@ def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtyp
                 piece = given[name][..., row.part * width : (row.part + 1) * width]
             target = leaves[row.leaf] if layer is None else leaves[row.leaf][layer]
             piece = piece[0] if row.one_row else piece
+            piece = piece.reshape(len(piece), -1) if row.unfolded else piece
             target[...] = piece.T if row.transpose else piece
     structure = jax.tree.structure(declaration, is_leaf=lambda x: isinstance(x, param_tree.Param))
     return jax.tree.unflatten(structure, list(leaves.values()))
@@ -173,6 +178,7 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
         ours = [np.asarray(leaves[row.leaf]) if i is None else np.asarray(leaves[row.leaf])[i] for row, i in held]
         tensor = ours[0] if len(ours) == 1 else np.concatenate(ours, axis=-1)
         tensor = tensor.T if held[0].row.transpose else tensor
+        tensor = tensor.reshape(len(tensor), *held[0].row.unfolded) if held[0].row.unfolded else tensor
         return np.ascontiguousarray(tensor[None] if held[0].row.one_row else tensor)
 
     tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
