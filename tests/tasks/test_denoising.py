@@ -89,9 +89,7 @@ def test_rows_are_the_corpus(name, made):
 
 
 def test_gaps_are_drawn_anew_in_training_and_once_in_validation(text, made):
-    again, other = (
-        denoising.prepare(data(text, T5), SpanCorruption(), end_id=1, start_id=0, seed=seed) for seed in (0, 1)
-    )
+    again, other = (denoising.prepare(data(text, T5), SpanCorruption(), model(T5), seed=seed) for seed in (0, 1))
     rows, size = made["spans"], made["spans"].facts["training_rows"]
     same = next(j for j in range(size, 2 * size) if rows.train.order[j] == rows.train.order[0])
     assert (rows.train[0]["source"] != rows.train[same]["source"]).any(), "the second epoch has other gaps"
@@ -156,7 +154,7 @@ def learned():
     """A model that has learned one sentence by heart, and its tokenizer."""
     tokenizer = tokenizers.build(tokenizers.TrainBPE(320, special=T5), [("a", "the quick brown fox jumps. " * 9)])
     cfg, objective = model(T5, norm_order="pre", max_length=32), SpanCorruption(0.5, 1.5)
-    ids, marks = tokenizer.encode("the quick brown fox jumps."), denoising.marks(tokenizer, objective, 1, raw=8)
+    ids, marks = tokenizer.encode("the quick brown fox jumps."), denoising.marks(tokenizer, objective, cfg, raw=8)
     params, optimizer = seq2seq.init(jax.random.key(0), cfg), optax.adam(1e-2)
     sizes = denoising.spans.Sizes(len(ids), len(ids) + 1, len(ids) + 1)
     rows = denoising.Examples(np.tile(ids, 2), [0] * 512, objective, sizes, marks, 0, 0, 0)
@@ -219,11 +217,11 @@ def test_an_empty_input_is_refused(learned):
             r"sources of 10000 and targets of \d+ tokens, and model.max_length is",
         ),
         (SpanCorruption(), T5, {"sampling": "random"}, r"denoising goes over epochs, without a stride"),
-        (SpanCorruption(), ("<pad>", "<unk>", "</s>", *T5[3:]), {}, r"model.eos_id is 1; make them equal"),
+        (SpanCorruption(), ("<pad>", "<unk>", "</s>", *T5[3:]), {}, r"model.eos_id = 1, but the tokenizer has 2"),
     ],
 )
 def test_what_does_not_fit_is_refused(objective, special, changes, message, text):
-    cfg = model(T5 if "make them" in message else special)
+    cfg = model(T5 if "but the tokenizer" in message else special)
     with pytest.raises(InputError, match=message):
         Denoising(objective).prepare(data(text, special, **changes), cfg, seed=0)
 

@@ -17,11 +17,12 @@ S source length, T target length, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from transformer_jax import objectives
-from transformer_jax.data import corpus, masked, pipeline, tokenizers, tokens
+from transformer_jax.data import corpus, masked, parallel, pipeline, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import spans
 
@@ -83,19 +84,19 @@ class Corpus:
 def prepare(
     data: corpus.TextCorpus,
     objective: spans.Objective,
+    model_cfg: Any,
     *,
-    end_id: int,
-    start_id: int,
     seed: int,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Corpus:
     """Tokenises the corpus (once: it is cached) and gives the training and validation examples.
 
     Arguments:
-      end_id, start_id: what ends both sides, and the decoder's first input.
+      model_cfg: an encoder-decoder's, for its special ids.
       tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training text.
     Errors: `InputError` for a missing, empty or too short corpus, a tokenizer without the special tokens that the
-      objective writes, and settings of `data` that are for causal language models alone.
+      objective writes or with others than the model's, and settings of `data` that are for causal language models
+      alone.
     """
     if data.sampling != "epochs" or data.eval_stride:
         raise InputError(
@@ -106,7 +107,8 @@ def prepare(
     sides = {side: data.source.documents(side) for side in ("train", "validation")}  # type: ignore[arg-type]
     cache = tokens.cache_dir()
     tokenizer = tokenizer or tokenizers.build(data.tokenizer, sides["train"], cache)
-    known = marks(tokenizer, objective, end_id, sizes.raw)
+    known = marks(tokenizer, objective, model_cfg, sizes.raw)
+    (start_id,) = parallel.framing(tokenizer, model_cfg).start
     files = {side: tokens.prepare(documents, tokenizer, cache) for side, documents in sides.items()}
     rows = {side: len(file.tokens) // sizes.raw for side, file in files.items()}
     for side, count in rows.items():
@@ -128,13 +130,14 @@ def prepare(
     )
 
 
-def marks(tokenizer: tokenizers.Tokenizer, objective: spans.Objective, end_id: int, raw: int) -> spans.Marks:
+def marks(tokenizer: tokenizers.Tokenizer, objective: spans.Objective, model_cfg: Any, raw: int) -> spans.Marks:
     """The special tokens that the objective writes into pairs of texts of `raw` tokens.
 
-    Errors: `InputError` for a tokenizer without them.
+    Errors: `InputError` for a tokenizer without them, one whose ids are not the model's, and mBART's.
     """
-    cls = tokenizer.special.cls
-    begin = () if cls is None else (cls,)
+    if tokenizer.languages is not None:
+        raise InputError("denoising does not know mBART's language codes; use the tokenizer of a BART or a T5")
+    begin, (end_id,) = parallel.framing(tokenizer, model_cfg).target_around
     match objective:
         case spans.SpanCorruption():
             found, needed = tokenizers.sentinels(tokenizer), objective.hidden(raw)[1]
@@ -145,12 +148,12 @@ def marks(tokenizer: tokenizers.Tokenizer, objective: spans.Objective, end_id: i
                 )
             return spans.Marks(end_id, sentinels=found)
         case spans.TextInfilling():
-            if tokenizer.special.mask is None or cls is None or tokenizer.special.sep is None:
+            if tokenizer.special.mask is None or not begin:
                 raise InputError(
                     "the tokenizer has no token for <s>, </s> or <mask>, which text infilling writes; use "
                     'TrainBPE(special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")) or the file of a BART'
                 )
             ends = masked.vocabulary(tokenizer).ends_sentence
             ends[end_id] = True
-            return spans.Marks(end_id, begin, tokenizer.special.mask, ends_sentence=ends)
-    return spans.Marks(end_id, begin)
+            return spans.Marks(end_id, tuple(begin), tokenizer.special.mask, ends_sentence=ends)
+    return spans.Marks(end_id, tuple(begin))

@@ -53,7 +53,7 @@ class Denoising(Task):
         Arguments:
           workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
         Errors: `InputError` for a model that is no encoder-decoder, targets longer than it, a tokenizer without the
-          objective's special tokens, with another end or more ids than the model, and a missing or too short corpus.
+          objective's special tokens, with others or more ids than the model, and a missing or too short corpus.
         """
         text_to_text.check(model_cfg)
         sizes = self.objective.sizes(data.length)
@@ -62,20 +62,8 @@ class Denoising(Task):
                 f"data.length = {data.length} makes sources of {sizes.source} and targets of {sizes.target} tokens, "
                 f"and model.max_length is {model_cfg.max_length}; lower the one or raise the other"
             )
-        made = denoising.prepare(
-            data,
-            self.objective,
-            end_id=model_cfg.eos_id,
-            start_id=model_cfg.decoder_start_id,
-            seed=seed,
-            tokenizer=workdir_tokenizer,
-        )
+        made = denoising.prepare(data, self.objective, model_cfg, seed=seed, tokenizer=workdir_tokenizer)
         encoder.check_ids(model_cfg, made.tokenizer)
-        if made.tokenizer.eos_id != model_cfg.eos_id:
-            raise InputError(
-                f"the tokenizer ends a text with {made.tokenizer.eos_id}, and model.eos_id is {model_cfg.eos_id}; "
-                "make them equal"
-            )
         baseline = unigram(made.train, made.validation, made.tokenizer.vocab_size)
         facts = {
             "vocabulary": made.tokenizer.vocab_size,
@@ -119,7 +107,7 @@ class Denoising(Task):
         Errors: `InputError` for a text without a token, or longer than the model.
         """
         texts = list(inputs)
-        known = denoising.marks(tokenizer, self.objective, model_cfg.eos_id, raw=2)
+        known = denoising.marks(tokenizer, self.objective, model_cfg, raw=2)
         asked = [tokenizer.encode_prompt(text) for text in texts]
         for text, ids in zip(texts, asked, strict=True):
             if not len(ids):
