@@ -20,8 +20,8 @@ Data: `cnn_dailymail` 3.0.0 as TFDS prepares it (287,113 articles to train, 13,3
 JSONL with "article" and "highlights".
 Hardware: BART-large one 80 GB GPU or a TPU slice; T5-small one GPU with 16 GB, or many hours of CPU.
 Expected: ROUGE-1, -2, -L of 44.16, 21.28, 40.90 with BART-large (published, Lewis et al. 2020, table 4) and 41.12,
-19.56, 38.35 with T5-small (published, Raffel et al. 2020, table 14). Their ROUGE-L takes summaries sentence by sentence,
-the one reported here as one text, which is lower: compare the other two. Not measured here yet.
+19.56, 38.35 with T5-small (published, Raffel et al. 2020, table 14). Their ROUGE-L takes a summary sentence by
+sentence, the one reported here as one text, which is lower: compare the other two. Not measured here yet.
 """
 
 import dataclasses
