@@ -5,6 +5,7 @@
     tools/run tools.bench gpt-6x384 --train.batch-size 32             # any field of the experiment, as for `train`
     tools/run tools.bench gpt-4x128 --against torch --torch-python ~/torch/bin/python [--nanogpt ~/nanoGPT]
     tools/run tools.bench bert-base --against torch --torch-python ~/torch/bin/python     # Transformers' BERT
+    tools/run tools.bench transformer-tiny --against torch --torch-python ~/torch/bin/python [--full-rows]
     tools/run tools.bench gpt-4x128 --profile                         # where the time goes, by operation
 
 What is timed is the step that `train` runs: same mesh, same optimiser, state donated, one step dispatched ahead of the
@@ -15,6 +16,10 @@ block of plain matrix products, a block of the other side's steps, and again, fo
 a block is dropped (the other side has just had the caches). Medians are over all steps; the ratio is the median of the
 rounds' own ratios, whose two blocks were neighbours in time. CPU time (all threads of the process, the system's part
 included) hardly changes with what else the machine does, so it compares two versions of the code on a busy one.
+
+The ratio is of the time per token that is trained on. Of parallel text each side makes its own batches of the same
+pairs, with as many slots: ours packed into rows, PyTorch's padded, of pairs of about the same length. With
+`--full-rows` there is one pair in each row, so that both sides compute the same shapes.
 
 FLOPs are the model's mathematics (PaLM, appendix B: nothing recomputed, the masked half of attention counted), and the
 machine's rate is that of one large product per device in the compute dtype, all devices at once. `tools/bench_torch.py`
@@ -43,11 +48,24 @@ import numpy as np
 from tools import bench_profile, bench_step
 from transformer_jax import config_json, launch, optim, overrides
 from transformer_jax import experiment as experiments
-from transformer_jax.data import corpus, labelled, tables, tokenizers
+from transformer_jax.data import bitext, corpus, labelled, parallel, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Train
-from transformer_jax.models import bert, gpt
-from transformer_jax.tasks import Classification
+from transformer_jax.models import bert, gpt, seq2seq
+from transformer_jax.tasks import Classification, Translation
+
+
+def transformer(rows: int, **sizes: Any) -> Experiment:
+    """The encoder-decoder of Vaswani et al. 2017, rows of 128 tokens a side."""
+    ids = {"pad_id": 0, "eos_id": 1, "decoder_start_id": 0}
+    return Experiment(
+        model=seq2seq.Config(max_length=128, scan_layers=False, **ids, **sizes),
+        data=parallel.ParallelText(
+            bitext.Lines(("unread.en", "unread.de"), ("unread.en", "unread.de")), tokenizers.Bytes()
+        ),
+        task=Translation(label_smoothing=0.1),
+        train=Train(batch_size=rows),
+    )
 
 
 def nanogpt_char(num_layers: int, num_heads: int, width: int, length: int, batch: int) -> Experiment:
@@ -74,6 +92,10 @@ SHAPES: dict[str, Callable[[], Experiment]] = {
         train=Train(batch_size=8),
         checkpoint=Checkpoint(best_metric="accuracy", best="highest"),
     ),
+    "transformer-tiny": lambda: transformer(  # as Multi30k's
+        32, vocab_size=10_000, width=256, num_layers=4, num_heads=4, mlp_width=1024
+    ),
+    "transformer-base": lambda: transformer(16, vocab_size=37_000),
     "gpt2-124m": lambda: Experiment(
         model=gpt.Config(vocab_size=50257), data=corpus.TextCorpus(length=1024), train=Train(batch_size=16)
     ),
@@ -93,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="turns; default 10")
     parser.add_argument("--block-seconds", type=float, default=1.0, metavar="S", help="length of a block; default 1")
+    parser.add_argument("--full-rows", action="store_true", help="of parallel text, one pair in a row, none packed")
     parser.add_argument("--profile", action="store_true", help="trace some steps, print the time by operation, and end")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there as well")
     options, overrides = parser.parse_known_args(arguments)
@@ -107,16 +130,18 @@ def main(arguments: list[str] | None = None) -> int:
             jax.config.update("jax_num_cpu_devices", options.devices)
         else:
             launch.use_cpu_cores(experiment)
+        rows = pairs(experiment, options.full_rows)
         if options.profile:
-            run, _, compiled = bench_step.prepare(experiment)
+            run, _, compiled = bench_step.prepare(experiment, rows)
             print(bench_profile.report(run, compiled))
             return 0
         with contextlib.ExitStack() as stack:
             torch = None
             if options.against:
-                torch = start_torch(experiment, options.torch_python, options.nanogpt)
+                torch = start_torch(experiment, rows, options.torch_python, options.nanogpt)
                 stack.callback(torch.kill)  # whatever happens here; it has ended by itself after a measurement
-            result = {"shape": options.shape, **measure(experiment, torch, options.rounds, options.block_seconds)}
+            measured = measure(experiment, rows, torch, options.rounds, options.block_seconds)
+            result = {"shape": options.shape, **measured}
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -139,6 +164,17 @@ def named(shape: str) -> Experiment:
     return recipes[variant or "experiment"]()
 
 
+def pairs(experiment: Experiment, full_rows: bool) -> list[bench_step.Row]:
+    """What is in the rows of all batches where the text is parallel; elsewhere nothing needs to be known of them."""
+    data = experiment.data
+    if not isinstance(data, parallel.ParallelText):
+        return []
+    rows = bench_step.BATCHES * experiment.train.batch_size
+    if full_rows:
+        return [[(data.source_length, data.target_length)]] * rows
+    return bench_step.pairs_in_rows(rows, data.source_length, data.target_length)
+
+
 def override(experiment: Experiment, arguments: list[str]) -> Experiment:
     """With the fields that the rest of the command line names replaced."""
     return overrides.override(experiment, arguments, description="", program="tools.bench")
@@ -147,7 +183,9 @@ def override(experiment: Experiment, arguments: list[str]) -> Experiment:
 # ------------------------------------------------------------------------------------------------------ PyTorch's side
 
 
-def start_torch(experiment: Experiment, python: str | None, nanogpt: str | None) -> subprocess.Popen[str]:
+def start_torch(
+    experiment: Experiment, rows: list[bench_step.Row], python: str | None, nanogpt: str | None
+) -> subprocess.Popen[str]:
     """The process that trains the same model in PyTorch; it prints its facts as one line of JSON when it is ready.
 
     Errors: `InputError` when there is no torch, or the experiment is not one that nanoGPT's model covers.
@@ -159,19 +197,23 @@ def start_torch(experiment: Experiment, python: str | None, nanogpt: str | None)
     if nanogpt and not (Path(nanogpt) / "model.py").is_file():
         raise InputError(f"--nanogpt {nanogpt}: no model.py there; give the folder of a nanoGPT checkout")
     model, cfg = experiment.model, experiment.optim
-    kind = "bert" if isinstance(model, bert.Config) else "gpt"
+    kind = "bert" if isinstance(model, bert.Config) else "seq2seq" if isinstance(model, seq2seq.Config) else "gpt"
     same: tuple[str, ...]
     same = ("vocab_size", "max_length", "width", "num_layers", "num_heads", "bias", "dropout", "activation", "dtype")
-    same += ("heads", "num_labels") if kind == "bert" else ()
+    same += {"bert": ("heads", "num_labels"), "seq2seq": ("mlp_width",), "gpt": ()}[kind]
     if kind == "bert" and not isinstance(experiment.task, Classification):
         raise InputError("of the encoder's tasks the torch side has classification alone; give the shape bert-base")
+    if kind == "seq2seq" and not isinstance(experiment.task, Translation):
+        raise InputError("of encoder-decoders the torch side has translation alone; give the shape transformer-tiny")
     free = ("init_std", "scan_layers", "remat", "attention")  # these do not change what is computed
+    free += ("pad_id", "eos_id", "decoder_start_id") if kind == "seq2seq" else ()
     for field in dataclasses.fields(model):
         if field.name not in same + free and getattr(model, field.name) != field.default:
             raise InputError(f"model.{field.name} {getattr(model, field.name)!r} has no counterpart on the torch side")
-    if model.activation not in (("gelu",) if nanogpt else ("gelu", "gelu_tanh")):
+    has = ("gelu",) if nanogpt else ("relu", "gelu") if kind == "seq2seq" else ("gelu", "gelu_tanh")
+    if model.activation not in has:
         raise InputError(
-            f"model.activation {model.activation!r} is not on the torch side; give --model.activation gelu"
+            f"model.activation {model.activation!r} is not on the torch side; give --model.activation {has[0]}"
         )
     if experiment.train.accumulate > 1 or experiment.ema.decay:
         raise InputError("train.accumulate and ema.decay have no counterpart on the torch side")
@@ -184,6 +226,8 @@ def start_torch(experiment: Experiment, python: str | None, nanogpt: str | None)
         "betas": [cfg.beta1, cfg.beta2],
         "weight_decay": cfg.weight_decay,
         "clip_norm": cfg.clip_norm,
+        "pairs": [pair for row in rows for pair in row],
+        "label_smoothing": getattr(experiment.task, "label_smoothing", 0.0),
         "nanogpt": str(Path(nanogpt).resolve()) if nanogpt else None,
     }
     worker = Path(__file__).with_name("bench_torch.py")
@@ -208,11 +252,15 @@ def ask(process: subprocess.Popen[str], question: int | None = None) -> Any:
 
 
 def measure(
-    experiment: Experiment, torch: subprocess.Popen[str] | None, rounds: int, block_seconds: float
+    experiment: Experiment,
+    rows: list[bench_step.Row],
+    torch: subprocess.Popen[str] | None,
+    rounds: int,
+    block_seconds: float,
 ) -> dict[str, Any]:
     """Everything in turns; the numbers as a tree that JSON can hold."""
     theirs = ask(torch) if torch is not None else None
-    run, ours, _ = bench_step.prepare(experiment)
+    run, ours, _ = bench_step.prepare(experiment, rows)
     if theirs is not None and theirs["parameters"] != ours["parameters"]:
         raise InputError(f"parameters differ: {ours['parameters']:,} here, {theirs['parameters']:,} in torch")
     product, product_flops = bench_step.prepare_matmul(experiments.compute_dtype(experiment.precision))
@@ -222,17 +270,20 @@ def measure(
 
     steps, products = steps_per_block(run), steps_per_block(product)
     blocks: dict[str, list[list[float]]] = {"ours": [], "matmul": [], "torch": []}
+    per_token: dict[str, list[list[float]]] = {"ours": [], "torch": []}
     spent: dict[str, list[tuple[float, float]]] = {"ours": [], "torch": []}
     load = os.getloadavg()[0]
     for _ in range(rounds):
         cpu, faults = bench_step.spent()
         blocks["ours"].append(run(steps + 1)[1:])
+        per_token["ours"].append([seconds / ours["tokens_per_step"] for seconds in blocks["ours"][-1]])
         cpu_now, faults_now = bench_step.spent()
         spent["ours"].append((cpu_now - cpu, faults_now - faults))
         blocks["matmul"].append(product(products + 1)[1:])
         if torch is not None:
             turn = ask(torch, steps + 1)
             blocks["torch"].append(turn["seconds"][1:])
+            per_token["torch"].append([s / n for s, n in zip(turn["seconds"][1:], turn["tokens"][1:], strict=True)])
             spent["torch"].append((turn["cpu_seconds"], turn["page_faults"]))
     rate = product_flops / statistics.median(list(itertools.chain(*blocks["matmul"])))
     ours |= bench_step.peak_memory()
@@ -240,14 +291,16 @@ def measure(
     for name, side in sides.items():
         seconds = np.array(list(itertools.chain(*blocks[name])))
         p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
+        tokens_per_second = 1 / statistics.median(itertools.chain(*per_token[name]))
+        flops_per_second = ours["flops_per_step"] / ours["tokens_per_step"] * tokens_per_second
         side |= {
             "steps_timed": len(seconds),
             "step_ms": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90},
             "cpu_ms_per_step": 1e3 * statistics.median(cpu for cpu, _ in spent[name]) / (steps + 1),
             "page_faults_per_step": statistics.median(faults for _, faults in spent[name]) / (steps + 1),
-            "tokens_per_second": bench_step.tokens(experiment) / median,
-            "flops_per_second": ours["flops_per_step"] / median,
-            "share_of_matmul_rate": ours["flops_per_step"] / median / rate,
+            "tokens_per_second": tokens_per_second,
+            "flops_per_second": flops_per_second,
+            "share_of_matmul_rate": flops_per_second / rate,
         }
     result: dict[str, Any] = {
         "model": config_json.to_json(experiment.model),
@@ -263,8 +316,8 @@ def measure(
     if torch is not None and theirs is not None:
         result["torch"] = theirs | ask(torch, 0)  # 0: the end
         torch.wait()
-        pairs = zip(blocks["ours"], blocks["torch"], strict=True)
-        ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs]
+        turns = zip(per_token["ours"], per_token["torch"], strict=True)
+        ratios = [statistics.median(a) / statistics.median(b) for a, b in turns]
         p10, median, p90 = np.percentile(ratios, [10, 50, 90]).tolist()
         result["ours_over_torch"] = {"median": median, "p10": p10, "p90": p90, "rounds": rounds}
     return result

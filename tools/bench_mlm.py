@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     launch.use_cpu_cores(experiment)
     load = os.getloadavg()[0]
     tasks = {"gathered": MaskedLM(), "every position": EveryPosition()}
-    sides = {name: bench_step.prepare(dataclasses.replace(experiment, task=task)) for name, task in tasks.items()}
+    sides = {name: bench_step.prepare(dataclasses.replace(experiment, task=task), []) for name, task in tasks.items()}
     first = {name: facts["first_loss"] for name, (_, facts, _) in sides.items()}
     if abs(first["gathered"] - first["every position"]) > 1e-4:
         raise SystemExit(f"error: the two first losses differ: {first}")

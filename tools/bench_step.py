@@ -21,13 +21,18 @@ from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
 
 Block = Callable[[int], list[float]]  # run that many steps; the seconds of each
+Row = list[tuple[int, int]]  # the pairs in a row, tokens of source and target
+BATCHES = 4
 
 
-def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.Compiled]:
-    """The compiled step with its first state: a function that times blocks of steps, and what making it took."""
+def prepare(experiment: Experiment, rows: list[Row]) -> tuple[Block, dict[str, Any], jax.stages.Compiled]:
+    """The compiled step with its first state: a function that times blocks of steps, and what making it took.
+
+    Arguments: the experiment; of parallel text, what is in the rows of its batches.
+    """
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
     program = programs.make(experiment, mesh)
-    batches = random_batches(program.batch, experiment.model)
+    batches = random_batches(program.batch, experiment.model, rows)
     key = jax.random.key(experiment.seed)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -61,6 +66,7 @@ def prepare(experiment: Experiment) -> tuple[Block, dict[str, Any], jax.stages.C
     facts = {
         "parameters": params_lib.count(program.declaration),
         "flops_per_step": experiment.task.flops(program.model, experiment.data) * experiment.train.batch_size,
+        "tokens_per_step": sum(t for row in rows for _, t in row) / BATCHES if rows else tokens(experiment),
         "first_loss": first_loss,
         "seconds_tracing": traced - began,
         "seconds_compiling": built - traced,
@@ -76,17 +82,49 @@ def tokens(experiment: Experiment) -> int:
     return experiment.train.batch_size * experiment.task.tokens(experiment.data)
 
 
-def random_batches(batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, count: int = 4) -> list[dict[str, jax.Array]]:
+def pairs_in_rows(rows: int, source_length: int, target_length: int) -> list[Row]:
+    """So many rows filled one after the other with pairs as long as Multi30k's in subwords, 13.5 tokens on average."""
+    rng = np.random.default_rng(0)
+    made: list[Row] = [[]]
+    free = [source_length, target_length]
+    while True:
+        source = int(np.clip(rng.gamma(9.0, 1.5), 4, 50))
+        target = int(np.clip(source + rng.integers(-2, 3), 4, 50))
+        if source > free[0] or target > free[1]:
+            if len(made) == rows:
+                return made
+            made.append([])
+            free = [source_length, target_length]
+        made[-1].append((source, target))
+        free = [free[0] - source, free[1] - target]
+
+
+def random_batches(
+    batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, rows: list[Row]
+) -> list[dict[str, jax.Array]]:
     """Batches of random tokens and labels with weights of 1, on their devices: values do not change the time of a step.
 
-    Texts are as long as their rows, masked positions anywhere in them.
+    Texts are as long as their rows, masked positions anywhere in them. Of parallel text, `rows` holds the pairs of all
+    batches' rows.
     """
     rng = np.random.default_rng(0)
     length = max(x.shape[1] for x in batch.values() if len(x.shape) > 1)
     below = {"types": 2, "pair": 2, "starts": length, "ends": length}
 
+    def segments(shape: tuple[int, ...], side: int) -> np.ndarray:
+        """[B, T]: pair k of a row is segment k + 1, and what is left over 0."""
+        value = np.zeros(shape, np.int32)
+        for row, pairs in zip(value, mine, strict=True):
+            numbers = np.repeat(np.arange(1, len(pairs) + 1), [pair[side] for pair in pairs])
+            row[: len(numbers)] = numbers
+        return value
+
     def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.Array:
-        if name == "lengths":
+        if name in ("source_segments", "target_segments"):
+            value = segments(x.shape, side=0 if name == "source_segments" else 1)
+        elif name == "weights" and rows:
+            value = np.asarray(segments(x.shape, side=1) > 0, x.dtype)
+        elif name == "lengths":
             value = np.full(x.shape, length, x.dtype)
         elif name == "positions":  # each once in a row
             value = np.argsort(rng.random((x.shape[0], length)))[:, : x.shape[1]].astype(x.dtype)
@@ -97,7 +135,11 @@ def random_batches(batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, count:
             value = rng.integers(0, model.num_labels if labels else below.get(name, model.vocab_size), x.shape, x.dtype)
         return jax.device_put(value, x.sharding)
 
-    return [{name: leaf(name, x) for name, x in batch.items()} for _ in range(count)]
+    made = []
+    for n in range(BATCHES):
+        mine = rows[n * len(rows) // BATCHES : (n + 1) * len(rows) // BATCHES]
+        made.append({name: leaf(name, x) for name, x in batch.items()})
+    return made
 
 
 def prepare_matmul(dtype: str) -> tuple[Block, float]:

@@ -9,7 +9,9 @@ torch.
 The model is GPT-2's (Radford et al. 2019) written the plain way: pre-norm, fused attention, tied head. The step is the
 one that nanoGPT's train.py makes: forward, mean cross-entropy, backward, clip, AdamW, gradients set to None; on a GPU
 under bfloat16 autocast with the fused optimiser. With "nanogpt" the model and its optimiser come from that checkout.
-An encoder ("kind": "bert") is Transformers' BertForSequenceClassification as it comes, eager, in train mode.
+An encoder ("kind": "bert") is Transformers' BertForSequenceClassification as it comes, eager, in train mode. An
+encoder-decoder ("kind": "seq2seq") is made of PyTorch's own Transformer layers; its batches are padded, of pairs of
+about the same length, as many as a budget of tokens holds.
 """
 
 import contextlib
@@ -106,10 +108,49 @@ class Classifier(nn.Module):
         return out.logits, out.loss
 
 
+class Translator(nn.Module):
+    """(source, inputs), targets -> (logits, mean loss in nats); id 0 is padding. Vaswani et al. 2017, post-norm."""
+
+    def __init__(self, cfg: dict[str, Any]):
+        super().__init__()
+        D, rate, self.smoothing = cfg["width"], cfg["dropout"], cfg["label_smoothing"]
+        self.token = nn.Embedding(cfg["vocab_size"], D)
+        nn.init.normal_(self.token.weight, std=D**-0.5)
+        angles = torch.arange(cfg["max_length"])[:, None] * torch.exp(-math.log(1e4) * torch.arange(0, D, 2) / D)
+        self.register_buffer("position", torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
+        self.dropout = nn.Dropout(rate)
+        sizes: dict[str, Any] = {
+            "d_model": D, "nhead": cfg["num_heads"], "dim_feedforward": cfg["mlp_width"] or 4 * D, "dropout": rate,
+            "activation": cfg["activation"], "batch_first": True,
+        }  # fmt: skip
+        encoder, decoder = nn.TransformerEncoderLayer(**sizes), nn.TransformerDecoderLayer(**sizes)
+        for layer in (encoder, decoder):  # PyTorch drops here as well; Vaswani et al. and our model do not
+            layer.dropout = nn.Identity()
+        encoder.self_attn.dropout = decoder.self_attn.dropout = decoder.multihead_attn.dropout = 0.0
+        self.encoder = nn.TransformerEncoder(encoder, cfg["num_layers"], enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoder(decoder, cfg["num_layers"])
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.token(tokens) * math.sqrt(self.token.embedding_dim) + self.position[: tokens.shape[1]])
+
+    def forward(self, tokens: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> Any:
+        source, inputs = tokens
+        padding = None if source.all() else source == 0
+        causal = nn.Transformer.generate_square_subsequent_mask(inputs.shape[1], source.device, dtype=torch.bool)
+        states = self.encoder(self.embed(source), src_key_padding_mask=padding)
+        options: dict[str, Any] = {"tgt_mask": causal, "tgt_is_causal": True, "memory_key_padding_mask": padding}
+        logits = F.linear(self.decoder(self.embed(inputs), states, **options), self.token.weight)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0, label_smoothing=self.smoothing)
+        return logits, loss
+
+
+NAMES = {"gpt": "plain torch", "bert": "Transformers", "seq2seq": "torch's layers"}
+MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"gpt": GPT, "bert": Classifier, "seq2seq": Translator}
+
+
 def own(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model above and AdamW: decay on matrices alone, the fused kernel on a GPU and the default elsewhere."""
-    model: nn.Module = GPT(cfg) if cfg["kind"] == "gpt" else Classifier(cfg)
-    model = model.to(device)
+    model = MODELS[cfg["kind"]](cfg).to(device)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": cfg["weight_decay"]},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -131,18 +172,37 @@ def nanogpt(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Op
     return model, model.configure_optimizers(cfg["weight_decay"], cfg["peak_lr"], tuple(cfg["betas"]), device)
 
 
-def make_step(cfg: dict[str, Any], device: str, model: nn.Module, optimizer: Any) -> Callable[[], torch.Tensor]:
-    """One training step on a batch that already lies on the device; returns the loss there."""
+def random_batches(cfg: dict[str, Any], device: str) -> list[tuple[Any, torch.Tensor, int]]:
+    """(tokens, targets, how many tokens to learn from) of each batch, random and on the device."""
     torch.manual_seed(0)
-    shape = (4, 2, cfg["batch_size"], cfg["length"])
-    batches = torch.randint(cfg["vocab_size"], shape, device=device)
+    if cfg["kind"] != "seq2seq":
+        batches = torch.randint(cfg["vocab_size"], (4, 2, cfg["batch_size"], cfg["length"]), device=device)
+        size = cfg["batch_size"] * cfg["length"]
+        return [(x, y[:, 0] % cfg["num_labels"] if cfg["kind"] == "bert" else y, size) for x, y in batches]
+
+    def padded(lengths: list[int]) -> torch.Tensor:
+        rows = [torch.randint(3, cfg["vocab_size"], (length,), device=device) for length in lengths]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    made: list[list[list[int]]] = [[]]
+    for pair in sorted(cfg["pairs"], key=lambda pair: (max(pair), pair)):
+        if max(pair) * (len(made[-1]) + 1) > cfg["batch_size"] * cfg["length"]:
+            made.append([])
+        made[-1].append(pair)
+    order = torch.randperm(len(made)).tolist()
+    sides = [[list(side) for side in zip(*made[i], strict=True)] for i in order]
+    return [((padded(source), padded(target)), padded(target), sum(target)) for source, target in sides]
+
+
+def make_step(cfg: dict[str, Any], device: str, model: nn.Module, optimizer: Any) -> Callable[[], tuple[Any, int]]:
+    """One training step on a batch that already lies on the device; returns the loss there, and the batch's tokens."""
+    batches = random_batches(cfg, device)
     narrow = torch.bfloat16 if cfg["dtype"] == "bfloat16" else None
     count = 0
 
-    def step() -> torch.Tensor:
+    def step() -> tuple[torch.Tensor, int]:
         nonlocal count
-        tokens, targets = batches[count % len(batches)]
-        targets = targets[:, 0] % cfg["num_labels"] if cfg["kind"] == "bert" else targets
+        tokens, targets, size = batches[count % len(batches)]
         count += 1
         with torch.autocast(device, narrow) if narrow else contextlib.nullcontext():
             _, loss = model(tokens, targets)
@@ -151,7 +211,7 @@ def make_step(cfg: dict[str, Any], device: str, model: nn.Module, optimizer: Any
             nn.utils.clip_grad_norm_(model.parameters(), cfg["clip_norm"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return loss.detach(), size
 
     return step
 
@@ -164,13 +224,13 @@ def main() -> None:
         model, optimizer = (nanogpt if cfg["nanogpt"] else own)(cfg, device)
         model.train()
         step = make_step(cfg, device, model, optimizer)
-        first_loss = step().item()
+        first_loss = step()[0].item()
 
     def say(value: Any) -> None:
         print(json.dumps(value), flush=True)
 
     say({
-        "name": "nanoGPT, torch" if cfg["nanogpt"] else {"gpt": "plain torch", "bert": "Transformers"}[cfg["kind"]],
+        "name": "nanoGPT, torch" if cfg["nanogpt"] else NAMES[cfg["kind"]],
         "parameters": sum(p.numel() for p in model.parameters()),
         "first_loss": first_loss,
         "versions": f"torch {torch.__version__}"
@@ -184,14 +244,15 @@ def main() -> None:
             say({"peak_resident_bytes": peak})
             return
         seconds: list[float] = []
+        tokens: list[int] = []
         cpu, faults = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(int(line)):
             began = time.perf_counter()
-            step()
+            tokens.append(step()[1])
             finish()
             seconds.append(time.perf_counter() - began)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-        say({"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "page_faults": faults})
+        say({"seconds": seconds, "tokens": tokens, "cpu_seconds": time.process_time() - cpu, "page_faults": faults})
 
 
 if __name__ == "__main__":
