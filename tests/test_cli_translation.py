@@ -21,10 +21,24 @@ from transformer_jax.tasks import Translation
 TEXT = [("words", "the theory of the thing is nothing in the other list of strings " * 9)]
 TOKENIZER = tokenizers.build(tokenizers.TrainBPE(290, special=("<pad>", "</s>", "<unk>")), TEXT)
 CFG = seq2seq.Config(  # T5's
-    **{"vocab_size": 290, "max_length": 24, "width": 16, "num_layers": 1, "num_heads": 2, "head_dim": 8},
-    **{"norm": "rms", "norm_eps": 1e-6, "norm_order": "pre", "bias": False, "position": "relative"},
-    **{"scale_embedding": False, "scale_scores": False, "scale_head": True, "initializer": "t5"},
-    **{"pad_id": 0, "eos_id": 1, "decoder_start_id": 0},
+    vocab_size=290,
+    max_length=24,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    head_dim=8,
+    norm="rms",
+    norm_eps=1e-6,
+    norm_order="pre",
+    bias=False,
+    position="relative",
+    scale_embedding=False,
+    scale_scores=False,
+    scale_head=True,
+    initializer="t5",
+    pad_id=0,
+    eos_id=1,
+    decoder_start_id=0,
 )
 SILENT = tuple(
     i for i in range(2, 290) if not (TOKENIZER.decode([i]).strip().isalpha() and TOKENIZER.decode([i]).isascii())

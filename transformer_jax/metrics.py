@@ -295,7 +295,7 @@ def plot_by_length(
 
     borders = np.unique(np.quantile(lengths_E, np.linspace(0, 1, 7)[1:], method="higher"))
     group_E = np.searchsorted(borders, lengths_E)
-    groups = [np.flatnonzero(group_E == group) for group in range(len(borders))]
+    groups = [np.flatnonzero(group_E == group).tolist() for group in range(len(borders))]
     scores = [measure([hypotheses[i] for i in group], [references[i] for i in group]) for group in groups]
     name = next(iter(scores[0]))
     values, lows, highs = (np.array([float(s[key]) for s in scores]) for key in (name, f"{name}_low", f"{name}_high"))

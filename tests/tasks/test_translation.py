@@ -22,8 +22,17 @@ from transformer_jax.tasks import Translation, text_to_text
 from transformer_jax.train import loop
 
 CFG = seq2seq.Config(
-    **{"vocab_size": 257, "max_length": 32, "width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.2},
-    **{"eos_id": 256, "decoder_start_id": 256, "tie_embeddings": False, "initializer": "normal", "init_std": 0.3},
+    vocab_size=257,
+    max_length=32,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    dropout=0.2,
+    tie_embeddings=False,
+    initializer="normal",
+    init_std=0.3,
+    eos_id=256,
+    decoder_start_id=256,
 )
 TASK = Translation(beam=Beam(2, max_new_tokens=6, length_penalty=0.6, length_convention="gnmt"))
 PARAMS = seq2seq.init(jax.random.key(0), CFG)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax import metrics, models, translate
+from transformer_jax import metrics, models, sharding, translate
 from transformer_jax.beam import Beam
 from transformer_jax.data import parallel
 from transformer_jax.errors import InputError
@@ -127,13 +127,16 @@ class Translation(Task):
         if count > 1:
             from jax.experimental import multihost_utils
 
-            params, mesh = multihost_utils.process_allgather(params, tiled=True), None
+            params = multihost_utils.process_allgather(params, tiled=True)
+            mesh = sharding.make_mesh(devices=jax.local_devices())
         mine = held.sources[here::count]
         lines, cut = self._encode(tokenizer, model_cfg, mine)
         if cut:
-            say(f"{_cut_notice(cut, len(mine), model_cfg, self.prefix)}")
-        found = self._search(params, model_cfg, tokenizer, lines, self.beam, mesh, progress)
-        hypotheses = _gathered([texts[0][0] if texts else "" for texts in found])
+            say(_cut_notice(cut, len(mine), model_cfg))
+        with jax.set_mesh(mesh):
+            found = self._search(params, model_cfg, tokenizer, lines, self.beam, mesh, progress)
+            best = [texts[0][0] if texts else "" for texts in found]
+        hypotheses = _gathered(best)
         sources, references = ([one_line(text) for text in texts] for texts in (held.sources, held.references))
         scores: dict[str, float | str] = {}
         for metric in self.metrics:
@@ -166,7 +169,7 @@ class Translation(Task):
         texts = list(inputs)
         lines, cut = self._encode(tokenizer, model_cfg, texts)
         if cut:
-            print(_cut_notice(cut, len(texts), model_cfg, self.prefix), file=sys.stderr)
+            print(_cut_notice(cut, len(texts), model_cfg), file=sys.stderr)
         beam = dataclasses.replace(self.beam, nbest=top, width=max(self.beam.width, top))
         for first in range(0, len(texts), PREDICT_LINES):
             part = slice(first, first + PREDICT_LINES)
@@ -219,7 +222,7 @@ class Translation(Task):
         around = [*framing.start, *framing.target_around[0], *framing.target_around[1]]
         silent = {*around, *spoken.special.present().values()}
         if not beam.stop_ids:
-            beam = dataclasses.replace(beam, stop_ids=framing.target_around[1][-1:])
+            beam = dataclasses.replace(beam, stop_ids=tuple(framing.target_around[1][-1:]))
         if beam.forced_first is None:
             beam = dataclasses.replace(beam, forced_first=framing.forced_first)
         if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
@@ -250,7 +253,7 @@ def one_line(text: str) -> str:
     return re.sub(r"[\r\n]+", " ", text)
 
 
-def _cut_notice(cut: Sequence[int], total: int, model_cfg: Any, prefix: str) -> str:
+def _cut_notice(cut: Sequence[int], total: int, model_cfg: Any) -> str:
     return (
         f"{len(cut)} of {total:,} sources exceed the model's {model_cfg.max_length} tokens, the longest with "
         f"{max(cut):,}: their ends are cut off"

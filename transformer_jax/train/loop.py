@@ -173,7 +173,7 @@ def run(
     chooses = experiment.checkpoint
     history = _history(folder / "metrics.jsonl", f"validation/{best_metric}", up_to=first)
     to_first_step = 0.0
-    report: Mapping[str, float] = {}
+    report: Mapping[str, Any] = {}
     outputs: Mapping[str, Any] = {}
     with (
         jax.set_mesh(mesh),
@@ -203,7 +203,7 @@ def run(
 
         def evaluate(
             params: Any, examples: Any, stop: Callable[[], bool] = lambda: False
-        ) -> tuple[Mapping[str, float], Mapping[str, Any]]:
+        ) -> tuple[dict[str, Any], Mapping[str, Any]]:
             """The numbers and outputs of a whole evaluation set."""
             sums, outputs = evaluation.evaluate(
                 eval_step,
@@ -240,7 +240,7 @@ def run(
                     )
             return {}
 
-        def save(state: state_lib.TrainState, report: Mapping[str, float]) -> None:
+        def save(state: state_lib.TrainState, report: Mapping[str, Any]) -> None:
             with meter.pause():
                 writer.save(state, rows=rows, metric=report.get(best_metric))
 
@@ -299,10 +299,10 @@ def run(
         if report and (step >= train.steps or impatient):
             scores = score(averaged(state), prepared.validation, "validation")
             if scores:
-                numbers = {f"validation/{name}": x for name, x in scores.items() if not isinstance(x, str)}
-                observer.row({"step": step} | numbers)
+                row = {f"validation/{name}": x for name, x in scores.items() if not isinstance(x, str)}
+                observer.row({"step": step} | row)
             report = {**report, **scores}
-        test_report: Mapping[str, float | str] = {}
+        test_report: dict[str, Any] = {}
         best_step = _best([h for h in history if h[0] in checkpoint.steps(folder / "checkpoints")], chooses.best)[0]
         if prepared.test is not None and not stop.number:
             params = averaged(state)
@@ -355,6 +355,9 @@ def run(
     if test_report:
         by = f"step {step:,}" if best_step is None else f"step {best_step:,}, the best on validation"
         say(8, f"test set, by {by}: {observe.describe(dict(test_report), best_metric)}")
+    for name, value in {**report, **test_report}.items():
+        if isinstance(value, str):
+            say(8, f"{name.replace('_', ' ')}: {value}")
     say(8, f"all numbers: {folder / 'results.json'}")
     return Results(step, report, test=test_report)
 
