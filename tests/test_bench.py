@@ -6,9 +6,10 @@ import math
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
-from tools import bench, bench_mlm, bench_profile
+from tools import bench, bench_mlm, bench_profile, bench_step
 
 TINY = ["--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2", "--train.batch-size", "8"]
 TINY += ["--model.max-length", "8", "--data.length", "8"]
@@ -38,6 +39,24 @@ def test_an_encoders_step(tmp_path):
     tiny = [*TINY, "--model.vocab-size", "50", "--model.dropout", "0"]
     assert bench.main(["bert-base", *tiny, *QUICK, "--json", str(path)]) == 0
     assert json.loads(path.read_text())["ours"]["first_loss"] == pytest.approx(math.log(2), abs=0.1)
+
+
+def test_an_encoder_decoders_step(tmp_path):
+    """Rows of packed pairs: what counts are their target tokens; the first loss is about that of guessing."""
+    path = tmp_path / "out.json"
+    tiny = ["--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2", "--model.mlp-width", "32"]
+    tiny += ["--model.vocab-size", "50", "--train.batch-size", "8", "--model.dropout", "0"]
+    tiny += ["--data.source-length", "32", "--data.target-length", "32"]
+    assert bench.main(["transformer-tiny", *tiny, *QUICK, "--json", str(path)]) == 0
+    ours = json.loads(path.read_text())["ours"]
+    assert 8 * 16 < ours["tokens_per_step"] <= 8 * 32
+    assert ours["first_loss"] == pytest.approx(math.log(50), abs=1.0)  # embeddings of std 1/sqrt(D), tied
+
+
+def test_pairs_fit_into_their_rows():
+    rows = bench_step.pairs_in_rows(40, 128, 100)
+    assert len(rows) == 40 and all(sum(s for s, _ in row) <= 128 and sum(t for _, t in row) <= 100 for row in rows)
+    assert 12 < np.mean([s for row in rows for s, _ in row]) < 15
 
 
 def test_the_gathered_loss_beside_every_position(capsys):
