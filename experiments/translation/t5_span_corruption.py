@@ -18,7 +18,9 @@ z-loss; and an end-of-text token between documents, which in their rows follow e
 Hardware: the default 2 CPU cores, about 5 minutes (estimated); `base` one 80 GB GPU or a TPU slice.
 Expected: `base` 1.942 nats per target token on held-out C4 after 65,536 steps, and 1.633 after 524,288 (published,
 Shazeer 2020, "GLU variants improve transformer", table 1, GEGLU, with the embeddings tied); not measured here. The
-default: RESULT
+default: not measured at its 1,200 steps. With --train.steps 240 --optim.warmup-steps 40 it is at 4.60 nats per target
+token of the validation files, where the frequencies of training targets score 5.86 (measured, Python 3.11); with
+--optim.peak-lr 3e-3 at 4.63, by gradients whose norm goes up to 11 and not to 2 (measured).
 """
 
 import dataclasses
@@ -74,7 +76,7 @@ def experiment() -> Experiment:
         ),
         data=TextCorpus(source=Embedded(), tokenizer=TrainBPE(4096, special=tokenizers.t5_special(32)), length=128),
         task=Denoising(SpanCorruption()),
-        optim=Optim(peak_lr=3e-3, warmup_steps=100, final_lr_fraction=0.05, beta2=0.98),
+        optim=Optim(peak_lr=1e-3, warmup_steps=100, final_lr_fraction=0.05, beta2=0.98),
         train=Train(steps=1200, batch_size=16, log_every=20),
         evaluate=Evaluate(every=600, batch_size=32),
         checkpoint=Checkpoint(every=600),
