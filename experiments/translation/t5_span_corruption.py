@@ -20,7 +20,7 @@ Expected: `base` 1.942 nats per target token on held-out C4 after 65,536 steps, 
 Shazeer 2020, "GLU variants improve transformer", table 1, GEGLU, with the embeddings tied); not measured here. The
 default: not measured at its 1,200 steps. With --train.steps 240 --optim.warmup-steps 40 it is at 4.60 nats per target
 token of the validation files, where the frequencies of training targets score 5.86 (measured, Python 3.11); with
---optim.peak-lr 3e-3 at 4.63, by gradients whose norm goes up to 11 and not to 2 (measured).
+--optim.peak-lr 3e-3 at 4.63, with gradients of norms up to 11 after the warm-up, not up to 2 (measured).
 """
 
 import dataclasses
