@@ -61,6 +61,19 @@ def test_no_target_is_on_two_sides_and_no_pair_is_there_twice():
     assert len({pair.where for held in pairs.values() for pair in held}) == len(sources)
 
 
+def test_what_two_sources_share_is_on_one_side(monkeypatch):
+    """Both "2 bytes" and "2 byte" are "2 Byte" in German: the target decides the side, not the source."""
+
+    def measure(rng, codes):
+        return "measure", cldr._between(rng, 2, 500), "digital-byte", cldr._pick(rng, ("long", "short"))
+
+    monkeypatch.setattr(cldr, "FRAMES", (measure,))
+    source = Cldr(train=200, validation=50, test=50)
+    sources, targets = ([{pair[i] for pair in source.pairs(side)} for side in SIDES] for i in (0, 1))
+    assert sum(map(len, targets)) < sum(map(len, sources)) - 50
+    assert sum(map(len, targets)) == len(set.union(*targets))
+
+
 def test_what_a_phrase_is_made_of_is_seen_in_training():
     """Most of the test's words: three thousand pairs have most names, sixty thousand have all."""
 
