@@ -4,6 +4,7 @@ It is the mean of the parameters themselves, not of their moving averages, where
 other ways to the same end.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def create(folder: Path, run: Path, *, last: int) -> list[int]:
     abstract = params_lib.abstract(models.family(experiment.model).declare(experiment.model))
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
     state = state_lib.create(mean(step_folders, target), optax.identity())
-    state = state.replace(step=jnp.int32(meta["step"]))
+    state = dataclasses.replace(state, step=jnp.int32(meta["step"]))
 
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
