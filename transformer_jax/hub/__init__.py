@@ -6,9 +6,9 @@
 A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer,
 or preprocessor_config.json where a model sees images. How model types name their tensors and settings stands in one
 module each (`gpt2`; `llama` for llama, qwen2 and qwen3; `bert`, `roberta`, `albert` and `electra` over `encoders`; `t5`
-for t5 and mt5, `bart` for bart and mbart, `marian`; `vit`, `deit`); `mapping` carries parameters across, `settings`
-reads config.json strictly, `search` generation_config.json, `preprocessor` preprocessor_config.json, `weights` reads and
-writes the files.
+for t5 and mt5, `bart` for bart and mbart, `marian`; `vit`, `deit`); `mapping` carries parameters across, `weights`
+reads and writes the files, `settings` reads config.json strictly, `search` generation_config.json, and `preprocessor`
+preprocessor_config.json.
 """
 
 import dataclasses

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.data.preprocess import Preprocess, Resample
 from transformer_jax.errors import InputError
 from transformer_jax.hub import weights
 
 FILE = "preprocessor_config.json"
 
 # Pillow's numbers of the filters.
-FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+FILTERS: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 # What a processor of Transformers does where the file does not say.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2, "do_center_crop": False},
