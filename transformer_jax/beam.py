@@ -24,8 +24,8 @@ many are no beams here.
 Rows are independent: neither the other rows nor the padding change what is found, up to the rounding of matrix
 products. So a batch is spread over devices by `jax.shard_map` over its rows, and each device stops by itself.
 
-Cost of a step beside the model's: a few passes over the logits, and a copy of the tokens' keys and values, which
-`reorder` moves. Width 1 with early_stopping "first" is greedy decoding.
+Cost of a step beside the model's: three passes over the logits as the model leaves them, and a copy of the tokens' keys
+and values, which `reorder` moves. Width 1 with early_stopping "first" is greedy decoding.
 
 B batch, G groups, W beams of a group, R = B*G*W rows of the cache, C continuations, K hypotheses returned, T prompt
 columns, M new tokens at most, H = T + M columns of history, V vocabulary.
@@ -42,6 +42,8 @@ import numpy as np
 
 from transformer_jax.decode import Prompts
 from transformer_jax.errors import InputError
+
+VOCABULARY_PART = 64  # tokens; see `largest`
 
 # ------------------------------------------------------------------------------------------------------------- Settings
 
@@ -237,16 +239,17 @@ def extend(
 ) -> tuple[Beams, jax.Array]:
     """The beams [B, G, ...] with token number `step`, and the cache's row that each running one continues, [R]."""
     B, G, W, V = logits_BGWV.shape
-    logp_BGWV = jax.nn.log_softmax(logits_BGWV.astype(jnp.float32))
+    logits_VBGW = jnp.moveaxis(logits_BGWV.astype(jnp.float32), -1, 0)
+    norm_BGW = jax.nn.logsumexp(logits_VBGW, axis=0)  # log-probabilities are logits less this
     chosen_BV = jnp.zeros((B, V), jnp.float32)  # how many beams of the groups so far have chosen each token
     groups, parents = [], []
     for g in range(G):
         group = jax.tree.map(lambda x, g=g: x[:, g], beams)
-        logp_BWV = logp_BGWV[:, g]
+        logits_VBW, norm_BW = logits_VBGW[:, :, g], norm_BGW[:, g]
         if G > 1:
-            logp_BWV = logp_BWV - settings.diversity_penalty * chosen_BV[:, None]
-        logp_BWV = constrain(logp_BWV, group.tokens_BWM, prompts, step, limit_B, settings)
-        group, parent_BW = _extend_group(group, logp_BWV, step, limit_B, settings)
+            logits_VBW = logits_VBW - settings.diversity_penalty * chosen_BV.T[:, :, None]
+        logits_VBW = constrain(logits_VBW, norm_BW, group.tokens_BWM, prompts, step, limit_B, settings)
+        group, parent_BW = _extend_group(group, logits_VBW, norm_BW, step, limit_B, settings)
         token_BW = jax.lax.dynamic_index_in_dim(group.tokens_BWM, step, axis=-1, keepdims=False)
         chosen_BV = chosen_BV.at[jnp.arange(B)[:, None], token_BW].add(group.logprob_BW > -jnp.inf)
         groups.append(group)
@@ -257,13 +260,15 @@ def extend(
 
 
 def _extend_group(
-    beams: Beams, logp_BWV: jax.Array, step: Any, limit_B: jax.Array, settings: Beam
+    beams: Beams, logits_VBW: jax.Array, norm_BW: jax.Array, step: Any, limit_B: jax.Array, settings: Beam
 ) -> tuple[Beams, jax.Array]:
     """One step of one group: its beams with one more token, and which beam each running one continues."""
-    B, W, V = logp_BWV.shape
+    V, B, W = logits_VBW.shape
     C = min((1 + len(settings.stop_ids)) * W, W * V)
-    total_BC, index_BC = jax.lax.top_k((beams.logprob_BW[:, :, None] + logp_BWV).reshape(B, W * V), C)
-    parent_BC, token_BC = index_BC // V, (index_BC % V).astype(jnp.int32)
+    best_BWC, token_BWC = largest(logits_VBW, min(C, V))  # no more than these of one beam are among the C of all
+    total_BWC = beams.logprob_BW[:, :, None] + (best_BWC - norm_BW[:, :, None])
+    total_BC, index_BC = jax.lax.top_k(total_BWC.reshape(B, -1), C)
+    parent_BC, token_BC = index_BC // total_BWC.shape[2], _take(token_BWC.reshape(B, -1), index_BC)
     tokens_BCM = _take(beams.tokens_BWM, parent_BC).at[:, :, step].set(token_BC)
     ended_BC = jnp.isin(token_BC, jnp.array(settings.stop_ids, jnp.int32)) | (step == limit_B - 1)[:, None]
 
@@ -295,6 +300,27 @@ def _extend_group(
     ), _take(parent_BC, kept_BW)
 
 
+def largest(logits_VBW: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest logits of each beam and their tokens, [B, W, k] float32 and int32, largest first.
+
+    The k parts of the vocabulary with the largest maxima hold them all: one pass over the logits as they lie, the
+    vocabulary first or last, where sorting would begin with a transposed copy (tied logits come with it first).
+    """
+    (V, B, W), P = logits_VBW.shape, VOCABULARY_PART
+    if V <= 2 * k * P:
+        best_BWk, token_BWk = jax.lax.top_k(jnp.moveaxis(logits_VBW, 0, -1), k)
+        return best_BWk, token_BWk.astype(jnp.int32)
+    parts = -(-V // P)
+    whole = jnp.pad(logits_VBW, ((0, parts * P - V), (0, 0), (0, 0)), constant_values=-jnp.inf)
+    most_BWn = jnp.moveaxis(whole.reshape(parts, P, B, W).max(axis=1), 0, -1)
+    part_BWk = jax.lax.top_k(most_BWn, k)[1].astype(jnp.int32)
+    token_BWc = jnp.minimum(part_BWk[..., None] * P + jnp.arange(P, dtype=jnp.int32), V).reshape(B, W, k * P)
+    rows, columns = jnp.arange(B)[:, None, None], jnp.arange(W)[:, None]
+    logits_BWc = logits_VBW.at[token_BWc, rows, columns].get(mode="fill", fill_value=-jnp.inf)
+    best_BWk, place_BWk = jax.lax.top_k(logits_BWc, k)
+    return best_BWk, jnp.minimum(jnp.take_along_axis(token_BWc, place_BWk, axis=-1), V - 1)
+
+
 def best(state: BeamState, settings: Beam) -> Hypotheses:
     """The nbest best of the hypotheses that have ended, in any group."""
     beams = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), state.beams)  # groups side by side
@@ -308,26 +334,32 @@ def best(state: BeamState, settings: Beam) -> Hypotheses:
 
 
 def constrain(
-    logp_BWV: jax.Array, tokens_BWM: jax.Array, prompts: Prompts, step: Any, limit_B: jax.Array, settings: Beam
+    logits_VBW: jax.Array,
+    norm_BW: jax.Array,
+    tokens_BWM: jax.Array,
+    prompts: Prompts,
+    step: Any,
+    limit_B: jax.Array,
+    settings: Beam,
 ) -> jax.Array:
-    """The log-probabilities with -inf for what the settings forbid as token number `step`; the rest is as it was.
+    """The logits with -inf for what the settings forbid as token number `step`; the rest is as it was.
 
-    A forced token has log-probability 0, whatever else is forbidden.
+    A forced token has log-probability 0, so the logit `norm`, whatever else is forbidden.
     """
-    ids_V = jnp.arange(logp_BWV.shape[-1])
+    ids_V11 = jnp.arange(len(logits_VBW))[:, None, None]
     if settings.suppress_ids:
-        logp_BWV = jnp.where(jnp.isin(ids_V, jnp.array(settings.suppress_ids)), -jnp.inf, logp_BWV)
+        logits_VBW = jnp.where(jnp.isin(ids_V11, jnp.array(settings.suppress_ids)), -jnp.inf, logits_VBW)
     if settings.min_new_tokens and settings.stop_ids:
-        early_V = jnp.isin(ids_V, jnp.array(settings.stop_ids)) & (step < settings.min_new_tokens)
-        logp_BWV = jnp.where(early_V, -jnp.inf, logp_BWV)
+        early_V11 = jnp.isin(ids_V11, jnp.array(settings.stop_ids)) & (step < settings.min_new_tokens)
+        logits_VBW = jnp.where(early_V11, -jnp.inf, logits_VBW)
     if settings.no_repeat_ngram:
-        repeats_BWV = repeats(tokens_BWM, prompts, step, settings.no_repeat_ngram, len(ids_V))
-        logp_BWV = jnp.where(repeats_BWV, -jnp.inf, logp_BWV)
+        repeats_BWV = repeats(tokens_BWM, prompts, step, settings.no_repeat_ngram, len(logits_VBW))
+        logits_VBW = jnp.where(jnp.moveaxis(repeats_BWV, -1, 0), -jnp.inf, logits_VBW)
     for forced, where_B in ((settings.forced_first, 0 * limit_B), (settings.forced_last, limit_B - 1)):
         if forced is not None:
-            only_V = jnp.where(ids_V == forced, 0.0, -jnp.inf)
-            logp_BWV = jnp.where((step == where_B)[:, None, None], only_V, logp_BWV)
-    return logp_BWV
+            only_VBW = jnp.where(ids_V11 == forced, norm_BW, -jnp.inf)
+            logits_VBW = jnp.where((step == where_B)[:, None], only_VBW, logits_VBW)
+    return logits_VBW
 
 
 def repeats(tokens_BWM: jax.Array, prompts: Prompts, step: Any, n: int, vocab_size: int) -> jax.Array:
