@@ -57,7 +57,7 @@ from transformer_jax.tasks import Classification, Translation
 
 def transformer(rows: int, **sizes: Any) -> Experiment:
     """The encoder-decoder of Vaswani et al. 2017, rows of 128 tokens a side."""
-    ids = {"pad_id": 0, "eos_id": 1, "decoder_start_id": 0}
+    ids: dict[str, Any] = {"pad_id": 0, "eos_id": 1, "decoder_start_id": 0}
     return Experiment(
         model=seq2seq.Config(max_length=128, scan_layers=False, **ids, **sizes),
         data=parallel.ParallelText(
@@ -205,6 +205,7 @@ def start_torch(
         raise InputError("of the encoder's tasks the torch side has classification alone; give the shape bert-base")
     if kind == "seq2seq" and not isinstance(experiment.task, Translation):
         raise InputError("of encoder-decoders the torch side has translation alone; give the shape transformer-tiny")
+    free: tuple[str, ...]
     free = ("init_std", "scan_layers", "remat", "attention")  # these do not change what is computed
     free += ("pad_id", "eos_id", "decoder_start_id") if kind == "seq2seq" else ()
     for field in dataclasses.fields(model):
