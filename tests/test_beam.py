@@ -1,6 +1,7 @@
 """Beam search: against all sentences there are, against a plain Python search, and against greedy decoding."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -354,6 +355,30 @@ def test_jit_and_eager_agree_and_many_calls_compile_once():
     made = [find(forest(2, seed=seed), settings) for seed in seeds]
     assert search._cache_size() == before + 1
     assert find(forest(2, seed=1), settings, run=beam.search) == made[1] != made[0]
+
+
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_the_largest_of_a_large_vocabulary(k):
+    """In parts, the last of them not full: what sorting finds, also where fewer than k tokens are allowed."""
+    logits_VBW = np.random.default_rng(k).normal(size=(beam.VOCABULARY_PART * 2 * k + 37, 3, 2)).astype(np.float32)
+    logits_VBW[-1, 0] = 9.0  # in the last part
+    logits_VBW[:, 1, 1] = -np.inf
+    logits_VBW[5, 1, 1] = 0.0
+    best_BWk, token_BWk = jax.jit(beam.largest, static_argnums=1)(logits_VBW, k)
+    expected_BWk = np.moveaxis(-np.sort(-logits_VBW, axis=0)[:k], 0, -1)
+    np.testing.assert_array_equal(best_BWk, expected_BWk)
+    np.testing.assert_array_equal(np.take_along_axis(np.moveaxis(logits_VBW, 0, -1), np.array(token_BWk), -1), best_BWk)
+
+
+def test_rows_with_limits_of_their_own():
+    """A row ends where its limit is, as it does with that limit for all; the length penalty's best case knows it."""
+    trees, limits = forest(6, scale=1.5), np.array([6, 2, 4, 3, 1, 5])
+    for rule in ("bound", "never"):
+        settings = dataclasses.replace(PLAIN, early_stopping=rule, length_penalty=0.6, forced_last=STOP)
+        made, _ = find(trees, settings, run=functools.partial(search, limit_B=limits))
+        for b, limit in enumerate(limits):
+            expected, _ = plain_search(trees[b], [0], dataclasses.replace(settings, max_new_tokens=int(limit)))
+            agree(made[b], expected)
 
 
 def test_the_loop_copies_no_cache():
