@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -55,7 +54,7 @@ def test_a_snapshot_predicts_and_converts_there_and_back(snapshot, kind, tmp_pat
 
     answer = json.loads(predict(snapshot, text, "--json", "--top", "2"))
     assert main(["convert", "hf", str(snapshot), str(tmp_path / "run")]) == 0
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{text}\n\n".encode())))
     assert json.loads(predict(tmp_path / "run", "--json", "--top", "2")) == answer, "from stdin; empty lines are none"
     (tmp_path / "in.txt").write_text(f"{text}\n{text}\n")
     lines = predict(tmp_path / "run", "--file", str(tmp_path / "in.txt"), "--json", "--top", "2").splitlines()
@@ -73,8 +72,6 @@ def test_a_snapshot_predicts_and_converts_there_and_back(snapshot, kind, tmp_pat
 def test_heads_that_nothing_predicts_with(snapshot, tmp_path, capsys):
     loaded = transformer_jax.load(snapshot)
     assert loaded.task is None and loaded.config.heads == ("pooler", "choice"), "it loads all the same"
-    t5 = Path(__file__).parent / "data/hf/seq2seq/t5"
-    assert transformer_jax.load(t5).task is None, "an encoder-decoder is no causal language model"
     for command in (["predict", str(snapshot), "a"], ["convert", "hf", str(snapshot), str(tmp_path / "run")]):
         assert main(command) == 2
         assert "heads pooler, choice" in capsys.readouterr().err
@@ -84,10 +81,10 @@ def test_heads_that_nothing_predicts_with(snapshot, tmp_path, capsys):
 @pytest.mark.parametrize("snapshot", ["labels"], indirect=True)
 def test_bad_inputs(snapshot, tmp_path, capsys, monkeypatch):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     for arguments, message in (
-        (["--file", str(tmp_path / "none.txt")], "cannot be read as UTF-8 text ([Errno 2] No such file"),
-        (["--file", str(tmp_path / "latin.txt")], "cannot be read as UTF-8 text"),
+        (["--file", str(tmp_path / "none.txt")], "cannot be read (No such file"),
+        (["--file", str(tmp_path / "latin.txt")], "is not UTF-8; convert the text to UTF-8"),
         (["a text", "--file", "x"], "give one of them"),
         ([], "no input: give a text, --file, or lines on stdin"),
         (["a text", "--topp", "3"], "unknown override --topp; the nearest is --top"),
