@@ -12,6 +12,7 @@ import io
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -171,7 +172,7 @@ def make_marian() -> None:
     write(folder / "expected.json", values)
 
 
-def make_mbart(name: str, tokenizer_class: type) -> None:
+def make_mbart(name: str, tokenizer_class: Any) -> None:
     """Ids are SentencePiece's in fairseq's order; how an example is put together is Transformers'."""
     folder = folder_of(name)
     (folder / "sentencepiece.bpe.model").write_bytes(train_sentencepiece(folder, CORPUS))

@@ -45,6 +45,7 @@ def experiment() -> Experiment:
             tokenizer=TrainBPE(37000, special=("<pad>", "</s>")),
             source_length=256,
             target_length=256,
+            empty="skip",
         ),
         task=Translation(
             label_smoothing=0.1,
