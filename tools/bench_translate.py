@@ -5,8 +5,8 @@
 
 All sides translate the same sentences with the same weights, which ours writes as a Marian snapshot, all sorted by
 length, each with the batch size that is best for it of those tried once. Then they take turns, `--rounds` times; the
-ratio is the median of the rounds' own ratios, whose calls were neighbours in time. A call is timed whole, from token ids
-to token ids, after one untimed call of the same shapes; compiling is reported apart.
+ratio is the median of the rounds' own ratios, whose calls were neighbours in time. A call is timed whole, from ids to
+ids, after one untimed call of the same shapes; compiling is reported apart.
 
 The weights are random, but for the stop token's row of the table and its bias: they are fitted by least squares to the
 decoder's states of greedy translations, so that its logit passes the others about where the source ends. A hypothesis
@@ -47,7 +47,7 @@ SHAPES = {
         900, **BASE, pad_id=899, decoder_start_id=899, width=32, num_layers=1, num_heads=2, scan_layers=False
     ),
 }
-WIDTH, LENGTH_PENALTY, EXTRA = 4, 0.6, 8
+STOP, WIDTH, LENGTH_PENALTY, EXTRA = 0, 4, 0.6, 8
 OUR_BATCHES, THEIR_BATCHES = (256, 512, 1024), (8, 16, 32, 64)  # padded source tokens on each device; sentences
 
 
@@ -111,7 +111,7 @@ def make_params(cfg: seq2seq.Config, sources: Sequence[Sequence[int]]) -> Any:
     params["decoder"]["blocks"]["mlp_norm"]["scale"][-1] = sharpness
     table_VD, bias_V = params["embed"]["token"]["embedding"], params["head"]["bias"]
     table_VD[cfg.pad_id], bias_V[cfg.pad_id] = 0.0, -1e4  # Marian's padding begins the target, and nobody says it
-    greedy = Beam(1, early_stopping="first", suppress_ids=(cfg.eos_id,), max_new_tokens=cfg.max_length)
+    greedy = Beam(1, early_stopping="first", suppress_ids=(STOP,), max_new_tokens=cfg.max_length)
     made = translate.translate(seq2seq, params, cfg, sources, greedy, extra_tokens=EXTRA)
     said = [[cfg.decoder_start_id, *row[0].tokens] for row in made]
     lengths_B = np.array([len(source) for source in sources], np.int32)
@@ -177,7 +177,7 @@ def measure(
 def ours(cfg: seq2seq.Config, params: Any, sources: Sequence[Sequence[int]]) -> Side:
     """Our side; the parameters lie on the devices already."""
     params = jax.device_put(params)
-    settings = Beam(WIDTH, cfg.max_length, (cfg.eos_id,), length_penalty=LENGTH_PENALTY)
+    settings = Beam(WIDTH, cfg.max_length, (STOP,), length_penalty=LENGTH_PENALTY)
 
     def run(batch_tokens: int) -> Call:
         began, cpu_began = time.perf_counter(), time.process_time()
@@ -223,7 +223,8 @@ def table(result: dict[str, Any]) -> str:
     busy = " (BUSY with other work: not to be quoted)" if result["load_average_before"] > 0.5 else ""
     lines = [
         f"{result['shape']}, beam {WIDTH}: {result['sentences']} sentences of {result['source_tokens']:,} tokens",
-        f"{facts['processor']}, {facts['cores']} cores; {facts['devices']}; python {facts['python']}, jax {facts['jax']}"
+        f"{facts['processor']}, {facts['cores']} cores; {facts['devices']}; python {facts['python']}"
+        + f", jax {facts['jax']}"
         + "".join(f", {name} {value}" for name, value in versions.items())
         + f"; load {result['load_average_before']:.1f}{busy}",
     ]
@@ -231,7 +232,7 @@ def table(result: dict[str, Any]) -> str:
         seconds, batch = statistics.median(row["seconds"]), row["batch"]
         batch = f"{batch} source tokens a device" if isinstance(batch, int) else f"{batch[0]} {batch[1] or ''}".strip()
         lines.append(
-            f"{name:16} {result['sentences'] / seconds:8.1f} sentences/s {row['tokens'] / seconds:9,.0f} target tokens/s"
+            f"{name:16} {result['sentences'] / seconds:8.1f} sentences/s {row['tokens'] / seconds:8,.0f} tokens/s"
             f"   {row['ratio']:5.2f} times our time   CPU {statistics.median(row['cpu_seconds']):6.1f} s"
             f"   same {row['same']:.3f}   batch {batch}   compiling {max(0.0, row['compile_seconds']):.0f} s"
         )

@@ -307,7 +307,7 @@ def largest(logits_VBW: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     vocabulary first or last, where sorting would begin with a transposed copy (tied logits come with it first).
     """
     (V, B, W), P = logits_VBW.shape, VOCABULARY_PART
-    if V <= 2 * k * P:
+    if 2 * k * P >= V:
         best_BWk, token_BWk = jax.lax.top_k(jnp.moveaxis(logits_VBW, 0, -1), k)
         return best_BWk, token_BWk.astype(jnp.int32)
     parts = -(-V // P)

@@ -1,7 +1,7 @@
 """Translation of a whole set: sources of any lengths through `beam.search`, batch by batch, on all devices.
 
     for hypotheses in translate.translate(seq2seq, params, cfg, sources, Beam(4, stop_ids=(cfg.eos_id,))):
-        tokenizer.decode(hypotheses[0].tokens)                       # the best of this source; in the order of `sources`
+        tokenizer.decode(hypotheses[0].tokens)                      # the best of this source, in the order of `sources`
 
 The sources are sorted by length and cut into batches of few shapes: a batch is padded to the next of `LENGTHS` and has
 as many rows as a budget of padded tokens allows. Each shape is compiled once in a process, at its first batch. The rows
