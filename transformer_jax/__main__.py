@@ -177,7 +177,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """What the model makes of a text: its continuation, translation, filled masks, a label, entities, an answer.
+    """What the model makes of a text or an image: continuation, translation, filled masks, label, entities, answer.
 
         python -m transformer_jax predict PATH [INPUT ...] [--FIELD VALUE ...]
 
@@ -203,6 +203,11 @@ def predict(arguments: list[str]) -> int:
         python -m transformer_jax predict runs/de < source.txt > target.txt
         python -m transformer_jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
+    A classifier of images labels files. With --attention it also draws what it looked at, NAME_attention.png, into this
+    folder or --folder.
+
+        python -m transformer_jax predict runs/digits photo.jpg another.png --top 3 --attention
+
     `predict PATH --help-fields` lists the fields.
     """
     path, rest = positional(predict, arguments, 1)
@@ -215,7 +220,7 @@ def predict(arguments: list[str]) -> int:
     from transformer_jax.train import workdir as workdirs
 
     loaded = restore.load(workdirs.chosen(Path(path)))
-    if loaded.tokenizer is None:
+    if loaded.tokenizer is None and getattr(loaded.task, "reads_text", True):
         raise InputError(f"{path} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
     if loaded.task is None:
         raise InputError(f"{path}: no task here is for {workdirs.kind(loaded)}; it loads as a library")
@@ -226,6 +231,8 @@ def predict(arguments: list[str]) -> int:
         _continue(loaded, defaults, inputs, rest, program)
     elif isinstance(loaded.task, tasks.Translation):
         _translate(loaded, inputs, rest, program)
+    elif isinstance(loaded.task, tasks.ImageClassification):
+        _look(loaded, defaults, inputs, rest, f"{PROGRAM} predict {path} IMAGE ...")
     else:
         _answer(loaded, defaults, inputs, rest, program)
     return 0
@@ -263,6 +270,31 @@ def _answer(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest:
     if not texts:
         raise InputError(NO_INPUT)
     for answer in loaded.task.predict(loaded.params, loaded.config, loaded.tokenizer, texts, top=options.top):
+        print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.describe(answer), flush=True)
+
+
+def _look(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest: list[str], program: str) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        top: int = defaults.top
+        """Labels to give for each image."""
+        attention: bool = False
+        """Draw what the model looked at into FOLDER/NAME_attention.png."""
+        folder: str = "."
+        """The folder of these pictures."""
+        file: str = ""
+        """A text file with the path of an image on each line."""
+        json: bool = False
+        """One JSON object a line."""
+
+    options = overrides.override(Options(), rest, description="Label images.", program=program)
+    paths = [line for line in _lines(inputs, options.file) if line.strip()]
+    if not paths:
+        raise InputError("no input: give the paths of images, --file, or lines on stdin")
+    folder = Path(options.folder) if options.attention else None
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--folder {folder} is no folder; make it, or name another")
+    for answer in loaded.task.predict(loaded.params, loaded.config, None, paths, top=options.top, attention=folder):
         print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.describe(answer), flush=True)
 
 
@@ -412,6 +444,7 @@ def _convert(source: str, target: str) -> int:
             loaded.tokenizer,
             labels=getattr(task, "labels", ()),
             beam=getattr(task, "beam", None),
+            preprocess=getattr(task, "preprocess", None),
         )
         print(f"{target}: the Hugging Face folder of {source} at step {loaded.step}")
     return 0

@@ -17,8 +17,11 @@ from transformer_jax.data import (
     bitext,
     cldr,
     corpus,
+    image_sources,
+    images,
     labelled,
     parallel,
+    preprocess,
     questions,
     sources,
     stdlib_topics,
@@ -31,7 +34,16 @@ from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Me
 from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.nn import positions
 from transformer_jax.objectives import masking, spans
-from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging, translation
+from transformer_jax.tasks import (
+    causal_lm,
+    classification,
+    denoising,
+    image_classification,
+    masked_lm,
+    span_qa,
+    tagging,
+    translation,
+)
 
 # The only types that a config.json can name.
 TYPES: dict[str, type] = {
@@ -44,6 +56,8 @@ TYPES: dict[str, type] = {
         *(denoising.Denoising, spans.SpanCorruption, spans.TextInfilling, spans.PrefixLM),
         *(classification.Classification, tagging.Tagging, span_qa.SpanQA),
         *(corpus.TextCorpus, labelled.LabelledText),
+        *(image_classification.ImageClassification, preprocess.Preprocess, images.ImageSet),
+        *(image_sources.Digits, image_sources.Folder, image_sources.TfdsImages),
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),
         *(tagged.TaggedWords, tagged.Conll, tagged.TfdsTags),
         *(questions.Questions, questions.SquadJson, questions.TfdsSquad),
@@ -173,6 +187,7 @@ _MAY_CHANGE = (
     "model.remat",
     "data.cache",
     "data.workers",
+    "data.memory",
 )
 
 

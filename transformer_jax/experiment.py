@@ -12,10 +12,19 @@ import jax
 
 from transformer_jax import decode
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, labelled, parallel, questions, tagged
+from transformer_jax.data import corpus, images, labelled, parallel, questions, tagged
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt, seq2seq, vit
-from transformer_jax.tasks import causal_lm, classification, denoising, masked_lm, span_qa, tagging, translation
+from transformer_jax.tasks import (
+    causal_lm,
+    classification,
+    denoising,
+    image_classification,
+    masked_lm,
+    span_qa,
+    tagging,
+    translation,
+)
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Predict:
-    """What an encoder or a translator is asked when training ends, and the defaults of `predict`."""
+    """What an encoder, a translator or a classifier of images is asked when training ends, and `predict`'s defaults."""
 
     inputs: tuple[str, ...] = ()
-    """Texts, each on one line; the two of a pair are separated by a tab."""
+    """Texts, each on one line; the two of a pair are separated by a tab. Of images the files."""
     top: int = 5
     """Answers to give for each."""
 
@@ -147,7 +156,14 @@ if typing.TYPE_CHECKING:
     TaskOf: typing.TypeAlias = Any
 else:
     Model = gpt.Config | bert.Config | seq2seq.Config | vit.Config
-    Data = corpus.TextCorpus | labelled.LabelledText | tagged.TaggedWords | questions.Questions | parallel.ParallelText
+    Data = (
+        corpus.TextCorpus
+        | labelled.LabelledText
+        | tagged.TaggedWords
+        | questions.Questions
+        | parallel.ParallelText
+        | images.ImageSet
+    )
     TaskOf = (
         causal_lm.CausalLM
         | masked_lm.MaskedLM
@@ -156,12 +172,13 @@ else:
         | span_qa.SpanQA
         | denoising.Denoising
         | translation.Translation
+        | image_classification.ImageClassification
     )
 
 
 # Beginnings of reported numbers of which the lowest is best, and of which the highest is.
 _BEST = (
-    ("loss", "perplexity", "bits_per", "mean_squared"),
+    ("loss", "perplexity", "bits_per", "mean_squared", "calibration"),
     (
         *("accuracy", "f1", "precision", "recall", "matthews", "pearson", "spearman", "roc_auc", "entity"),
         *("exact_match", "bleu", "chrf", "rouge"),
@@ -193,7 +210,7 @@ class Experiment:
     """Heads, such as "classification", that are initialised anew although `init_from` has them."""
 
     def __post_init__(self) -> None:
-        train, length = self.train, self.data.length
+        train = self.train
         _positive("train.steps", train.steps)
         _positive("train.batch_size", train.batch_size)
         _positive("train.accumulate", train.accumulate)
@@ -222,11 +239,7 @@ class Experiment:
             )
         if not 0.0 <= self.ema.decay < 1.0:
             raise InputError(f"ema.decay = {self.ema.decay}: must be in [0, 1); 0 is off")
-        if length > self.model.max_length:
-            raise InputError(
-                f"data.length = {length} is longer than model.max_length = {self.model.max_length}; "
-                "lower the one or raise the other"
-            )
+        self.task.check(self.model, self.data)
 
 
 def default_sample(task: Any) -> Sample | Predict:

@@ -1,6 +1,8 @@
 """Numbers and pictures of how good predictions are: NumPy in, plain floats out.
 
     classification   accuracy with its interval, precision, recall, F1, Matthews, ROC-AUC
+    top              is the right class among the first k?
+    calibration      are probabilities what they say?
     regression       Pearson, Spearman, mean squared error
     entities         precision, recall and F1 of whole entities, as conlleval counts them
     squad            exact match and F1 of answers, as the official SQuAD v1.1 script counts them
@@ -23,7 +25,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +75,41 @@ def classification(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[
             shares_EC = odds_EC / odds_EC.sum(-1, keepdims=True)
             scores["roc_auc"] = float(metrics.roc_auc_score(labels_E, shares_EC, multi_class="ovr", average="macro"))
     return scores
+
+
+def top(scores_EC: np.ndarray, labels_E: np.ndarray, k: int) -> np.ndarray:
+    """bool [E]: whether the right class is among the k with the highest scores, the lower number first among equals."""
+    own_E1 = np.take_along_axis(scores_EC, labels_E[:, None], axis=1)
+    earlier_EC = np.arange(scores_EC.shape[1]) < labels_E[:, None]
+    return ((scores_EC > own_E1) | ((scores_EC == own_E1) & earlier_EC)).sum(-1) < k
+
+
+class Calibration(NamedTuple):
+    """Bins of the confidence, equally wide in [0, 1], float64 [bins] each: examples, means. Empty bins are 0."""
+
+    examples: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean distance of confidence and accuracy, bins weighted by examples (Guo
+        et al. 2017, equation 3)."""
+        return float((self.examples * np.abs(self.confidence - self.accuracy)).sum() / max(self.examples.sum(), 1))
+
+
+def calibration(confidence_E: np.ndarray, right_E: np.ndarray, *, bins: int = 15) -> Calibration:
+    """How often predictions are right that are this sure.
+
+    Arguments:
+      confidence_E: the probability, in [0, 1], that the model gives to what it predicts.
+      right_E: bool, whether it is right.
+    """
+    bin_E = np.clip(np.ceil(np.asarray(confidence_E, np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    count, confidence, right = (
+        np.bincount(bin_E, weights, bins) for weights in (np.ones(len(bin_E)), confidence_E, right_E)
+    )
+    return Calibration(count, confidence / np.maximum(count, 1), right / np.maximum(count, 1))
 
 
 def wilson(right: int, examples: int) -> tuple[float, float]:

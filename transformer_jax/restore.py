@@ -25,6 +25,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from transformer_jax import config_json, hub, models, tasks
 from transformer_jax import experiment as experiments
 from transformer_jax.data import tokenizers
+from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import checkpoint
@@ -117,8 +118,8 @@ def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
 
 
 def _task_of(config: Any, folder: Path) -> Any:
-    """What a snapshot's model is for: language modelling, text-to-text with the search that its folder states or, of an
-    encoder's heads, the one that was fine-tuned.
+    """What a snapshot's model is for: language modelling, text-to-text with the search that its folder states, labels
+    of images or, of an encoder's heads, the one that was fine-tuned.
 
     None where there is no task of ours: other heads, labels of which several may hold, tags that are not IOB2.
     """
@@ -128,6 +129,9 @@ def _task_of(config: Any, folder: Path) -> Any:
         return tasks.Translation(beam=hub.generation(folder, config), extra_tokens=config.max_length)
     heads = getattr(config, "heads", ())
     with contextlib.suppress(InputError):
+        if isinstance(config, models.vit.Config):
+            given = hub.preprocessing(folder) or Preprocess(size=config.image_size, resize=config.image_size)
+            return tasks.ImageClassification(labels=hub.labels(folder), preprocess=given)
         if "classification" in heads:
             return tasks.Classification(labels=hub.labels(folder))
         if "tokens" in heads:

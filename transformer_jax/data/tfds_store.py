@@ -13,8 +13,12 @@ import numpy as np
 from transformer_jax.errors import InputError
 
 
-def open_split(name: str, split: str, data_dir: str = "") -> tuple[Any, str, list[tuple[str, Path]]]:
+def open_split(
+    name: str, split: str, data_dir: str = "", *, decoders: Any = None
+) -> tuple[Any, str, list[tuple[str, Path]]]:
     """(random-access source of examples, "name/config/version", the files it reads).
+
+    Arguments: decoders, TFDS's, for features that are not to be decoded in its way.
 
     Raises InputError where the data set, its split or a readable format is missing, saying how to get it.
     """
@@ -48,7 +52,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> tuple[Any, str, lis
             f"--dataset_version_dir={builder.data_path} --out_file_format=array_record`"
         )
     try:
-        source = builder.as_data_source(split)
+        source = builder.as_data_source(split, decoders=decoders)
     except (ValueError, KeyError) as error:
         sizes = ", ".join(f"{key} ({value.num_examples})" for key, value in info.splits.items())
         raise InputError(

@@ -3,9 +3,19 @@
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.classification import Classification
 from transformer_jax.tasks.denoising import Denoising
+from transformer_jax.tasks.image_classification import ImageClassification
 from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.tagging import Tagging
 from transformer_jax.tasks.translation import Translation
 
-__all__ = ["CausalLM", "Classification", "Denoising", "MaskedLM", "SpanQA", "Tagging", "Translation"]
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "Denoising",
+    "ImageClassification",
+    "MaskedLM",
+    "SpanQA",
+    "Tagging",
+    "Translation",
+]

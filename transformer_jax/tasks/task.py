@@ -8,11 +8,13 @@ import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+
+from transformer_jax.errors import InputError
 
 Sums = Mapping[str, tuple[float, float]]  # {"name": (sum, weight)}
 Outputs = Mapping[str, np.ndarray]  # {"name": [examples, ...]}
@@ -36,7 +38,7 @@ class Prepared:
     """The data of a run.
 
     Fields:
-      tokenizer: with the vocabulary that the model's ids mean.
+      tokenizer: with the vocabulary that the model's ids mean; None where there are none (`Task.reads_text`).
       train: example i of an endless stream, `train[i]`, a dict of arrays without the batch dimension.
       validation: the set that is watched while training, and that chooses the best checkpoint.
       facts: what to print and store about the data.
@@ -53,6 +55,23 @@ class Prepared:
 @dataclass(frozen=True)
 class Task(abc.ABC):
     """The contract: `example`, `prepare`, `loss`, `report` and `flops`. The rest has defaults."""
+
+    reads_text: ClassVar[bool] = True
+    """Whether a model means nothing without a tokenizer."""
+    unit: ClassVar[str] = "tokens"
+    """What `tokens` counts, for people."""
+
+    def settle(self, data: Any) -> "Task":
+        """This task with what it leaves to the data, such as the names of classes: what config.json is to hold."""
+        return self
+
+    def check(self, model_cfg: Any, data: Any) -> None:
+        """Errors: `InputError` where model and data contradict each other, as far as their settings show it."""
+        if data.length > model_cfg.max_length:
+            raise InputError(
+                f"data.length = {data.length} is longer than model.max_length = {model_cfg.max_length}; "
+                "lower the one or raise the other"
+            )
 
     @abc.abstractmethod
     def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:

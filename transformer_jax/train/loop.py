@@ -74,13 +74,15 @@ def run(
     primary = jax.process_index() == 0
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     say = observe.banner
-    task, train, best_metric = experiment.task, experiment.train, experiment.checkpoint.best_metric
+    train, best_metric = experiment.train, experiment.checkpoint.best_metric
 
     # ------------------------------------------------------------------------------------------------- 1. The workdir
     say(1, f"workdir {folder}")
+    experiment = dataclasses.replace(experiment, task=experiment.task.settle(experiment.data))
     stored = workdirs.stored_experiment(folder)
     if stored is not None and experiment.init_from and experiment.init_from == stored.init_from:
-        experiment = start.adopt(experiment, stored.model, lambda line: None)  # what it said when the run began
+        # What it said when the run began.
+        experiment = start.adopt(experiment, stored.model, lambda line: None, task=stored.task)
     changed = workdirs.check(folder, experiment)
     saved_step = checkpoint.latest_step(folder / "checkpoints")
     for line in changed:
@@ -102,7 +104,8 @@ def run(
     loaded = None
     if saved_step is None and experiment.init_from:
         loaded = load(experiment.init_from, dtype="float32", sharding=mesh)
-        experiment = start.adopt(experiment, loaded.config, lambda line: say(2, line))
+        experiment = start.adopt(experiment, loaded.config, lambda line: say(2, line), task=loaded.task)
+    task = experiment.task
     program = programs.make(experiment, mesh)
     model = program.model
     eval_size = experiment.evaluate.batch_size or train.batch_size // train.accumulate
@@ -117,10 +120,14 @@ def run(
     if saved_step is not None:
         say(3, f"resume from step {saved_step:,} of {train.steps:,}")
         state, meta = checkpoint.restore_state(folder / "checkpoints" / str(saved_step), program.state)
-        tokenizer, rows = tokenizers.load(folder / "tokenizer"), meta["rows"]
+        tokenizer, rows = tokenizers.load(folder / "tokenizer") if task.reads_text else None, meta["rows"]
     elif loaded is not None:
         say(3, f"parameters from {experiment.init_from}")
-        if loaded.tokenizer is None and not isinstance(experiment.data.tokenizer, tokenizers.TokenizerFile):
+        if (
+            task.reads_text
+            and loaded.tokenizer is None
+            and not isinstance(experiment.data.tokenizer, tokenizers.TokenizerFile)
+        ):
             raise InputError(
                 f"init_from {experiment.init_from} has no tokenizer, so its ids have no meaning here; add its "
                 "tokenizer.json, or state it in the experiment as data.tokenizer"
@@ -128,7 +135,7 @@ def run(
         tokenizer = loaded.tokenizer
         state = program.create(
             start.transfer(
-                loaded.params,
+                start.resized(loaded, model, lambda line: say(3, line)),
                 loaded.family,
                 program.declaration,
                 experiment,
@@ -159,7 +166,8 @@ def run(
     if primary:
         folder.mkdir(parents=True, exist_ok=True)
         workdirs.write_json(folder / "config.json", config_json.to_json(experiment))
-        prepared.tokenizer.save(folder / "tokenizer")
+        if prepared.tokenizer is not None:
+            prepared.tokenizer.save(folder / "tokenizer")
 
     # ----------------------------------------------------------------------------------------------- 5. Compile, once
     compiling = time.perf_counter()
@@ -254,6 +262,7 @@ def run(
             tokens_per_step=train.batch_size * task.tokens(experiment.data),
             flops_per_step=train.batch_size * task.flops(model, experiment.data),
             peak=observe.peak_flops(jax.devices()),
+            unit=task.unit,
         )
         if _due(first, experiment.evaluate.every, train.steps) and first not in dict(history):
             validate(first, state)  # a signal cut it short; what is best and when patience ends depend on it

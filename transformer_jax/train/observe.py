@@ -162,6 +162,7 @@ _FORMATS = {
     "learning_rate": ("lr", "{:.2e}"),
     "grad_norm": ("grad norm", "{:.2f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "images_per_second": ("images/s", "{:,.0f}"),
     "mfu": ("MFU", "{:.1%}"),
     "seconds_left": ("left", "{}"),
 }
@@ -257,15 +258,23 @@ class Meter:
       first_step: the step the run goes on from.
       steps: the run's last step, for the time left.
       tokens_per_step: positions of one batch, padding included; of the targets where there are sources and targets.
+      unit: what these are if not tokens, "images".
       flops_per_step: of one batch, forward and backward.
       peak: the peak FLOP/s of all devices together; None where it is not known, and no MFU is given.
     """
 
     def __init__(
-        self, *, first_step: int, steps: int, tokens_per_step: int, flops_per_step: float, peak: float | None
+        self,
+        *,
+        first_step: int,
+        steps: int,
+        tokens_per_step: int,
+        flops_per_step: float,
+        peak: float | None,
+        unit: str = "tokens",
     ) -> None:
         self.last_step, self.steps, self.tokens_per_step = first_step, steps, tokens_per_step
-        self.flops_per_step, self.peak = flops_per_step, peak
+        self.flops_per_step, self.peak, self.unit = flops_per_step, peak, unit
         self.since = time.perf_counter()
 
     def row(self, step: int, metrics: dict[str, Any]) -> Row:
@@ -278,7 +287,7 @@ class Meter:
         seconds_per_step = max(now - self.since, 1e-9) / max(step - self.last_step, 1)
         self.since, self.last_step = now, step
         row["seconds_per_step"] = seconds_per_step
-        row["tokens_per_second"] = self.tokens_per_step / seconds_per_step
+        row[f"{self.unit}_per_second"] = self.tokens_per_step / seconds_per_step
         if self.peak is not None:
             row["mfu"] = self.flops_per_step / seconds_per_step / self.peak
         row["seconds_left"] = seconds_per_step * (self.steps - step)

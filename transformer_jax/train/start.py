@@ -18,14 +18,16 @@ from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 
 # Of a config: what the run decides, not the checkpoint.
-_OURS = {*hub.RUN_FIELDS, "init_std", "heads", "num_labels"}
+_OURS = {*hub.RUN_FIELDS, "init_std", "heads", "num_labels", "num_classes", "image_size"}
 
 
-def adopt(experiment: Experiment, theirs: Any, say: Callable[[str], None]) -> Experiment:
-    """The experiment with the architecture of the checkpoint that it starts from; each change is said.
+def adopt(experiment: Experiment, theirs: Any, say: Callable[[str], None], *, task: Any = None) -> Experiment:
+    """The experiment with the architecture of the checkpoint that it starts from, and of images the normalisation; each
+    change is said.
 
     Arguments:
       theirs: the config of the checkpoint's model.
+      task: the checkpoint's.
     Errors: `InputError` for another family, and for data longer than the checkpoint's positions.
     """
     ours: Any = experiment.model
@@ -38,7 +40,22 @@ def adopt(experiment: Experiment, theirs: Any, say: Callable[[str], None]) -> Ex
         name = hub.DERIVED.get(f.name, f.name)
         if getattr(model, name) != getattr(ours, name):
             say(f"model.{f.name} is {getattr(model, name)} as in {experiment.init_from}, not {getattr(ours, name)}")
-    return dataclasses.replace(experiment, model=model)
+    experiment = dataclasses.replace(experiment, model=model)
+    asked, found = getattr(experiment.task, "preprocess", None), getattr(task, "preprocess", None)
+    if asked is None or found is None or (asked.mean, asked.std) == (found.mean, found.std):
+        return experiment
+    say(f"images are normalised by mean {found.mean}, std {found.std} as in {experiment.init_from}")
+    preprocess = dataclasses.replace(asked, mean=found.mean, std=found.std)
+    return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, preprocess=preprocess))
+
+
+def resized(loaded: Any, model: Any, say: Callable[[str], None]) -> Any:
+    """The parameters of a `restore.Loaded` for `model`'s size of images: its positions are resampled."""
+    size, wanted = getattr(loaded.config, "image_size", None), getattr(model, "image_size", None)
+    if size == wanted:
+        return loaded.params
+    say(f"from images of {size} pixels to {wanted}")
+    return loaded.family.resample_positions(loaded.params, loaded.config, wanted)[0]
 
 
 def transfer(

@@ -8,7 +8,18 @@ import optax
 
 from transformer_jax import config_json, tasks
 from transformer_jax import experiment as experiments
-from transformer_jax.data import bitext, corpus, labelled, parallel, questions, tables, tagged, tokenizers
+from transformer_jax.data import (
+    bitext,
+    corpus,
+    image_sources,
+    images,
+    labelled,
+    parallel,
+    questions,
+    tables,
+    tagged,
+    tokenizers,
+)
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.train import checkpoint
@@ -69,10 +80,10 @@ def create(folder: Path, loaded: Any) -> None:
     that is not there: `evaluate` takes the user's own, such as --data.source.train reviews.tsv.
 
     Arguments:
-      loaded: a `restore.Loaded` with a tokenizer and a task.
-    Errors: `InputError` when it has no tokenizer, or no task.
+      loaded: a `restore.Loaded` with a task and, where this reads text, a tokenizer.
+    Errors: `InputError` when it has no task, or no tokenizer.
     """
-    if loaded.tokenizer is None:
+    if loaded.tokenizer is None and getattr(loaded.task, "reads_text", True):
         raise InputError(
             "no tokenizer.json, vocab.json and merges.txt or vocab.txt beside the weights; a workdir needs one"
         )
@@ -80,12 +91,15 @@ def create(folder: Path, loaded: Any) -> None:
         raise InputError(f"no task here is for {kind(loaded)}; a workdir needs one")
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True)
-    loaded.tokenizer.save(part / "tokenizer")
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save(part / "tokenizer")
     tokenizer, length = tokenizers.TokenizerFile(str(folder / "tokenizer")), min(loaded.config.max_length, 1024)
     data: Any = corpus.TextCorpus(tokenizer=tokenizer, length=length)
     match loaded.task:
         case tasks.Classification():
             data = labelled.LabelledText(tables.Table(("labelled.tsv",)), tokenizer, length)
+        case tasks.ImageClassification():
+            data = images.ImageSet(image_sources.Folder("images"))
         case tasks.Tagging():
             data = tagged.TaggedWords(tagged.Conll("words.conll", "words.conll"), tokenizer, length)
         case tasks.Translation():

@@ -1,0 +1,129 @@
+"""The bytes of an image file as the pixels that a model gets: decoded, upright, in the model's colours, resized, cut.
+
+JPEG, PNG and WebP, by Pillow. Everything else is refused, and so is what would fill the memory. What comes out equals,
+to the value, what Transformers' image processors of ViT and DeiT resize and cut, after its `load_image`:
+
+    EXIF           an image is turned as its orientation tag says
+    grey           grey, palette and CMYK images become RGB; 16 bits become 8
+    transparency   is dropped: the colours stored below it show
+
+Letters: Y and X pixels, C channels.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.data.preprocess import Preprocess
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_PIXELS = 2**27  # of an image, before or after resizing; the largest that a camera makes have as many
+DRAFT_PIXELS = 2**24  # a JPEG with more is decoded at a half, a quarter or an eighth of its size, where that suffices
+
+
+class Broken(Exception):
+    """Why bytes are no image, in a few words."""
+
+
+def pixels(
+    data: bytes | np.ndarray,
+    preprocess: Preprocess,
+    *,
+    crop: tuple[float, float] | None = None,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """uint8 [size, size, C] of an encoded image, or of one as uint8 [Y, X] or [Y, X, C].
+
+    Arguments:
+      preprocess: its channels are one (grey) or three (RGB); it resizes and cuts out the centre.
+      crop, rng: in place of this, a part of the image of a random place, shape and share of its area in `crop`,
+        resized (`inception_box`).
+    Errors: `Broken`, with the reason.
+    """
+    try:
+        image = _upright(data, channels=len(preprocess.mean), side=preprocess.resize)
+        if crop is None or rng is None:
+            return _centre(image, preprocess)
+        box = inception_box(image.width, image.height, crop, rng)
+        return _array(image.resize((preprocess.size, preprocess.size), _filter(preprocess), box=box))
+    except Broken:
+        raise
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        raise Broken(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from None
+
+
+def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
+    """A Pillow image of mode L or RGB."""
+    from PIL import Image, ImageOps
+
+    if isinstance(data, np.ndarray):
+        return Image.fromarray(data).convert("RGB" if channels == 3 else "L")
+    image = _open(data)
+    if image.width * image.height > MAX_PIXELS:
+        raise Broken(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: make it smaller")
+    if image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
+        image.draft(None, (2 * side, 2 * side))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).astype(np.uint8))
+    image.info.pop("transparency", None)
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _open(data: bytes) -> Any:
+    """The file's header read, by its first bytes. `Image.open` would also try formats that nobody asked for, and warn
+    of large images, which are looked after here."""
+    import io
+
+    from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    if not data:
+        raise Broken("an empty file")
+    file = io.BytesIO(data)
+    if data.startswith(b"\xff\xd8"):
+        return JpegImagePlugin.JpegImageFile(file)
+    if data.startswith(b"\x89PNG"):
+        return PngImagePlugin.PngImageFile(file)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile(file)
+    raise Broken("neither JPEG, PNG nor WebP")
+
+
+def _centre(image: Any, preprocess: Preprocess) -> np.ndarray:
+    size = preprocess.size
+    wanted: tuple[int, ...] = (preprocess.resize, preprocess.resize)
+    if preprocess.fit == "shortest":
+        short = min(image.size)
+        wanted = tuple(preprocess.resize if n == short else int(preprocess.resize * n / short) for n in image.size)
+    if math.prod(wanted) > MAX_PIXELS:
+        raise Broken(f"{image.width} x {image.height} pixels, too narrow to resize its shorter side to {min(wanted)}")
+    resized = _array(image.resize(wanted, _filter(preprocess)))
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    return resized[top : top + size, left : left + size]
+
+
+def inception_box(
+    width: int, height: int, area: tuple[float, float], rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a random part of an image (Szegedy et al. 2015, section 6): its share of the area
+    is uniform in `area`, its aspect ratio log-uniform in [3/4, 4/3], its place uniform. The whole image where ten draws
+    gave none that fits."""
+    for _ in range(10):
+        pixels, aspect = width * height * rng.uniform(*area), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 1 <= w <= width and 1 <= h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def _filter(preprocess: Preprocess) -> Any:
+    from PIL import Image
+
+    return Image.Resampling[preprocess.resample.upper()]
+
+
+def _array(image: Any) -> np.ndarray:
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
