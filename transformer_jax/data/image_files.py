@@ -46,11 +46,12 @@ def pixels(
         if crop is None or rng is None:
             return _centre(image, preprocess)
         box = inception_box(image.width, image.height, crop, rng)
-        return _array(image.resize((preprocess.size, preprocess.size), _filter(preprocess), box=box))
+        return _array(image.crop(box).resize((preprocess.size, preprocess.size), _filter(preprocess)))
     except Broken:
         raise
     except Exception as error:  # whatever a decoder makes of damaged bytes
-        raise Broken(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Broken(f"cannot be decoded ({reason})") from None
 
 
 def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
@@ -105,7 +106,7 @@ def _centre(image: Any, preprocess: Preprocess) -> np.ndarray:
 
 def inception_box(
     width: int, height: int, area: tuple[float, float], rng: np.random.Generator
-) -> tuple[float, float, float, float]:
+) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a random part of an image (Szegedy et al. 2015, section 6): its share of the area
     is uniform in `area`, its aspect ratio log-uniform in [3/4, 4/3], its place uniform. The whole image where ten draws
     gave none that fits."""
