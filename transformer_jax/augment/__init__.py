@@ -13,14 +13,16 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.augment.colour import ColorJitter
 from transformer_jax.augment.geometry import Affine, Crop, Erase, Flip, ResizedCrop
-from transformer_jax.augment.mixing import cutmix, mix, mixup, repeated_rows, targets
+from transformer_jax.augment.mixing import cutmix, mix, mixup
+from transformer_jax.augment.randaugment import RandAugment
 
-Augmentation = Flip | Crop | ResizedCrop | Affine | Erase
+Augmentation = Flip | Crop | ResizedCrop | Affine | RandAugment | ColorJitter | Erase
 
 __all__ = [
-    *("Affine", "Augmentation", "Crop", "Erase", "Flip", "ResizedCrop"),
-    *("apply", "cutmix", "mix", "mixup", "repeated_rows", "targets"),
+    *("Affine", "Augmentation", "ColorJitter", "Crop", "Erase", "Flip", "RandAugment", "ResizedCrop"),
+    *("apply", "cutmix", "mix", "mixup"),
 ]
 
 

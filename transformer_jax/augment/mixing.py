@@ -11,17 +11,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from transformer_jax.augment import geometry
 from transformer_jax.errors import InputError
 
 Batch = tuple[jax.Array, jax.Array]  # images [B, Y, X, C], targets [B, K]
-
-
-def targets(labels_B: jax.Array, num_classes: int, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Labels as float32 [B, K]: (1 - e) one-hot + e / K (Szegedy et al. 2016, section 7). Each row sums to 1."""
-    return (1 - label_smoothing) * jax.nn.one_hot(labels_B, num_classes) + label_smoothing / num_classes
 
 
 def mixup(key: jax.Array, images_BYXC: jax.Array, targets_BK: jax.Array, alpha: float) -> Batch:
@@ -81,20 +75,6 @@ def mix(
     return images_BYXC, targets_BK
 
 
-def repeated_rows(rows: np.ndarray, batch_size: int, times: int) -> np.ndarray:
-    """Repeated augmentation (Hoffer et al. 2020) as a mapping of the training stream's rows to rows without it.
-
-    Each batch holds `times` copies of batch_size // times examples. Copies have rows of their own, so they are augmented
-    apart, and lie batch_size // times rows from each other, so that mixing does not pair an image with itself.
-    Errors: `InputError` when the batch does not divide.
-    """
-    if times < 1 or batch_size % times:
-        raise InputError(f"a batch of {batch_size} rows does not divide into {times} copies of each example")
-    batch, row = np.divmod(rows, batch_size)
-    examples = batch_size // times
-    return batch * examples + row % examples
-
-
 def _per_row(key: jax.Array, rows: int, draw: Callable[[jax.Array], jax.Array]) -> jax.Array:
     return jax.vmap(lambda row: draw(jax.random.fold_in(key, row)))(jnp.arange(rows))
 
@@ -104,8 +84,8 @@ def _partner(x_B: jax.Array) -> jax.Array:
 
 
 def _blend(share_B: jax.Array, x_B: jax.Array) -> jax.Array:
-    share = _column(share_B, x_B)
-    return share * x_B + (1.0 - share) * _partner(x_B)
+    partner_B = _partner(x_B)
+    return partner_B + _column(share_B, x_B) * (x_B - partner_B)  # exact where the two are equal
 
 
 def _column(of_B: jax.Array, x_B: jax.Array) -> jax.Array:

@@ -1,0 +1,91 @@
+"""What changes colours and moves nothing: blends with a paler picture, and turns of the hue, as torchvision defines them.
+
+Y, X pixels, C channels.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.errors import InputError
+
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow's and torchvision's
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Brightness, contrast, saturation and hue, each by a random amount and in random order (torchvision's ColorJitter).
+
+    The first three are factors, uniform in [max(0, 1 - amount), 1 + amount]; the hue turns by up to `hue` of a full
+    circle, either way. Images of one channel have neither saturation nor hue.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.brightness, self.contrast, self.saturation) < 0:
+            raise InputError(f"{self}: brightness, contrast and saturation must be 0 or more")
+        if not 0 <= self.hue <= 0.5:
+            raise InputError(f"ColorJitter.hue is {self.hue}; it must be in [0, 0.5], of a full circle")
+
+    def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
+        amounts, order = jax.random.split(key)
+        *uniform_3, turn = jax.random.uniform(amounts, (4,))
+        limits = (self.brightness, self.contrast, self.saturation)
+        factors_3 = jnp.stack([max(0.0, 1 - a) + (1 + a - max(0.0, 1 - a)) * u for a, u in zip(limits, uniform_3)])
+        slots_4 = jax.random.permutation(order, 4)  # what is done first, second, ...; 3 is the hue
+
+        # The hue costs as much as all the rest, so it is turned once, between the blends that precede and follow it.
+        hue_slot = jnp.argmax(slots_4 == 3)
+        for slot in range(3):
+            image_YXC = _adjust(image_YXC, slots_4[slot], factors_3, slot < hue_slot)
+        if self.hue and image_YXC.shape[-1] == 3:
+            image_YXC = turn_hue(image_YXC, self.hue * (2 * turn - 1))
+        for slot in range(1, 4):
+            image_YXC = _adjust(image_YXC, slots_4[slot], factors_3, slot > hue_slot)
+        return image_YXC
+
+
+def _adjust(image_YXC: jax.Array, which: jax.Array, factors_3: jax.Array, active: jax.Array) -> jax.Array:
+    """Brightness (0), contrast (1) or saturation (2) by its factor; unchanged where not active."""
+    grey_YX1 = grey(image_YXC)
+    black, even = jnp.zeros_like(grey_YX1), jnp.full_like(grey_YX1, jnp.mean(grey_YX1))
+    pale_YX1 = jax.lax.select_n(jnp.minimum(which, 2), black, even, grey_YX1)
+    return blend(pale_YX1, image_YXC, jnp.where(active, factors_3[jnp.minimum(which, 2)], 1.0))
+
+
+def blend(pale: jax.Array, image: jax.Array, factor: jax.Array | float) -> jax.Array:
+    """pale at factor 0, the image at 1, away from pale above; kept in [0, 1]."""
+    return jnp.clip(pale + factor * (image - pale), 0.0, 1.0)
+
+
+def grey(image_YXC: jax.Array) -> jax.Array:
+    """Luma, [Y, X, 1], on the scale of the image."""
+    if image_YXC.shape[-1] == 1:
+        return image_YXC
+    red, green, blue = jnp.split(image_YXC, 3, axis=-1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
+
+
+def turn_hue(image_YXC: jax.Array, turn: jax.Array | float) -> jax.Array:
+    """The hue of HSV turned by `turn` of a full circle (Smith 1978); value and saturation stay. RGB only."""
+    red, green, blue = image_YXC[..., 0], image_YXC[..., 1], image_YXC[..., 2]
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    safe = jnp.where(chroma == 0, 1.0, chroma)
+    hue = jnp.where(  # in sixths of the circle
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+    )
+    hue = hue + 6.0 * turn
+
+    def channel(offset: float) -> jax.Array:
+        along = jnp.mod(hue + offset, 6.0)
+        return value - chroma * jnp.clip(jnp.minimum(along, 4.0 - along), 0.0, 1.0)
+
+    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)

@@ -1,0 +1,173 @@
+"""RandAugment (Cubuk et al. 2020): a few operations picked at random, all of one magnitude.
+
+Operations and magnitudes are those of the authors' code (tensorflow/tpu, efficientnet/autoaugment.py), which big_vision
+uses: sixteen, on 8-bit levels, from 0 to 10 of magnitude, at which the published recipes train:
+
+    auto_contrast, equalize, invert         -
+    posterize                               keeps int(0.4 m) bits
+    solarize                                inverts levels of int(25.6 m) and above: none at 10
+    solarize_add                            adds int(11 m) to levels below 128
+    contrast, brightness, color, sharpness  a factor of 0.1 + 0.18 m, so 1 at 5
+    rotate, shear_x, shear_y                3 m degrees; 0.03 m; either way
+    translate_x, translate_y                m / 22.4 of the side, either way: 100 pixels of 224 at 10
+    cutout                                  a square of 2 int(m side / 56) pixels: 80 of 224 at 10
+
+What an operation leaves empty becomes grey, level 128; geometry takes the nearest pixel, and shears from the top left
+corner. `contrast` pales towards the image's mean, as Pillow does; the authors' code has the number of pixels / 256
+there. The tests hold every operation to Pillow's.
+
+Cost. A batch holds all operations at once, and a branch for each would compute all sixteen for every row. Instead each
+row goes through four stages, of which it uses one and is left as it is by the others: a table of 256 levels for each
+channel, a blend with a paler or smoother picture, one affine warp, one box.
+
+Y, X pixels, C channels, V the 256 levels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.augment import colour, geometry
+from transformer_jax.errors import InputError
+
+POINT = ("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "contrast", "brightness")
+BLEND = ("color", "sharpness")
+WARP = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+OPERATIONS = (*POINT, *BLEND, *WARP, "cutout")
+FILL = 128.0
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`count` operations of this magnitude, each picked anew from all sixteen."""
+
+    count: int = 2
+    magnitude: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or not 0 <= self.magnitude <= 30:
+            raise InputError(
+                f"RandAugment.count is {self.count} and magnitude {self.magnitude}; count must be 0 or more, and "
+                "magnitude in [0, 30], on the scale where published recipes have 2 to 15"
+            )
+
+    def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
+        levels_YXC = jnp.round(255.0 * image_YXC)
+        for layer in range(self.count):
+            which, sign, place = jax.random.split(jax.random.fold_in(key, layer), 3)
+            levels_YXC = operate(
+                levels_YXC,
+                jax.random.randint(which, (), 0, len(OPERATIONS)),
+                self.magnitude,
+                jax.random.rademacher(sign, (), jnp.float32),
+                jax.random.uniform(place, (2,)),
+            )
+        return levels_YXC / 255.0 if self.count else image_YXC
+
+
+def operate(
+    levels_YXC: jax.Array, operation: jax.Array, magnitude: float, sign: jax.Array | float, place_2: jax.Array
+) -> jax.Array:
+    """One operation on levels, float32 whole numbers in [0, 255].
+
+    Arguments:
+      operation: its number in `OPERATIONS`.   sign: 1 or -1, for those that go either way.
+      place_2: where a cutout's centre is, shares of height and width.
+    """
+    Y, X, C = levels_YXC.shape
+    factor = 0.1 + 0.18 * magnitude
+
+    numbers_YXC = levels_YXC.astype(jnp.int32)
+    table_VC = point_table(levels_YXC, numbers_YXC, operation, magnitude)
+    levels_YXC = table_VC.at[numbers_YXC, jnp.arange(C)].get(mode="promise_in_bounds")
+
+    is_color, is_sharpness = (operation == OPERATIONS.index(name) for name in BLEND)
+    pale_YXC = jnp.where(is_color, jnp.round(colour.grey(levels_YXC)), smooth(levels_YXC))
+    levels_YXC = _blend(pale_YXC, levels_YXC, jnp.where(is_color | is_sharpness, factor, 1.0))
+
+    matrix_22, offset_2 = warp(operation, magnitude, sign, Y, X)
+    levels_YXC = geometry.nearest(levels_YXC, *geometry.positions(Y, X, matrix_22, offset_2), FILL)
+
+    half = int(magnitude * min(Y, X) / 56)
+    top, left = (place_2 * jnp.array([Y, X])).astype(jnp.int32) - half
+    cut_YX = geometry.in_box(geometry.Box(top, left, 2 * half, 2 * half), Y, X)
+    return jnp.where(cut_YX[..., None] & (operation == OPERATIONS.index("cutout")), FILL, levels_YXC)
+
+
+def point_table(levels_YXC: jax.Array, numbers_YXC: jax.Array, operation: jax.Array, magnitude: float) -> jax.Array:
+    """What each level of each channel becomes: float32 [V, C] of whole numbers. Not a point operation: itself."""
+    Y, X, C = levels_YXC.shape
+    factor, step = 0.1 + 0.18 * magnitude, 2.0 ** (8 - min(8, int(0.4 * magnitude)))
+    level_VC = jnp.broadcast_to(jnp.arange(256.0)[:, None], (256, C))
+    least_C, most_C = jnp.min(levels_YXC, axis=(0, 1)), jnp.max(levels_YXC, axis=(0, 1))
+    mean = jnp.round(jnp.mean(jnp.round(colour.grey(levels_YXC))))
+    tables = {
+        "auto_contrast": jnp.where(
+            most_C > least_C, jnp.floor((level_VC - least_C) * 255.0 / jnp.maximum(most_C - least_C, 1.0)), level_VC
+        ),
+        "equalize": _equalized(histogram(numbers_YXC), most_C.astype(jnp.int32), level_VC),
+        "invert": 255.0 - level_VC,
+        "posterize": jnp.floor(level_VC / step) * step,
+        "solarize": jnp.where(level_VC < int(25.6 * magnitude), level_VC, 255.0 - level_VC),
+        "solarize_add": jnp.where(level_VC < 128, level_VC + int(11 * magnitude), level_VC),
+        "contrast": _blend(mean, level_VC, factor),
+        "brightness": _blend(jnp.zeros(()), level_VC, factor),
+    }
+    table_VC = jax.lax.select_n(jnp.minimum(operation, len(POINT)), *(tables[name] for name in POINT), level_VC)
+    return jnp.clip(table_VC, 0.0, 255.0)
+
+
+def histogram(numbers_YXC: jax.Array) -> jax.Array:
+    """How many pixels of each channel have each level: int32 [V, C]."""
+    C = numbers_YXC.shape[-1]
+    return jnp.zeros((256, C), jnp.int32).at[numbers_YXC, jnp.arange(C)].add(1, mode="promise_in_bounds")
+
+
+def _equalized(count_VC: jax.Array, most_C: jax.Array, level_VC: jax.Array) -> jax.Array:
+    """The table that spreads levels evenly, in Pillow's integer arithmetic: the brightest level does not count."""
+    pixels_C = jnp.sum(count_VC, axis=0)
+    step_C = (pixels_C - jnp.take_along_axis(count_VC, most_C[None], axis=0)[0]) // 255
+    below_VC = jnp.cumsum(count_VC, axis=0) - count_VC
+    return jnp.where(step_C > 0, (below_VC + step_C // 2) // jnp.maximum(step_C, 1), level_VC)
+
+
+def smooth(levels_YXC: jax.Array) -> jax.Array:
+    """Each pixel, five times, and its eight neighbours averaged (Pillow's SMOOTH); the border stays."""
+    rows = levels_YXC[:-2] + levels_YXC[1:-1] + levels_YXC[2:]
+    box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    inner = jnp.round((box + 4.0 * levels_YXC[1:-1, 1:-1]) / 13.0)
+    return jnp.concatenate(
+        [
+            levels_YXC[:1],
+            jnp.concatenate([levels_YXC[1:-1, :1], inner, levels_YXC[1:-1, -1:]], axis=1),
+            levels_YXC[-1:],
+        ]
+    )
+
+
+def warp(
+    operation: jax.Array, magnitude: float, sign: jax.Array | float, Y: int, X: int
+) -> tuple[jax.Array, jax.Array]:
+    """Where a pixel (y, x) comes from: matrix [2, 2] and offset [2]. Not a warp: where it is."""
+    turned_22 = geometry.rotation(sign * math.radians(3 * magnitude))
+    centre_2 = jnp.array([(Y - 1) / 2, (X - 1) / 2])
+    shear = sign * 0.03 * magnitude * jnp.ones(())
+    far = sign * magnitude / 22.4 * jnp.ones(())
+    zero, one, still_2 = jnp.zeros(()), jnp.ones(()), jnp.zeros(2)
+    maps = {
+        "rotate": (turned_22, centre_2 - turned_22 @ centre_2),
+        "shear_x": (jnp.stack([one, zero, shear, one]).reshape(2, 2), still_2),
+        "shear_y": (jnp.stack([one, shear, zero, one]).reshape(2, 2), still_2),
+        "translate_x": (jnp.eye(2), jnp.stack([zero, far * X])),
+        "translate_y": (jnp.eye(2), jnp.stack([far * Y, zero])),
+    }
+    number = operation - OPERATIONS.index(WARP[0])
+    number = jnp.where((number >= 0) & (number < len(WARP)), number, len(WARP))
+    matrices, offsets = zip(*(maps[name] for name in WARP), (jnp.eye(2), still_2), strict=True)
+    return jax.lax.select_n(number, *matrices), jax.lax.select_n(number, *offsets)
+
+
+def _blend(pale: jax.Array, levels: jax.Array, factor: jax.Array | float) -> jax.Array:
+    return jnp.floor(jnp.clip(pale + factor * (levels - pale), 0.0, 255.0))
