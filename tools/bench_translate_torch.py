@@ -5,7 +5,7 @@
 
 FOLDER is a Marian snapshot. It prints one line of JSON when it is ready. Then each line it reads is {"sources": [[id,
 ...], ...], "batch_size": N, "beam": {"width": ..., "length_penalty": ..., "extra_tokens": ...}}; it translates the
-sources, sorted by length, and answers {"seconds": ..., "cpu_seconds": ..., "tokens": [[...], ...]} in the order of
+sources and answers {"seconds": ..., "cpu_seconds": ..., "tokens": [[...], ...]} in the order of
 the sources. It needs torch and Transformers, and for the second CTranslate2, all as they come.
 """
 
@@ -24,6 +24,18 @@ import transformers
 Translate = Callable[[list[list[int]], int, dict[str, Any]], list[list[int]]]
 
 
+def batches(sources: list[list[int]], batch_size: int) -> list[tuple[int, list[int]]]:
+    """Numbers of sources, the longest first, each batch of one length: its limit of new tokens is then theirs."""
+    by_length: dict[int, list[int]] = {}
+    for number in sorted(range(len(sources)), key=lambda i: -len(sources[i])):
+        by_length.setdefault(len(sources[number]), []).append(number)
+    return [
+        (length, numbers[first : first + batch_size])
+        for length, numbers in by_length.items()
+        for first in range(0, len(numbers), batch_size)
+    ]
+
+
 def with_transformers(folder: str) -> tuple[Translate, dict[str, Any]]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -31,13 +43,9 @@ def with_transformers(folder: str) -> tuple[Translate, dict[str, Any]]:
     cfg = model.config
 
     def translate(sources: list[list[int]], batch_size: int, beam: dict[str, Any]) -> list[list[int]]:
-        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
         tokens: list[list[int]] = [[]] * len(sources)
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            length = len(sources[batch[0]])
-            rows = [sources[i] + [cfg.pad_token_id] * (length - len(sources[i])) for i in batch]
-            mask = [[1] * len(sources[i]) + [0] * (length - len(sources[i])) for i in batch]
+        for length, batch in batches(sources, batch_size):
+            rows = torch.tensor([sources[i] for i in batch])
             generation = transformers.GenerationConfig(
                 num_beams=beam["width"],
                 length_penalty=beam["length_penalty"],
@@ -50,9 +58,7 @@ def with_transformers(folder: str) -> tuple[Translate, dict[str, Any]]:
             )
             model.generation_config = transformers.GenerationConfig()  # nothing of the model's own
             with torch.inference_mode():
-                made = model.generate(
-                    torch.tensor(rows), attention_mask=torch.tensor(mask), generation_config=generation
-                )
+                made = model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=generation)
             for i, row in zip(batch, made[:, 1:].tolist(), strict=True):
                 end = row.index(cfg.eos_token_id) + 1 if cfg.eos_token_id in row else len(row)
                 tokens[i] = row[:end]
@@ -86,15 +92,22 @@ def with_ctranslate2(folder: str) -> tuple[Translate, dict[str, Any]]:
         }
 
     def translate(sources: list[list[int]], batch_size: int, beam: dict[str, Any]) -> list[list[int]]:
-        found = translators[beam["workers"]].translate_batch(
-            [[str(i) for i in source] for source in sources],  # sorted by length there
-            max_batch_size=batch_size,
-            beam_size=beam["width"],
-            length_penalty=beam["length_penalty"],
-            max_decoding_length=max(map(len, sources)) + beam["extra_tokens"],
-            return_end_token=True,
-        )
-        return [[int(t) for t in f.hypotheses[0]] for f in found]
+        tokens: list[list[int]] = [[]] * len(sources)
+        running = []
+        for length, batch in batches(sources, batch_size):  # all queued, so that no worker waits
+            asked = translators[beam["workers"]].translate_batch(
+                [[str(i) for i in sources[number]] for number in batch],
+                beam_size=beam["width"],
+                length_penalty=beam["length_penalty"],
+                max_decoding_length=length + beam["extra_tokens"],
+                return_end_token=True,
+                asynchronous=True,
+            )
+            running.append((batch, asked))
+        for batch, asked in running:
+            for number, answer in zip(batch, asked, strict=True):
+                tokens[number] = [int(token) for token in answer.result().hypotheses[0]]
+        return tokens
 
     return translate, {"ctranslate2": ctranslate2.__version__, "workers": list(translators)}
 
