@@ -15,13 +15,13 @@ import jax.numpy as jnp
 
 from transformer_jax.augment.colour import ColorJitter
 from transformer_jax.augment.geometry import Affine, Crop, Erase, Flip, ResizedCrop
-from transformer_jax.augment.mixing import cutmix, mix, mixup
+from transformer_jax.augment.mixing import Batch, cutmix, mix, mixup
 from transformer_jax.augment.randaugment import RandAugment
 
 Augmentation = Flip | Crop | ResizedCrop | Affine | RandAugment | ColorJitter | Erase
 
 __all__ = [
-    *("Affine", "Augmentation", "ColorJitter", "Crop", "Erase", "Flip", "RandAugment", "ResizedCrop"),
+    *("Affine", "Augmentation", "Batch", "ColorJitter", "Crop", "Erase", "Flip", "RandAugment", "ResizedCrop"),
     *("apply", "cutmix", "mix", "mixup"),
 ]
 

@@ -85,7 +85,8 @@ def turn_hue(image_YXC: jax.Array, turn: jax.Array | float) -> jax.Array:
     hue = hue + 6.0 * turn
 
     def channel(offset: float) -> jax.Array:
-        along = jnp.mod(hue + offset, 6.0)
+        along = hue + offset
+        along -= 6.0 * jnp.floor(along / 6.0)  # jnp.mod takes several times as long on a CPU
         return value - chroma * jnp.clip(jnp.minimum(along, 4.0 - along), 0.0, 1.0)
 
     return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)

@@ -126,7 +126,7 @@ class Erase:
         coin, where, what = jax.random.split(key, 3)
         box, fits = random_box(where, *image_YXC.shape[:2], self.area, self.ratio)
         erased_YX1 = in_box(box, *image_YXC.shape[:2])[..., None] & fits & jax.random.bernoulli(coin, self.probability)
-        return jnp.where(erased_YX1, jax.random.uniform(what, image_YXC.shape), image_YXC)
+        return jnp.where(erased_YX1, noise(what, *image_YXC.shape), image_YXC)
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
@@ -161,6 +161,12 @@ def random_box(
     down, right = jax.random.uniform(places, (2,))
     top, left = ((down * (Y - height + 1)).astype(jnp.int32), (right * (X - width + 1)).astype(jnp.int32))
     return Box(top, left, height, width), jnp.any(fits_N)
+
+
+def noise(key: jax.Array, Y: int, X: int, C: int) -> jax.Array:
+    """Uniform in [0, 1], in steps of 1 / 1023: one draw of 32 bits a pixel holds three channels' ten."""
+    bits_YX1 = jax.random.bits(key, (Y, X, 1), jnp.uint32)
+    return ((bits_YX1 >> (10 * jnp.arange(C, dtype=jnp.uint32))) & 1023).astype(jnp.float32) / 1023.0
 
 
 def in_box(box: Box, Y: int, X: int) -> jax.Array:

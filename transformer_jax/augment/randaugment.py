@@ -107,7 +107,7 @@ def point_table(levels_YXC: jax.Array, numbers_YXC: jax.Array, operation: jax.Ar
         "auto_contrast": jnp.where(
             most_C > least_C, jnp.floor((level_VC - least_C) * 255.0 / jnp.maximum(most_C - least_C, 1.0)), level_VC
         ),
-        "equalize": _equalized(histogram(numbers_YXC), most_C.astype(jnp.int32), level_VC),
+        "equalize": _equalized(histogram(numbers_YXC), most_C, level_VC),
         "invert": 255.0 - level_VC,
         "posterize": jnp.floor(level_VC / step) * step,
         "solarize": jnp.where(level_VC < int(25.6 * magnitude), level_VC, 255.0 - level_VC),
@@ -120,17 +120,21 @@ def point_table(levels_YXC: jax.Array, numbers_YXC: jax.Array, operation: jax.Ar
 
 
 def histogram(numbers_YXC: jax.Array) -> jax.Array:
-    """How many pixels of each channel have each level: int32 [V, C]."""
+    """How many pixels of each channel have each level: float32 [V, C]."""
     C = numbers_YXC.shape[-1]
-    return jnp.zeros((256, C), jnp.int32).at[numbers_YXC, jnp.arange(C)].add(1, mode="promise_in_bounds")
+    places = (numbers_YXC * C + jnp.arange(C)).reshape(-1)  # one index each: half the time of two on a CPU
+    return jnp.zeros(256 * C).at[places].add(1.0, mode="promise_in_bounds").reshape(256, C)
 
 
 def _equalized(count_VC: jax.Array, most_C: jax.Array, level_VC: jax.Array) -> jax.Array:
-    """The table that spreads levels evenly, in Pillow's integer arithmetic: the brightest level does not count."""
-    pixels_C = jnp.sum(count_VC, axis=0)
-    step_C = (pixels_C - jnp.take_along_axis(count_VC, most_C[None], axis=0)[0]) // 255
+    """The table that spreads levels evenly, as Pillow's integers do: the pixels of the brightest level do not count.
+
+    In floats, whose quotients of whole numbers below 2^23 have the right floor.
+    """
+    brightest_C = jnp.sum(jnp.where(level_VC == most_C, count_VC, 0.0), axis=0)
+    step_C = jnp.floor((jnp.sum(count_VC, axis=0) - brightest_C) / 255.0)
     below_VC = jnp.cumsum(count_VC, axis=0) - count_VC
-    return jnp.where(step_C > 0, (below_VC + step_C // 2) // jnp.maximum(step_C, 1), level_VC)
+    return jnp.where(step_C > 0, jnp.floor((below_VC + jnp.floor(step_C / 2)) / jnp.maximum(step_C, 1.0)), level_VC)
 
 
 def smooth(levels_YXC: jax.Array) -> jax.Array:
