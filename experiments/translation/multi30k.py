@@ -5,12 +5,17 @@
     python -m experiments.translation.multi30k files --data.source.train train.en train.de
     echo "A dog runs on the beach." | python -m transformer_jax predict runs/translation-multi30k
 
-Data: 29,000 pairs to train, 1,014 to validate, and the 1,000 of test_2016_flickr (Elliott et al. 2016; task 1 at
+Data: 29,000 pairs to train, 1,014 to validate, and the 1,000 of test_2016_flickr (Elliott et al. 2016; task 1 of
 github.com/multi30k/dataset), as a TFDS store `multi30k/de-en` or as files of lines. Text stays cased and detokenised,
-and so BLEU is sacreBLEU's with its 13a tokeniser on plain text.
+and BLEU is sacreBLEU's on plain text (13a).
 
-Hardware: 2 CPU cores, half an hour (estimated); `full`, an hour and a half there (estimated).
-Expected: BLEU 35 (estimated); `full` 41.02 tokenised and lowercased (published, Wu et al. 2021, table 2).
+Reproduces, in `full`: the text-only Transformer-Tiny of Wu et al. 2021, "Good for misconceived reasons": 4 layers of 128
+on each side, a joint BPE of 10,000, batches of 4,096 tokens, 8,000 updates, dropout 0.3, beam 5. They average the last
+ten checkpoints; here it is an exponential moving average. The default is the same model with what learns faster in
+half an hour: pre-norm, less dropout, half the batch, 6,000 tokens, and a learning rate that falls to zero.
+
+Hardware and time: 2 CPU cores, 25 minutes; `full` an hour and a half there, or one GPU (estimated).
+Expected: BLEU 35 (estimated); `full` about 41 on tokenised text (published, Wu et al. 2021).
 """
 
 import dataclasses
@@ -26,59 +31,50 @@ from transformer_jax.tasks import Translation
 
 
 def experiment() -> Experiment:
-    """Half an hour on two cores: pre-norm, which takes a high learning rate from the start, and a linear decay."""
-    return Experiment(
-        model=seq2seq.Config(
-            vocab_size=6000,
-            max_length=128,
-            width=256,
-            num_layers=3,
-            num_heads=4,
-            mlp_width=512,
-            norm_order="pre",
-            pad_id=0,
-            eos_id=1,
-            decoder_start_id=0,
-            dropout=0.2,
-            scan_layers=False,
-        ),
-        data=ParallelText(
-            source=TfdsPairs("multi30k/de-en", source="en", target="de"),
-            tokenizer=TrainBPE(6000, special=("<pad>", "</s>")),
-            source_length=128,
-            target_length=128,
-        ),
-        task=Translation(label_smoothing=0.1, beam=Beam(5, max_new_tokens=128, length_penalty=1.0)),
+    """Half an hour on two cores: pre-norm, which takes a high learning rate early, and a decay to zero."""
+    recipe = full()
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, vocab_size=6000, norm_order="pre", dropout=0.1),
+        data=dataclasses.replace(recipe.data, tokenizer=TrainBPE(6000, special=("<pad>", "</s>"))),
         optim=Optim(
-            peak_lr=2e-3,
+            peak_lr=3e-3,
             schedule="linear",
-            warmup_steps=300,
+            warmup_steps=200,
             final_lr_fraction=0.0,
             beta2=0.98,
             weight_decay=0.0,
         ),
-        train=Train(steps=2800, batch_size=16, log_every=50),
-        evaluate=Evaluate(every=280, batch_size=16),
-        checkpoint=Checkpoint(every=280),
-        sample=Predict(inputs=("A dog runs on the beach.", "Two children are playing with a red ball."), top=1),
+        train=Train(steps=4500, batch_size=16, log_every=50),
+        evaluate=Evaluate(every=500, batch_size=16),
+        checkpoint=Checkpoint(every=500),
         ema=Ema(0.995),
     )
 
 
 def full() -> Experiment:
-    """Transformer-Tiny of Wu et al. 2021, section 4: 4+4 layers of 128, 4 heads, 256 in the MLP."""
-    short = experiment()
-    return dataclasses.replace(
-        short,
-        model=dataclasses.replace(
-            short.model,
+    """Transformer-Tiny of Wu et al. 2021."""
+    return Experiment(
+        model=seq2seq.Config(
             vocab_size=10000,
+            max_length=128,
             width=128,
             num_layers=4,
-            norm_order="post",
+            num_heads=4,
+            mlp_width=256,
+            pad_id=0,
+            eos_id=1,
+            decoder_start_id=0,
             dropout=0.3,
+            scan_layers=False,
         ),
-        data=dataclasses.replace(short.data, tokenizer=TrainBPE(10000, special=("<pad>", "</s>"))),
+        data=ParallelText(
+            source=TfdsPairs("multi30k/de-en", source="en", target="de"),
+            tokenizer=TrainBPE(10000, special=("<pad>", "</s>")),
+            source_length=128,
+            target_length=128,
+        ),
+        task=Translation(label_smoothing=0.1, beam=Beam(5, max_new_tokens=128, length_penalty=1.0)),
         optim=Optim(
             peak_lr=5e-3,
             schedule="rsqrt",
@@ -90,7 +86,8 @@ def full() -> Experiment:
         train=Train(steps=8000, batch_size=32, log_every=100),
         evaluate=Evaluate(every=400, batch_size=32),
         checkpoint=Checkpoint(every=400),
-        ema=Ema(1 - 1 / 500),
+        sample=Predict(inputs=("A dog runs on the beach.", "Two children are playing with a red ball."), top=1),
+        ema=Ema(1 - 1 / 600),
     )
 
 
