@@ -10,8 +10,8 @@ github.com/multi30k/dataset), as a TFDS store `multi30k/de-en` or as files of li
 and BLEU is sacreBLEU's on plain text (13a).
 
 Reproduces, in `full`: the text-only Transformer-Tiny of Wu et al. 2021, "Good for Misconceived Reasons": 4 layers of
-128 on each side, a joint BPE of 10,000, batches of 4,096 tokens, 8,000 updates, dropout 0.3, beam 5. They average the last
-ten checkpoints; here it is an exponential moving average. The default is the same model with what learns faster in
+128 on each side, a joint BPE of 10,000, batches of 4,096 tokens, 8,000 updates, dropout 0.3, beam 5. They average the
+last ten checkpoints; here it is an exponential moving average. The default is the same model with what learns faster in
 half an hour: pre-norm, less dropout, half the batch, 6,000 tokens, and a learning rate that falls to zero.
 
 Hardware and time: 2 CPU cores, 25 minutes; `full` an hour and a half there, or one GPU (estimated).
