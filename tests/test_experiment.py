@@ -1,6 +1,7 @@
 """Experiments as values: the JSON round trip, what it refuses, what may change in a workdir, and every one on disk."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,23 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from PIL import Image
 
 from transformer_jax import config_json, launch, restore, sharding
 from transformer_jax import experiment as experiments
-from transformer_jax.data import bitext, corpus, labelled, parallel, questions, sources, tables, tagged, tokenizers
+from transformer_jax.data import (
+    bitext,
+    corpus,
+    image_sources,
+    images,
+    labelled,
+    parallel,
+    questions,
+    sources,
+    tables,
+    tagged,
+    tokenizers,
+)
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Sample, Train
 from transformer_jax.models import gpt, seq2seq
@@ -266,8 +280,26 @@ def small_squad(write_tfds) -> str:
     return write_tfds("squad/v1.1:3.0.0", splits, text | {"answers": answers})
 
 
+def shrink_images(experiment: Experiment, folder: Path) -> Experiment:
+    """Sixteen pixels in place of a photograph; the digits are small enough."""
+    rng = np.random.default_rng(0)
+    changes: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
+    model, task, data = experiment.model, experiment.task, experiment.data
+    if not isinstance(data.source, image_sources.Digits):
+        changes |= {"image_size": 16, "patch_size": 8, "num_classes": 3}
+        task = dataclasses.replace(task, preprocess=dataclasses.replace(task.preprocess, size=16, resize=18))
+        for side, name, number in itertools.product(("train", "val", "test"), ("ant", "bee", "cow"), range(3)):
+            path = folder / side / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+        data = dataclasses.replace(data, source=image_sources.Folder(str(folder)))
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, **changes), task=task, data=data)
+
+
 def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
     """The same recipe with little of everything. Of encoder-decoders no text is asked: other tests search beams."""
+    if isinstance(experiment.data, images.ImageSet):
+        return shrink_run(shrink_images(experiment, text.with_suffix("")))
     pairs = isinstance(experiment.model, seq2seq.Config)
     model = dataclasses.replace(
         experiment.model,
@@ -283,10 +315,12 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         task = experiment.task
         task = dataclasses.replace(task, metrics=()) if hasattr(task, "metrics") else task
         experiment = dataclasses.replace(experiment, task=task, sample=Predict())
+    return shrink_run(dataclasses.replace(experiment, model=model, data=data))
+
+
+def shrink_run(experiment: Experiment) -> Experiment:
     return dataclasses.replace(
         experiment,
-        model=model,
-        data=data,
         optim=dataclasses.replace(experiment.optim, warmup_steps=1, decay_steps=0),
         train=Train(
             steps=2, batch_size=8 * min(experiment.train.accumulate, 2), accumulate=min(experiment.train.accumulate, 2)

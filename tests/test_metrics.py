@@ -280,3 +280,24 @@ def test_the_picture_by_length_has_as_many_bars_as_there_are_groups(tmp_path):
     metrics.plot_by_length(metrics.exact_match, lengths, said, said, tmp_path / "a.png")
     metrics.plot_by_length(metrics.exact_match, lengths[:1], said[:1], said[:1], tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+
+
+# ---- Top k and calibration
+
+
+def test_top_counts_ties_once():
+    scores_EC = np.array([[3.0, 2.0, 1.0], [1.0, 1.0, 1.0], [0.0, 5.0, 2.0]])
+    labels_E = np.array([1, 1, 0])
+    assert metrics.top(scores_EC, labels_E, 1).tolist() == [False, False, False], "the first of equals is the choice"
+    assert metrics.top(scores_EC, labels_E, 2).tolist() == [True, True, False]
+    assert metrics.top(scores_EC, labels_E, 3).all()
+
+
+def test_calibration_by_hand():
+    confidence_E, right_E = np.array([0.0, 0.45, 0.5, 0.9, 1.0]), np.array([False, True, False, True, True])
+    found = metrics.calibration(confidence_E, right_E, bins=2)  # (0, 0.5] and (0.5, 1]
+    np.testing.assert_array_equal(found.examples, [3, 2])
+    np.testing.assert_allclose(found.confidence, [0.95 / 3, 0.95])
+    np.testing.assert_allclose(found.accuracy, [1 / 3, 1])
+    assert found.error == pytest.approx((3 * abs(0.95 - 1) / 3 + 2 * 0.05) / 5)
+    assert metrics.calibration(np.array([]), np.array([], bool)).error == 0

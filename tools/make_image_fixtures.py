@@ -4,8 +4,8 @@ Runs where torch, Transformers and Pillow are installed (the library needs the l
 
     python tools/make_image_fixtures.py                        # rewrites tests/data/images/
 
-Writes odd images in every colour mode and orientation, and `expected.npz`: what Transformers' `load_image` and its image
-processors of ViT and DeiT make of each of them, float32 [C, Y, X], under the settings of `SETTINGS`.
+Writes odd images in every colour mode and orientation, and `expected.npz`: what Transformers' `load_image` and its
+image processors of ViT and DeiT make of each of them, float32 [C, Y, X], under the settings of `SETTINGS`.
 """
 
 import io

@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from transformer_jax import beam
+from transformer_jax import augment, beam
 from transformer_jax import optim as optimizers
 from transformer_jax.data import (
     bitext,
@@ -57,6 +57,7 @@ TYPES: dict[str, type] = {
         *(classification.Classification, tagging.Tagging, span_qa.SpanQA),
         *(corpus.TextCorpus, labelled.LabelledText),
         *(image_classification.ImageClassification, preprocess.Preprocess, images.ImageSet),
+        *get_args(augment.Augmentation),
         *(image_sources.Digits, image_sources.Folder, image_sources.TfdsImages),
         *(tables.Table, tables.TfdsTable, stdlib_topics.StdlibTopics),
         *(tagged.TaggedWords, tagged.Conll, tagged.TfdsTags),

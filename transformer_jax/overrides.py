@@ -85,6 +85,8 @@ def flags(value: Any, prefix: str = "--") -> set[str]:
             names |= flags(child, prefix)
         elif dataclasses.is_dataclass(child):
             names |= flags(child, f"{prefix}{name}.")
+        elif isinstance(child, tuple) and child and all(map(dataclasses.is_dataclass, child)):
+            names |= {flag for i, item in enumerate(child) for flag in flags(item, f"{prefix}{name}.{i}.")}
         else:
             names |= {f"{prefix}{name}"} | ({f"{prefix}no-{name}"} if isinstance(child, bool) else set())
     return names

@@ -29,6 +29,7 @@ from transformer_jax.errors import InputError
 
 Source = Digits | Folder | TfdsImages
 BLOCK = 512  # images decoded together
+REPEATED = 64  # images that come one after the other before they come again, where they do
 CROPS = 7  # the stream of `objectives.generator` that random crops draw from
 
 
@@ -44,7 +45,7 @@ class ImageSet:
     crop_area: tuple[float, float] = (0.05, 1.0)
     """The least and the largest share of the image that such a part has; big_vision's, torchvision's is (0.08, 1)."""
     repeats: int = 1
-    """How often an image comes in a row, each time augmented in another way (Hoffer et al. 2020)."""
+    """How often an image comes, each time augmented in another way (Hoffer et al. 2020): 64 images, and again."""
     broken: Literal["refuse", "skip"] = "refuse"
     """A file that cannot be decoded ends the run, or is left out, counted and named."""
     memory: int = 4_000_000_000
@@ -91,7 +92,7 @@ class Held(_Examples):
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""
-        rows_B = np.array([self.order[i // self.repeats] for i in numbers], np.int64)
+        rows_B = np.array([self.order[_once(i, self.repeats)] for i in numbers], np.int64)
         weights_B = np.ones(len(rows_B), np.float32)
         return {"images": self.images[rows_B], "labels": self.labels[rows_B], "weights": weights_B}
 
@@ -114,7 +115,7 @@ class OnDemand(_Examples):
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""
-        items = self.source.read([self.order[i // self.repeats] for i in numbers])
+        items = self.source.read([self.order[_once(i, self.repeats)] for i in numbers])
         rngs = [self.crop and objectives.generator(self.seed, i, CROPS) for i in numbers]
         made = _decode(items, self.preprocess, self.crop, rngs)
         size, channels = self.preprocess.size, len(self.preprocess.mean)
@@ -179,6 +180,13 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
             crop = data.crop_area if crops else None
             made[side] = OnDemand(images, numbers, preprocess, data, order, seed, crop, repeats)
     return Prepared(made["train"], made["validation"], made.get("test"), facts)
+
+
+def _once(i: int, repeats: int) -> int:
+    """The place that example i of the stream with repetitions has in the one without: copies are `REPEATED` apart, so
+    that neighbours, which the task may mix, are not the same image."""
+    block, row = divmod(i, repeats * REPEATED)
+    return block * REPEATED + row % REPEATED
 
 
 def _decode_all(images: Images, preprocess: Preprocess, data: ImageSet) -> tuple[np.ndarray, list[int], list[str]]:

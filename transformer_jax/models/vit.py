@@ -36,7 +36,7 @@ from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.params import Param, normal, zeros
 
 Params = Any
-TRUNK = ("embed", "blocks", "final_norm", "pool", "pre_logits")  # the parts of the tree that are no head
+TRUNK = ("embed", "blocks", "final_norm", "pool")  # the parts of the tree that are no head
 
 # Ti: Touvron et al. 2021; S: the same; B, L, H: Dosovitskiy et al. 2021, table 1.
 SIZES: dict[str, dict[str, Any]] = {

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax import augment as augmentations
 from transformer_jax import metrics, models
 from transformer_jax.data import image_files, images
 from transformer_jax.data.preprocess import Preprocess
@@ -45,6 +46,12 @@ class ImageClassification(Task):
     """What an image goes through before the model sees it; also the normalisation in training."""
     objective: Literal["softmax", "sigmoid"] = "softmax"
     """One class of several, or for each class whether it is there (Beyer et al. 2020), summed over the classes."""
+    augment: tuple[augmentations.Augmentation, ...] = ()
+    """What is done to the images in training, in this order, on the device."""
+    mixup: float = 0.0
+    """MixUp's alpha: images and targets of two rows are blended (Zhang et al. 2018); 0: off."""
+    cutmix: float = 0.0
+    """CutMix's alpha: a box of an image is another's (Yun et al. 2019); 0: off. With both, each row has one of them."""
     label_smoothing: float = 0.0
     """The share of each target that is spread over all classes (Szegedy et al. 2016)."""
 
@@ -53,6 +60,8 @@ class ImageClassification(Task):
             raise InputError(f"task.labels = {self.labels}: give two or more different names, or none")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
+        if min(self.mixup, self.cutmix) < 0:
+            raise InputError(f"task.mixup = {self.mixup}, task.cutmix = {self.cutmix}: must be 0 (off) or more")
         if len(self.preprocess.mean) not in (1, 3):
             raise InputError(f"task.preprocess.mean = {self.preprocess.mean}: images have 1 channel (grey) or 3 (RGB)")
 
@@ -111,15 +120,17 @@ class ImageClassification(Task):
         """
         images_BYXC = batch["images"].astype(jnp.float32) / 255.0
         targets_BK = jax.nn.one_hot(batch["labels"], model_cfg.num_classes)
-        model_key = None
+        weights_B, model_key = batch["weights"], None
         if key is not None:
-            model_key, augment_key = jax.random.split(key)
-            images_BYXC, targets_BK = self._augmented(augment_key, images_BYXC, targets_BK)
+            model_key, augment_key, mix_key = jax.random.split(key, 3)
+            images_BYXC = augmentations.apply(augment_key, images_BYXC, self.augment)
+            images_BYXC, targets_BK = augmentations.mix(
+                mix_key, images_BYXC, targets_BK, mixup_alpha=self.mixup, cutmix_alpha=self.cutmix
+            )
+            if self.mixup or self.cutmix:  # mixed with an image that was left out, a row is left out as well
+                weights_B = weights_B * jnp.roll(weights_B, 1)
         logits_BK = self._logits(params, model_cfg, images_BYXC, key=model_key)
-        return self._losses(logits_BK, targets_BK, batch["weights"])
-
-    def _augmented(self, key: jax.Array, images_BYXC: jax.Array, targets_BK: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return images_BYXC, targets_BK
+        return self._losses(logits_BK, targets_BK, weights_B)
 
     def _logits(self, params: Any, model_cfg: Any, images_BYXC: jax.Array, *, key: jax.Array | None = None) -> Any:
         """float32 [B, K] of images float32 in [0, 1]."""

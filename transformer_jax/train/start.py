@@ -18,7 +18,7 @@ from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 
 # Of a config: what the run decides, not the checkpoint.
-_OURS = {*hub.RUN_FIELDS, "init_std", "heads", "num_labels", "num_classes", "image_size"}
+_OURS = {*hub.RUN_FIELDS, "init_std", "heads", "num_labels", "num_classes", "pre_logits", "image_size"}
 
 
 def adopt(experiment: Experiment, theirs: Any, say: Callable[[str], None], *, task: Any = None) -> Experiment:
