@@ -3,6 +3,7 @@
 Y, X pixels, C channels.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import InputError
 
+ORDERS = tuple(itertools.permutations(range(4)))  # what ColorJitter does first, second, ...; 3 is the hue
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow's and torchvision's
 
 
@@ -33,11 +35,10 @@ class ColorJitter:
             raise InputError(f"ColorJitter.hue is {self.hue}; it must be in [0, 0.5], of a full circle")
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
-        amounts, order = jax.random.split(key)
-        *uniform_3, turn = jax.random.uniform(amounts, (4,))
+        *uniform_3, turn, order = jax.random.uniform(key, (5,))
         limits = (self.brightness, self.contrast, self.saturation)
-        factors_3 = jnp.stack([max(0.0, 1 - a) + (1 + a - max(0.0, 1 - a)) * u for a, u in zip(limits, uniform_3)])
-        slots_4 = jax.random.permutation(order, 4)  # what is done first, second, ...; 3 is the hue
+        factors = [max(0.0, 1 - a) + (1 + a - max(0.0, 1 - a)) * u for a, u in zip(limits, uniform_3, strict=True)]
+        factors_3, slots_4 = jnp.stack(factors), jnp.array(ORDERS)[(order * len(ORDERS)).astype(jnp.int32)]
 
         # The hue costs as much as all the rest, so it is turned once, between the blends that precede and follow it.
         hue_slot = jnp.argmax(slots_4 == 3)

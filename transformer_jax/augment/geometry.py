@@ -44,7 +44,7 @@ class Crop:
             raise InputError(f"Crop.padding is {self.padding}; it must be 0 or more")
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
-        top, left = jax.random.randint(key, (2,), 0, 2 * self.padding + 1)
+        top, left = (jax.random.uniform(key, (2,)) * (2 * self.padding + 1)).astype(jnp.int32)
         padding = (self.padding, self.padding)
         return jax.lax.dynamic_slice(jnp.pad(image_YXC, (padding, padding, (0, 0))), (top, left, 0), image_YXC.shape)
 
@@ -149,8 +149,7 @@ def random_box(
     Arguments:
       area: its share of the pixels, uniform.   ratio: width / height, log-uniform.
     """
-    sizes, places = jax.random.split(key)
-    share_N, shape_N = jax.random.uniform(sizes, (2, ATTEMPTS))
+    share_N, shape_N, (down, right, *_) = jax.random.uniform(key, (3, ATTEMPTS))
     area_N = Y * X * (area[0] + (area[1] - area[0]) * share_N)
     ratio_N = jnp.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * shape_N)
     height_N = jnp.round(jnp.sqrt(area_N / ratio_N)).astype(jnp.int32)
@@ -158,8 +157,7 @@ def random_box(
     fits_N = (height_N >= 1) & (height_N <= Y) & (width_N >= 1) & (width_N <= X)
     first_N = fits_N & (jnp.cumsum(fits_N) == 1)
     height, width = jnp.sum(height_N * first_N), jnp.sum(width_N * first_N)
-    down, right = jax.random.uniform(places, (2,))
-    top, left = ((down * (Y - height + 1)).astype(jnp.int32), (right * (X - width + 1)).astype(jnp.int32))
+    top, left = (down * (Y - height + 1)).astype(jnp.int32), (right * (X - width + 1)).astype(jnp.int32)
     return Box(top, left, height, width), jnp.any(fits_N)
 
 
@@ -178,7 +176,7 @@ def in_box(box: Box, Y: int, X: int) -> jax.Array:
 
 
 def resize_box(image_YXC: jax.Array, box: Box) -> jax.Array:
-    """The box resized to the whole image: bilinear, pixels outside the box do not count, as Pillow's `resize(box=)`."""
+    """The box resized to the whole image: bilinear, pixels outside the box do not count, as Pillow's crop and resize."""
     Y, X, _ = image_YXC.shape
     down_YY, across_XX = _linear_weights(Y, box.top, box.height), _linear_weights(X, box.left, box.width)
     # The default precision of accelerators would round the pixels.

@@ -7,8 +7,6 @@ fold_in(key, row), so a row depends on itself, its partner and its number, not o
 B batch, Y, X pixels, C channels, K classes.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +21,8 @@ def mixup(key: jax.Array, images_BYXC: jax.Array, targets_BK: jax.Array, alpha: 
 
     s is the larger of the two shares, as in big_vision: a mixed row stays mostly itself.
     """
-    share_B = _per_row(key, len(images_BYXC), lambda row_key: jax.random.beta(row_key, alpha, alpha))
+    uniform_B2 = _uniform(key, len(images_BYXC), 2)
+    share_B = symmetric_beta(uniform_B2, alpha)
     share_B = jnp.maximum(share_B, 1.0 - share_B)
     return _blend(share_B, images_BYXC), _blend(share_B, targets_BK)
 
@@ -36,14 +35,12 @@ def cutmix(key: jax.Array, images_BYXC: jax.Array, targets_BK: jax.Array, alpha:
     """
     B, Y, X, _ = images_BYXC.shape
 
-    def pasted(row_key: jax.Array) -> jax.Array:
-        size, place = jax.random.split(row_key)
-        side = jnp.sqrt(1.0 - jax.random.beta(size, alpha, alpha))
-        half_2 = (jnp.array([Y, X]) * side / 2).astype(jnp.int32)
-        centre_2 = jax.random.randint(place, (2,), 0, jnp.array([Y, X]))
-        return geometry.in_box(geometry.Box(*(centre_2 - half_2), *(2 * half_2)), Y, X)
-
-    pasted_BYX = _per_row(key, B, pasted)
+    uniform_B4 = _uniform(key, B, 4)
+    side_B1 = jnp.sqrt(1.0 - symmetric_beta(uniform_B4[:, :2], alpha))[:, None]
+    half_B2 = (side_B1 * jnp.array([Y, X]) / 2).astype(jnp.int32)
+    corner_B2 = (uniform_B4[:, 2:] * jnp.array([Y, X])).astype(jnp.int32) - half_B2
+    boxes = geometry.Box(*corner_B2.T, *(2 * half_B2).T)
+    pasted_BYX = jax.vmap(lambda box: geometry.in_box(box, Y, X))(boxes)
     share_B = 1.0 - jnp.mean(pasted_BYX, axis=(1, 2))
     return jnp.where(pasted_BYX[..., None], _partner(images_BYXC), images_BYXC), _blend(share_B, targets_BK)
 
@@ -66,7 +63,7 @@ def mix(
         coins, up, cut = jax.random.split(key, 3)
         blended = mixup(up, images_BYXC, targets_BK, mixup_alpha)
         pasted = cutmix(cut, images_BYXC, targets_BK, cutmix_alpha)
-        coin_B = _per_row(coins, len(images_BYXC), jax.random.bernoulli)
+        coin_B = _uniform(coins, len(images_BYXC), 1) < 0.5
         return jax.tree.map(lambda a, b: jnp.where(_column(coin_B, a), a, b), blended, pasted)
     if mixup_alpha:
         return mixup(key, images_BYXC, targets_BK, mixup_alpha)
@@ -75,8 +72,20 @@ def mix(
     return images_BYXC, targets_BK
 
 
-def _per_row(key: jax.Array, rows: int, draw: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    return jax.vmap(lambda row: draw(jax.random.fold_in(key, row)))(jnp.arange(rows))
+def symmetric_beta(uniform_B2: jax.Array, alpha: float) -> jax.Array:
+    """Beta(alpha, alpha) from two uniform numbers each, exactly and for every alpha > 0: [B].
+
+    By Student's t with 2 alpha degrees of freedom, t: 1/2 + t / 2 sqrt(2 alpha + t^2), and Bailey's (1994) polar form of
+    t. `jax.random.beta` rejects and repeats until the last row of all devices has its number.
+    """
+    cosine_B = jnp.cos(2 * jnp.pi * uniform_B2[:, 1])
+    ratio_B = jnp.expm1(-jnp.log(uniform_B2[:, 0]) / alpha) * cosine_B**2  # t^2 / 2 alpha; 0 and infinity are right
+    return 0.5 + 0.5 * jnp.sign(cosine_B) / jnp.sqrt(1.0 + 1.0 / ratio_B)
+
+
+def _uniform(key: jax.Array, rows: int, count: int) -> jax.Array:
+    """[rows, count] in [0, 1); a row's come from fold_in(key, row)."""
+    return jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (count,)))(jnp.arange(rows))
 
 
 def _partner(x_B: jax.Array) -> jax.Array:

@@ -56,14 +56,10 @@ class RandAugment:
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         levels_YXC = jnp.round(255.0 * image_YXC)
         for layer in range(self.count):
-            which, sign, place = jax.random.split(jax.random.fold_in(key, layer), 3)
-            levels_YXC = operate(
-                levels_YXC,
-                jax.random.randint(which, (), 0, len(OPERATIONS)),
-                self.magnitude,
-                jax.random.rademacher(sign, (), jnp.float32),
-                jax.random.uniform(place, (2,)),
-            )
+            which, side, *place_2 = jax.random.uniform(jax.random.fold_in(key, layer), (4,))
+            operation = (which * len(OPERATIONS)).astype(jnp.int32)
+            sign = jnp.where(side < 0.5, -1.0, 1.0)
+            levels_YXC = operate(levels_YXC, operation, self.magnitude, sign, jnp.stack(place_2))
         return levels_YXC / 255.0 if self.count else image_YXC
 
 
