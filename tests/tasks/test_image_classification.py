@@ -254,3 +254,8 @@ def test_files_that_cannot_be_predicted(params, tmp_path):
     for path, message in (("b.jpg", r"b.jpg cannot be read \(No such file"), ("a.jpg", r"a.jpg: cannot be decoded \(")):
         with pytest.raises(InputError, match=message):
             list(TASK.predict(params, CFG, None, [str(tmp_path / path)], top=1))
+
+
+def test_a_model_without_a_head_predicts_nothing(params):
+    with pytest.raises(InputError, match=r"the model has no head that tells classes apart"):
+        next(TASK.predict(params, dataclasses.replace(CFG, num_classes=0), None, ["a.png"], top=1))

@@ -241,8 +241,10 @@ class ImageClassification(Task):
         Arguments:
           attention: a folder for a picture of each image with what the model looked at (`vit.rollout`), STEM.png; the
             answer then has "attention", its path.
-        Errors: `InputError` for a file that cannot be read or decoded.
+        Errors: `InputError` for a file that cannot be read or decoded, and a model without a head.
         """
+        if not model_cfg.num_classes:
+            raise InputError("the model has no head that tells classes apart; train one, with --init-from")
         family = models.family(model_cfg)
         step = jax.jit(lambda params, x_BYXC: self._logits(params, model_cfg, x_BYXC.astype(jnp.float32) / 255.0))
         look = jax.jit(lambda params, x_BYXC: self._looked_at(family, params, model_cfg, x_BYXC))
