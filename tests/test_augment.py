@@ -67,10 +67,10 @@ def test_shape_range_key_and_rows(one):
 
 def test_one_channel():
     images = pictures(8, Y, X, 1)
-    made = APPLY(jax.random.key(0), images, EVERY[4:])
+    made = APPLY(jax.random.key(0), images, (augment.ColorJitter(saturation=1.0, hue=0.5),))
+    np.testing.assert_allclose(made, images, atol=1e-6)
+    made = APPLY(jax.random.key(0), images, (augment.RandAugment(count=1),))
     assert made.shape == images.shape and 0 <= made.min() and made.max() <= 1
-    saturation_and_hue = augment.ColorJitter(saturation=1.0, hue=0.5)
-    np.testing.assert_allclose(saturation_and_hue.image(jax.random.key(0), images[0]), images[0], atol=1e-6)
 
 
 def test_nothing_changes_at_strength_zero():
@@ -105,9 +105,10 @@ def test_bad_settings_are_refused(wrong):
 
 def test_flip_exchanges_left_and_right():
     images = pictures(200, 2, 3, 1)
+    made = np.asarray(APPLY(jax.random.key(0), images, (augment.Flip(),)))
+    flipped, kept = ((made == wanted).all((1, 2, 3)) for wanted in (images[:, :, ::-1], images))
+    assert (flipped ^ kept).all() and 70 < flipped.sum() < 130
     np.testing.assert_array_equal(APPLY(jax.random.key(0), images, (augment.Flip(1.0),)), images[:, :, ::-1])
-    flipped = np.array([np.array_equal(a, b) for a, b in zip(APPLY(jax.random.key(0), images, EVERY[:1]), images)])
-    assert 70 < flipped.sum() < 130
 
 
 def test_a_crop_is_the_image_shifted_over_black():
@@ -130,21 +131,20 @@ def test_a_resized_box_is_pillows():
 
 
 def test_boxes_have_the_areas_and_ratios_asked_for():
-    draw = jax.jit(jax.vmap(partial(geometry.random_box, Y=60, X=40, area=(0.1, 0.5), ratio=(0.5, 2.0))))
-    (top, left, height, width), fits = (jax.tree.map(np.asarray, made) for made in draw(keys(500)))
-    assert fits.all()
-    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 60).all() and (left + width <= 40).all()
-    assert (top == 0).any() and (top + height == 60).any() and (left + width == 40).any()
-    area, ratio = height * width / 2400, width / height
-    assert 0.09 < area.min() < 0.13 and 0.45 < area.max() < 0.52 and abs(area.mean() - 0.3) < 0.03
-    assert 0.45 < ratio.min() < 0.6 and 1.7 < ratio.max() < 2.2
+    def draw(area, ratio):
+        boxes = jax.jit(jax.vmap(lambda key: geometry.random_box(key, 60, 40, area, ratio)))(keys(500))
+        top, left, height, width = jax.tree.map(np.asarray, boxes)
+        assert (top >= 0).all() and (left >= 0).all() and (top + height <= 60).all() and (left + width <= 40).all()
+        assert (top == 0).any() and (top + height == 60).any() and (left + width == 40).any()
+        return height * width / 2400, width / height
 
-    too_wide, fits = geometry.random_box(jax.random.key(0), 60, 40, (0.9, 1.0), (3.0, 4.0))
-    assert not fits and too_wide.height == 0
-    # Then a crop takes the largest centred box of the nearest ratio: here 40 x 13, from row 23 on.
-    image = pictures(1, 60, 40, 1)[0]
-    made = augment.ResizedCrop(scale=(0.9, 1.0), ratio=(3.0, 4.0)).image(jax.random.key(0), jnp.asarray(image))
-    np.testing.assert_allclose(made, geometry.resize_box(image, geometry.Box(23, 0, 13, 40)), atol=1e-6)
+    area, ratio = draw((0.1, 0.3), (0.5, 1.0))  # all fit
+    assert stats.kstest(area, "uniform", (0.1, 0.2)).pvalue > 0.01
+    assert stats.kstest(np.log2(ratio), "uniform", (-1, 1)).pvalue > 0.01
+    area, ratio = draw((0.5, 1.0), (0.5, 2.0))  # the widest do not
+    assert stats.kstest(area, "uniform", (0.5, 0.5)).pvalue > 0.01
+    assert 0.48 < ratio.min() < 0.55 and 1.2 < ratio.max() < 1.4
+    assert draw((0.9, 1.0), (3.0, 4.0))[1].min() > 0.66  # none does: as wide as the image
 
 
 def test_a_quarter_turn_and_any_affine_map():
@@ -177,16 +177,15 @@ def test_affine_zooms_about_the_centre_and_shifts_by_shares():
 
 def test_erasing_replaces_one_box_by_noise():
     images = np.full((64, 20, 20, 3), 2.0, np.float32)  # no noise is 2
-    made = np.asarray(APPLY(jax.random.key(0), images, (augment.Erase(1.0, area=(0.1, 0.3)),)))
+    made = np.asarray(APPLY(jax.random.key(0), images, (augment.Erase(0.5, area=(0.1, 0.3)),)))
     erased = (made != 2).any(-1)
-    for one in erased:
+    assert 20 <= erased.any((1, 2)).sum() <= 44
+    for one in erased[erased.any((1, 2))]:
         rows, columns = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
         assert one[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() and 0.08 < one.mean() < 0.33
     noise = made[erased]
     assert 0 <= noise.min() < 0.01 and 0.99 < noise.max() <= 1 and abs(noise.mean() - 0.5) < 0.01
-    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.05, "channels draw alike"
-    some = np.asarray(APPLY(jax.random.key(0), images, (augment.Erase(0.25),)))
-    assert 4 <= (some != 2).any((1, 2, 3)).sum() <= 28
+    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.1, "channels draw alike"
 
 
 # ---- RandAugment ---------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ def pillow(image, name, m):
 @pytest.fixture(scope="module")
 def operated():
     """(magnitude, sign) -> uint8 [16, Y, X, 3]: one image through each operation."""
-    image = np.random.default_rng(0).integers(0, 256, (18, 22, 3), np.uint8)  # even: no nearest pixel is a tie
+    image = np.random.default_rng(0).integers(0, 256, (18, 22, 3), np.uint8)  # even sides: no rotation has ties
     image[..., 1] = image[..., 1] // 2 + 20  # a channel with levels to spare at both ends
     numbers, place = jnp.arange(len(randaugment.OPERATIONS)), jnp.array([0.5, 0.1])
 
@@ -231,7 +230,7 @@ def operated():
     return image, lambda magnitude, sign: np.asarray(run(magnitude, sign))
 
 
-@pytest.mark.parametrize("magnitude", [10.0, 3.0, 0.0])
+@pytest.mark.parametrize("magnitude", [9.0, 3.0, 0.0])
 def test_operations_are_pillows(operated, magnitude):
     image, run = operated
     for name, made in zip(randaugment.OPERATIONS[:-1], run(magnitude, 1.0)):
@@ -386,8 +385,10 @@ def test_both_take_turns_over_the_rows(plain):
 def test_eight_devices_do_what_one_does_and_move_only_partners(plain):
     images, targets = pictures(16, Y, X, 3), plain[1][:16]
 
+    several = (*EVERY[1:3], EVERY[4], EVERY[6])  # products, gathers, scatters and draws by the pixel
+
     def rows(key, images):
-        return augment.apply(key, images, EVERY)
+        return augment.apply(key, images, several)
 
     def pairs(key, images, targets):
         return augment.mix(key, images, targets, mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -398,7 +399,7 @@ def test_eight_devices_do_what_one_does_and_move_only_partners(plain):
 
     run = jax.jit(rows, out_shardings=place).lower(key, spread).compile()
     assert not re.findall(collective, run.as_text())
-    few = APPLY(key, images[:6], EVERY)  # a row is the same in a smaller batch, too
+    few = APPLY(key, images[:6], several)  # a row is the same in a smaller batch, too
     np.testing.assert_allclose(run(key, spread)[:6], few, atol=1e-6)
 
     run = jax.jit(pairs, out_shardings=(place, place)).lower(key, spread, spread_targets).compile()

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import InputError
 
-ATTEMPTS = 10  # boxes drawn until one fits, as torchvision and timm do
-
 
 @dataclass(frozen=True)
 class Flip:
@@ -53,26 +51,20 @@ class Crop:
 class ResizedCrop:
     """A box of random area and shape, resized to the whole (Szegedy et al. 2015, section 6).
 
-    The box has whole pixels and is drawn as torchvision draws it: a share of the area, uniform in `scale`; a width over
-    height, log-uniform in `ratio`; after ten that do not fit, the largest centred one of the nearest ratio. Bilinear.
-    The box is never larger than the result, so there is nothing to antialias.
+    Bilinear; the box is never larger than the result, so there is nothing to antialias.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
+    """The box's share of the area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Its width over its height."""
 
     def __post_init__(self) -> None:
         _check_range("ResizedCrop.scale", self.scale, above=0.0, most=1.0)
         _check_range("ResizedCrop.ratio", self.ratio, above=0.0)
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
-        Y, X, _ = image_YXC.shape
-        box, fits = random_box(key, Y, X, self.scale, self.ratio)
-        ratio = min(max(X / Y, self.ratio[0]), self.ratio[1])
-        height, width = max(1, min(Y, round(X / ratio))), max(1, min(X, round(Y * ratio)))
-        centred = Box((Y - height) // 2, (X - width) // 2, height, width)
-        box = jax.tree.map(lambda drawn, fallback: jnp.where(fits, drawn, fallback), box, centred)
-        return resize_box(image_YXC, box)
+        return resize_box(image_YXC, random_box(key, *image_YXC.shape[:2], self.scale, self.ratio))
 
 
 @dataclass(frozen=True)
@@ -107,15 +99,13 @@ class Affine:
 
 @dataclass(frozen=True)
 class Erase:
-    """A box replaced by noise (Zhong et al. 2020, algorithm 1), every value of it uniform in [0, 1]: their RE-R.
-
-    The box's share of the area is uniform in `area`, its width over height log-uniform in `ratio` (torchvision, timm).
-    Of ten, the first that fits is erased; where none does, nothing.
-    """
+    """A box replaced by noise (Zhong et al. 2020), every value of it uniform in [0, 1]: their RE-R."""
 
     probability: float = 0.5
     area: tuple[float, float] = (0.02, 0.4)
+    """The box's share of the area."""
     ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    """Its width over its height."""
 
     def __post_init__(self) -> None:
         _check_probability("Erase", self.probability)
@@ -124,8 +114,8 @@ class Erase:
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         coin, where, what = jax.random.split(key, 3)
-        box, fits = random_box(where, *image_YXC.shape[:2], self.area, self.ratio)
-        erased_YX1 = in_box(box, *image_YXC.shape[:2])[..., None] & fits & jax.random.bernoulli(coin, self.probability)
+        box = random_box(where, *image_YXC.shape[:2], self.area, self.ratio)
+        erased_YX1 = in_box(box, *image_YXC.shape[:2])[..., None] & jax.random.bernoulli(coin, self.probability)
         return jnp.where(erased_YX1, noise(what, *image_YXC.shape), image_YXC)
 
 
@@ -141,24 +131,20 @@ class Box(NamedTuple):
     width: jax.Array | int
 
 
-def random_box(
-    key: jax.Array, Y: int, X: int, area: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[Box, jax.Array]:
-    """A box within Y x X pixels, the first of `ATTEMPTS` that fits, and whether one did.
+def random_box(key: jax.Array, Y: int, X: int, area: tuple[float, float], ratio: tuple[float, float]) -> Box:
+    """A box somewhere in Y x X pixels: its share of them uniform in `area`, its width / height log-uniform in `ratio`.
 
-    Arguments:
-      area: its share of the pixels, uniform.   ratio: width / height, log-uniform.
+    Of `ratio`, only the part in which such an area fits into the image. torchvision and timm draw both until they fit,
+    and so have fewer large boxes. Where no ratio fits, the box is cut to the image.
     """
-    share_N, shape_N, (down, right, *_) = jax.random.uniform(key, (3, ATTEMPTS))
-    area_N = Y * X * (area[0] + (area[1] - area[0]) * share_N)
-    ratio_N = jnp.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * shape_N)
-    height_N = jnp.round(jnp.sqrt(area_N / ratio_N)).astype(jnp.int32)
-    width_N = jnp.round(jnp.sqrt(area_N * ratio_N)).astype(jnp.int32)
-    fits_N = (height_N >= 1) & (height_N <= Y) & (width_N >= 1) & (width_N <= X)
-    first_N = fits_N & (jnp.cumsum(fits_N) == 1)
-    height, width = jnp.sum(height_N * first_N), jnp.sum(width_N * first_N)
+    share, shape, down, right = jax.random.uniform(key, (4,))
+    pixels = Y * X * (area[0] + (area[1] - area[0]) * share)
+    low, high = (jnp.clip(bound, pixels / Y**2, X**2 / pixels) for bound in ratio)
+    wide = low * (high / low) ** shape
+    height = jnp.clip(jnp.round(jnp.sqrt(pixels / wide)), 1, Y).astype(jnp.int32)
+    width = jnp.clip(jnp.round(jnp.sqrt(pixels * wide)), 1, X).astype(jnp.int32)
     top, left = (down * (Y - height + 1)).astype(jnp.int32), (right * (X - width + 1)).astype(jnp.int32)
-    return Box(top, left, height, width), jnp.any(fits_N)
+    return Box(top, left, height, width)
 
 
 def noise(key: jax.Array, Y: int, X: int, C: int) -> jax.Array:
