@@ -11,6 +11,7 @@ image processors of ViT and DeiT make of each of them, float32 [C, Y, X], under 
 import io
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import transformers
@@ -23,7 +24,7 @@ SIDE = dict(height=16, width=16)
 CUT = dict(do_center_crop=True, crop_size=dict(height=12, width=12))
 
 # name: the processor, and what it is told
-SETTINGS = {
+SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "vit": (transformers.ViTImageProcessorPil, dict(size=SIDE)),
     "deit": (transformers.DeiTImageProcessorPil, dict(size=SIDE, **CUT, **IMAGENET)),
     "shortest": (transformers.DeiTImageProcessorPil, dict(size=dict(shortest_edge=16), **CUT)),
@@ -46,7 +47,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def images() -> dict[str, bytes]:
     """Name -> the bytes of a file."""
     rgb, grey = Image.fromarray(scene(61, 43, 3)), Image.fromarray(scene(61, 43, 1)[..., 0])
-    rgba, grey_alpha = Image.fromarray(scene(40, 50, 4)), Image.merge("LA", (grey, grey.transpose(0)))
+    rgba, grey_alpha = Image.fromarray(scene(40, 50, 4)), Image.merge("LA", (grey, grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
     palette = rgb.quantize(17)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees

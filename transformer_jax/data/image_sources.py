@@ -8,6 +8,7 @@ A source has `.classes()`, the names in the order of their numbers, and `.images
 `Images` of a side, None where there is no test set.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,9 @@ class Digits:
         return tuple("0123456789")
 
     def images(self, side: Side) -> Images:
-        from sklearn import datasets, model_selection
+        from sklearn import model_selection
 
-        digits = datasets.load_digits()
-        values, labels = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
+        values, labels = _digits()
         rows = np.arange(len(labels))
         rest, test = model_selection.train_test_split(rows, test_size=360, stratify=labels, random_state=0)
         train, validation = model_selection.train_test_split(rest, test_size=180, stratify=labels[rest], random_state=0)
@@ -67,6 +67,14 @@ class Digits:
             return [Item(values[own[i]], int(labels[own[i]]), f"digit {own[i]}") for i in numbers]
 
         return Images(f"digits ({side})", len(own), read)
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
 
 @dataclass(frozen=True)
