@@ -55,7 +55,7 @@ def test_shape_range_key_and_rows(one):
     images, key = pictures(8, Y, X, 3), jax.random.key(0)
     made = APPLY(key, images, (one,))
     assert made.shape == images.shape and made.dtype == jnp.float32
-    assert 0 <= made.min() and made.max() <= 1
+    assert made.min() >= 0 and made.max() <= 1
     assert not np.array_equal(made, images)
     np.testing.assert_array_equal(made, APPLY(key, images, (one,)))
     assert not np.array_equal(made, APPLY(jax.random.key(2), images, (one,)))
@@ -70,7 +70,7 @@ def test_one_channel():
     made = APPLY(jax.random.key(0), images, (augment.ColorJitter(saturation=1.0, hue=0.5),))
     np.testing.assert_allclose(made, images, atol=1e-6)
     made = APPLY(jax.random.key(0), images, (augment.RandAugment(count=1),))
-    assert made.shape == images.shape and 0 <= made.min() and made.max() <= 1
+    assert made.shape == images.shape and made.min() >= 0 and made.max() <= 1
 
 
 def test_nothing_changes_at_strength_zero():
@@ -116,7 +116,7 @@ def test_a_crop_is_the_image_shifted_over_black():
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     seen = set()
     for b, made in enumerate(np.asarray(APPLY(jax.random.key(0), images, (augment.Crop(padding=2),)))):
-        at = [(t, l) for t in range(5) for l in range(5) if np.array_equal(made, padded[b, t : t + 5, l : l + 4])]
+        at = [(y, x) for y in range(5) for x in range(5) if np.array_equal(made, padded[b, y : y + 5, x : x + 4])]
         assert len(at) == 1
         seen |= {at[0]}
     assert len(seen) == 25
@@ -233,7 +233,7 @@ def operated():
 @pytest.mark.parametrize("magnitude", [9.0, 3.0, 0.0])
 def test_operations_are_pillows(operated, magnitude):
     image, run = operated
-    for name, made in zip(randaugment.OPERATIONS[:-1], run(magnitude, 1.0)):
+    for name, made in zip(randaugment.OPERATIONS[:-1], run(magnitude, 1.0)[:-1], strict=True):
         wanted = np.asarray(pillow(Image.fromarray(image), name, magnitude), np.float32)
         assert np.abs(made - wanted).max() <= 1, name
     assert np.array_equal(made, np.round(made))
@@ -245,13 +245,13 @@ def test_cutout_and_signs(operated):
     wanted[9 - 3 : 9 + 3, 0 : 2 + 3] = 128  # a half of int(10 * 18 / 56) pixels about (0.5 * 18, 0.1 * 22)
     there, back = run(10.0, 1.0), run(10.0, -1.0)
     np.testing.assert_array_equal(there[-1], wanted)
-    signed = {name for name, a, b in zip(randaugment.OPERATIONS, there, back) if not np.array_equal(a, b)}
+    signed = {name for name, a, b in zip(randaugment.OPERATIONS, there, back, strict=True) if not np.array_equal(a, b)}
     assert signed == set(randaugment.WARP)
 
 
 def test_randaugment_picks_among_all_sixteen(operated):
     image, run = operated
-    known = {made.astype(np.uint8).tobytes(): number for sign in (1.0, -1.0) for number, made in enumerate(run(10.0, sign))}
+    known = {made.astype(np.uint8).tobytes(): n for sign in (1.0, -1.0) for n, made in enumerate(run(10.0, sign))}
     images = np.repeat(image[None].astype(np.float32) / 255, 256, axis=0)
     made = np.asarray(APPLY(jax.random.key(0), images, (augment.RandAugment(count=1, magnitude=10),)))
     picked = [known.get(np.round(255 * row).astype(np.uint8).tobytes(), 15) for row in made]  # a cutout's place varies
@@ -340,7 +340,7 @@ def test_mixup_blends_image_and_target_alike(plain):
     np.testing.assert_allclose(made, np.broadcast_to(made[:, :1, :1, :1], made.shape), atol=1e-7)
     np.testing.assert_allclose(labels, share[:, None] * targets + (1 - share[:, None]) * targets[before], atol=2e-5)
     np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
-    half = np.asarray(mixed(mixup_alpha=1000.0)(images, targets)[0])[1:, 0, 0, 0]  # Beta(a, a) has variance 1 / (8a + 4)
+    half = np.asarray(mixed(mixup_alpha=1000.0)(images, targets)[0])[1:, 0, 0, 0]  # variance: 1 / (8 alpha + 4)
     np.testing.assert_allclose(100 * half, np.arange(1, B) - 0.5, atol=0.1)
 
 
@@ -375,7 +375,7 @@ def test_both_take_turns_over_the_rows(plain):
     values = (made.mean((1, 2, 3)) - np.roll(images, 1, 0)[:, 0, 0, 0])[1:] * 100
     own = (labels[np.arange(B), np.arange(B) % K] - 0.01)[1:] / 0.9
     np.testing.assert_allclose(values, own, atol=1e-4)
-    for a, b in zip(mixed()(images, targets), plain):
+    for a, b in zip(mixed()(images, targets), plain, strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -2,10 +2,10 @@
 
     tools/run tools.bench_augment [--batch 512] [--side 32] [--rounds 7]
 
-A batch of random float32 images lies on this machine's devices as in training, on a CPU one for each core. Each function
-is compiled by itself and timed alone; in the training step the compiler fuses it with what comes before and after. The
-functions take turns, and the medians of the rounds are shown: images a second, and the CPU time of an image over all
-cores, which a busy machine disturbs less. "nothing" reads and writes the batch.
+A batch of random float32 images lies on this machine's devices as in training, on a CPU one for each core. Each
+function is compiled by itself and timed alone; in the training step the compiler fuses it with what comes before and
+after. The functions take turns, and the medians of the rounds are shown: images a second, and the CPU time of an image
+over all cores, which a busy machine disturbs less. "nothing" reads and writes the batch.
 """
 
 import argparse
@@ -63,8 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="turns; default 7")
     options = parser.parse_args(arguments)
 
-    if jax.config.jax_platforms in (None, "cpu"):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     load = os.getloadavg()[0]
     mesh = sharding.make_mesh()
     rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
@@ -86,12 +85,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     facts = bench.machine()
     print(
-        f"{facts['processor']}, {facts['cores']} cores, {facts['devices']}, jax {facts['jax']}, load average {load:.1f}; "
-        f"{options.batch} images of {options.side} x {options.side} x 3"
+        f"{facts['processor']}, {facts['cores']} cores, {facts['devices']}, jax {facts['jax']}, "
+        f"load average {load:.1f}; {options.batch} images of {options.side} x {options.side} x 3"
     )
     for name, times in seconds.items():
         wall, cpu = (statistics.median(column) for column in zip(*times[1:], strict=True))
-        print(f"{name:12} {options.batch / wall:12,.0f} images/s {1e6 * cpu / options.batch:8.1f} us of CPU time an image")
+        print(
+            f"{name:12} {options.batch / wall:12,.0f} images/s {1e6 * cpu / options.batch:8.1f} us of CPU time an image"
+        )
     return 0
 
 

@@ -21,8 +21,19 @@ from transformer_jax.augment.randaugment import RandAugment
 Augmentation = Flip | Crop | ResizedCrop | Affine | RandAugment | ColorJitter | Erase
 
 __all__ = [
-    *("Affine", "Augmentation", "Batch", "ColorJitter", "Crop", "Erase", "Flip", "RandAugment", "ResizedCrop"),
-    *("apply", "cutmix", "mix", "mixup"),
+    "Affine",
+    "Augmentation",
+    "Batch",
+    "ColorJitter",
+    "Crop",
+    "Erase",
+    "Flip",
+    "RandAugment",
+    "ResizedCrop",
+    "apply",
+    "cutmix",
+    "mix",
+    "mixup",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What changes colours and moves nothing: blends with a paler picture, and turns of the hue, as torchvision defines them.
+"""What changes colours and moves nothing: blends with a paler picture, turns of the hue. As torchvision defines them.
 
 Y, X pixels, C channels.
 """
@@ -17,7 +17,7 @@ GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow's and torchvisio
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast, saturation and hue, each by a random amount and in random order (torchvision's ColorJitter).
+    """Brightness, contrast, saturation and hue, each by a random amount, in random order: torchvision's ColorJitter.
 
     The first three are factors, uniform in [max(0, 1 - amount), 1 + amount]; the hue turns by up to `hue` of a full
     circle, either way. Images of one channel have neither saturation nor hue.

@@ -1,9 +1,10 @@
 """What moves pixels: flip, padded crop, resized crop, small affine warps; and what blanks a box of them: erasing.
 
-Each is a frozen value with `image(key, image_YXC) -> image_YXC`: one image, float32 in [0, 1], of one or three channels,
-and the same shape out. `augment.apply` makes batches of it. Positions are in pixels, (0, 0) the centre of the top left one.
+Each is a frozen value with `image(key, image_YXC) -> image_YXC`: one image, float32 in [0, 1], of one or three
+channels, and the same shape out. `augment.apply` makes batches of it. Positions are in pixels, (0, 0) the centre of the
+top left one.
 
-Crops resample each side by itself, which is two small products and no gather; a rotation cannot be written so and gathers.
+A resized crop resamples each side by itself: two small products and no gather. A rotation cannot be written so.
 
 Y, X pixels, C channels.
 """
@@ -64,7 +65,8 @@ class ResizedCrop:
         _check_range("ResizedCrop.ratio", self.ratio, above=0.0)
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
-        return resize_box(image_YXC, random_box(key, *image_YXC.shape[:2], self.scale, self.ratio))
+        Y, X, _ = image_YXC.shape
+        return resize_box(image_YXC, random_box(key, Y, X, self.scale, self.ratio))
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,10 @@ class Erase:
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         coin, where, what = jax.random.split(key, 3)
-        box = random_box(where, *image_YXC.shape[:2], self.area, self.ratio)
-        erased_YX1 = in_box(box, *image_YXC.shape[:2])[..., None] & jax.random.bernoulli(coin, self.probability)
-        return jnp.where(erased_YX1, noise(what, *image_YXC.shape), image_YXC)
+        Y, X, C = image_YXC.shape
+        box = random_box(where, Y, X, self.area, self.ratio)
+        erased_YX1 = in_box(box, Y, X)[..., None] & jax.random.bernoulli(coin, self.probability)
+        return jnp.where(erased_YX1, noise(what, Y, X, C), image_YXC)
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
@@ -162,7 +165,7 @@ def in_box(box: Box, Y: int, X: int) -> jax.Array:
 
 
 def resize_box(image_YXC: jax.Array, box: Box) -> jax.Array:
-    """The box resized to the whole image: bilinear, pixels outside the box do not count, as Pillow's crop and resize."""
+    """The box resized to the whole image: bilinear; pixels outside the box do not count. Pillow's crop and resize."""
     Y, X, _ = image_YXC.shape
     down_YY, across_XX = _linear_weights(Y, box.top, box.height), _linear_weights(X, box.left, box.width)
     # The default precision of accelerators would round the pixels.

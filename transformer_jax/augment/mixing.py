@@ -1,8 +1,9 @@
 """What joins an image with another of its batch: MixUp and CutMix, which mix the targets in the same shares.
 
 A row's partner is the row before it, the first row's the last. When the batch lies on several devices, each receives
-one row from its neighbour (a collective permute) and nothing else moves. Every row has a share of its own, drawn from
-fold_in(key, row), so a row depends on itself, its partner and its number, not on the size of the batch.
+one row from its neighbour (a collective permute), and nothing else moves. Copies of one image that are augmented apart
+(Hoffer et al. 2020) must not be neighbours, or an image is mixed with itself. Every row has a share of its own, drawn
+from fold_in(key, row): a row depends on itself, its partner and its number, not on the size of the batch.
 
 B batch, Y, X pixels, C channels, K classes.
 """
@@ -75,8 +76,8 @@ def mix(
 def symmetric_beta(uniform_B2: jax.Array, alpha: float) -> jax.Array:
     """Beta(alpha, alpha) from two uniform numbers each, exactly and for every alpha > 0: [B].
 
-    By Student's t with 2 alpha degrees of freedom, t: 1/2 + t / 2 sqrt(2 alpha + t^2), and Bailey's (1994) polar form of
-    t. `jax.random.beta` rejects and repeats until the last row of all devices has its number.
+    As 1/2 + t / 2 sqrt(2 alpha + t^2), t Student's with 2 alpha degrees of freedom, in Bailey's (1994) polar form.
+    `jax.random.beta` rejects, and repeats until the last row on all devices has its number.
     """
     cosine_B = jnp.cos(2 * jnp.pi * uniform_B2[:, 1])
     ratio_B = jnp.expm1(-jnp.log(uniform_B2[:, 0]) / alpha) * cosine_B**2  # t^2 / 2 alpha; 0 and infinity are right

@@ -1,11 +1,11 @@
 """RandAugment (Cubuk et al. 2020): a few operations picked at random, all of one magnitude.
 
 Operations and magnitudes are those of the authors' code (tensorflow/tpu, efficientnet/autoaugment.py), which big_vision
-uses: sixteen, on 8-bit levels, from 0 to 10 of magnitude, at which the published recipes train:
+uses: sixteen, on 8-bit levels. Of magnitude m, which recipes have at 5 to 15:
 
     auto_contrast, equalize, invert         -
     posterize                               keeps int(0.4 m) bits
-    solarize                                inverts levels of int(25.6 m) and above: none at 10
+    solarize                                inverts levels of int(25.6 m) and above: none from 10 on
     solarize_add                            adds int(11 m) to levels below 128
     contrast, brightness, color, sharpness  a factor of 0.1 + 0.18 m, so 1 at 5
     rotate, shear_x, shear_y                3 m degrees; 0.03 m; either way
@@ -50,7 +50,7 @@ class RandAugment:
         if self.count < 0 or not 0 <= self.magnitude <= 30:
             raise InputError(
                 f"RandAugment.count is {self.count} and magnitude {self.magnitude}; count must be 0 or more, and "
-                "magnitude in [0, 30], on the scale where published recipes have 2 to 15"
+                "magnitude in [0, 30]; published recipes have 5 to 15"
             )
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ def operate(
 
 def point_table(levels_YXC: jax.Array, numbers_YXC: jax.Array, operation: jax.Array, magnitude: float) -> jax.Array:
     """What each level of each channel becomes: float32 [V, C] of whole numbers. Not a point operation: itself."""
-    Y, X, C = levels_YXC.shape
+    C = levels_YXC.shape[-1]
     factor, step = 0.1 + 0.18 * magnitude, 2.0 ** (8 - min(8, int(0.4 * magnitude)))
     level_VC = jnp.broadcast_to(jnp.arange(256.0)[:, None], (256, C))
     least_C, most_C = jnp.min(levels_YXC, axis=(0, 1)), jnp.max(levels_YXC, axis=(0, 1))
