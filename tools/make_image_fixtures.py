@@ -47,7 +47,10 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def images() -> dict[str, bytes]:
     """Name -> the bytes of a file."""
     rgb, grey = Image.fromarray(scene(61, 43, 3)), Image.fromarray(scene(61, 43, 1)[..., 0])
-    rgba, grey_alpha = Image.fromarray(scene(40, 50, 4)), Image.merge("LA", (grey, grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    rgba, grey_alpha = (
+        Image.fromarray(scene(40, 50, 4)),
+        Image.merge("LA", (grey, grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
+    )
     palette = rgb.quantize(17)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees

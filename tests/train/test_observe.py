@@ -66,11 +66,17 @@ def test_meter_counts_tokens_between_rows(monkeypatch):
     now[0] = 1.5
     with meter.pause():
         now[0] = 2.0
+    with meter.waiting():
+        now[0] = 2.3
+    now[0] = 2.0
     row = meter.row(14, metrics)
     assert row["loss"] == 2.5 and row["step"] == 14
     assert row["tokens_per_second"] == pytest.approx(400 / 1.5)
     assert row["mfu"] == pytest.approx(400 / 1.5 * 3 / 8000)
     assert row["seconds_left"] == pytest.approx(6 * 1.5 / 4)
+    assert row["data_wait"] == pytest.approx(0.3 / 1.5)
+    now[0] = 3.0
+    assert meter.row(15, metrics)["data_wait"] == 0.0
 
 
 def test_peaks_by_device_kind():

@@ -278,7 +278,9 @@ def run(
             unread.append((step, metrics))
             # The device is busy with this step: time to make the next batch ready and to read the step before.
             if step < train.steps:
-                batch = batch_lib.place(next(batches), batch_places)
+                with meter.waiting():
+                    ready = next(batches)
+                batch = batch_lib.place(ready, batch_places)
             evaluate_now = _due(step, experiment.evaluate.every, train.steps)
             save_now = _due(step, experiment.checkpoint.every, train.steps)
             trace_ends = tracing and (profile is None or step >= profile[1] or step == train.steps or stop())

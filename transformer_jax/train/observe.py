@@ -177,7 +177,7 @@ def describe(row: Mapping[str, Any], metric: str = "") -> str:
     for name, value in row.items():
         bare = name.removeprefix("validation/")
         label, form = _FORMATS.get(name, (bare.replace("_", " "), "{:.4f}"))
-        if name in ("step", "seconds_per_step") or (name == "skipped" and not value):
+        if name in ("step", "seconds_per_step", "data_wait") or (name == "skipped" and not value):
             continue
         if isinstance(value, str) or (_DETAILS.fullmatch(bare) and bare != metric):
             continue
@@ -275,7 +275,7 @@ class Meter:
     ) -> None:
         self.last_step, self.steps, self.tokens_per_step = first_step, steps, tokens_per_step
         self.flops_per_step, self.peak, self.unit = flops_per_step, peak, unit
-        self.since = time.perf_counter()
+        self.since, self.waited = time.perf_counter(), 0.0
 
     def row(self, step: int, metrics: dict[str, Any]) -> Row:
         """The row of this step. Waits for its metrics; rates are over the steps since the last row."""
@@ -284,14 +284,24 @@ class Meter:
         row |= {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in values["sums"].items()}
         row |= {name: float(values[name]) for name in ("learning_rate", "grad_norm", "skipped")}
         now = time.perf_counter()
-        seconds_per_step = max(now - self.since, 1e-9) / max(step - self.last_step, 1)
-        self.since, self.last_step = now, step
+        seconds, waited = max(now - self.since, 1e-9), self.waited
+        seconds_per_step = seconds / max(step - self.last_step, 1)
+        self.since, self.last_step, self.waited = now, step, 0.0
         row["seconds_per_step"] = seconds_per_step
+        row["data_wait"] = min(waited / seconds, 1.0)
         row[f"{self.unit}_per_second"] = self.tokens_per_step / seconds_per_step
         if self.peak is not None:
             row["mfu"] = self.flops_per_step / seconds_per_step / self.peak
         row["seconds_left"] = seconds_per_step * (self.steps - step)
         return row
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is the wait for a batch: its share of the time is a row's "data_wait". The device may
+        still be busy meanwhile, so it idles for no more than this."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
 
     @contextmanager
     def pause(self) -> Iterator[None]:
