@@ -32,7 +32,6 @@ OFF = (
     augment.Affine(degrees=0.0, shift=0.0, zoom=(1.0, 1.0)),
     augment.RandAugment(count=0),
     augment.ColorJitter(),
-    augment.Erase(probability=0.0),
 )
 Y, X = 12, 9
 APPLY = jax.jit(augment.apply, static_argnums=2)
@@ -74,7 +73,7 @@ def test_one_channel():
 
 
 def test_nothing_changes_at_strength_zero():
-    images = pictures(4, Y, X, 3)
+    images = pictures(8, Y, X, 3)
     np.testing.assert_allclose(APPLY(jax.random.key(0), images, OFF), images, atol=1e-6)
 
 
@@ -131,9 +130,12 @@ def test_a_resized_box_is_pillows():
 
 
 def test_boxes_have_the_areas_and_ratios_asked_for():
+    @jax.jit
+    def boxes(area, ratio):
+        return jax.vmap(lambda key: geometry.random_box(key, 60, 40, area, ratio))(keys(500))
+
     def draw(area, ratio):
-        boxes = jax.jit(jax.vmap(lambda key: geometry.random_box(key, 60, 40, area, ratio)))(keys(500))
-        top, left, height, width = jax.tree.map(np.asarray, boxes)
+        top, left, height, width = jax.tree.map(np.asarray, boxes(area, ratio))
         assert (top >= 0).all() and (left >= 0).all() and (top + height <= 60).all() and (left + width <= 40).all()
         assert (top == 0).any() and (top + height == 60).any() and (left + width == 40).any()
         return height * width / 2400, width / height
@@ -230,7 +232,7 @@ def operated():
     return image, lambda magnitude, sign: np.asarray(run(magnitude, sign))
 
 
-@pytest.mark.parametrize("magnitude", [9.0, 3.0, 0.0])
+@pytest.mark.parametrize("magnitude", [9.0, 3.0])
 def test_operations_are_pillows(operated, magnitude):
     image, run = operated
     for name, made in zip(randaugment.OPERATIONS[:-1], run(magnitude, 1.0)[:-1], strict=True):
@@ -242,8 +244,8 @@ def test_operations_are_pillows(operated, magnitude):
 def test_cutout_and_signs(operated):
     image, run = operated
     wanted = image.astype(np.float32)
-    wanted[9 - 3 : 9 + 3, 0 : 2 + 3] = 128  # a half of int(10 * 18 / 56) pixels about (0.5 * 18, 0.1 * 22)
-    there, back = run(10.0, 1.0), run(10.0, -1.0)
+    wanted[9 - 2 : 9 + 2, 2 - 2 : 2 + 2] = 128  # a half of int(9 * 18 / 56) pixels about (0.5 * 18, 0.1 * 22)
+    there, back = run(9.0, 1.0), run(9.0, -1.0)
     np.testing.assert_array_equal(there[-1], wanted)
     signed = {name for name, a, b in zip(randaugment.OPERATIONS, there, back, strict=True) if not np.array_equal(a, b)}
     assert signed == set(randaugment.WARP)
@@ -251,9 +253,9 @@ def test_cutout_and_signs(operated):
 
 def test_randaugment_picks_among_all_sixteen(operated):
     image, run = operated
-    known = {made.astype(np.uint8).tobytes(): n for sign in (1.0, -1.0) for n, made in enumerate(run(10.0, sign))}
+    known = {made.astype(np.uint8).tobytes(): n for sign in (1.0, -1.0) for n, made in enumerate(run(9.0, sign))}
     images = np.repeat(image[None].astype(np.float32) / 255, 256, axis=0)
-    made = np.asarray(APPLY(jax.random.key(0), images, (augment.RandAugment(count=1, magnitude=10),)))
+    made = np.asarray(APPLY(jax.random.key(0), images, (augment.RandAugment(count=1, magnitude=9),)))
     picked = [known.get(np.round(255 * row).astype(np.uint8).tobytes(), 15) for row in made]  # a cutout's place varies
     counts = np.bincount(picked, minlength=16)
     assert len(counts) == 16 and counts.min() >= 5 and counts.max() <= 32, counts
@@ -291,8 +293,8 @@ def test_blends_are_pillows(factor):
 
 
 def test_jitter_is_the_four_in_random_order():
-    settings, images = augment.ColorJitter(0.4, 0.5, 0.6, 0.3), pictures(24, 3, 4, 3)
-    made = jax.jit(jax.vmap(settings.image))(keys(24), images)
+    images = pictures(8, Y, X, 3)
+    made = APPLY(jax.random.key(0), images, (augment.ColorJitter(1.0, 1.0, 1.0, 0.5),))
 
     def naive(image, factors, turn, order):
         for slot in order:
@@ -305,14 +307,15 @@ def test_jitter_is_the_four_in_random_order():
         return image
 
     seen = set()
-    for key, image, got in zip(keys(24), images, made, strict=True):
+    for b in range(8):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), b), 0)  # row b, the first augmentation
         *u, turn, _ = np.asarray(jax.random.uniform(key, (5,)), np.float64)
-        factors = [1 + limit * (2 * x - 1) for x, limit in zip(u, (0.4, 0.5, 0.6), strict=True)]
+        factors, turn = [2 * x for x in u], turn - 0.5
         orders = itertools.permutations(range(4))
-        fits = [o for o in orders if np.abs(naive(image, factors, 0.3 * (2 * turn - 1), o) - got).max() < 1e-5]
+        fits = [o for o in orders if np.abs(naive(images[b], factors, turn, o) - made[b]).max() < 2e-5]
         assert fits, factors
         seen.add(fits[0])
-    assert len(seen) > 8
+    assert len(seen) > 4
 
 
 # ---- Mixing --------------------------------------------------------------------------------------------------------
@@ -383,26 +386,20 @@ def test_both_take_turns_over_the_rows(plain):
 
 
 def test_eight_devices_do_what_one_does_and_move_only_partners(plain):
-    images, targets = pictures(16, Y, X, 3), plain[1][:16]
-
-    several = (*EVERY[1:3], EVERY[4], EVERY[6])  # products, gathers, scatters and draws by the pixel
-
-    def rows(key, images):
-        return augment.apply(key, images, several)
-
-    def pairs(key, images, targets):
-        return augment.mix(key, images, targets, mixup_alpha=0.8, cutmix_alpha=1.0)
-
     place = jax.NamedSharding(sharding.make_mesh(), jax.P(("data", "fsdp")))
-    key, (spread, spread_targets) = jax.random.key(0), jax.device_put((images, targets), place)
     collective = r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
+    key, images = jax.random.key(0), pictures(16, Y, X, 3)
 
-    run = jax.jit(rows, out_shardings=place).lower(key, spread).compile()
-    assert not re.findall(collective, run.as_text())
-    few = APPLY(key, images[:6], several)  # a row is the same in a smaller batch, too
-    np.testing.assert_allclose(run(key, spread)[:6], few, atol=1e-6)
+    spread = jax.device_put(images, place)
+    for one in (EVERY[2], EVERY[4], EVERY[6]):  # products; gathers and scatters; draws by the pixel
+        run = jax.jit(partial(augment.apply, augmentations=(one,)), out_shardings=place).lower(key, spread).compile()
+        assert not re.findall(collective, run.as_text())
+        half = APPLY(key, images[:8], (one,))  # a row is the same in a smaller batch, too
+        np.testing.assert_allclose(run(key, spread)[:8], half, atol=1e-6)
 
-    run = jax.jit(pairs, out_shardings=(place, place)).lower(key, spread, spread_targets).compile()
+    spread = jax.device_put(plain, place)
+    pairs = partial(augment.mix, key, mixup_alpha=0.8, cutmix_alpha=1.0)
+    run = jax.jit(pairs, out_shardings=(place, place)).lower(*spread).compile()
     assert set(re.findall(collective, run.as_text())) == {"collective-permute"}
-    for a, b in zip(run(key, spread, spread_targets), jax.jit(pairs)(key, images, targets), strict=True):
+    for a, b in zip(run(*spread), jax.jit(pairs)(*plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
