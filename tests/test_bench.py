@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from tools import bench, bench_mlm, bench_profile, bench_step
+from transformer_jax.models import vit
+from transformer_jax.nn import params
 
 TINY = ["--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2", "--train.batch-size", "8"]
 TINY += ["--model.max-length", "8", "--data.length", "8"]
@@ -51,6 +53,25 @@ def test_an_encoder_decoders_step(tmp_path):
     ours = json.loads(path.read_text())["ours"]
     assert 8 * 16 < ours["tokens_per_step"] <= 8 * 32
     assert ours["first_loss"] == pytest.approx(math.log(50), abs=1.0)  # embeddings of std 1/sqrt(D), tied
+
+
+def test_a_vision_transformers_step(tmp_path, capsys):
+    """What counts are images; the head starts at zero, so the first loss is that of guessing."""
+    path = tmp_path / "out.json"
+    tiny = ["--model.num-layers", "1", "--model.width", "16", "--model.num-heads", "2", "--model.num-classes", "5"]
+    tiny += ["--model.image-size", "8", "--task.preprocess.size", "8", "--model.patch-size", "4"]
+    assert bench.main(["vit-s16", *tiny, *QUICK, "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    ours, tokens, kernels = result["ours"], 1 + 4, 12 * 16**2
+    assert "images/s" in capsys.readouterr().out and result["length"] == tokens
+    assert ours["images_per_second"] == pytest.approx(8 / (1e-3 * ours["step_ms"]["median"]))
+    patches, attention = 6 * 4 * (3 * 4**2 * 16), 12 * 16 * tokens
+    assert ours["flops_per_step"] == 8 * (tokens * (6 * kernels + attention) + patches)
+    assert ours["first_loss"] == pytest.approx(math.log(5), abs=1e-3)
+
+
+def test_the_vision_transformer_is_the_published_one():
+    assert params.count(vit.declare(bench.SHAPES["vit-s16"]().model)) == 22_050_664
 
 
 def test_pairs_fit_into_their_rows():
@@ -111,6 +132,7 @@ def test_kinds_of_operations(name, kind):
         (["gpt-4x128", "--json", "no/such/folder/out.json"], "no such folder"),
         (["gpt-4x128", "--against", "torch", "--torch-python", "x", "--nanogpt", "no/such"], "no model.py there"),
         (["gpt-4x128", "--against", "torch", "--torch-python", "x", "--model.norm", "rms"], "model.norm 'rms'"),
+        (["vit-s16", "--against", "torch", "--torch-python", "x", "--task.mixup", "0.2"], "images as they are"),
     ],
 )
 def test_refused_in_one_line(arguments, message, capsys):

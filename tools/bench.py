@@ -5,11 +5,12 @@
     tools/run tools.bench gpt-6x384 --train.batch-size 32             # any field of the experiment, as for `train`
     tools/run tools.bench gpt-4x128 --against torch --torch-python ~/torch/bin/python [--nanogpt ~/nanoGPT]
     tools/run tools.bench bert-base --against torch --torch-python ~/torch/bin/python     # Transformers' BERT
+    tools/run tools.bench vit-s16 --against torch --torch-python ~/torch/bin/python       # Transformers' ViT
     tools/run tools.bench transformer-tiny --against torch --torch-python ~/torch/bin/python [--full-rows]
     tools/run tools.bench gpt-4x128 --profile                         # where the time goes, by operation
 
 What is timed is the step that `train` runs: same mesh, same optimiser, state donated, one step dispatched ahead of the
-one waited for. The batches are random tokens that already lie on the devices, so the input pipeline is not in it.
+one waited for. The batches, of random tokens or images, already lie on the devices, so the input pipeline is not in it.
 
 Shared and throttled machines drift by tens of percent, so everything is measured in turns: a block of our steps, a
 block of plain matrix products, a block of the other side's steps, and again, for `--rounds` rounds. The first step of
@@ -17,9 +18,10 @@ a block is dropped (the other side has just had the caches). Medians are over al
 rounds' own ratios, whose two blocks were neighbours in time. CPU time (all threads of the process, the system's part
 included) hardly changes with what else the machine does, so it compares two versions of the code on a busy one.
 
-The ratio is of the time per token that is trained on. Of parallel text each side makes its own batches of the same
-pairs, with as many slots: ours packed into rows, PyTorch's padded, of pairs of about the same length. With
-`--full-rows` there is one pair in each row, so that both sides compute the same shapes.
+The ratio is of the time per token, or image, that is trained on. Of parallel text each side makes its own batches of
+the same pairs, with as many slots: ours packed into rows, PyTorch's padded, of pairs of about the same length. With
+`--full-rows` there is one pair in each row, so that both sides compute the same shapes. Images are bytes on our side,
+normalised within the step as in `train`, and on PyTorch's normalised floats.
 
 FLOPs are the model's mathematics (PaLM, appendix B: nothing recomputed, the masked half of attention counted), and the
 machine's rate is that of one large product per device in the compute dtype, all devices at once. `tools/bench_torch.py`
@@ -48,11 +50,11 @@ import numpy as np
 from tools import bench_profile, bench_step
 from transformer_jax import config_json, launch, optim, overrides
 from transformer_jax import experiment as experiments
-from transformer_jax.data import bitext, corpus, labelled, parallel, tables, tokenizers
+from transformer_jax.data import bitext, corpus, image_sources, images, labelled, parallel, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Train
-from transformer_jax.models import bert, gpt, seq2seq
-from transformer_jax.tasks import Classification, Translation
+from transformer_jax.models import bert, gpt, seq2seq, vit
+from transformer_jax.tasks import Classification, ImageClassification, Translation
 
 
 def transformer(rows: int, **sizes: Any) -> Experiment:
@@ -92,6 +94,13 @@ SHAPES: dict[str, Callable[[], Experiment]] = {
         train=Train(batch_size=8),
         checkpoint=Checkpoint(best_metric="accuracy", best="highest"),
     ),
+    "vit-s16": lambda: Experiment(  # images as they are: neither augmentation nor dropout
+        model=vit.Config(**vit.SIZES["S"], scan_layers=False),
+        data=images.ImageSet(image_sources.Folder("unread")),
+        task=ImageClassification(),
+        train=Train(batch_size=8),
+        checkpoint=Checkpoint(best_metric="accuracy", best="highest"),
+    ),
     "transformer-tiny": lambda: transformer(  # as Multi30k's
         32, vocab_size=10_000, width=256, num_layers=4, num_heads=4, mlp_width=1024
     ),
@@ -100,6 +109,8 @@ SHAPES: dict[str, Callable[[], Experiment]] = {
         model=gpt.Config(vocab_size=50257), data=corpus.TextCorpus(length=1024), train=Train(batch_size=16)
     ),
 }
+
+KINDS = {gpt.Config: "gpt", bert.Config: "bert", seq2seq.Config: "seq2seq", vit.Config: "vit"}  # for the torch side
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -197,17 +208,23 @@ def start_torch(
     if nanogpt and not (Path(nanogpt) / "model.py").is_file():
         raise InputError(f"--nanogpt {nanogpt}: no model.py there; give the folder of a nanoGPT checkout")
     model, cfg = experiment.model, experiment.optim
-    kind = "bert" if isinstance(model, bert.Config) else "seq2seq" if isinstance(model, seq2seq.Config) else "gpt"
-    same: tuple[str, ...]
-    same = ("vocab_size", "max_length", "width", "num_layers", "num_heads", "bias", "dropout", "activation", "dtype")
-    same += {"bert": ("heads", "num_labels"), "seq2seq": ("mlp_width",), "gpt": ()}[kind]
+    kind = KINDS[type(model)]
+    same: tuple[str, ...] = ("max_length", "width", "num_layers", "num_heads", "bias", "dropout", "activation", "dtype")
+    same += {
+        "gpt": ("vocab_size",),
+        "bert": ("vocab_size", "heads", "num_labels"),
+        "seq2seq": ("vocab_size", "mlp_width"),
+        "vit": ("image_size", "patch_size", "channels", "num_classes", "norm_eps"),
+    }[kind]
     if kind == "bert" and not isinstance(experiment.task, Classification):
         raise InputError("of the encoder's tasks the torch side has classification alone; give the shape bert-base")
     if kind == "seq2seq" and not isinstance(experiment.task, Translation):
         raise InputError("of encoder-decoders the torch side has translation alone; give the shape transformer-tiny")
+    if kind == "vit" and experiment.task != ImageClassification(experiment.task.labels, experiment.task.preprocess):
+        raise InputError("the torch side has softmax cross-entropy and images as they are; give the shape vit-s16")
     free: tuple[str, ...]
     free = ("init_std", "scan_layers", "remat", "attention")  # these do not change what is computed
-    free += ("pad_id", "eos_id", "decoder_start_id") if kind == "seq2seq" else ()
+    free += {"seq2seq": ("pad_id", "eos_id", "decoder_start_id"), "vit": ("initializer",)}.get(kind, ())
     for field in dataclasses.fields(model):
         if field.name not in same + free and getattr(model, field.name) != field.default:
             raise InputError(f"model.{field.name} {getattr(model, field.name)!r} has no counterpart on the torch side")
@@ -221,7 +238,7 @@ def start_torch(
     wanted = {name: getattr(model, name) for name in same} | {
         "kind": kind,
         "dtype": experiments.compute_dtype(experiment.precision),
-        "length": experiment.data.length,
+        "length": length(experiment),
         "batch_size": experiment.train.batch_size,
         "peak_lr": cfg.peak_lr,
         "betas": [cfg.beta1, cfg.beta2],
@@ -235,6 +252,11 @@ def start_torch(
     return subprocess.Popen(
         [python, str(worker), json.dumps(wanted)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+
+
+def length(experiment: Experiment) -> int:
+    """Tokens of a row; of an image, its patches and what the model puts before them."""
+    return getattr(experiment.data, "length", experiment.model.max_length)
 
 
 def ask(process: subprocess.Popen[str], question: int | None = None) -> Any:
@@ -264,6 +286,7 @@ def measure(
     run, ours, _ = bench_step.prepare(experiment, rows)
     if theirs is not None and theirs["parameters"] != ours["parameters"]:
         raise InputError(f"parameters differ: {ours['parameters']:,} here, {theirs['parameters']:,} in torch")
+    unit = experiment.task.unit
     product, product_flops = bench_step.prepare_matmul(experiments.compute_dtype(experiment.precision))
 
     def steps_per_block(block: bench_step.Block) -> int:
@@ -271,20 +294,20 @@ def measure(
 
     steps, products = steps_per_block(run), steps_per_block(product)
     blocks: dict[str, list[list[float]]] = {"ours": [], "matmul": [], "torch": []}
-    per_token: dict[str, list[list[float]]] = {"ours": [], "torch": []}
+    per_unit: dict[str, list[list[float]]] = {"ours": [], "torch": []}
     spent: dict[str, list[tuple[float, float]]] = {"ours": [], "torch": []}
     load = os.getloadavg()[0]
     for _ in range(rounds):
         cpu, faults = bench_step.spent()
         blocks["ours"].append(run(steps + 1)[1:])
-        per_token["ours"].append([seconds / ours["tokens_per_step"] for seconds in blocks["ours"][-1]])
+        per_unit["ours"].append([seconds / ours[f"{unit}_per_step"] for seconds in blocks["ours"][-1]])
         cpu_now, faults_now = bench_step.spent()
         spent["ours"].append((cpu_now - cpu, faults_now - faults))
         blocks["matmul"].append(product(products + 1)[1:])
         if torch is not None:
             turn = ask(torch, steps + 1)
             blocks["torch"].append(turn["seconds"][1:])
-            per_token["torch"].append([s / n for s, n in zip(turn["seconds"][1:], turn["tokens"][1:], strict=True)])
+            per_unit["torch"].append([s / n for s, n in zip(turn["seconds"][1:], turn["sizes"][1:], strict=True)])
             spent["torch"].append((turn["cpu_seconds"], turn["page_faults"]))
     rate = product_flops / statistics.median(list(itertools.chain(*blocks["matmul"])))
     ours |= bench_step.peak_memory()
@@ -292,21 +315,22 @@ def measure(
     for name, side in sides.items():
         seconds = np.array(list(itertools.chain(*blocks[name])))
         p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
-        tokens_per_second = 1 / statistics.median(itertools.chain(*per_token[name]))
-        flops_per_second = ours["flops_per_step"] / ours["tokens_per_step"] * tokens_per_second
+        units_per_second = 1 / statistics.median(itertools.chain(*per_unit[name]))
+        flops_per_second = ours["flops_per_step"] / ours[f"{unit}_per_step"] * units_per_second
         side |= {
             "steps_timed": len(seconds),
             "step_ms": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90},
             "cpu_ms_per_step": 1e3 * statistics.median(cpu for cpu, _ in spent[name]) / (steps + 1),
             "page_faults_per_step": statistics.median(faults for _, faults in spent[name]) / (steps + 1),
-            "tokens_per_second": tokens_per_second,
+            f"{unit}_per_second": units_per_second,
             "flops_per_second": flops_per_second,
             "share_of_matmul_rate": flops_per_second / rate,
         }
     result: dict[str, Any] = {
         "model": config_json.to_json(experiment.model),
         "batch_size": experiment.train.batch_size,
-        "length": experiment.data.length,
+        "length": length(experiment),
+        "unit": unit,
         "machine": machine(),
         "load_average_before": load,
         "matmul_flops_per_second": rate,
@@ -317,7 +341,7 @@ def measure(
     if torch is not None and theirs is not None:
         result["torch"] = theirs | ask(torch, 0)  # 0: the end
         torch.wait()
-        turns = zip(per_token["ours"], per_token["torch"], strict=True)
+        turns = zip(per_unit["ours"], per_unit["torch"], strict=True)
         ratios = [statistics.median(a) / statistics.median(b) for a, b in turns]
         p10, median, p90 = np.percentile(ratios, [10, 50, 90]).tolist()
         result["ours_over_torch"] = {"median": median, "p10": p10, "p90": p90, "rounds": rounds}
@@ -342,7 +366,7 @@ def machine() -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The numbers for people."""
-    facts, ours, theirs = result["machine"], result["ours"], result.get("torch")
+    facts, ours, theirs, unit = result["machine"], result["ours"], result.get("torch"), result["unit"]
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "jax", "jaxlib"))
     busy = (
         " (BUSY with other work: times and ratios are not to be quoted)" if result["load_average_before"] > 0.5 else ""
@@ -355,14 +379,14 @@ def table(result: dict[str, Any]) -> str:
         f"{result['matmul_dtype']} products on all devices: {result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s",
         "",
         f"{'':16}{'step, median':>14}{'p10':>10}{'p90':>10}{'CPU ms':>10}"
-        f"{'tokens/s':>12}{'GFLOP/s':>10}{'of matmul':>11}",
+        f"{unit + '/s':>12}{'GFLOP/s':>10}{'of matmul':>11}",
     ]
     sides = [("transformer_jax", ours)] + ([(theirs["name"], theirs)] if theirs else [])
     for name, side in sides:
         ms = side["step_ms"]
         lines.append(
             f"{name:16}{ms['median']:11.2f} ms{ms['p10']:10.2f}{ms['p90']:10.2f}{side['cpu_ms_per_step']:10.2f}"
-            f"{side['tokens_per_second']:12,.0f}"
+            f"{side[f'{unit}_per_second']:12,.{0 if unit == 'tokens' else 1}f}"
             f"{side['flops_per_second'] / 1e9:10,.0f}{side['share_of_matmul_rate']:11.1%}"
         )
     if theirs:

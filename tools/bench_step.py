@@ -62,11 +62,11 @@ def prepare(experiment: Experiment, rows: list[Row]) -> tuple[Block, dict[str, A
                 last = now
         return seconds
 
-    memory = compiled.memory_analysis()
+    memory, unit = compiled.memory_analysis(), experiment.task.unit
     facts = {
         "parameters": params_lib.count(program.declaration),
         "flops_per_step": experiment.task.flops(program.model, experiment.data) * experiment.train.batch_size,
-        "tokens_per_step": sum(t for row in rows for _, t in row) / BATCHES if rows else tokens(experiment),
+        f"{unit}_per_step": sum(t for row in rows for _, t in row) / BATCHES if rows else size(experiment),
         "first_loss": first_loss,
         "seconds_tracing": traced - began,
         "seconds_compiling": built - traced,
@@ -78,7 +78,8 @@ def prepare(experiment: Experiment, rows: list[Row]) -> tuple[Block, dict[str, A
     return run, facts, compiled
 
 
-def tokens(experiment: Experiment) -> int:
+def size(experiment: Experiment) -> int:
+    """Tokens of a batch, or images."""
     return experiment.train.batch_size * experiment.task.tokens(experiment.data)
 
 
@@ -102,14 +103,19 @@ def pairs_in_rows(rows: int, source_length: int, target_length: int) -> list[Row
 def random_batches(
     batch: Mapping[str, jax.ShapeDtypeStruct], model: Any, rows: list[Row]
 ) -> list[dict[str, jax.Array]]:
-    """Batches of random tokens and labels with weights of 1, on their devices: values do not change the time of a step.
+    """Batches of random inputs and labels with weights of 1, on their devices: values do not change the time of a step.
 
     Texts are as long as their rows, masked positions anywhere in them. Of parallel text, `rows` holds the pairs of all
     batches' rows.
     """
     rng = np.random.default_rng(0)
     length = max(x.shape[1] for x in batch.values() if len(x.shape) > 1)
-    below = {"types": 2, "pair": 2, "starts": length, "ends": length}
+    below = {"types": 2, "pair": 2, "starts": length, "ends": length, "images": 256}
+    if "images" in batch:
+        below["labels"] = model.num_classes
+    elif "positions" not in batch and "labels" in batch:  # with positions, labels are tokens
+        below["labels"] = model.num_labels
+    tokens = getattr(model, "vocab_size", 0)
 
     def segments(shape: tuple[int, ...], side: int) -> np.ndarray:
         """[B, T]: pair k of a row is segment k + 1, and what is left over 0."""
@@ -131,8 +137,7 @@ def random_batches(
         elif not jnp.issubdtype(x.dtype, jnp.integer) or name.endswith("segments"):
             value = np.ones(x.shape, x.dtype)
         else:
-            labels = name == "labels" and "positions" not in batch
-            value = rng.integers(0, model.num_labels if labels else below.get(name, model.vocab_size), x.shape, x.dtype)
+            value = rng.integers(0, below.get(name, tokens), x.shape, x.dtype)
         return jax.device_put(value, x.sharding)
 
     made = []

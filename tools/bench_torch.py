@@ -9,7 +9,8 @@ torch.
 The model is GPT-2's (Radford et al. 2019) written the plain way: pre-norm, fused attention, tied head. The step is the
 one that nanoGPT's train.py makes: forward, mean cross-entropy, backward, clip, AdamW, gradients set to None; on a GPU
 under bfloat16 autocast with the fused optimiser. With "nanogpt" the model and its optimiser come from that checkout.
-An encoder ("kind": "bert") is Transformers' BertForSequenceClassification as it comes, eager, in train mode. An
+An encoder ("kind": "bert") is Transformers' BertForSequenceClassification as it comes, eager, in train mode. A Vision
+Transformer ("kind": "vit") is its ViTForImageClassification likewise; the images are normalised beforehand. An
 encoder-decoder ("kind": "seq2seq") is made of PyTorch's own Transformer layers; its batches are padded, of pairs of
 about the same length, as many as a budget of tokens holds.
 """
@@ -89,6 +90,9 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}  # as Transformers names them
+
+
 class Classifier(nn.Module):
     """tokens, labels -> (logits, mean loss in nats) of Transformers' BERT with a sequence-classification head."""
 
@@ -98,13 +102,32 @@ class Classifier(nn.Module):
         settings = transformers.BertConfig(
             vocab_size=cfg["vocab_size"], hidden_size=cfg["width"], num_hidden_layers=cfg["num_layers"],
             num_attention_heads=cfg["num_heads"], intermediate_size=4 * cfg["width"], num_labels=cfg["num_labels"],
-            max_position_embeddings=cfg["max_length"], hidden_act=cfg["activation"],
+            max_position_embeddings=cfg["max_length"], hidden_act=HIDDEN_ACT[cfg["activation"]],
             hidden_dropout_prob=cfg["dropout"], attention_probs_dropout_prob=cfg["dropout"],
         )  # fmt: skip
         self.inner = transformers.BertForSequenceClassification(settings)
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = self.inner(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels)
+        return out.logits, out.loss
+
+
+class ImageClassifier(nn.Module):
+    """images [B, C, Y, X], labels -> (logits, mean loss in nats) of Transformers' ViT with its fused attention."""
+
+    def __init__(self, cfg: dict[str, Any]):
+        super().__init__()
+        transformers = importlib.import_module("transformers")
+        settings = transformers.ViTConfig(
+            hidden_size=cfg["width"], num_hidden_layers=cfg["num_layers"], num_attention_heads=cfg["num_heads"],
+            intermediate_size=4 * cfg["width"], image_size=cfg["image_size"], patch_size=cfg["patch_size"],
+            num_channels=cfg["channels"], num_labels=cfg["num_classes"], hidden_act=HIDDEN_ACT[cfg["activation"]],
+            layer_norm_eps=cfg["norm_eps"], hidden_dropout_prob=cfg["dropout"], attn_implementation="sdpa",
+        )  # fmt: skip
+        self.inner = transformers.ViTForImageClassification(settings)
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.inner(pixel_values=images, labels=labels)
         return out.logits, out.loss
 
 
@@ -144,16 +167,19 @@ class Translator(nn.Module):
         return logits, loss
 
 
-NAMES = {"gpt": "plain torch", "bert": "Transformers", "seq2seq": "torch's layers"}
-MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"gpt": GPT, "bert": Classifier, "seq2seq": Translator}
+NAMES = {"gpt": "plain torch", "bert": "Transformers", "seq2seq": "torch's layers", "vit": "Transformers"}
+MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "gpt": GPT, "bert": Classifier, "seq2seq": Translator, "vit": ImageClassifier
+}  # fmt: skip
 
 
 def own(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model above and AdamW: decay on matrices alone, the fused kernel on a GPU and the default elsewhere."""
     model = MODELS[cfg["kind"]](cfg).to(device)
+    # A convolution's kernel is a matrix as well; a ViT's class token and positions, [1, T, D], are none.
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": cfg["weight_decay"]},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.ndim in (2, 4)], "weight_decay": cfg["weight_decay"]},
+        {"params": [p for p in model.parameters() if p.ndim not in (2, 4)], "weight_decay": 0.0},
     ]
     fused = {"fused": True} if device == "cuda" else {}
     return model, torch.optim.AdamW(groups, lr=cfg["peak_lr"], betas=tuple(cfg["betas"]), **fused)
@@ -173,8 +199,13 @@ def nanogpt(cfg: dict[str, Any], device: str) -> tuple[nn.Module, torch.optim.Op
 
 
 def random_batches(cfg: dict[str, Any], device: str) -> list[tuple[Any, torch.Tensor, int]]:
-    """(tokens, targets, how many tokens to learn from) of each batch, random and on the device."""
+    """(inputs, targets, how many tokens or images to learn from) of each batch, random and on the device."""
     torch.manual_seed(0)
+    if cfg["kind"] == "vit":
+        shape = (4, cfg["batch_size"], cfg["channels"], cfg["image_size"], cfg["image_size"])
+        pixels = torch.randint(256, shape, device=device) / 127.5 - 1.0
+        labels = torch.randint(cfg["num_classes"], shape[:2], device=device)
+        return [(x, y, cfg["batch_size"]) for x, y in zip(pixels, labels, strict=True)]
     if cfg["kind"] != "seq2seq":
         batches = torch.randint(cfg["vocab_size"], (4, 2, cfg["batch_size"], cfg["length"]), device=device)
         size = cfg["batch_size"] * cfg["length"]
@@ -195,17 +226,17 @@ def random_batches(cfg: dict[str, Any], device: str) -> list[tuple[Any, torch.Te
 
 
 def make_step(cfg: dict[str, Any], device: str, model: nn.Module, optimizer: Any) -> Callable[[], tuple[Any, int]]:
-    """One training step on a batch that already lies on the device; returns the loss there, and the batch's tokens."""
+    """One training step on a batch that already lies on the device; returns the loss there, and the batch's size."""
     batches = random_batches(cfg, device)
     narrow = torch.bfloat16 if cfg["dtype"] == "bfloat16" else None
     count = 0
 
     def step() -> tuple[torch.Tensor, int]:
         nonlocal count
-        tokens, targets, size = batches[count % len(batches)]
+        inputs, targets, size = batches[count % len(batches)]
         count += 1
         with torch.autocast(device, narrow) if narrow else contextlib.nullcontext():
-            _, loss = model(tokens, targets)
+            _, loss = model(inputs, targets)
         loss.backward()
         if cfg["clip_norm"]:
             nn.utils.clip_grad_norm_(model.parameters(), cfg["clip_norm"])
@@ -244,15 +275,15 @@ def main() -> None:
             say({"peak_resident_bytes": peak})
             return
         seconds: list[float] = []
-        tokens: list[int] = []
+        sizes: list[int] = []
         cpu, faults = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(int(line)):
             began = time.perf_counter()
-            tokens.append(step()[1])
+            sizes.append(step()[1])
             finish()
             seconds.append(time.perf_counter() - began)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-        say({"seconds": seconds, "tokens": tokens, "cpu_seconds": time.process_time() - cpu, "page_faults": faults})
+        say({"seconds": seconds, "sizes": sizes, "cpu_seconds": time.process_time() - cpu, "page_faults": faults})
 
 
 if __name__ == "__main__":
