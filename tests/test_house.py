@@ -174,8 +174,7 @@ def test_what_is_imported_is_declared():
     names = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn", "Pillow": "PIL", "Babel": "babel"}
     declarations = project["dependencies"] + project["optional-dependencies"]["experiments"]
     declared = {"jaxlib"} | {  # jax brings the one jaxlib it works with
-        names.get(word, word.replace("-", "_"))
-        for word in (re.split(r"[^\w-]", line)[0] for line in declarations)
+        names.get(word, word.replace("-", "_")) for word in (re.split(r"[^\w-]", line)[0] for line in declarations)
     }
     imported = {
         target.split(".")[0]

@@ -202,7 +202,7 @@ def test_no_folder_holds_no_step(tmp_path):
 
 
 KILLED = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 import jax, jax.numpy as jnp
 from transformer_jax import optim
@@ -211,6 +211,8 @@ from transformer_jax.train import checkpoint, state
 params = {"a": jax.random.normal(jax.random.key(0), (4096, 2048))}
 s = state.create(params, optim.make(optim.Optim(), 10, {"a": Param((4096, 2048), (None, None), zeros)}))
 checkpoint.Writer(Path(sys.argv[1]), family="toy", config={}).save(s, rows=0)
+while not any(Path(sys.argv[1]).iterdir()):
+    time.sleep(0.001)
 os._exit(9)  # as a SIGKILL would: while the arrays are being written
 """
 
