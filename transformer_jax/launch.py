@@ -119,7 +119,8 @@ def keep_freed_memory(experiment: Experiment) -> None:
     model, train = experiment.model, experiment.train
     length = getattr(experiment.data, "length", model.max_length)  # of an image, its patches
     tokens = train.batch_size // train.accumulate * length
-    nbytes = 140 * tokens * model.width * model.num_layers  # about 140 bytes for each element of the residual stream
+    layers = model.num_layers + getattr(model, "decoder_layers", 0)
+    nbytes = 140 * tokens * model.width * layers  # about 140 bytes for each element of the residual stream
     plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
     if nbytes < 2**27 or sys.platform != "linux" or any(importlib.util.find_spec(name) for name in plugins):
         return
