@@ -91,7 +91,7 @@ def test_nothing_changes_at_strength_zero():
         partial(augment.ColorJitter, hue=0.6),
         partial(augment.ColorJitter, contrast=-0.1),
         partial(augment.Erase, area=(0.5, 1.5)),
-        partial(augment.mix, jax.random.key(0), np.zeros((2, 1, 1, 1)), np.zeros((2, 1)), mixup_alpha=-1.0),
+        partial(augment.mix, jax.random.key(0), jnp.zeros((2, 1, 1, 1)), jnp.zeros((2, 1)), mixup_alpha=-1.0),
     ],
 )
 def test_bad_settings_are_refused(wrong):

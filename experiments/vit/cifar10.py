@@ -14,8 +14,8 @@ the parameters.
 
 Hardware: `experiment` two CPU cores, 334 images a second beside much other work (measured); `strong` one GPU.
 Expected: not measured here yet. Others' ViTs from scratch: patches of 4 pixels 80 % after 200 epochs and 88 % after 500
-(published, README of github.com/kentaroy47/vision-transformers-cifar10), DeiT's tiny recipe 90.9 % after 252 (published,
-README of github.com/Aleptonic/Vision-Transformer-From-Scratch).
+(published, README of github.com/kentaroy47/vision-transformers-cifar10); DeiT's tiny recipe 90.9 % after 252 epochs
+(published, README of github.com/Aleptonic/Vision-Transformer-From-Scratch).
 """
 
 from transformer_jax.augment import Crop, Erase, Flip, RandAugment

@@ -233,8 +233,15 @@ def test_ctrl_c_during_a_save_comes_after_it(tmp_path):
     state = state_lib.create(params, optim.make(Optim(), 10, MATRIX))
     with writer(tmp_path) as w:
         w.save(state, rows=0)
-        w._thread.submit(time.sleep, 0.5)  # the wait outlasts the signal, however fast the disk is
-        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        sent = threading.Event()
+        w._thread.submit(sent.wait, 60)  # the wait outlasts the signal, however fast the disk and slow the timer is
+
+        def interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            sent.set()
+
+        threading.Timer(0.1, interrupt).start()
         with pytest.raises(KeyboardInterrupt):
             w.wait()
         assert checkpoint.steps(tmp_path) == [0]
