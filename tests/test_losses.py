@@ -1,12 +1,16 @@
 """Cross-entropy against float64, and the tiled one against the plain one: values, gradients and memory."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from tools import hlo
+from transformer_jax import sharding
 from transformer_jax.losses import cross_entropy, linear_cross_entropy
 
 B, T, D, V = 4, 24, 8, 50
@@ -165,3 +169,37 @@ def test_a_token_of_weight_zero_changes_nothing():
     value, grad = f(x, jnp.asarray(LABELS))
     assert value == f(x, other)[0]
     assert not np.asarray(grad)[WEIGHTS == 0].any()
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 1, 2), (2, 1, 2, 2)])
+def test_tiles_on_a_mesh_send_the_kernels_gradient_once(shape):
+    """Eight tiles on eight devices: values and gradients of one, and not an all-reduce of the kernel's in each tile."""
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((16, 32, 8), (8, 64)))
+    labels = jnp.asarray(rng.integers(0, 64, (16, 32)))
+    settings = {"label_smoothing": 0.1}
+
+    def loss(x, kernel, labels, **tiled):
+        return linear_cross_entropy(x, kernel, labels, **settings, **tiled)[0]
+
+    expected = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, kernel, labels)
+    mesh = sharding.make_mesh(*shape)
+    axes = (("batch", "length", None), ("embed", "vocab"), ("batch", "length"))
+    places = [
+        NamedSharding(mesh, sharding.partition_spec(a, x.shape, mesh))
+        for a, x in zip(axes, (x, kernel, labels), strict=True)
+    ]
+
+    @partial(jax.jit, in_shardings=places, out_shardings=(None, (places[0], places[1])))
+    def step(x, kernel, labels):
+        return jax.value_and_grad(partial(loss, tile_bytes=4 * 64 * 16 * 32 // 64), argnums=(0, 1))(x, kernel, labels)
+
+    with jax.set_mesh(mesh):
+        compiled = step.lower(x, kernel, labels).compile()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), compiled(x, kernel, labels), expected
+    )
+    whole = kernel.nbytes // shape[3]  # of a vocabulary that is cut, a device's part
+    large = [c for c in hlo.collectives(compiled.as_text()) if c.bytes >= whole]
+    assert all(c.count == 1 for c in large), large
+    assert any(c.kind == "all-reduce" for c in large)

@@ -1,5 +1,7 @@
 """The mesh, the rule table, and the three functions that read it; the model as a whole is in models/test_gpt_modes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,48 @@ def test_mesh_sizes_that_do_not_fit(sizes, message):
         sharding.make_mesh(*sizes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU as JAX describes it to `mesh_utils`: no machine with several slices exists here."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def slices(*sizes):
+    """Slices of 2x2x1 chips or the like, numbered on."""
+    made = []
+    for number, (x, y, z) in enumerate(sizes):
+        made += [(number, at) for at in np.ndindex(x, y, z)]
+    return [Chip(i, number, at) for i, (number, at) in enumerate(made)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "between"),
+    [((8, 1, 1, 1), "data"), ((2, 4, 1, 1), "data"), ((1, 8, 1, 1), "fsdp"), ((4, 1, 1, 2), "data")],
+)
+def test_the_slow_network_lies_along_the_first_axis_that_has_room(sizes, between):
+    grid = sharding.device_grid(sizes, slices((2, 2, 1), (2, 2, 1)))
+    assert grid.shape == sizes and len({chip.id for chip in grid.flat}) == 8
+    slice_of = np.vectorize(lambda chip: chip.slice_index)(grid)
+    for axis, name in enumerate(sharding.MESH_AXES):
+        crossed = np.diff(slice_of, axis=axis)
+        assert crossed.any() == (name == between)
+        assert np.all(crossed >= 0)  # a slice is one stretch of the axis
+
+
+def test_slices_over_two_axes_and_slices_of_different_sizes():
+    grid = sharding.device_grid((2, 2, 1, 4), slices(*[(2, 2, 1)] * 4))
+    assert np.vectorize(lambda chip: chip.slice_index)(grid)[:, :, 0, 0].tolist() == [[0, 1], [2, 3]]
+    with pytest.raises(InputError, match="the devices are slice 0: 4, slice 1: 2; a mesh needs as many of every slice"):
+        sharding.device_grid((6, 1, 1, 1), slices((2, 2, 1), (2, 1, 1)))
+
+
 def test_partition_specs():
     mesh = sharding.make_mesh(2, 2, 1, 2)
     assert sharding.partition_spec(("batch", "length", "mlp"), (8, 5, 6), mesh) == P(("data", "fsdp"), None, "tensor")
@@ -55,7 +99,11 @@ def test_partition_specs():
     ("axes", "shape", "message"),
     [
         (("batch", "lenght"), (8, 8), "w: no rule for the logical axis 'lenght'; the table has"),
-        (("mlp",), (7,), "w: axis 'mlp' of size 7 does not divide over mesh axes .'tensor',. of 2 devices"),
+        (
+            ("mlp",),
+            (7,),
+            "w: axis 'mlp' of size 7 does not divide over .* of 2 devices; change mesh.tensor, or the size .8 divides",
+        ),
         (("batch",), (2,), "w: axis 'batch' of size 2 does not divide over mesh axes .'data', 'fsdp'. of 4 devices"),
         (("heads", "mlp"), (8, 8), "w: axes 'heads' and 'mlp' of .* both go to mesh axis 'tensor'"),
         (("batch", "embed"), (8, 8), "w: axes 'batch' and 'embed' of .* both go to mesh axis 'fsdp'"),
@@ -150,6 +198,27 @@ def test_ids_out_of_range_are_clipped_as_documented():
         0,
         3,
     ]
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 1, 1), (2, 1, 4, 1)])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_one_token_of_each_row(shape, kind):
+    x_BTD = np.random.default_rng(0).standard_normal((8, 4, 3)).astype(np.float32)
+    mesh = mesh_of(shape, kind)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, sharding.partition_spec(("batch", "length", None), x_BTD.shape, mesh))
+        got = jax.jit(lambda x: sharding.token(x, 2))(jax.device_put(x_BTD, place))
+    np.testing.assert_array_equal(got, x_BTD[:, 2:3])
+
+
+def test_code_without_layouts_runs_in_an_explicit_mesh():
+    """A roll over rows that are cut, which Explicit axes have no rule for."""
+    mesh, x = mesh_of((2, 4, 1, 1), AxisType.Explicit), np.arange(16.0).reshape(8, 2)
+    with jax.set_mesh(mesh):
+        cut = jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"))))
+        (rolled,) = jax.jit(lambda x: sharding.untyped(lambda x: (jnp.roll(x, 1, 0),), x, out=[("batch", None)]))(cut)
+        assert jax.typeof(rolled).sharding.spec == P(("data", "fsdp"), None)
+    np.testing.assert_array_equal(rolled, np.roll(x, 1, 0))
 
 
 def test_manual_axes_are_the_callers():

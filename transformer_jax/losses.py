@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 from transformer_jax import sharding
 
@@ -157,6 +158,7 @@ def _kernel_mean(kernel_DV: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
+    kernel_DV = sharding.constrain(kernel_DV, (None, "vocab"))  # gathered once, and not for each tile
     mean_D = _kernel_mean(kernel_DV)
 
     def tile(sums, xs):
@@ -173,10 +175,11 @@ def _tiled(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
 def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
     """The sums, and the gradients of the first: each tile's logits are turned into their gradient and used at once."""
     tiles, label_smoothing, z_loss = settings
+    kernel_DV = sharding.constrain(kernel_DV, (None, "vocab"))
     V, mean_D = kernel_DV.shape[1], _kernel_mean(kernel_DV)
 
     def tile(carry, xs):
-        total, plain, d_kernel_DV, d_bias_V = carry
+        d_kernel, d_bias_V = carry
         x_BtD, labels_Bt, weights_Bt = xs
         made = _tile(settings, x_BtD, kernel_DV, mean_D, bias_V, labels_Bt)
         target_BtV = jnp.where(_is_label(labels_Bt, V), 1.0 - label_smoothing, 0.0) + label_smoothing / V
@@ -184,21 +187,50 @@ def _tiled_forward(settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
         d_logits_BtV = made.exps_BtV * scale_Bt[..., None] - target_BtV * weight_Bt1
         narrow_BtV = d_logits_BtV.astype(x_BtD.dtype)
         d_x_BtD = sharding.einsum("BTV,DV->BTD", narrow_BtV, kernel_DV, out=("batch", "length", None))
-        axes = ("embed", "vocab")
-        d_kernel_DV += sharding.einsum("BTD,BTV->DV", x_BtD, narrow_BtV, out=axes, dtype=jnp.float32)
+        d_kernel += _kernel_gradient(x_BtD, narrow_BtV, parts)
         d_bias_V += jnp.sum(d_logits_BtV, axis=(0, 1))
-        total, plain = total + jnp.sum(made.losses_Bt * weights_Bt), plain + jnp.sum(made.plain_Bt * weights_Bt)
-        return (total, plain, d_kernel_DV, d_bias_V), (d_x_BtD, made.losses_Bt)
+        return (d_kernel, d_bias_V), (d_x_BtD, made.losses_Bt, made.plain_Bt)
 
+    parts = _parts(tiles)
     xs = tuple(_cut(a, tiles) for a in (x_BTD, labels_BT, weights_BT))
     # zeros_like: zeros that vary over the manual mesh axes that x varies over.
-    zeros_DV = sharding.constrain(jnp.zeros_like(x_BTD, jnp.float32, shape=kernel_DV.shape), ("embed", "vocab"))
+    shape, axes = (kernel_DV.shape, ("embed", "vocab")) if parts is None else ((*parts, *kernel_DV.shape), PARTIAL)
+    zeros = sharding.constrain(jnp.zeros_like(x_BTD, jnp.float32, shape=shape), axes)
     zeros_V = sharding.constrain(jnp.zeros_like(x_BTD, jnp.float32, shape=(V,)), ("vocab",))
-    zero = jnp.zeros_like(x_BTD, jnp.float32, shape=())
-    start = (zero, zero, zeros_DV, zeros_V)
-    (total, plain, d_kernel_DV, d_bias_V), (d_x, losses) = jax.lax.scan(tile, start, xs)
+    (d_kernel, d_bias_V), (d_x, losses, plain) = jax.lax.scan(tile, (zeros, zeros_V), xs)
+    losses_BT, plain_BT = _join(losses), _join(plain)
+    total, plain = jnp.sum(losses_BT * weights_BT), jnp.sum(plain_BT * weights_BT)
+    if parts is not None:
+        d_kernel = sharding.constrain(jnp.sum(d_kernel, axis=(0, 1)), ("embed", "vocab"))
     d_bias_V = None if bias_V is None else d_bias_V.astype(bias_V.dtype)
-    return (total, plain), (_join(d_x), d_kernel_DV.astype(kernel_DV.dtype), d_bias_V, _join(losses))
+    return (total, plain), (_join(d_x), d_kernel.astype(kernel_DV.dtype), d_bias_V, losses_BT)
+
+
+PARTIAL = ("batch", "length", None, "vocab")  # what each device's tokens add to the kernel's gradient
+
+
+def _parts(tiles: int) -> tuple[int, int] | None:
+    """Into how many parts the mesh cuts the batch and the length, where there are several tiles; else None.
+
+    The kernel's gradient is then kept apart for each part and summed over the devices once, after the last tile, and
+    not in every one. On Explicit axes, where a batch cannot be split in two dimensions as it lies, each tile sums.
+    """
+    parts = (sharding.shards("batch"), sharding.shards("length"))
+    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return None if tiles == 1 or parts == (1, 1) or explicit else parts
+
+
+def _kernel_gradient(x_BtD: jax.Array, d_BtV: jax.Array, parts: tuple[int, int] | None) -> jax.Array:
+    """What a tile adds to the kernel's gradient, float32: [D, V], or apart by batch and length, [n, m, D, V]."""
+    if parts is None:
+        return sharding.einsum("BTD,BTV->DV", x_BtD, d_BtV, out=("embed", "vocab"), dtype=jnp.float32)
+    (n, m), (B, t) = parts, d_BtV.shape[:2]
+
+    def cut(x: jax.Array, last: str | None) -> jax.Array:
+        return sharding.constrain(x.reshape(n, B // n, m, t // m, -1), ("batch", None, "length", None, last))
+
+    x, d = cut(x_BtD, None), cut(d_BtV, "vocab")
+    return sharding.constrain(jnp.einsum("nbmtD,nbmtV->nmDV", x, d, preferred_element_type=jnp.float32), PARTIAL)
 
 
 def _tiled_backward(settings, residuals, d_sums):

@@ -76,6 +76,24 @@ def test_apply_and_features_are_their_parts():
     assert set(vit.declare(headless)) == set(vit.declare(cfg)) - {"head"}
 
 
+@pytest.mark.parametrize("name", ["deit", "paper"])
+def test_the_last_layer_for_the_tokens_that_are_read_is_the_last_layer(name):
+    """`apply` computes it for those alone: logits and gradients are those of the hidden states of all tokens."""
+    cfg, params = VARIANTS[name], single(VARIANTS[name])
+
+    @jax.jit
+    def both(params):
+        def of_all(params):
+            return vit.head_logits(params, cfg, vit.hidden(params, cfg, images(cfg)))
+
+        def graded(logits):
+            return jax.value_and_grad(lambda params: jnp.sum(jnp.sin(logits(params))))(params)
+
+        return graded(of_all), graded(lambda params: vit.apply(params, cfg, images(cfg)))
+
+    jax.tree.map(close, *both(params))
+
+
 def test_scanned_layers_are_the_loop():
     """Values and gradients, dropout, stochastic depth and patch dropout included."""
     cfg = dataclasses.replace(VARIANTS["deit"], num_layers=2, **NOISY)

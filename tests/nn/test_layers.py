@@ -28,6 +28,20 @@ def test_norms():
     np.testing.assert_allclose(layers.norm(scale, x, "rms", 0.1), reference.rms_norm(X, SCALE, 0.1), atol=1e-5)
 
 
+def test_a_dense_layer_and_its_gradients():
+    """On CPUs the kernel's and the bias's gradients are written out; both orders of the widths are."""
+    rng = np.random.default_rng(0)
+    for D, F in ((8, 5), (6, 5), (5, 8)):  # 6 rows: only the second is turned around
+        x, kernel, bias, dy = (rng.standard_normal(s) for s in ((2, 3, D), (D, F), (F,), (2, 3, F)))
+        p = f32({"kernel": kernel, "bias": bias})
+        y, pull = jax.vjp(lambda p, x: layers.dense(p, x, out=None), p, f32(x))
+        dp, dx = pull(f32(dy))
+        np.testing.assert_allclose(y, x @ kernel + bias, atol=1e-5)
+        np.testing.assert_allclose(dx, dy @ kernel.T, atol=1e-5)
+        np.testing.assert_allclose(dp["kernel"], np.einsum("BTD,BTF->DF", x, dy), atol=1e-5)
+        np.testing.assert_allclose(dp["bias"], dy.sum((0, 1)), atol=1e-5)
+
+
 def test_statistics_of_norms_are_float32():
     """In bfloat16 the mean of 1000 + noise would have an error of 4 and drown the noise."""
     x = (1000 + 8 * np.arange(8)).astype(jnp.bfloat16)[None, None]

@@ -31,3 +31,18 @@ def test_layers_run_in_order_with_their_own_keys(scan, remat):
         expected = jax.value_and_grad(by_hand)(PARAMS, 0.7, key)
         np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
         np.testing.assert_allclose(got[1]["w"], expected[1]["w"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_last_layer_may_be_another_function(scan, layers):
+    def last(p, x, layer, key):
+        return jnp.stack([x, 10.0 * block(p, x, layer, key)])
+
+    p, key, x = {"w": PARAMS["w"][:layers]}, jax.random.key(0), 0.7
+    got = stack.run(block, p, x, num_layers=layers, scan=scan, remat="none", key=key, last=last)
+    for i in range(layers - 1):
+        x = block({"w": p["w"][i]}, x, i, jax.random.fold_in(key, i))
+    np.testing.assert_allclose(
+        got, last({"w": p["w"][-1]}, x, layers - 1, jax.random.fold_in(key, layers - 1)), rtol=1e-5
+    )

@@ -269,8 +269,7 @@ def _embed(
     if cfg.position == "learned":
         table = p["position"]["embedding"].astype(cfg.dtype)
         if where.ndim == 1:
-            first = cfg.position_offset
-            x_BTE = x_BTE + sharding.constrain(table[first : first + where.shape[0]], ("length", None))
+            x_BTE = x_BTE + layers.positions_from(table, cfg.position_offset, where.shape[0])
         else:
             at = where + cfg.position_offset
             x_BTE = x_BTE + sharding.take(table, at, out=("batch", "length", None), rows="position")
@@ -316,7 +315,7 @@ def mlm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 
 def pooled(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """The first token's hidden state through a dense layer and its activation, [B, D]."""
-    first_B1D = sharding.constrain(x_BTD, ("batch", None, None))[:, :1]
+    first_B1D = sharding.token(x_BTD, 0)
     with sharding.whole_length():
         h_BD = layers.dense(params["pooler"], first_B1D, out=None)[:, 0]
     return jnp.tanh(h_BD) if cfg.pooler_activation == "tanh" else layers.gelu(h_BD)
@@ -341,7 +340,8 @@ def choose(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | No
 def _over_pooled(p: Any, params: Params, cfg: Config, x_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
     x_BD = layers.dropout(pooled(params, cfg, x_BTD), cfg.dropout, key)
     with sharding.whole_length():
-        return layers.dense(p, x_BD.astype(jnp.float32)[:, None], out=None)[:, 0]
+        x_B1D = sharding.constrain(x_BD.astype(jnp.float32)[:, None], ("batch", None, None))
+        return layers.dense(p, x_B1D, out=None)[:, 0]
 
 
 def tag(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

@@ -304,7 +304,7 @@ def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, where: jax.Array) 
     if cfg.position == "learned":
         table = params["embed"]["position"]["embedding"].astype(cfg.dtype)
         if where.ndim == 1:
-            return x_BTD + sharding.constrain(table[: where.shape[0]], ("length", None))
+            return x_BTD + layers.positions_from(table, 0, where.shape[0])
         return x_BTD + sharding.take(table, where, out=("batch", "length", None), rows="position")
     if cfg.position == "sinusoidal":
         return x_BTD + positions.sinusoidal(where, cfg.width).astype(x_BTD.dtype)

@@ -512,7 +512,7 @@ def _embed(params: Params, side: Any, cfg: Config, tokens_BT: jax.Array, where: 
     if cfg.position == "learned":
         table, first = side["position"]["embedding"].astype(cfg.dtype), cfg.position_offset
         if where.ndim == 1:
-            x_BTD = x_BTD + sharding.constrain(table[first : first + where.shape[0]], ("length", None))
+            x_BTD = x_BTD + layers.positions_from(table, first, where.shape[0])
         else:
             x_BTD = x_BTD + sharding.take(table, where + first, out=("batch", "length", None), rows="position")
     elif cfg.position != "relative":

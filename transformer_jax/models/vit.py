@@ -19,6 +19,7 @@ classes, L layers.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -277,12 +278,20 @@ def hidden(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Arra
     Arguments: images [B, Y, X, C], floats, already normalised; key switches on dropout, stochastic depth and patch
     dropout. Errors: `InputError` for images of another size than cfg's.
     """
+    return _trunk(params, cfg, images_BYXC, key)
+
+
+def _trunk(
+    params: Params, cfg: Config, images_BYXC: jax.Array, key: jax.Array | None, *, first: int | None = None
+) -> jax.Array:
+    """Hidden states after the final norm: of all tokens, or of the `first` ones, which alone pass through all of the
+    last layer then. The others are its keys and values."""
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
     deepest = max(cfg.num_layers - 1, 1)
 
-    def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None) -> jax.Array:
+    def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None, first: int | None = None) -> jax.Array:
         left_out = cfg.stochastic_depth * layer / deepest if cfg.stochastic_depth else None
-        return block.apply(p, cfg, x_BTD, mask=Mask(), left_out=left_out, key=key)[0]
+        return block.apply(p, cfg, x_BTD, mask=Mask(), left_out=left_out, first=first, key=key)[0]
 
     x_BTD = stack.run(
         one,
@@ -292,6 +301,7 @@ def hidden(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Arra
         scan=cfg.scan_layers,
         remat=cfg.remat,
         key=blocks_key,
+        last=None if first is None else functools.partial(one, first=first),
     )
     return layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
 
@@ -315,7 +325,7 @@ def _embed(p: Any, cfg: Config, images_BYXC: jax.Array, key: jax.Array | None) -
         spread = [jnp.broadcast_to(tokens, (x_BTD.shape[0], *tokens.shape)) for tokens in special]
         spread = [sharding.constrain(tokens, ("batch", None, None)) for tokens in spread]
         x_BTD = layers.dropout(jnp.concatenate([*spread, x_BTD], axis=1), cfg.dropout, dropout_key)
-    return sharding.constrain(x_BTD, ("batch", "length", None))
+    return sharding.constrain(x_BTD, ("batch", "length", None), name="the tokens of an image")
 
 
 def _check_images(cfg: Config, images_BYXC: jax.Array) -> None:
@@ -350,24 +360,32 @@ def _some_patches(cfg: Config, x_BTD: jax.Array, key: jax.Array) -> jax.Array:
 
 def apply(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Logits [B, K] float32 of images [B, Y, X, C]: `head_logits` of the `hidden` states."""
-    return head_logits(params, cfg, hidden(params, cfg, images_BYXC, key=key))
+    return head_logits(params, cfg, _trunk(params, cfg, images_BYXC, key, first=_read(cfg)))
 
 
 def features(params: Params, cfg: Config, images_BYXC: jax.Array) -> jax.Array:
     """What the head reads, [B, D], or [B, pre_logits]: `pooled` of the `hidden` states."""
-    return pooled(params, cfg, hidden(params, cfg, images_BYXC))
+    return pooled(params, cfg, _trunk(params, cfg, images_BYXC, None, first=_read(cfg)))
+
+
+def _read(cfg: Config) -> int | None:
+    """How many of the first tokens the heads read; None: all, or a length that is cut, from which none is taken out."""
+    if cfg.pool != "class" or sharding.shards("length") > 1:
+        return None
+    return 2 if cfg.distillation == "head" else 1
 
 
 def pooled(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """The class token, the patches' mean or the probe's reading of them, through the tanh layer where there is one."""
-    x_BTD = sharding.constrain(x_BTD, ("batch", None, None))
+    if cfg.num_special and cfg.pool != "class":  # without these, a length that is cut would not divide
+        x_BTD = sharding.constrain(x_BTD, ("batch", None, None))[:, cfg.num_special :]
+    if cfg.pool == "class":
+        x_B1D = sharding.token(x_BTD, 0)
+    elif cfg.pool == "mean":
+        x_B1D = sharding.constrain(jnp.mean(x_BTD, axis=1, keepdims=True), ("batch", None, None))
     with sharding.whole_length():
-        if cfg.pool == "class":
-            x_B1D = x_BTD[:, :1]
-        elif cfg.pool == "mean":
-            x_B1D = jnp.mean(x_BTD[:, cfg.num_special :], axis=1, keepdims=True)
-        else:
-            x_B1D = _probed(params["pool"], cfg, x_BTD[:, cfg.num_special :])
+        if cfg.pool == "map":
+            x_B1D = _probed(params["pool"], cfg, sharding.constrain(x_BTD, ("batch", None, None)))
         if cfg.pre_logits:
             x_B1D = jnp.tanh(layers.dense(params["pre_logits"], x_B1D, out=None))
     return x_B1D[:, 0]
@@ -391,13 +409,14 @@ def head_logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 
 def distilled_logits(params: Params, cfg: Config, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(logits of the class token's head, of the distillation token's), [B, K] float32 each: for distillation="head"."""
-    x_BTD = sharding.constrain(x_BTD, ("batch", None, None))
-    return _head(params["head"], x_BTD[:, 0]), _head(params["distillation_head"], x_BTD[:, 1])
+    own_B1D, distilled_B1D = (sharding.token(x_BTD, i) for i in (0, 1))
+    return _head(params["head"], own_B1D[:, 0]), _head(params["distillation_head"], distilled_B1D[:, 0])
 
 
 def _head(p: Any, x_BD: jax.Array) -> jax.Array:
     with sharding.whole_length():
-        return layers.dense(p, x_BD.astype(jnp.float32)[:, None], out=None)[:, 0]
+        x_B1D = sharding.constrain(x_BD.astype(jnp.float32)[:, None], ("batch", None, None))
+        return layers.dense(p, x_B1D, out=None)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------- looking in

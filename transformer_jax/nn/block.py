@@ -151,21 +151,24 @@ def apply(
     bias_NTS: jax.Array | None = None,
     cross: Cross | None = None,
     left_out: jax.Array | float | None = None,
+    first: int | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """x after the block [B, T, D], and the block's keys and values [B, T, K, H] for whoever fills a cache.
 
     Arguments: one layer's parameters; config; x; who may attend to whom; (cos, sin) of `positions.rotary_angles`;
     a bias on the scores; what cross-attention reads, where there is any; `left_out`, with which probability a row goes
-    past a sublayer (stochastic depth, Huang et al. 2016; None: there is none); the key of dropout and of stochastic
-    depth (None: evaluation, without either).
+    past a sublayer (stochastic depth, Huang et al. 2016; None: there is none); `first`, how many of the tokens are
+    wanted, [B, first, D], where nobody reads the others' (they are keys all the same); the key of dropout and of
+    stochastic depth (None: evaluation, without either).
     """
     rows_2B11 = None
     if left_out is not None and key is not None:
         key, depth_key = jax.random.split(key)
         rows_2B11 = _kept_rows(depth_key, left_out, x_BTD.shape[0])
     attention_key, *keys = _keys(key, cross)
-    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
+    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope, first)
+    x_BTD = x_BTD if first is None else x_BTD[:, :first]
     a_BTNH = attention.attend(
         q_BTNH,
         k_BTKH,
@@ -261,12 +264,16 @@ def _heads(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, name: str) -> 
 
 
 def _project(
-    p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array] | None
+    p: dict[str, Any],
+    cfg: BlockConfig,
+    x_BTD: jax.Array,
+    rope: tuple[jax.Array, jax.Array] | None,
+    first: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values, normed and rotated as the config asks."""
+    """Queries (of the `first` tokens), keys and values, normed and rotated as the config asks."""
 
     def heads(name: str) -> jax.Array:
-        y = _heads(p, cfg, x_BTD, name)
+        y = _heads(p, cfg, x_BTD[:, :first] if name == "query" else x_BTD, name)
         if f"{name}_norm" in p:
             y = layers.norm(p[f"{name}_norm"], y, "rms", cfg.norm_eps)
         return positions.rotate(y, *rope) if rope is not None and name != "value" else y

@@ -70,7 +70,7 @@ def declare_dense(
 def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
     """x @ kernel + bias, [B, T, D] -> [B, T, F]; `out` is the logical name of the new last axis."""
     y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
-    return y_BTF + p["bias"].astype(x_BTD.dtype) if "bias" in p else y_BTF
+    return sharding.add_bias(y_BTF, p["bias"].astype(x_BTD.dtype)) if "bias" in p else y_BTF
 
 
 def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[str, Param]:
@@ -81,6 +81,13 @@ def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[s
 def embed(p: dict[str, jax.Array], ids_BT: jax.Array, dtype: Any) -> jax.Array:
     """Rows of the table, [B, T] -> [B, T, D] in `dtype`."""
     return sharding.take(p["embedding"].astype(dtype), ids_BT, out=("batch", "length", None))
+
+
+def positions_from(table_PD: jax.Array, first: int, length: int) -> jax.Array:
+    """`length` rows of a table of positions from row `first` on, one for each column of a batch, [T, D]."""
+    # Whole, then cut by the length: from parts of the width to parts of the length the compiler knows no way, and the
+    # table's gradient would be cut by the length into the optimiser.
+    return sharding.constrain(sharding.constrain(table_PD, (None, None))[first : first + length], ("length", None))
 
 
 def tied_logits(p: dict[str, jax.Array], x_BD: jax.Array) -> jax.Array:

@@ -10,6 +10,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from transformer_jax import sharding
+
 
 @flax.struct.dataclass
 class Mask:
@@ -61,6 +63,7 @@ def dense(mask: Mask, num_queries: int, num_keys: int) -> jax.Array | None:
             allowed.append(causal_TS[None] | (keys_S[None, None, :] < mask.prefix_B[:, None, None]))
     if mask.segment_BT is not None:
         keys_BS = mask.segment_BT if mask.key_segment_BS is None else mask.key_segment_BS
+        keys_BS = sharding.constrain(keys_BS, ("batch", None))  # of all keys: the length may be cut
         allowed.append(mask.segment_BT[:, :, None] == keys_BS[:, None, :])
     if mask.start_B is not None:
         allowed.append(keys_S[None, None, :] >= mask.start_B[:, None, None])

@@ -109,6 +109,14 @@ def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
     return jax.tree.unflatten(treedef, [NamedSharding(mesh, spec) for spec in specs.values()])  # type: ignore[arg-type]
 
 
+def constrain(tree: Tree, values: Tree) -> Tree:
+    """The values, laid out as declared in the mesh around this call: and so are their gradients, whatever the layout
+    of what they come from."""
+    flat = flatten(tree)
+    laid = [sharding.constrain(x, flat[name].axes, name=name) for name, x in flatten(values).items()]
+    return jax.tree.unflatten(jax.tree.structure(values), laid)
+
+
 def count(tree: Tree) -> int:
     """The number of parameters."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(tree, is_leaf=_is_param))
@@ -129,6 +137,14 @@ def unstack(tree: Mapping[str, Any], num_layers: int) -> list[Tree]:
     leaves, treedef = jax.tree.flatten(tree)
     rows = [jax.lax.split(leaf, (1,) * num_layers) for leaf in leaves]
     return [jax.tree.unflatten(treedef, [row[i].reshape(row[i].shape[1:]) for row in rows]) for i in range(num_layers)]
+
+
+def unstack_last(tree: Mapping[str, Any]) -> tuple[Tree, list[Tree]]:
+    """A stacked tree of arrays as the stack of all layers but the last, and the last one's tree in a list."""
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = [jax.lax.split(leaf, (leaf.shape[0] - 1, 1)) for leaf in leaves]
+    last = [one.reshape(one.shape[1:]) for _, one in pairs]
+    return jax.tree.unflatten(treedef, [most for most, _ in pairs]), [jax.tree.unflatten(treedef, last)]
 
 
 def _is_param(x: Any) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from transformer_jax import sharding
 from transformer_jax.errors import InputError
 
 
@@ -71,11 +72,13 @@ def sincos_2d(rows: int, columns: int, width: int) -> jax.Array:
 
 def restarted(segments_BT: jax.Array) -> jax.Array:
     """Positions [B, T] that start at 0 with each segment of a packed row."""
+    segments_BT = sharding.constrain(segments_BT, ("batch", None))  # a cut length would shift its parts back and forth
     columns_T = jnp.arange(segments_BT.shape[1])
     begins_BT = jnp.concatenate(
         [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
     )
-    return columns_T - jax.lax.cummax(jnp.where(begins_BT, columns_T, 0), axis=1)
+    where_BT = columns_T - jax.lax.cummax(jnp.where(begins_BT, columns_T, 0), axis=1)
+    return sharding.constrain(where_BT, ("batch", "length"))
 
 
 def rotary_angles(

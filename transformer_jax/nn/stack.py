@@ -23,11 +23,21 @@ REMAT: dict[str, Any] = {
 
 
 def run(
-    block: Block, params: Any, carry: Any, *, num_layers: int, scan: bool, remat: str, key: jax.Array | None
+    block: Block,
+    params: Any,
+    carry: Any,
+    *,
+    num_layers: int,
+    scan: bool,
+    remat: str,
+    key: jax.Array | None,
+    last: Block | None = None,
 ) -> Any:
     """carry after all layers. Layer i gets fold_in(key, i), so both ways of running draw the same dropout.
 
-    params: stacked, or for the unrolled way already one tree per layer.
+    Arguments:
+      params: stacked, or for the unrolled way already one tree per layer.
+      last: what the last layer runs in place of `block`; its carry may have another shape.
     """
     if remat != "none":
         block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=not scan)
@@ -35,14 +45,20 @@ def run(
     def layer_key(layer: Any) -> jax.Array | None:
         return None if key is None else jax.random.fold_in(key, layer)
 
+    whole = num_layers if last is None else num_layers - 1
     if scan:
 
         def body(carry: Any, xs: tuple[Any, jax.Array]) -> tuple[Any, None]:
             layer_params, layer = xs
             return block(layer_params, carry, layer, layer_key(layer)), None
 
-        return jax.lax.scan(body, carry, (params, jnp.arange(num_layers)))[0]
-    layers = params if isinstance(params, list) else params_lib.unstack(params, num_layers)
-    for layer, layer_params in enumerate(layers):
-        carry = block(layer_params, carry, layer, layer_key(layer))
+        scanned, rest = (params, []) if last is None else params_lib.unstack_last(params)
+        carry = jax.lax.scan(body, carry, (scanned, jnp.arange(whole)))[0]
+    else:
+        layers = params if isinstance(params, list) else params_lib.unstack(params, num_layers)
+        for layer, layer_params in enumerate(layers[:whole]):
+            carry = block(layer_params, carry, layer, layer_key(layer))
+        rest = layers[whole:]
+    if last is not None:
+        carry = last(rest[0], carry, whole, layer_key(whole))
     return carry

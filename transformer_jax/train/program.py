@@ -13,8 +13,9 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from transformer_jax import experiment as experiments
-from transformer_jax import models, optim
+from transformer_jax import models, optim, sharding
 from transformer_jax.experiment import Experiment
+from transformer_jax.nn import params as params_lib
 from transformer_jax.train import batch as batch_lib
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
@@ -49,7 +50,9 @@ class Program:
         """The state before the first step with these parameters."""
         ema = self.state.ema is not None
         places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        return jax.jit(lambda p: state_lib.create(p, self.optimizer, ema=ema), out_shardings=places)(params)
+        recent = 0 if self.state.recent is None else len(self.state.recent)
+        make = jax.jit(lambda p: state_lib.create(p, self.optimizer, ema=ema, recent=recent), out_shardings=places)
+        return make(params)
 
 
 def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None = None) -> Program:
@@ -69,8 +72,13 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     example = experiment.task.example(experiment.data)
     places = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
+    for axis, size in (("heads", model.num_heads), ("kv_heads", model.kv_heads)):
+        sharding.partition_spec(
+            (axis,), (size,), mesh, name=f"model.num_{axis}"
+        )  # a kernel's columns may divide all the same
 
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
+        params = params_lib.constrain(declaration, params)
         return experiment.task.loss(optim.freeze(params, scales), model, batch, key=key)
 
     def evaluate(params: Any, batch: Any) -> Any:
@@ -82,8 +90,11 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
         optim.schedule(experiment.optim, train.steps),
         accumulate=train.accumulate,
         ema_decay=experiment.ema.decay,
+        skip_spikes=train.spike if train.skip_spikes else 0.0,
     )
-    state = state_lib.abstract(declaration, optimizer, mesh, ema=experiment.ema.decay > 0)
+    state = state_lib.abstract(
+        declaration, optimizer, mesh, ema=experiment.ema.decay > 0, recent=step_lib.RECENT * (train.spike > 0)
+    )
     state_places = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Program(
         family=family.__name__.rpartition(".")[2],

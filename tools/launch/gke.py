@@ -1,0 +1,117 @@
+"""A Kubernetes JobSet: prints the manifest of a training on TPU slices or GPU nodes, and applies it.
+
+    python -m tools.launch.gke NAME --image IMAGE --tpu v5e:4x4 --hosts 4 experiments.mlm.bert_base --workdir /data/a
+    python -m tools.launch.gke NAME --image IMAGE --gpus 8 --hosts 4 experiments.mlm.bert_base --workdir /data/a
+
+What follows the options is what `python -m transformer_jax train` takes; the image holds the checkout as its working
+folder. --claim names the PersistentVolumeClaim that every pod mounts at /data, for --workdir. On TPUs GKE tells each
+pod its place and JAX reads it; on GPUs a pod's completion index is its number, and pod 0 the coordinator. A pod that
+ends with another code than 0 or 2 restarts the whole set, which goes on from its newest checkpoint.
+
+--dry-run prints the manifest (JSON, which is YAML) and applies nothing. It needs the JobSet controller:
+https://jobset.sigs.k8s.io, https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+PORT = 8476
+# --tpu's names and GKE's: the label of the node pool, and chips of one machine of a multi-host slice.
+TPUS = {
+    "v4": ("tpu-v4-podslice", 4),
+    "v5e": ("tpu-v5-lite-podslice", 4),
+    "v5p": ("tpu-v5p-slice", 4),
+    "v6e": ("tpu-v6e-slice", 4),
+}
+
+
+def manifest(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any]:
+    """The JobSet as a tree."""
+    command = ["python", "-m", "transformer_jax", "train", *train]
+    selector: dict[str, str] = {}
+    if options.tpu:
+        kind, _, topology = options.tpu.partition(":")
+        label, chips = TPUS[kind]
+        selector = {"cloud.google.com/gke-tpu-accelerator": label, "cloud.google.com/gke-tpu-topology": topology}
+        devices, run = {"google.com/tpu": chips}, ["sh", "-c", f"exec {shlex.join(command)}"]
+    else:
+        # The pods of a JobSet are SET-JOB-JOBINDEX-PODINDEX.SET to each other.
+        where = ["--hosts.coordinator", f"{options.name}-workers-0-0.{options.name}:{PORT}", "--hosts.count"]
+        line = shlex.join([*command, *where, str(options.hosts), "--hosts.index"])
+        devices, run = {"nvidia.com/gpu": options.gpus}, ["sh", "-c", f'exec {line} "$JOB_COMPLETION_INDEX"']
+    container: dict[str, Any] = {
+        "name": "train",
+        "image": options.image,
+        "command": run,
+        "ports": [{"containerPort": PORT}],
+        "resources": {"limits": devices},
+    }
+    pod: dict[str, Any] = {"restartPolicy": "Never", "nodeSelector": selector, "containers": [container]}
+    pod["terminationGracePeriodSeconds"] = 120  # between SIGTERM and SIGKILL: to save
+    if options.claim:
+        container["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
+        pod["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": options.claim}}]
+    bad_input = {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [2]}}
+    job = {
+        "parallelism": options.hosts,
+        "completions": options.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [bad_input]},
+        "template": {"spec": pod},
+    }
+    exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"} if options.tpu else {}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": options.name, "annotations": exclusive},
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": options.restarts,
+                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            },
+            "replicatedJobs": [{"name": "workers", "replicas": options.slices, "template": {"spec": job}}],
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("name", help="of the JobSet")
+    parser.add_argument("--image", required=True, help="with the package, the experiments and their environment")
+    parser.add_argument("--tpu", default="", metavar="KIND:TOPOLOGY", help=f"{', '.join(TPUS)}, such as v5p:4x4x4")
+    parser.add_argument("--gpus", type=int, default=0, help="NVIDIA GPUs of a node, one process a node")
+    parser.add_argument("--hosts", type=int, required=True, help="machines, of one slice")
+    parser.add_argument("--slices", type=int, default=1, help="TPU slices, joined by the data-centre network")
+    parser.add_argument("--claim", default="", help="PersistentVolumeClaim mounted at /data")
+    parser.add_argument("--restarts", type=int, default=10, help="times that the set is started again")
+    parser.add_argument("--dry-run", action="store_true", help="print the manifest and apply nothing")
+    options, train = parser.parse_known_args(arguments)
+    kind, _, topology = options.tpu.partition(":")
+    if bool(options.tpu) == bool(options.gpus):
+        parser.error("give --tpu KIND:TOPOLOGY or --gpus N, one of them")
+    if options.tpu and (kind not in TPUS or not topology):
+        parser.error(f"--tpu {options.tpu} is not KIND:TOPOLOGY with a kind of {', '.join(TPUS)}, such as v5p:4x4x4")
+    if options.gpus and options.slices > 1:
+        parser.error(f"--slices {options.slices}: only TPUs have slices; give more --hosts")
+    if not train or train[0].startswith("-"):
+        parser.error("give an experiment: a module such as experiments.causal_lm.gpt2_small, or a file")
+    made = json.dumps(manifest(options, train), indent=2)
+    if options.dry_run:
+        print(made)
+        return 0
+    if shutil.which("kubectl") is None:
+        parser.error("kubectl is not on the PATH; install it, or use --dry-run")
+    return subprocess.run(["kubectl", "apply", "-f", "-"], input=made, text=True).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A SLURM job: writes the sbatch file of a training, and submits it.
+
+    python -m tools.launch.slurm --nodes 4 --gpus-per-node 8 --time 24:00:00 experiments.mlm.bert_base --workdir /nfs/a
+
+What follows the options is what `python -m transformer_jax train` takes. One process a GPU, which is what JAX expects
+of SLURM (it shows each process the GPU of its local number); without GPUs one a node. JAX finds them by itself. Ninety
+seconds before the time is over, or when the job is preempted, SIGTERM makes all processes save at one step; a
+requeued job goes on from there. --workdir must be on a file system that all nodes share.
+
+--dry-run prints the file and submits nothing. Options: https://slurm.schedmd.com/sbatch.html
+"""
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def script(options: argparse.Namespace, train: Sequence[str]) -> str:
+    """The sbatch file."""
+    lines = [
+        "#!/bin/bash",
+        f"#SBATCH --job-name={options.name}",
+        f"#SBATCH --nodes={options.nodes}",
+        f"#SBATCH --ntasks-per-node={options.gpus_per_node or 1}",
+        f"#SBATCH --time={options.time}",
+        "#SBATCH --output=%x-%j.log",
+        "#SBATCH --signal=TERM@90",  # to the tasks: all save, and end
+        "#SBATCH --requeue",
+    ]
+    if options.gpus_per_node:
+        lines.append(f"#SBATCH --gpus-per-node={options.gpus_per_node}")
+    lines += [f"#SBATCH {extra}" for extra in options.sbatch]
+    command = shlex.join([".venv/bin/python", "-m", "transformer_jax", "train", *train])
+    # --kill-on-bad-exit: SLURM ends what the hosts' own watch cannot.
+    lines += ["", "set -eu", f"cd {shlex.quote(options.folder)}", f"srun --kill-on-bad-exit=1 --label {command}"]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=0, help="0: train on CPUs, one process a node")
+    parser.add_argument("--time", default="24:00:00", help="limit of the job")
+    parser.add_argument("--name", default="transformer_jax")
+    parser.add_argument("--folder", default=".", help="the checkout, on all nodes")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another #SBATCH line's option")
+    parser.add_argument("--dry-run", action="store_true", help="print the file and submit nothing")
+    options, train = parser.parse_known_args(arguments)
+    if options.nodes < 1 or options.gpus_per_node < 0:
+        parser.error(f"--nodes {options.nodes} --gpus-per-node {options.gpus_per_node}: there must be nodes")
+    if not train or train[0].startswith("-"):
+        parser.error("give an experiment: a module such as experiments.causal_lm.gpt2_small, or a file")
+    made = script(options, train)
+    if options.dry_run:
+        print(made, end="")
+        return 0
+    if shutil.which("sbatch") is None:
+        parser.error("sbatch is not on the PATH; run this on a login node, or use --dry-run")
+    return subprocess.run(["sbatch"], input=made, text=True).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
