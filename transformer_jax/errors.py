@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and a hint for its message."""
+"""The exceptions that end a command with one line: what a user can mend, and what stopped a run."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class InputError(ValueError):
     """Bad input: the message names the value, where it came from and the fix, in one line.
 
     The command line prints the message and exits with code 2; no traceback, nothing written.
+    """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on: the message says what happened, what is on the disk and what to do, in one line.
+
+    The command line prints the message and exits with code 1. What was saved before is as it was.
     """
 
 

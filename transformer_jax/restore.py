@@ -57,17 +57,23 @@ class Loaded:
 
 
 def load(
-    path: str | os.PathLike[str], *, dtype: jax.typing.DTypeLike | None = None, sharding: Mesh | Sharding | Any = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    sharding: Mesh | Sharding | Any = None,
+    verify: bool = True,
 ) -> Loaded:
-    """The model in a workdir (its newest complete step), in one step's folder, or in a Hugging Face snapshot folder.
+    """The model in a workdir (its newest good step), in one step's folder, or in a Hugging Face snapshot folder.
 
     Arguments:
       dtype: of the parameters and of the computation, one of float32, bfloat16 and float16. None: parameters float32,
         computation as the experiment's precision policy says for this machine.
       sharding: a mesh (each parameter lies as the rule table says), one sharding for all parameters, or a tree of
         shardings. None: the first device.
+      verify: compare the files that are read with the step's manifest, first. A damaged step of a workdir is warned of
+        and passed over. False skips that: for a step whose damage is to be looked at.
     Errors: `InputError` for a path that is none of the three, a workdir without a complete step, and any leaf that is
-      missing, extra or misshapen.
+      missing, extra or misshapen; `checkpoint.Damaged`, one of them, for a step that is not as it was written.
     """
     folder = Path(path)
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
@@ -76,11 +82,13 @@ def load(
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{path} {what}; give a workdir, a step's folder or a local Hugging Face snapshot folder")
     if (folder / "meta").is_dir():
+        if verify:
+            checkpoint.check_files(folder, items=[checkpoint.weights(folder)])
         return _load_step(folder, dtype, sharding)
     if hub.is_snapshot(folder):
         return _load_snapshot(folder, dtype, sharding)
     if (folder / "checkpoints").is_dir():
-        step = checkpoint.latest_step(folder / "checkpoints")
+        step = checkpoint.newest(folder / "checkpoints", weights_only=True, verify=verify)
         if step is None:
             raise InputError(f"{folder / 'checkpoints'} holds no complete step yet; train until the first save")
         return _load_step(folder / "checkpoints" / str(step), dtype, sharding)
@@ -100,7 +108,7 @@ def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
             f"{folder / 'meta'}: family is {meta['family']!r}, but its config is {type(config).__module__}'s"
         )
     target = _target(family.declare(config), sharding)
-    params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype)
+    params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False)
     beside = folder.absolute().parent.parent / "tokenizer"  # WORKDIR/tokenizer, for WORKDIR/checkpoints/STEP
     tokenizer = tokenizers.load(beside) if beside.is_dir() else None
     return Loaded(family, config, params, tokenizer, experiment.task, meta["step"], bytes_read)
@@ -128,9 +136,10 @@ def _task_of(config: Any, folder: Path) -> Any:
     if isinstance(config, models.seq2seq.Config):
         return tasks.Translation(beam=hub.generation(folder, config), extra_tokens=config.max_length)
     heads = getattr(config, "heads", ())
+    if isinstance(config, models.vit.Config):  # outside of `suppress`: other preprocessing would change every answer
+        given = hub.preprocessing(folder) or Preprocess(size=config.image_size, resize=config.image_size)
     with contextlib.suppress(InputError):
         if isinstance(config, models.vit.Config):
-            given = hub.preprocessing(folder) or Preprocess(size=config.image_size, resize=config.image_size)
             return tasks.ImageClassification(labels=hub.labels(folder), preprocess=given)
         if "classification" in heads:
             return tasks.Classification(labels=hub.labels(folder))

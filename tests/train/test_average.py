@@ -20,6 +20,7 @@ from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import average, checkpoint
 from transformer_jax.train import state as state_lib
+from transformer_jax.train.writer import Writer
 
 MODEL = gpt.Config(vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2)
 STEPS = (3, 7, 10, 12)
@@ -49,7 +50,7 @@ def run(tmp_path_factory) -> Path:
 
 def write(folder, experiment, steps):
     config = config_json.to_json(experiment)
-    with checkpoint.Writer(folder / "checkpoints", family="gpt", config=config, keep=9) as writer:
+    with Writer(folder / "checkpoints", family="gpt", config=config, keep=9) as writer:
         for step in steps:
             state = state_lib.create(drawn(step, experiment.model), optax.identity())
             state = dataclasses.replace(state, step=jnp.int32(step), ema=drawn(step + 100, experiment.model))

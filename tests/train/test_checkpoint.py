@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back to the bit, on any mesh; what does not match is refused in one line."""
 
+import contextlib
 import json
 import logging
 import os
@@ -19,13 +20,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from transformer_jax import losses, optim, sharding
-from transformer_jax.errors import InputError
+from transformer_jax.errors import InputError, RunError
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.train import checkpoint
+from transformer_jax.train import checkpoint, manifest
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
+from transformer_jax.train import writer as writers
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = {"a": params_lib.Param((2048, 1024), (None, None), params_lib.zeros)}
@@ -57,7 +59,7 @@ def target(*, ema: bool = False, mesh=ONE_DEVICE):
 
 
 def writer(folder, **options):
-    return checkpoint.Writer(folder, family="toy", config={"type": "toy"}, **options)
+    return writers.Writer(folder, family="toy", config={"type": "toy"}, **options)
 
 
 def assert_identical(a, b):
@@ -82,7 +84,7 @@ def test_a_state_comes_back_to_the_bit(saved):
     state, meta = checkpoint.restore_state(saved / "3", target(ema=True))
     assert_identical(state, make_state(3, ema=True))
     facts = {name: meta[name] for name in ("format", "step", "rows", "family", "config", "metric")}
-    assert facts == {"format": 1, "step": 3, "rows": 96, "family": "toy", "config": {"type": "toy"}, "metric": 1.5}
+    assert facts == {"format": 2, "step": 3, "rows": 96, "family": "toy", "config": {"type": "toy"}, "metric": 1.5}
     assert meta["dtypes"] == {"params": ["float32"], "optimizer": ["float32", "int32"], "ema": ["float32"]}
 
 
@@ -207,10 +209,10 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 from transformer_jax import optim
 from transformer_jax.nn.params import Param, zeros
-from transformer_jax.train import checkpoint, state
+from transformer_jax.train import state, writer
 params = {"a": jax.random.normal(jax.random.key(0), (4096, 2048))}
 s = state.create(params, optim.make(optim.Optim(), 10, {"a": Param((4096, 2048), (None, None), zeros)}))
-checkpoint.Writer(Path(sys.argv[1]), family="toy", config={}).save(s, rows=0)
+writer.Writer(Path(sys.argv[1]), family="toy", config={}).save(s, rows=0)
 while not any(Path(sys.argv[1]).iterdir()):
     time.sleep(0.001)
 os._exit(9)  # as a SIGKILL would: while the arrays are being written
@@ -221,20 +223,30 @@ def test_a_killed_save_is_ignored_and_cleaned(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
     left = [path.name for path in tmp_path.iterdir()]
-    assert len(left) == 1 and left[0].startswith("0."), left  # a temporary folder, not step 0
-    assert checkpoint.latest_step(tmp_path) is None
-    with writer(tmp_path) as w:
+    assert len(left) == 1 and left[0].startswith("0.part"), left  # a temporary folder, not step 0
+    assert checkpoint.latest_step(tmp_path) is None and checkpoint.newest(tmp_path) is None
+    (tmp_path / "0.part.1.json").touch()  # one of several processes had digested its files
+    (tmp_path / "5.orbax-checkpoint-tmp-12").mkdir()  # of format 1
+    shutil.copytree(tmp_path / left[0], tmp_path / "3.deleting")
+    (tmp_path / "notes.txt").touch()
+    said: list[str] = []
+    with writer(tmp_path, say=said.append) as w:
         w.save(make_state(1), rows=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "notes.txt"]
+    assert len(said) == 4 and f"{left[0]}: left by a save that was cut short; removed" in said
 
 
-def test_ctrl_c_during_a_save_comes_after_it(tmp_path):
-    params = {"a": jax.random.normal(jax.random.key(0), (4096, 4096))}
-    state = state_lib.create(params, optim.make(Optim(), 10, MATRIX))
+def test_ctrl_c_during_a_save_comes_after_it(tmp_path, monkeypatch):
+    state, sent, sync = make_state(0), threading.Event(), manifest.sync
+
+    def sync_late(folder):  # the save outlasts the signal, however fast the disk and slow the timer is
+        assert sent.wait(60)
+        sync(folder)
+
+    monkeypatch.setattr(manifest, "sync", sync_late)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with writer(tmp_path) as w:
         w.save(state, rows=0)
-        sent = threading.Event()
-        w._thread.submit(sent.wait, 60)  # the wait outlasts the signal, however fast the disk and slow the timer is
 
         def interrupt():
             os.kill(os.getpid(), signal.SIGINT)
@@ -246,23 +258,58 @@ def test_ctrl_c_during_a_save_comes_after_it(tmp_path):
             w.wait()
         assert checkpoint.steps(tmp_path) == [0]
         w.save(state.replace(step=jnp.int32(1)), rows=1)
+    signal.signal(signal.SIGINT, before)
     assert checkpoint.steps(tmp_path) == [0, 1]
 
 
-@AFTER_A_FAILURE
-def test_a_save_that_fails_is_raised(tmp_path):
-    """A limit on the size of files stands for the full disk."""
+@contextlib.contextmanager
+def full_disk():
+    """A limit on the size of files stands for it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(RuntimeError, match=f"saving to {tmp_path} failed: ") as error, writer(tmp_path) as w:
-            w.save(make_state(1), rows=1)
-            w.wait()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-            w.save(make_state(2), rows=2)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(error.value)
-    assert checkpoint.steps(tmp_path) == [1]
+
+
+@AFTER_A_FAILURE
+def test_a_save_that_fails_is_tried_again_and_then_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers, "PAUSES", (0.0, 0.0))
+    said: list[str] = []
+    with pytest.raises(RunError) as error, writer(tmp_path, say=said.append) as w:
+        w.save(make_state(1), rows=1)
+        assert not w.wait() and said == []
+        with full_disk():
+            w.save(make_state(2), rows=2)
+            assert w.wait(), "it asks for another try"
+        w.save(make_state(3), rows=3)
+        assert not w.wait() and not w.check(), "there is room again"
+        assert checkpoint.steps(tmp_path) == [1, 3]
+        with full_disk():
+            for step in (4, 5, 6):
+                w.save(make_state(step), rows=step)
+                w.wait()
+    assert [line.partition(": ")[0] for line in said] == [f"saving step {n} to {tmp_path} failed" for n in (2, 4, 5)]
+    assert said[0].endswith("; trying again in 0 s (try 2 of 3)")
+    assert str(error.value).startswith(f"saving step 6 to {tmp_path} failed: ") and "\n" not in str(error.value)
+    assert str(error.value).endswith(
+        "the newest step there is 3; make room or mend the disk, and give the command again"
+    )
+    assert checkpoint.steps(tmp_path) == [1, 3], "what was there is as it was"
+    assert_identical(checkpoint.restore_state(tmp_path / "3", target())[0], make_state(3))
+
+
+@AFTER_A_FAILURE
+def test_a_failure_is_seen_without_waiting_for_it(tmp_path):
+    """Leaving the block raises it too: what was to be there is not."""
+    said: list[str] = []
+    with pytest.raises(RunError, match="saving step 2 to"), full_disk(), writer(tmp_path, say=said.append) as w:
+        w.save(make_state(2), rows=2)
+        while not said:
+            w.check()
+            time.sleep(0.01)
+        assert not w.check(), "the time to try again has not come"
 
 
 # ----------------------------------------------------------------------------------------------------------- strictness
@@ -340,12 +387,12 @@ def test_a_meta_that_cannot_be_trusted_is_refused(saved, tmp_path):
     path = step / "meta" / "metadata"
     meta = json.loads(path.read_text())
     for changes, message in [
-        ({"format": 99}, "format 99 is not 1, which this version reads; upgrade transformer_jax"),
+        ({"format": 99}, "format 99 is not 1 or 2, which this version reads; upgrade transformer_jax"),
         ({"rows": "many"}, "'rows' is 'many', which is not of type int"),
         ({"step": True}, "'step' is True, which is not of type int"),
     ]:
         path.write_text(json.dumps(meta | changes))
-        assert refused(checkpoint.restore_state, step, target(ema=True)) == f"{path}: {message}"
+        assert refused(checkpoint.restore_state, step, target(ema=True), verify=False) == f"{path}: {message}"
     for text in ("{", "[]", "[" * 100_000, ""):
         path.write_text(text)
         assert str(path) in refused(checkpoint.read_meta, step)
@@ -354,12 +401,12 @@ def test_a_meta_that_cannot_be_trusted_is_refused(saved, tmp_path):
 
 
 @AFTER_A_FAILURE
-def test_a_damaged_item_is_named(saved, tmp_path):
+def test_a_damaged_item_is_named_even_without_its_manifest(saved, tmp_path):
     step = shutil.copytree(saved / "3", tmp_path / "3")
     item = step / "params"
 
     def message() -> str:
-        return refused(checkpoint.restore_params, step, target().params, ema=False)
+        return refused(checkpoint.restore_params, step, target().params, ema=False, verify=False)
 
     (item / "_METADATA").write_text("{")
     assert message().startswith(f"{item} cannot be read: ")

@@ -17,7 +17,7 @@ from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Sa
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.train import loop
+from transformer_jax.train import lock, loop
 
 STEPS = 6
 
@@ -78,13 +78,13 @@ def test_the_folder_explains_itself(tiny, whole):
     assert results["seconds_to_first_step"] > 0 and results["seconds_compiling"] > 0
 
 
-def test_stopped_by_sigterm_and_taken_up_gives_the_same_bits(tiny, whole, tmp_path):
+def test_stopped_by_sigterm_and_taken_up_gives_the_same_bits(tiny, whole, tmp_path, capsys):
     """With dropout, accumulation, averaging and validation; stopped twice, each time away from a regular save."""
 
-    def stop_at(step):
+    def stop_at(step, number=signal.SIGTERM):
         def on_row(row):
             if row["step"] == step and "loss" in row:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
         return on_row
 
@@ -92,7 +92,9 @@ def test_stopped_by_sigterm_and_taken_up_gives_the_same_bits(tiny, whole, tmp_pa
     first = loop.run(tiny, folder, load=restore.load, on_row=stop_at(2))
     assert first.signal == signal.SIGTERM and 2 <= first.step < STEPS and not first.report
     assert not (folder / "results.json").exists()
-    second = loop.run(tiny, folder, load=restore.load, on_row=stop_at(first.step + 1))
+    assert "goodput " in capsys.readouterr().out
+    second = loop.run(tiny, folder, load=restore.load, on_row=stop_at(first.step + 1, signal.SIGUSR1))
+    assert second.signal == signal.SIGUSR1
     assert first.step < second.step < STEPS
     third = loop.run(tiny, folder, load=restore.load)
     assert (third.step, third.signal) == (STEPS, 0)
@@ -142,6 +144,35 @@ def test_more_steps_go_on_and_are_said(tiny, whole, tmp_path, capsys):
     # 6 batches of 16 rows, then one of 32: the pipeline counts rows, not batches.
     meta = json.loads((folder / "checkpoints/7/meta/metadata").read_text())
     assert meta["rows"] == 6 * 16 + 32
+
+
+def test_a_damaged_step_is_passed_over_and_the_run_ends_with_the_same_bits(tiny, whole, tmp_path, capsys):
+    import shutil
+
+    folder = shutil.copytree(whole, tmp_path / "run")
+    spoilt = max((folder / "checkpoints/6/optimizer").rglob("d/*"), key=lambda path: path.stat().st_size)
+    spoilt.write_bytes(bytes(255 - byte for byte in spoilt.read_bytes()))
+    (folder / "results.json").unlink()
+    (folder / "checkpoints/8.part").mkdir()
+    loop.run(tiny, folder, load=restore.load)
+    out = capsys.readouterr().out
+    assert f"step 6 is damaged and is not used: {spoilt} is not as it was written" in out
+    assert "resume from step 4 of 6" in out and "8.part: left by a save that was cut short; removed" in out
+    assert "goodput " in out and not (folder / "lock").exists()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6", "6.damaged"]
+    shutil.rmtree(folder / "checkpoints/6.damaged")
+    expected, found = leaves(whole), leaves(folder)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name, strict=True)
+
+
+def test_a_workdir_of_a_living_run_is_refused(tiny, whole, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(whole, tmp_path / "run")
+    more = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, steps=STEPS + 1))
+    with lock.hold(folder, print), pytest.raises(InputError, match="is being written by this very process"):
+        loop.run(more, folder, load=restore.load)
 
 
 def test_another_experiment_is_refused_and_nothing_written(tiny, whole):
@@ -219,6 +250,40 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
     assert (tmp_path / "run/checkpoints/2").is_dir(), "the best is kept"
     loop.run(still, tmp_path / "run", load=restore.load)
     assert "to go on, wait for longer: --evaluate.patience 0" in capsys.readouterr().out
+
+
+def test_a_damaged_best_step_gives_way_to_the_newest_for_the_test_set(tiny, tmp_path, capsys, monkeypatch):
+    """Step 1 is the best and is spoilt before the end."""
+    values = iter([0.0, 5.0, 1.0, 2.0])  # for the names; validation at steps 1 and 2; the test set
+
+    class Tested(type(tiny.task)):
+        def prepare(self, *args, **options):
+            prepared = super().prepare(*args, **options)
+            return dataclasses.replace(prepared, test=prepared.validation)
+
+        def report(self, sums, outputs, evaluation):
+            return super().report(sums, outputs, evaluation) | {"score": next(values)}
+
+        def score(self, params, model, tokenizer, examples, folder, name, **options):  # after the last save
+            if name == "validation":
+                file = max((folder / "checkpoints/1/ema").rglob("d/*"), key=lambda path: path.stat().st_size)
+                file.write_bytes(file.read_bytes()[:-1])
+            return {}
+
+    monkeypatch.setitem(config_json._NAMES, Tested, "causal_lm.CausalLM")
+    short = dataclasses.replace(
+        tiny,
+        task=Tested(),
+        train=dataclasses.replace(tiny.train, steps=2),
+        evaluate=Evaluate(every=1),
+        checkpoint=Checkpoint(best_metric="score", best="highest"),
+    )
+
+    results = loop.run(short, tmp_path / "run", load=restore.load)
+    assert results.step == 2 and results.test["score"] == 2.0
+    out = capsys.readouterr().out
+    assert "step 1, the best on validation, is damaged, so step 2 it is: " in out and "test set, by step 2: " in out
+    assert json.loads((tmp_path / "run/results.json").read_text())["best_step"] is None
 
 
 def test_a_metric_that_is_not_reported_is_refused_before_anything_is_written(tiny, tmp_path):

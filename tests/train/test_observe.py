@@ -64,7 +64,7 @@ def test_meter_counts_tokens_between_rows(monkeypatch):
         "skipped": jnp.int32(0),
     }
     now[0] = 1.5
-    with meter.pause():
+    with meter.pause("evaluating"):
         now[0] = 2.0
     with meter.waiting():
         now[0] = 2.3

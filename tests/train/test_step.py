@@ -61,14 +61,14 @@ def make_batch(seed: int = 0, **changes) -> dict:
     return batch | changes
 
 
-def build(mesh=None, *, dropout=0.0, **options):
+def build(mesh=None, *, dropout=0.0, recent=0, **options):
     """(state, jitted step) on a mesh; by default on one device."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     optimizer = optim.make(CFG, TOTAL, DECLARATION)
     ema = bool(options.get("ema_decay"))
-    state = state_lib.init(jax.random.key(0), DECLARATION, optimizer, mesh, ema=ema)
+    state = state_lib.init(jax.random.key(0), DECLARATION, optimizer, mesh, ema=ema, recent=recent)
     step = step_lib.make_step(make_loss(dropout), optimizer, optim.schedule(CFG, TOTAL), **options)
-    places = state_lib.state_shardings(DECLARATION, optimizer, mesh, ema=ema)
+    places = state_lib.state_shardings(DECLARATION, optimizer, mesh, ema=ema, recent=recent)
     return state, step_lib.jit_step(step, places, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 
@@ -261,3 +261,47 @@ def test_moments_and_average_lie_where_their_parameter_lies():
     )
     shard = state.params["blocks"]["up"]["kernel"].addressable_shards[0].data
     assert shard.shape == (LAYERS, WIDTH // 2, HIDDEN // 2)
+
+
+def test_a_spike_is_told_and_skipped_when_it_is_to_be():
+    """A hundred times the usual loss after 64 usual ones; before these nothing is known of what is usual."""
+    results = {}
+    for skip in (0.0, 10.0):
+        state, step = build(recent=step_lib.RECENT, skip_spikes=skip)
+        big = make_batch()
+        big["y"] = big["y"] * 10
+        for seed in (0, 1):
+            state, metrics = step(state, big if seed else make_batch(seed), KEY)
+            assert np.isnan(metrics["deviations"]) and int(metrics["skipped"]) == 0, "not yet"
+        for seed in range(step_lib.RECENT):
+            state, metrics = step(state, make_batch(seed), KEY)
+        assert abs(metrics["deviations"]) < 5
+        before = copy(state)
+        state, metrics = step(state, big, KEY)
+        assert metrics["deviations"] > 100 and float(state.recent[-1]) == float(metrics["loss"])
+        results[skip] = (before, copy(state), int(metrics["skipped"]))
+    before, after, skipped = results[10.0]
+    assert skipped == 1
+    assert_identical((after.params, after.opt_state), (before.params, before.opt_state))
+    before, after, skipped = results[0.0]
+    assert skipped == 0
+    assert_all_differ(after.params, before.params)
+
+
+def test_a_loss_that_is_not_finite_is_not_among_the_recent_ones():
+    state, step = build(recent=step_lib.RECENT)
+    state, _ = step(state, make_batch(), KEY)
+    before = copy(state.recent)
+    batch = make_batch(1)
+    batch["y"][...] = np.nan
+    state, _ = step(state, batch, KEY)
+    np.testing.assert_array_equal(state.recent, before)
+    assert np.isfinite(before).sum() == 1
+
+
+def test_deviations_are_those_of_a_normal_distribution():
+    recent = np.random.default_rng(0).normal(5, 0.5, 10_001).astype(np.float32)
+    assert float(step_lib.deviations(recent, 6.0)) == pytest.approx(2, abs=0.1)
+    recent[:3000] = 1e9  # outliers
+    assert 0.5 < float(step_lib.deviations(recent, 6.0)) < 2
+    assert float(step_lib.deviations(np.full(9, 2.0, np.float32), 2.2)) == pytest.approx(10, rel=1e-5), "1 % at least"

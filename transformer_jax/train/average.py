@@ -20,6 +20,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import checkpoint
 from transformer_jax.train import state as state_lib
+from transformer_jax.train.writer import Writer
 
 
 def mean(step_folders: list[Path], target: Any) -> Any:
@@ -76,9 +77,7 @@ def create(folder: Path, run: Path, *, last: int) -> list[int]:
         shutil.copyfile(run / "config.json", part / "config.json")
         if (run / "tokenizer").is_dir():
             shutil.copytree(run / "tokenizer", part / "tokenizer")
-        with checkpoint.Writer(
-            part / "checkpoints", family=meta["family"], config=meta["config"], averaged=chosen
-        ) as writer:
+        with Writer(part / "checkpoints", family=meta["family"], config=meta["config"], averaged=chosen) as writer:
             writer.save(state, rows=meta["rows"])
         part.rename(folder)
     except BaseException:

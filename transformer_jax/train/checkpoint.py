@@ -1,24 +1,25 @@
-"""Checkpoints: what a step's folder holds, how it is written while training goes on, and how it is read back strictly.
+"""Checkpoints: what a step's folder holds, which steps are good, and how one is read back strictly.
 
-    checkpoints/1200/params      the parameters, a nested dict of float32 arrays
-                     optimizer   the optimiser's state and the count of skipped steps
-                     ema         the averaged parameters, where the run keeps an average
-                     meta        JSON: format, step, rows consumed, family, the resolved experiment, dtypes, versions,
-                                 and, where it is a mean of steps, which ("averaged")
+    checkpoints/1200/params         the parameters, a nested dict of float32 arrays
+                     optimizer      the optimiser's state and the count of skipped steps
+                     ema            the averaged parameters, where the run keeps an average
+                     meta           JSON: format, step, rows consumed, family, the resolved experiment, dtypes,
+                                    versions and, where it is a mean of steps, which ("averaged")
+                     manifest.json  size and SHA-256 of every file (`train/manifest.py`)
 
-Orbax writes the items; a step's folder gets its name only when all of it is there, so a killed save leaves a temporary
-folder that is ignored and cleaned up by the next run. A reader asks for the items it needs: `restore_params` never
-touches the moments.
+`train/writer.py` writes it, wholly or not at all.
 
-Reading compares the trees first. Orbax's own check prints both trees, and it casts dtypes silently; here a missing,
-extra or misshapen leaf, or one of another dtype, is one line that names it.
+A reader compares files with the manifest before it restores them, and of a run takes the newest step that is as it was
+written, naming each that is not; a damaged step is never deleted. It asks for the items it needs: `restore_params`
+neither reads nor checks the moments. Then the trees are compared. Orbax's own check prints both trees, and it casts
+dtypes silently; here a missing, extra or misshapen leaf, or one of another dtype, is one line that names it.
 """
 
+import contextlib
 import json
 import logging
-import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,157 +27,98 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from transformer_jax import hosts
 from transformer_jax.errors import InputError
+from transformer_jax.train import manifest
+from transformer_jax.train.manifest import Damaged
 from transformer_jax.train.state import TrainState
 
-FORMAT = 1  # raised when an older reader would misread what is written
-
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-class Writer:
-    """Saves states of one run into one folder, asynchronously, and deletes the old ones.
-
-        with Writer(workdir / "checkpoints", family="gpt", config=experiment_json, keep=2, keep_best=1) as writer:
-            writer.save(state, rows=step * batch_size, metric=validation_loss)
-
-    `save` returns when the arrays have left the device and may be donated; a thread writes them. A failure there is
-    raised by the next `save`, `check` or `wait`. Leaving the block waits.
-
-    Arguments:
-      folder: made if it is missing; temporary folders of killed saves in it are removed.
-      family: the name of the model's family. config: the resolved experiment as JSON values.
-      keep: the newest n are kept. keep_best: and the n best by their metric, of which the `best` one, "lowest" or
-        "highest", is best.
-      averaged: the steps of which the parameters are the mean (`average.create`).
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        family: str,
-        config: dict[str, Any],
-        keep: int = 2,
-        keep_best: int = 0,
-        best: str = "lowest",
-        averaged: Sequence[int] = (),
-    ) -> None:
-        ocp = _orbax()
-        managers = ocp.checkpoint_managers
-        policies = [managers.LatestN(keep)]
-        if keep_best:
-            best_few = managers.BestN(  # the last n of a sort, which `reverse` makes descending
-                get_metric_fn=_metric, reverse=best == "lowest", n=keep_best, keep_checkpoints_without_metrics=False
-            )
-            policies.append(best_few)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=managers.AnyPreservationPolicy(policies),
-            best_fn=_metric,  # without it Orbax does not store the metric, and a resumed run forgets its best step
-            cleanup_tmp_directories=True,
-        )
-        self.folder = folder
-        self._facts = {"format": FORMAT, "family": family, "config": config, "versions": _versions()}
-        if averaged:
-            self._facts["averaged"] = list(averaged)
-        self._last: int | None = None
-        # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which goes on waiting:
-        # an interrupt inside Orbax would leave its bookkeeping and the folder at odds.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._manager = self._call(lambda: ocp.CheckpointManager(folder.absolute(), options=options))
-
-    def save(self, state: TrainState, *, rows: int, metric: float | None = None) -> None:
-        """Begins to save `state` under its step; does nothing when that step is there already.
-
-        Arguments:
-          rows: examples consumed, all that the input pipeline needs to go on.
-          metric: the reported number that says which checkpoint is best, where there was one.
-        """
-        ocp = _orbax()
-        self.wait()
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        items = _items(state)
-        dtypes = {item: sorted({str(x.dtype) for x in jax.tree.leaves(tree)}) for item, tree in items.items()}
-        meta = {**self._facts, "step": step, "rows": rows, "metric": metric, "dtypes": dtypes}
-        saves = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
-        args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta))
-        metrics = None if metric is None or not math.isfinite(metric) else {"metric": metric}
-        self._last = step
-        self._call(lambda: self._manager.save(step, args=args, metrics=metrics, force=True))
-
-    def check(self) -> None:
-        """Raises what went wrong in the save that is under way, without waiting for it."""
-        self._call(self._manager.check_for_errors)
-
-    def wait(self) -> None:
-        """Waits until what was saved is wholly there. Ctrl-C is raised afterwards."""
-        self._call(self._manager.wait_until_finished)
-        self.check()
-        if self._last is not None and self._last not in steps(self.folder):
-            raise RuntimeError(f"step {self._last} was saved to {self.folder} but is not there; is the disk full?")
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            self.wait()
-        finally:
-            try:
-                self._call(self._manager.close)
-            finally:
-                self._thread.shutdown()
-
-    def _call(self, function: Callable[[], Any]) -> Any:
-        """The function's result, from the checkpoint thread, waited for through any number of Ctrl-C."""
-        future = self._thread.submit(function)
-        interrupt: KeyboardInterrupt | None = None
-        while not future.done():
-            try:
-                future.exception()
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-        failure = future.exception()
-        if failure is not None:
-            raise RuntimeError(f"saving to {self.folder} failed: {_first_line(failure)}") from failure
-        return future.result()
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """The array items of a step's folder, as nested dicts that need no class of ours or optax's to be read."""
-    optimizer = {"skipped": state.skipped} | {f"state/{name}": leaf for name, leaf in _named(state.opt_state).items()}
-    items = {"params": _nested(_named(state.params)), "optimizer": _nested(optimizer)}
-    return items if state.ema is None else items | {"ema": _nested(_named(state.ema))}
-
-
-def _metric(metrics: dict[str, float]) -> float:
-    return metrics["metric"]
-
-
-def _versions() -> dict[str, str]:
-    from transformer_jax import __version__
-
-    return {"transformer_jax": __version__, "jax": jax.__version__}
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
+FORMAT = 2  # raised when an older reader would misread what is written; 1 had no manifest
+FORMATS = (1, 2)  # that this version reads
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that are wholly there, in order. Temporary folders of a killed save are not among them."""
-    if not folder.is_dir():
-        return []
-    named = [path for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal()]
-    return sorted(int(path.name) for path in named if (path / "_CHECKPOINT_METADATA").is_file())
+    """The steps that are wholly there, in order: those with a manifest that is whole, and those of format 1.
+
+    Their files are not compared with it: `newest` and `verify` do.
+    """
+    return [step for step in numbered(folder) if _listed(folder / str(step)) is not None]
 
 
 def latest_step(folder: Path) -> int | None:
     """The newest step that is wholly there, or None."""
     return max(steps(folder), default=None)
+
+
+def newest(
+    folder: Path,
+    say: Callable[[str], object] = warnings.warn,
+    *,
+    weights_only: bool = False,
+    verify: bool = True,
+    together: bool = False,
+) -> int | None:
+    """The newest step whose files are as they were written; None where there is no step at all.
+
+    Each damaged one that is passed over is named to `say`. Arguments:
+      weights_only: check what `restore_params` reads.
+      verify: False checks nothing, and takes the newest that is wholly there.
+      together: every process calls this, each reads its part of the files, and all come to the same answer.
+    Errors: `InputError` when there are steps and none is good.
+    """
+    there = numbered(folder)
+    for step in reversed(there):
+        path = folder / str(step)
+        if verify:
+            damage = damage_of(path, say, items=[weights(path)] if weights_only else None, together=together)
+        else:
+            damage = "" if _listed(path) is not None else f"{path} has no whole manifest"
+        if not damage:
+            return step
+        say(f"step {step:,} is damaged and is not used: {damage}")
+    if there:
+        raise InputError(
+            f"none of the steps in {folder} ({', '.join(map(str, there))}) is as it was written; restore a copy of "
+            "one, or look at what is there with --no-verify"
+        )
+    return None
+
+
+def damage_of(
+    step_folder: Path,
+    say: Callable[[str], object] = warnings.warn,
+    *,
+    items: Collection[str] | None = None,
+    together: bool = False,
+) -> str:
+    """The file of a step that is not as it was written, and how; "" where all are. The arguments are those of `newest`
+    and `check_files`."""
+    damage, part = "", (jax.process_index(), jax.process_count()) if together else (0, 1)
+    try:
+        check_files(step_folder, say, items=items, part=part)
+    except Damaged as error:
+        damage = str(error)
+    if together:
+        damage = next(filter(None, hosts.gather(f"the files of step {step_folder.name}", damage)), "")
+    return damage
+
+
+def check_files(
+    step_folder: Path,
+    say: Callable[[str], object] = warnings.warn,
+    *,
+    items: Collection[str] | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> tuple[int, int]:
+    """Compares a step's files with its manifest: how many files and bytes were read, (0, 0) of a step of format 1.
+
+    Arguments: items, part: as of `manifest.verify`. Errors: `Damaged` naming the file and what differs.
+    """
+    listed = _listed(step_folder)
+    if listed == set():
+        say(f"{step_folder} was written before there were manifests: its files are not verified")
+        return 0, 0
+    return manifest.verify(step_folder, items, part)
 
 
 def read_meta(step_folder: Path) -> dict[str, Any]:
@@ -188,24 +130,30 @@ def read_meta(step_folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {_first_line(error)}; is {step_folder} a step's folder?") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise InputError(f"{path} cannot be read: {first_line(error)}; is {step_folder} a step's folder?") from None
+    if not isinstance(meta, dict) or meta.get("format") not in FORMATS:
         found = meta.get("format") if isinstance(meta, dict) else meta
-        raise InputError(f"{path}: format {found!r} is not {FORMAT}, which this version reads; upgrade transformer_jax")
+        raise InputError(
+            f"{path}: format {found!r} is not {' or '.join(map(str, FORMATS))}, which this version reads; upgrade "
+            "transformer_jax"
+        )
     for name, kind in (("step", int), ("rows", int), ("family", str), ("config", dict)):
         if type(meta.get(name)) is not kind:
             raise InputError(f"{path}: {name!r} is {meta.get(name)!r}, which is not of type {kind.__name__}")
     return meta
 
 
-def restore_state(step_folder: Path, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def restore_state(step_folder: Path, target: TrainState, *, verify: bool = True) -> tuple[TrainState, dict[str, Any]]:
     """The whole state, placed as `target` (of `state.abstract`) says, and the step's meta.
 
-    The shardings may differ from those of the run that saved. Errors: `InputError` naming the leaf that is missing,
-    extra, misshapen or of another dtype.
+    The shardings may differ from those of the run that saved. Arguments: verify, False where the files were checked
+    already (`newest`), or are not to be. Errors: `Damaged`; `InputError` naming the leaf that is missing, extra,
+    misshapen or of another dtype.
     """
+    if verify:
+        check_files(step_folder)
     meta = read_meta(step_folder)
-    wanted = _items(target)
+    wanted = state_items(target)
     for item in ("params", "optimizer", "ema"):
         if (item in wanted) != (step_folder / item).is_dir():
             here, there = ("the run", step_folder) if item in wanted else (step_folder, "the run")
@@ -217,38 +165,69 @@ def restore_state(step_folder: Path, target: TrainState) -> tuple[TrainState, di
         opt_state=_like(target.opt_state, items["optimizer"], "state/"),
         ema=None if target.ema is None else _like(target.ema, items["ema"]),
         skipped=items["optimizer"]["skipped"],
+        recent=items["optimizer"].get("recent"),
     )
     return state, meta
 
 
 def restore_params(
-    step_folder: Path, target: Any, *, ema: bool = True, dtype: jax.typing.DTypeLike | None = None
+    step_folder: Path,
+    target: Any,
+    *,
+    ema: bool = True,
+    dtype: jax.typing.DTypeLike | None = None,
+    verify: bool = True,
 ) -> tuple[Any, int]:
     """The parameters alone, placed as `target` (ShapeDtypeStructs with shardings) says, and the bytes read from disk.
 
     Arguments:
       ema: take the average in place of the parameters where the run kept one.
       dtype: cast floating-point leaves to it; without it a stored dtype other than the target's is refused.
-    Errors: `InputError` naming the leaf that is missing, extra, misshapen or of another dtype.
+      verify: False where the files were checked already (`newest`), or are not to be.
+    Errors: `Damaged`; `InputError` naming the leaf that is missing, extra, misshapen or of another dtype.
     """
-    averaged = step_folder / "ema"
+    if verify:
+        check_files(step_folder, items=[weights(step_folder, ema=ema)])
     before = _bytes_read()
-    item = averaged if ema and averaged.is_dir() else step_folder / "params"
-    restored = _restore(item, _nested(_named(target)), dtype)
+    restored = _restore(step_folder / weights(step_folder, ema=ema), _nested(_named(target)), dtype)
     return _like(target, _named(restored)), _bytes_read() - before
+
+
+def numbered(folder: Path) -> list[int]:
+    """The steps that have a folder, in order."""
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
+
+
+def _listed(step_folder: Path) -> set[str] | None:
+    """The items that a step's manifest lists; an empty set for a step of format 1, None for one that is not whole."""
+    with contextlib.suppress(Damaged):
+        return {name.partition("/")[0] for name in manifest.read(step_folder / manifest.NAME)}
+    with contextlib.suppress(InputError):
+        orbax_was_done = (step_folder / "_CHECKPOINT_METADATA").is_file()
+        if orbax_was_done and not (step_folder / manifest.NAME).exists() and read_meta(step_folder)["format"] == 1:
+            return set()
+    return None
+
+
+def weights(step_folder: Path, *, ema: bool = True) -> str:
+    """The item to evaluate with: the average where the run kept one. A manifest knows of files that are gone."""
+    there = "ema" in (_listed(step_folder) or ()) or (step_folder / "ema").is_dir()
+    return "ema" if ema and there else "params"
 
 
 def _restore(item: Path, target: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
     """The arrays of one item, after its tree has been compared with the target's."""
-    ocp = _orbax()
+    ocp = orbax()
     if not item.is_dir():
         raise InputError(f"{item} does not exist, so {item.parent} is not a complete step; give another step")
-    # An integrity check of the item's files belongs here, before anything reads them.
     handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     try:
         stored = _named(handler.metadata(item.absolute()).item_metadata.tree)
     except Exception as error:  # whatever a damaged file raises, three libraries down
-        raise InputError(f"{item} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{item} cannot be read: {first_line(error)}") from error
     wanted = _named(target)
     if dtype is not None:
         wanted = {name: _cast(leaf, dtype) for name, leaf in wanted.items()}
@@ -256,7 +235,7 @@ def _restore(item: Path, target: Any, dtype: jax.typing.DTypeLike | None = None)
     try:
         return handler.restore(item.absolute(), args=ocp.args.StandardRestore(_nested(wanted)))
     except Exception as error:
-        raise InputError(f"{item} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{item} cannot be read: {first_line(error)}") from error
 
 
 def _compare(stored: dict[str, Any], wanted: dict[str, Any], item: Path, *, any_float: bool) -> None:
@@ -295,6 +274,15 @@ def _describe(leaf: Any) -> str:
 # ---------------------------------------------------------------------------------------------------- trees and Orbax
 
 
+def state_items(state: TrainState) -> dict[str, Any]:
+    """The array items of a step's folder, as nested dicts that need no class of ours or optax's to be read."""
+    optimizer = {"skipped": state.skipped} | {f"state/{name}": leaf for name, leaf in _named(state.opt_state).items()}
+    if state.recent is not None:
+        optimizer["recent"] = state.recent
+    items = {"params": _nested(_named(state.params)), "optimizer": _nested(optimizer)}
+    return items if state.ema is None else items | {"ema": _nested(_named(state.ema))}
+
+
 def _named(tree: Any) -> dict[str, Any]:
     """{"1/mu/blocks/mlp/up/kernel": leaf, ...} for any pytree: dicts by key, tuples by index, dataclasses by field."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -310,7 +298,7 @@ def _like(target: Any, flat: dict[str, Any], prefix: str = "") -> Any:
     return jax.tree.unflatten(jax.tree.structure(target), [flat[prefix + name] for name in _named(target)])
 
 
-def _orbax() -> Any:
+def orbax() -> Any:
     """Orbax, imported where it is used (0.3 s) and kept off the screen: what went wrong is raised here."""
     import orbax.checkpoint as ocp
 
@@ -333,5 +321,5 @@ def _bytes_read() -> int:
     return sum(int(value["value"]) for m in counters for value in m["values"])
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,7 +4,7 @@ Every example counts exactly once and in the same way, whatever the batch size a
 batch is filled up with rows of weight 0, never dropped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int,
     place: Callable[[Any], Any],
     *,
+    here: Sequence[int] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Sums, dict[str, np.ndarray]]:
     """The sums over all of `examples`, added in float64 on the host, and each one's outputs, {"name": [examples, ...]}.
@@ -39,14 +40,13 @@ def evaluate(
       eval_step: from `make_eval_step`.
       examples: finite; each has "weights".
       batch_size: rows of the global batch; every batch has this size, so there is one compilation.
-      place: puts this host's rows of a batch on the devices.
+      place: puts this host's rows of a batch on the devices. here: which rows these are; None: all.
       stop: asked before each batch; True raises `Stopped`.
     """
     totals: dict[str, np.ndarray] = {}
     kept: list[dict[str, np.ndarray]] = []
     pending: tuple[Any, Any] = ({}, {})
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for batch in pipeline.batches(examples, 0, batch_size, **here):
+    for batch in pipeline.batches(examples, 0, batch_size, here=here):
         if stop():
             raise Stopped
         ahead = eval_step(params, place(batch))  # the device works on this while the host adds the one before

@@ -8,13 +8,14 @@ gives each row to `Observer.row`, which passes it to every place at once. Only p
                     MFU is their rate over the peak dense bfloat16 rate in `PEAK_FLOPS`.
 """
 
+import collections
 import json
 import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,17 @@ class Observer:
     def __enter__(self) -> "Observer":
         if not self.primary:
             return self
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         kept = [row for row in read_rows(self.path) if row["step"] <= self.first_step]
         self.file = self.path.open("w", encoding="utf-8")
         self.file.writelines(json.dumps(row) + "\n" for row in kept)
         self.file.flush()
-        self.events = SummaryWriter(str(self.workdir), purge_step=self.first_step + 1)
+        # Not its SummaryWriter, whose thread dies of a full disk, and then lets the loop wait for ever.
+        self.events, self.flushed = EventsWriter(str(self.workdir / "events")), time.monotonic()
+        start = SessionLog(status=SessionLog.START)  # TensorBoard forgets what a killed run has left after this step
+        self.events.write_event(Event(wall_time=time.time(), step=self.first_step + 1, session_log=start))
         self.progress = _progress(self.steps, self.first_step) if sys.stdout.isatty() else None
         return self
 
@@ -87,8 +92,8 @@ class Observer:
             return
         if self.progress is not None:
             self.progress.stop()
-        self.events.close()
-        self.file.close()
+        with closing(self.file):
+            self.events.close()
 
     def row(self, row: Row) -> None:
         """One row to metrics.jsonl (non-finite numbers as null), TensorBoard, the terminal and `on_row`."""
@@ -97,15 +102,25 @@ class Observer:
             self.file.write(json.dumps(finite) + "\n")
             self.file.flush()
             step = int(row["step"])
-            for name, value in row.items():
-                if name != "step":
-                    self.events.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            self._events(step, {k: v for k, v in row.items() if k != "step" and math.isfinite(v)})
             if self.progress is not None and "loss" in row:
                 self.progress.update(self.progress.task_ids[0], completed=step, line=describe(row))
             if self.progress is None or "loss" not in row:
                 self.say(f"step {step:,}/{self.steps:,}  {describe(row, self.metric)}")
         if self.on_row is not None:
             self.on_row(row)
+
+    def _events(self, step: int, values: Row) -> None:
+        """Writes these numbers for TensorBoard; they are on the disk two minutes later."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            summary = scalar(name if "/" in name else f"train/{name}", value)
+            self.events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - self.flushed > 120:
+            self.events.flush()
+            self.flushed = time.monotonic()
 
     def say(self, text: str) -> None:
         """A line above the progress bar, or a plain line."""
@@ -275,7 +290,9 @@ class Meter:
     ) -> None:
         self.last_step, self.steps, self.tokens_per_step = first_step, steps, tokens_per_step
         self.flops_per_step, self.peak, self.unit = flops_per_step, peak, unit
-        self.since, self.waited = time.perf_counter(), 0.0
+        self.began = self.since = time.perf_counter()
+        self.waited = 0.0
+        self.spent: dict[str, float] = collections.defaultdict(float)  # seconds of the loop that were not steps
 
     def row(self, step: int, metrics: dict[str, Any]) -> Row:
         """The row of this step. Waits for its metrics; rates are over the steps since the last row."""
@@ -302,10 +319,27 @@ class Meter:
         before = time.perf_counter()
         yield
         self.waited += time.perf_counter() - before
+        self.spent["waiting for data"] += time.perf_counter() - before
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """What happens inside (evaluation, saving, compiling) is not counted as time of training."""
+    def pause(self, what: str) -> Iterator[None]:
+        """What happens inside, such as "evaluating" or "saving", is not counted as time of training."""
         before = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - before
+        try:
+            yield
+        finally:
+            self.since += time.perf_counter() - before
+            self.spent[what] += time.perf_counter() - before
+
+    def stop(self) -> None:
+        """The last step has been taken."""
+        self.ended = time.perf_counter()
+
+    def goodput(self, seconds: float) -> float:
+        """The share of `seconds`, a run's whole time, that went into steps."""
+        return max(0.0, self.ended - self.began - sum(self.spent.values())) / seconds
+
+    def goodput_in_words(self, seconds: float) -> str:
+        """The goodput, and what the loop did beside steps."""
+        pauses = ", ".join(f"{what} {spent:.1f} s" for what, spent in self.spent.items()) or "no pauses"
+        return f"goodput {self.goodput(seconds):.1%}: the share of {duration(seconds)} spent in steps; {pauses}"

@@ -26,7 +26,10 @@ class TrainState:
       params: the family's parameter tree, float32.
       opt_state: the optax state.
       ema: the exponential moving average of `params`, or None when it is off.
-      skipped: int32 scalar, steps whose loss or gradient was not finite and that changed nothing.
+      skipped: int32 scalar, steps whose loss or gradient was not finite, or whose loss was a spike to be skipped, and
+        that changed nothing.
+      recent: float32 [n], the last n finite losses, the newest last, NaN where there were none yet; None when spikes
+        are not looked for.
     """
 
     step: Any
@@ -34,43 +37,63 @@ class TrainState:
     opt_state: Any
     ema: Any
     skipped: Any
+    recent: Any = None
 
 
-def create(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-    """The state before the first step. The average starts as a copy of the parameters."""
+def create(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False, recent: int = 0) -> TrainState:
+    """The state before the first step. The average starts as a copy of the parameters; `recent` losses are kept."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         skipped=jnp.zeros((), jnp.int32),
+        recent=jnp.full(recent, jnp.nan, jnp.float32) if recent else None,
     )
 
 
 def init(
-    key: jax.Array, declaration: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
+    key: jax.Array,
+    declaration: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool = False,
+    recent: int = 0,
 ) -> TrainState:
     """The state before the first step, drawn straight onto the devices of `mesh`: no device ever holds all of it."""
-    places = state_shardings(declaration, optimizer, mesh, ema=ema)
-    make = jax.jit(lambda k: create(params_lib.init(k, declaration), optimizer, ema=ema), out_shardings=places)
+    places = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
+    make = jax.jit(
+        lambda k: create(params_lib.init(k, declaration), optimizer, ema=ema, recent=recent), out_shardings=places
+    )
     return make(key)
 
 
 def abstract(
-    declaration: Any, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh, *, ema: bool = False
+    declaration: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
+    *,
+    ema: bool = False,
+    recent: int = 0,
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with shardings: what a restore aims at, and what can be compiled for.
 
     Errors: `InputError` naming the parameter that does not divide over the mesh.
     """
     values = params_lib.abstract(declaration, mesh)
-    state = jax.eval_shape(lambda p: create(p, optimizer, ema=ema), values)
-    places = state_shardings(declaration, optimizer, mesh, ema=ema)
+    state = jax.eval_shape(lambda p: create(p, optimizer, ema=ema, recent=recent), values)
+    places = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
 
 
 def state_shardings(
-    declaration: Any, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh, *, ema: bool = False
+    declaration: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
+    *,
+    ema: bool = False,
+    recent: int = 0,
 ) -> TrainState:
     """A tree like the state with a `NamedSharding` at each leaf: moments and average where their parameter lies.
 
@@ -82,4 +105,11 @@ def state_shardings(
     opt_state = optax.tree_utils.tree_map_params(
         optimizer, lambda moment, place: place, moments, places, transform_non_params=lambda leaf: everywhere
     )
-    return TrainState(everywhere, places, opt_state, places if ema else None, everywhere)
+    return TrainState(
+        step=everywhere,
+        params=places,
+        opt_state=opt_state,
+        ema=places if ema else None,
+        skipped=everywhere,
+        recent=everywhere if recent else None,
+    )

@@ -24,6 +24,8 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]  # {"name": (sum, weight)}
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, Sums]]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]
 
+RECENT = 64  # losses that the next one is compared with
+
 
 def make_step(
     loss: Loss,
@@ -32,6 +34,7 @@ def make_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    skip_spikes: float = 0.0,
 ) -> Step:
     """Builds the step, a pure function that the caller compiles.
 
@@ -41,10 +44,13 @@ def make_step(
       learning_rate: the optimiser's schedule, for the metrics; its argument is the number of updates applied.
       accumulate: micro-batches per batch; the batch's rows must divide by it.
       ema_decay: the average's decay d in `ema = d * ema + (1 - d) * params`; 0 when the state has no average.
+      skip_spikes: a step whose loss is more than so many deviations (`deviations`) above the recent ones is skipped; 0:
+        none is.
 
     Returns: step(state, batch, key) -> (state, metrics). key is the run's key: the step folds in its own number.
       Metrics are device scalars, "loss" (nats per unit of weight), "weight", "grad_norm" (before clipping),
-      "learning_rate" (of this update), "skipped" (so far, int32), and "sums", the loss's {"name": (sum, weight)}.
+      "learning_rate" (of this update), "skipped" (so far, int32), and "sums", the loss's {"name": (sum, weight)}; of a
+      state with `recent` losses also "deviations", by which the loss is above them.
 
     A loss or gradient that is not finite leaves parameters, optimiser state and average as they were, to the bit; step
     and skipped still count. A batch of weight 0 has loss 0 and gradient 0.
@@ -82,19 +88,26 @@ def make_step(
         grads = jax.tree.map(lambda g: g * scale, grads)
         grad_norm = optax.tree.norm(grads)  # not finite when any gradient is not
 
-        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        good = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        recent, spike = state.recent, {}
+        if recent is not None:
+            spike = {"deviations": deviations(recent, mean_loss)}
+            pushed = jnp.append(recent[1:], mean_loss)  # a spike too: a loss that stays high is soon the usual one
+            recent = jnp.where(jnp.isfinite(mean_loss), pushed, recent)
+            if skip_spikes:
+                good &= ~(spike["deviations"] > skip_spikes)
 
         def unless_skipped(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(finite, new, old)
+            return jnp.where(good, new, old)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm, finite=finite)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm, finite=good)
         params = jax.tree.map(unless_skipped, optax.apply_updates(state.params, updates), state.params)
         ema = state.ema
         if ema is not None:
             averaged = jax.tree.map(lambda average, p: ema_decay * average + (1.0 - ema_decay) * p, ema, params)
             ema = jax.tree.map(unless_skipped, averaged, ema)
 
-        skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
+        skipped = state.skipped + jnp.where(good, 0, 1).astype(jnp.int32)
         metrics = {
             "loss": mean_loss,
             "weight": weight,
@@ -102,10 +115,22 @@ def make_step(
             "learning_rate": learning_rate(state.step - state.skipped),
             "skipped": skipped,
             "sums": sums,
+            **spike,
         }
-        return TrainState(state.step + 1, params, opt_state, ema, skipped), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, skipped, recent), metrics
 
     return step
+
+
+def deviations(recent: jax.Array, loss: jax.Array) -> jax.Array:
+    """By how many of their usual deviations a loss is above the median of the recent ones; NaN until there are enough.
+
+    The deviation is 1.4826 times the median absolute deviation, which is a normal distribution's standard deviation,
+    and at least 1 % of the median; half of the losses may be outliers without changing it much.
+    """
+    middle = jnp.median(recent)
+    usual = 1.4826 * jnp.median(jnp.abs(recent - middle))
+    return (loss - middle) / jnp.maximum(jnp.maximum(usual, 0.01 * jnp.abs(middle)), 1e-30)
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:

@@ -1,12 +1,15 @@
 """A run's folder: what may be taken up again in it, and its small JSON files."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
-from transformer_jax import config_json, tasks
+from transformer_jax import config_json, hosts, tasks
 from transformer_jax import experiment as experiments
 from transformer_jax.data import (
     bitext,
@@ -22,8 +25,9 @@ from transformer_jax.data import (
 )
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
-from transformer_jax.train import checkpoint
+from transformer_jax.train import lock, manifest
 from transformer_jax.train import state as state_lib
+from transformer_jax.train.writer import Writer
 
 
 def stored_experiment(workdir: Path) -> Experiment | None:
@@ -40,9 +44,25 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
         raise InputError(f"{workdir} is a file; give a folder to --workdir")
     if (stored := stored_experiment(workdir)) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
-    if workdir.exists() and any(workdir.iterdir()):
+    begun = {lock.NAME, "config.json.part"}  # of a run that was killed as it wrote its first file
+    if workdir.exists() and any(path.name not in begun for path in workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
     return []
+
+
+def refuse_unshared(workdir: Path) -> None:
+    """Errors: `InputError` where this host cannot see what host 0 has written; call it when that is so.
+
+    A network file system may answer for a minute that a file is missing which it was asked for before.
+    """
+    ends = time.monotonic() + 60
+    while not (workdir / "config.json").exists():
+        if time.monotonic() > ends:
+            raise InputError(
+                f"{workdir.absolute()} on {hosts.who(jax.process_index())} is not the folder of host 0, which has "
+                "written config.json there; give a --workdir on a file system that all hosts share"
+            )
+        time.sleep(0.5)
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
@@ -67,10 +87,14 @@ def kind(loaded: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes beside the target and renames, so that the file is whole or as it was."""
+    """Writes beside the target, syncs and renames, so that the file is whole or as it was, after a power cut too."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
+    manifest.sync_folder(path.parent)
 
 
 def create(folder: Path, loaded: Any) -> None:
@@ -111,6 +135,6 @@ def create(folder: Path, loaded: Any) -> None:
     experiment = config_json.to_json(Experiment(model=loaded.config, data=data, task=loaded.task, sample=sample))
     write_json(part / "config.json", experiment)
     family = loaded.family.__name__.rpartition(".")[2]
-    with checkpoint.Writer(part / "checkpoints", family=family, config=experiment) as writer:
+    with Writer(part / "checkpoints", family=family, config=experiment) as writer:
         writer.save(state_lib.create(loaded.params, optax.identity()), rows=0)
     part.rename(folder)

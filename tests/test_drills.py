@@ -1,0 +1,29 @@
+"""The drills themselves: real processes, killed for real. docs/reliability.md has the commands of the long ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "drill", "tries"),
+    [
+        ("gpt", "kill", 5),
+        ("gpt", "resume", 10),
+        ("mlm", "resume", 10),
+        ("translation", "resume", 10),
+        ("vit", "resume", 10),
+        ("gpt", "damage", 200),
+        ("gpt", "disk", 20),
+        ("gpt", "signal", 10),
+    ],
+)
+def test_a_drill(job, drill, tries):
+    words = [sys.executable, "-m", "tools.drills", "tools.drills_jobs", job, "--drill", drill, "--tries", str(tries)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
