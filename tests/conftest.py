@@ -1,5 +1,6 @@
 """What every test runs on: eight fake CPU devices, a compile cache kept between runs, fixed seeds, and no network."""
 
+import gc
 import os
 import pathlib
 import random
@@ -33,9 +34,13 @@ _configure(
     jax_compilation_cache_max_size=2**30,  # a bound also makes several test processes lock what they share
     jax_persistent_cache_min_compile_time_secs=0.1,
     jax_persistent_cache_min_entry_size_bytes=0,
+    # LLVM's optimisations take nearly half of the time here and change no meaning: XLA's own passes, which decide what
+    # is computed and communicated, all run. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what a user's process compiles.
+    jax_disable_most_optimizations=os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") not in ("0", "false"),
 )
 jax.config.update("jax_num_cpu_devices", 8)
 os.environ["HF_HUB_OFFLINE"] = "1"
+gc.set_threshold(50_000, 20, 50)  # tracing makes few cycles; looking for them takes a tenth of the time
 
 
 def _refuse_outsiders() -> None:

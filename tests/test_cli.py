@@ -18,6 +18,7 @@ from transformer_jax.__main__ import main
 from transformer_jax.data import corpus
 from transformer_jax.experiment import Evaluate, Experiment, Mesh, Train
 from transformer_jax.models import gpt
+from transformer_jax.train import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,6 +143,8 @@ def test_bad_checkpoints(trained, tmp_path, capsys):
         tree = json.loads(meta.read_text())
         tree["config"]["model"] |= changes
         meta.write_text(json.dumps(tree))
+        step = meta.parents[1]  # as it was written, but not what its arrays are
+        manifest.write(step / manifest.NAME, manifest.digest(step, manifest.names(step)))
         return folder
 
     assert "leaf blocks/mlp/down/kernel is" in refused(capsys, "inspect", with_model("wide", mlp_width=48))
@@ -257,8 +260,8 @@ def test_sigterm_of_the_process_saves_and_says_how_to_go_on(mine, tmp_path):
 
 
 def test_cpu_devices_divide_the_batch_and_fit_the_mesh():
-    def count(cores, mesh=(), batch=12, accumulate=1, evaluated=0):
-        model = gpt.Config(257, max_length=16, width=16, num_layers=1, num_heads=2)
+    def count(cores, mesh=(), batch=12, accumulate=1, evaluated=0, width=16):
+        model = gpt.Config(257, max_length=16, width=width, num_layers=1, num_heads=2)
         experiment = Experiment(
             model=model,
             data=corpus.TextCorpus(length=16),
@@ -274,6 +277,7 @@ def test_cpu_devices_divide_the_batch_and_fit_the_mesh():
     assert count(4, evaluated=6) == 3
     assert count(8, mesh=(-1, 1, 1, 2)) == 8
     assert count(2, mesh=(4, 1, 1, 2)) == 8
+    assert [count(2, width=256), count(2, width=512)] == [2, 1], "4,500 parameters a token, and 17,000"
 
 
 def test_doctor(capsys):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from PIL import Image
 
 from transformer_jax import config_json, launch, restore, sharding
@@ -193,15 +193,33 @@ def test_a_docstring_says_what_to_expect(path):
     assert any(label in text for label in ("measured", "published", "estimated"))
 
 
+def on_256_devices(experiment: Experiment) -> tuple[programs.Program, AbstractMesh]:
+    """The program on a mesh of 256 TPUs, 32 hosts of 8: the first shape that fits of those that cut the batch most.
+
+    All of it data and fsdp (8, a host's), or tensor and sequence where the batch has too few rows; without
+    accumulation, which is for few devices, if need be; and where no shape fits, with one row for each device.
+    """
+    train, chip = experiment.train, AbstractDevice("TPU v5p", 2, "tpu")
+    tries = [(train.batch_size, n, cut) for n in dict.fromkeys((train.accumulate, 1)) for cut in (1, 2, 4, 8)]
+    for batch_size, accumulate, cut in [*tries, (256, 1, 1)]:
+        rows = 256 // cut
+        for tensor in [cut // n for n in (1, 2, 4, 8) if cut % n == 0]:
+            sizes = (rows // min(rows, 8), min(rows, 8), cut // tensor, tensor)
+            mesh = AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4, abstract_device=chip)
+            if sizes[2] > 1 and not experiment.task.reads_text:
+                continue  # of an image's tokens, 197, no number divides
+            changed = dataclasses.replace(train, batch_size=batch_size, accumulate=accumulate)
+            try:
+                return programs.make(dataclasses.replace(experiment, train=changed), mesh, platform="tpu"), mesh
+            except InputError:
+                continue
+    raise AssertionError("no mesh of 256 devices fits, whatever the batch")
+
+
 @pytest.mark.parametrize("recipe", list(all_recipes()))
-def test_the_full_size_step_lowers_without_arrays(recipe):
-    """For a TPU, on a mesh of as many devices (up to 8) as the batch has room for."""
-    experiment = recipe()
-    rows = experiment.train.batch_size // experiment.train.accumulate
-    devices = next(n for n in (8, 4, 2, 1) if rows % n == 0)
-    mesh = AbstractMesh((devices, 1, 1, 1), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
-    program = programs.make(experiment, mesh, platform="tpu")
-    assert program.model.dtype == "bfloat16"
+def test_the_full_size_step_lowers_for_256_devices_without_arrays(recipe):
+    program, mesh = on_256_devices(recipe())
+    assert mesh.size == 256 and program.model.dtype == "bfloat16"
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.sharding.use_abstract_mesh(mesh):
         lowered = program.step.trace(program.state, program.batch, key).lower(lowering_platforms=("tpu",))

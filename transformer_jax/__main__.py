@@ -3,7 +3,7 @@
     train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or go on; EXPERIMENT is a module or a file
     evaluate WORKDIR [--FIELD VALUE ...]                   the validation numbers of the newest checkpoint
     predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
-    inspect PATH                                           what a workdir, step or Hugging Face folder holds
+    inspect PATH [--verify]                                what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or the other way round
     convert average RUN DST [--last N]                     the mean of a run's last checkpoints, as a workdir
     doctor                                                 versions, devices, known-bad pairs, a short smoke step
@@ -13,13 +13,13 @@ For example:
     python -m transformer_jax train experiments.causal_lm.stdlib --workdir runs/a --train.steps 200
     python -m transformer_jax predict runs/a "def add("
 
-`python -m transformer_jax COMMAND --help` says more. Bad input is one line on stderr and exit code 2; a run ended by
-Ctrl-C or SIGTERM exits with 130 or 143 after its state is saved.
+`python -m transformer_jax COMMAND --help` says more. Bad input is one line on stderr and exit code 2, a run that
+cannot go on, such as on a full disk, one line and 1; a run ended by Ctrl-C, SIGUSR1 or SIGTERM exits with 130, 138 or
+143 after its state is saved. What reads a checkpoint verifies its files first, unless told --no-verify.
 """
 
 import dataclasses
 import inspect as python_inspect
-import io
 import json
 import os
 import shlex
@@ -37,15 +37,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 
-from transformer_jax import config_json, launch, overrides, tasks
+from transformer_jax import config_json, hosts, launch, overrides, predictions
 from transformer_jax import experiment as experiments
-from transformer_jax.errors import InputError
+from transformer_jax.errors import InputError, RunError
 
 PROGRAM = "python -m transformer_jax"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 doctor found something, 2 bad input, 130, 143."""
+    """Runs one command and returns its exit code: 0 done, 1 something is wrong, 2 bad input, 130, 138, 143."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {f.__name__: f for f in (train, evaluate, predict, inspect, convert, doctor)}
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; a run goes on from its newest checkpoint when its command is given again", file=sys.stderr)
         return 130
@@ -79,7 +82,8 @@ def train(arguments: list[str]) -> int:
         python -m transformer_jax train experiments.causal_lm.stdlib --workdir runs/a --optim.peak-lr 3e-4
         python -m transformer_jax train path/to/mine.py --train.steps 500
 
-    A workdir that holds a checkpoint goes on from it; to go on after the end, give more --train.steps.
+    A workdir that holds a checkpoint goes on from it; to go on after the end, give more --train.steps. Ctrl-C, SIGTERM
+    and SIGUSR1 end a run after its step, with a checkpoint and the command to go on; the exit code is 128 + the signal.
     """
     if not arguments or arguments[0].startswith("-"):
         positional(train, arguments, 1)
@@ -98,13 +102,22 @@ def train(arguments: list[str]) -> int:
         program=f"{PROGRAM} train {where}",
     )
     profile = launch.parse_profile(launched.profile)
+    hosts.start(launched.hosts)
     launch.keep_freed_memory(launched.experiment)
     launch.use_cpu_cores(launched.experiment)
     launch.keep_compilations()
-    from transformer_jax import restore
-    from transformer_jax.train import loop
+    with hosts.together(timeout=launched.hosts.timeout):
+        from transformer_jax import restore
+        from transformer_jax.train import loop
 
-    results = loop.run(launched.experiment, launched.workdir, load=restore.load, profile=profile)
+        results = loop.run(
+            launched.experiment,
+            launched.workdir,
+            load=restore.load,
+            profile=profile,
+            debug_nans=launched.debug.nans,
+            verify=launched.verify,
+        )
     if results.signal:
         python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
         again = [python, "-m", "transformer_jax", "train", where, *arguments[1:]]
@@ -130,6 +143,7 @@ def evaluate(arguments: list[str]) -> int:
         python -m transformer_jax evaluate runs/de --task.beam.width 1 --data.source.test other.en other.de
     """
     workdir, rest = positional(evaluate, arguments, 1)
+    verify, rest = _verified(rest)
     folder = Path(workdir)
     stored = config_json.load(folder / "config.json")
     asked = overrides.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
@@ -142,7 +156,7 @@ def evaluate(arguments: list[str]) -> int:
     from transformer_jax.train import workdir as workdirs
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
-    loaded = restore.load(workdirs.chosen(folder), sharding=mesh)
+    loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify)
     prepared = asked.task.prepare(asked.data, loaded.config, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
     places = batch.shardings(asked.task.example(asked.data), size, mesh)
@@ -211,6 +225,7 @@ def predict(arguments: list[str]) -> int:
     `predict PATH --help-fields` lists the fields.
     """
     path, rest = positional(predict, arguments, 1)
+    verify, rest = _verified(rest)
     inputs = []
     while rest and not rest[0].startswith("--"):
         inputs.append(rest.pop(0))
@@ -219,173 +234,42 @@ def predict(arguments: list[str]) -> int:
     from transformer_jax import restore
     from transformer_jax.train import workdir as workdirs
 
-    loaded = restore.load(workdirs.chosen(Path(path)))
+    loaded = restore.load(workdirs.chosen(Path(path)), verify=verify)
     if loaded.tokenizer is None and getattr(loaded.task, "reads_text", True):
         raise InputError(f"{path} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
     if loaded.task is None:
         raise InputError(f"{path}: no task here is for {workdirs.kind(loaded)}; it loads as a library")
     config = Path(path) / "config.json"
     defaults = config_json.load(config).sample if _is_run(config) else experiments.default_sample(loaded.task)
-    program = f"{PROGRAM} predict {path} INPUT"
-    if isinstance(defaults, experiments.Sample):
-        _continue(loaded, defaults, inputs, rest, program)
-    elif isinstance(loaded.task, tasks.Translation):
-        _translate(loaded, inputs, rest, program)
-    elif isinstance(loaded.task, tasks.ImageClassification):
-        _look(loaded, defaults, inputs, rest, f"{PROGRAM} predict {path} IMAGE ...")
-    else:
-        _answer(loaded, defaults, inputs, rest, program)
+    predictions.write(loaded, defaults, inputs, rest, f"{PROGRAM} predict {path}")
     return 0
-
-
-def _continue(loaded: Any, defaults: experiments.Sample, inputs: list[str], rest: list[str], program: str) -> None:
-    @dataclass(frozen=True)
-    class Options(experiments.Sample):
-        seed: int = 0
-        """Another seed gives another text."""
-
-    given = Options(**dataclasses.asdict(defaults))
-    options = overrides.override(given, rest, description="Continue a prompt.", program=program)
-    if len(inputs) > 1:
-        raise InputError(f"a language model continues one prompt, {len(inputs)} are given; quote a prompt with spaces")
-    prompt = sys.stdin.read() if inputs in ([], ["-"]) else inputs[0]
-    options = dataclasses.replace(options, prompt=prompt)
-    for piece in loaded.task.sample(loaded.params, loaded.config, loaded.tokenizer, options, seed=options.seed):
-        print(piece, end="", flush=True)
-    print()
-
-
-def _answer(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest: list[str], program: str) -> None:
-    @dataclass(frozen=True)
-    class Options:
-        top: int = defaults.top
-        """Answers to give for each input."""
-        file: str = ""
-        """A text file with one input a line."""
-        json: bool = False
-        """One JSON object a line."""
-
-    options = overrides.override(Options(), rest, description="Predict.", program=program)
-    texts = [line for line in _lines(inputs, options.file) if line.strip()]
-    if not texts:
-        raise InputError(NO_INPUT)
-    for answer in loaded.task.predict(loaded.params, loaded.config, loaded.tokenizer, texts, top=options.top):
-        print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.describe(answer), flush=True)
-
-
-def _look(loaded: Any, defaults: experiments.Predict, inputs: list[str], rest: list[str], program: str) -> None:
-    @dataclass(frozen=True)
-    class Options:
-        top: int = defaults.top
-        """Labels to give for each image."""
-        attention: bool = False
-        """Draw what the model looked at into FOLDER/NAME_attention.png."""
-        folder: str = "."
-        """The folder of these pictures."""
-        file: str = ""
-        """A text file with the path of an image on each line."""
-        json: bool = False
-        """One JSON object a line."""
-
-    options = overrides.override(Options(), rest, description="Label images.", program=program)
-    paths = [line for line in _lines(inputs, options.file) if line.strip()]
-    if not paths:
-        raise InputError("no input: give the paths of images, --file, or lines on stdin")
-    folder = Path(options.folder) if options.attention else None
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"--folder {folder} is no folder; make it, or name another")
-    for answer in loaded.task.predict(loaded.params, loaded.config, None, paths, top=options.top, attention=folder):
-        print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.describe(answer), flush=True)
-
-
-def _translate(loaded: Any, inputs: list[str], rest: list[str], program: str) -> None:
-    search = loaded.task.beam
-
-    @dataclass(frozen=True)
-    class Options:
-        beam: int = search.width
-        """Beams of a line; 1: greedy."""
-        length_penalty: float = search.length_penalty
-        """The exponent of the length that a hypothesis's log-probability is divided by; the larger, the longer."""
-        max_new_tokens: int = search.max_new_tokens
-        """Tokens of a hypothesis at most, within what the model and the length of the line allow."""
-        nbest: int = 1
-        """Hypotheses of each line; with more than one, "score<TAB>text" lines and an empty line after each group."""
-        file: str = ""
-        """A text file with one input a line."""
-        json: bool = False
-        """One JSON object a line: source, hypotheses, scores."""
-
-    options = overrides.override(Options(), rest, description="Translate.", program=program)
-    if not 1 <= options.nbest <= options.beam:
-        raise InputError(f"--nbest {options.nbest} of --beam {options.beam}: a search keeps as many as it has beams")
-    beam = dataclasses.replace(
-        search, width=options.beam, length_penalty=options.length_penalty, max_new_tokens=options.max_new_tokens
-    )
-    task = dataclasses.replace(loaded.task, beam=beam)
-    texts = _lines(inputs, options.file)
-    if not texts:
-        raise InputError(NO_INPUT)
-    from transformer_jax.train import observe
-
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: as the input
-    with observe.counting("lines") as count:
-        answers = task.predict(loaded.params, loaded.config, loaded.tokenizer, texts, top=options.nbest, progress=count)
-        for answer in answers:
-            if options.json:
-                print(json.dumps(answer, ensure_ascii=False), flush=True)
-            elif options.nbest == 1:
-                print(task.describe(answer), flush=True)
-            else:
-                for score, text in zip(answer["scores"], answer["hypotheses"], strict=True):
-                    print(f"{score:.4f}\t{text}")
-                print(flush=True)
-
-
-NO_INPUT = "no input: give a text, --file, or lines on stdin"
-
-
-def _lines(inputs: list[str], file: str) -> list[str]:
-    """The inputs, or the lines of a file or of stdin without their ends.
-
-    Errors: `InputError` for both, and for what is not UTF-8, with its line.
-    """
-    if file and inputs:
-        raise InputError(f"both --file {file} and an INPUT are given; give one of them")
-    if not file and inputs not in ([], ["-"]):
-        return inputs
-    where = f"--file {file}" if file else "stdin"
-    try:
-        data = Path(file).read_bytes() if file else sys.stdin.buffer.read()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{where} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
-        raise InputError(f"{where}, line {line}: byte 0x{byte:02x} is not UTF-8; convert the text to UTF-8") from None
-    lines = [line.removesuffix("\r") for line in text.split("\n")]  # not at form feeds and the like
-    return lines if lines[-1] else lines[:-1]
 
 
 def inspect(arguments: list[str]) -> int:
     """Say what a folder holds.
 
-        python -m transformer_jax inspect PATH
+        python -m transformer_jax inspect PATH [--verify]
 
     PATH is a workdir, one step of it, or a Hugging Face folder. Prints the config, every parameter with its dtype and
     shape, their count, and the steps that are there; the parameters are read once, so what is missing or misshapen is
-    named.
+    named. With --verify every file of every step is compared with the step's manifest instead; damage is named, and
+    makes the exit code 1.
 
         python -m transformer_jax inspect runs/a
+        python -m transformer_jax inspect runs/a --verify
     """
-    (path,) = positional(inspect, arguments, 1, exactly=True)
+    path, rest = positional(inspect, arguments, 1)
+    if rest == ["--verify"]:
+        return _inspect_files(Path(path))
+    verify, rest = _verified(rest)
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} inspect PATH [--verify]")
     from transformer_jax import restore
     from transformer_jax.nn import params as params_lib
     from transformer_jax.train import checkpoint
 
     began = time.perf_counter()
-    loaded = restore.load(path)
+    loaded = restore.load(path, verify=verify)
     seconds = time.perf_counter() - began
     config = Path(path) / "config.json"
     print(json.dumps(config_json.to_json(config_json.load(config) if _is_run(config) else loaded.config), indent=2))
@@ -400,10 +284,35 @@ def inspect(arguments: list[str]) -> int:
     return 0
 
 
+def _inspect_files(path: Path) -> int:
+    """A line for each step of a workdir, or for one step: whether its files are as they were written."""
+    from transformer_jax.train import checkpoint
+
+    folder = path / "checkpoints"
+    found = sorted(folder.iterdir()) if folder.is_dir() else [path] if (path / "meta").is_dir() else []
+    if not found:
+        raise InputError(f"{path} is neither a workdir with checkpoints nor a step's folder")
+    damaged = 0
+    for step in sorted(found, key=lambda step: (not step.name.isdecimal(), len(step.name), step.name)):
+        if not step.name.isdecimal() and step != path:
+            print(f"{step.name}: not a step; left by a save that was cut short, or set aside")
+            continue
+        try:
+            began = time.perf_counter()
+            files, size = checkpoint.check_files(step, print)
+            if files:
+                seconds = time.perf_counter() - began
+                print(f"step {step.name}: {files} files, {size:,} bytes, as they were written ({seconds:.2f} s)")
+        except checkpoint.Damaged as error:
+            damaged += 1
+            print(f"step {step.name}: DAMAGED: {error}")
+    return 1 if damaged else 0
+
+
 def convert(arguments: list[str]) -> int:
     """Make another folder of a run or a model: between Hugging Face snapshots and workdirs, or a mean of checkpoints.
 
-        python -m transformer_jax convert hf SRC DST
+        python -m transformer_jax convert hf SRC DST [--no-verify]
         python -m transformer_jax convert average RUN DST [--last N]
 
     hf: a snapshot folder SRC becomes a workdir DST; a workdir or a step SRC becomes a snapshot folder. Neither torch
@@ -420,18 +329,19 @@ def convert(arguments: list[str]) -> int:
         raise InputError(
             f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders) and average (checkpoints)"
         )
+    verify, rest = _verified(rest) if kind == "hf" else (True, rest)
     if kind == "hf" and rest:
         raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert hf SRC DST")
     if Path(target).exists():
         raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
-    return _average(source, target, rest) if kind == "average" else _convert(source, target)
+    return _average(source, target, rest) if kind == "average" else _convert(source, target, verify)
 
 
-def _convert(source: str, target: str) -> int:
+def _convert(source: str, target: str, verify: bool) -> int:
     from transformer_jax import hub, restore
     from transformer_jax.train import workdir as workdirs
 
-    loaded = restore.load(workdirs.chosen(Path(source)))
+    loaded = restore.load(workdirs.chosen(Path(source)), verify=verify)
     if hub.is_snapshot(source):
         workdirs.create(Path(target), loaded)
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
@@ -497,6 +407,11 @@ def positional(command: Callable[..., int], arguments: list[str], count: int, *,
     if exactly and arguments[count:]:
         raise InputError(f"unexpected argument {arguments[count]!r}; the command is: {usage}")
     return given if exactly else [*given, arguments[count:]]
+
+
+def _verified(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether checkpoints are to be verified, which --no-verify says not to, and the other arguments."""
+    return "--no-verify" not in arguments, [argument for argument in arguments if argument != "--no-verify"]
 
 
 def _is_run(config: Path) -> bool:

@@ -174,6 +174,7 @@ _MAY_CHANGE = (
     "train.batch_size",
     "train.accumulate",
     "train.log_every",
+    "train.max_skips",
     "evaluate.",
     "checkpoint.",
     "sample.",

@@ -39,6 +39,13 @@ class Train:
     """Parts the batch is cut into, one after the other, to save memory; the update is that of the whole batch."""
     log_every: int = 10
     """Steps between two rows of metrics. A row reports the last step's values, and tokens/s over the steps between."""
+    max_skips: int = 10
+    """Steps in a row that are skipped (loss or gradients are not finite) after which the run stops and says where the
+    numbers went bad; 0: never."""
+    spike: float = 0.0
+    """A loss by this many of their usual deviations above the last 64 is a spike, and said to be one; 0: off."""
+    skip_spikes: bool = False
+    """A spike changes nothing, like a step that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,8 @@ class Experiment:
             "evaluate.every",
             "evaluate.batch_size",
             "evaluate.patience",
+            "train.max_skips",
+            "train.spike",
             "checkpoint.every",
             "checkpoint.keep_best",
             "seed",
@@ -237,6 +246,8 @@ class Experiment:
             raise InputError(
                 f"train.batch_size = {train.batch_size} does not divide into train.accumulate = {train.accumulate}"
             )
+        if train.skip_spikes and not train.spike:
+            raise InputError("train.skip_spikes is on, but train.spike = 0 looks for none; give --train.spike 10")
         if not 0.0 <= self.ema.decay < 1.0:
             raise InputError(f"ema.decay = {self.ema.decay}: must be in [0, 1); 0 is off")
         self.task.check(self.model, self.data)

@@ -12,6 +12,8 @@ tokens a step (0.49M tokens), 600,000 steps, AdamW, peak 6e-4, 2,000 steps of wa
 nanoGPT reads OpenWebText, leaves the biases out and rounds the vocabulary up to 50,304; here the model is GPT-2 as
 published, so that its weights fit.
 
+Variants: `text`, `jsonl`, `finetune` and `xl`, the largest GPT-2, which takes eight devices or more.
+
 Hardware: accumulation fits the batch into one GPU; on more devices lower it: `--train.accumulate 5` on eight GPUs or a
 TPU slice, and `--train.batch-size 512` where 480 does not divide.
 Time: about 4 days on 8 A100 40GB for nanoGPT (published, README).
@@ -24,7 +26,7 @@ import dataclasses
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.data.sources import Jsonl, TextFiles, Tfds
 from transformer_jax.data.tokenizers import TokenizerFile
-from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Sample, Train
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Mesh, Sample, Train
 from transformer_jax.models import gpt
 from transformer_jax.optim import Optim
 
@@ -80,6 +82,20 @@ def finetune() -> Experiment:
         evaluate=Evaluate(every=5, batch_size=4),
         checkpoint=Checkpoint(every=0),
         init_from="downloads/gpt2",
+    )
+
+
+def xl() -> Experiment:
+    """GPT-2 XL: 48 layers, 1,600 wide, 1,542 million parameters (published, Radford et al. 2019, table 2), by the same
+    recipe with batches of 512 sequences, which are theirs. No loss is published for it."""
+    base = experiment()
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, width=1600, num_layers=48, num_heads=25),
+        optim=dataclasses.replace(base.optim, peak_lr=2e-4),  # Brown et al. 2020, table 2.1, their model of 1.3 billion
+        train=dataclasses.replace(base.train, batch_size=512, accumulate=1),
+        evaluate=dataclasses.replace(base.evaluate, batch_size=0),
+        mesh=Mesh(data=-1, fsdp=8),
     )
 
 

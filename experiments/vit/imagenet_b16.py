@@ -40,6 +40,15 @@ def augreg() -> Experiment:
     )
 
 
+def huge() -> Experiment:
+    """ViT-H/14, 632 million parameters (published, Dosovitskiy et al. 2021, table 1), by the plain recipe. They trained
+    it on JFT-300M; no figure is published for this recipe, whose augmentation is mild for a model of this size."""
+    plain = experiment()
+    return dataclasses.replace(
+        plain, model=dataclasses.replace(plain.model, **vit.SIZES["H"], patch_size=14, pre_logits=1280, remat="dots")
+    )
+
+
 if __name__ == "__main__":
     import sys
 

@@ -1,6 +1,7 @@
 """Batches: a pure function of the row, over hosts, epochs, resumes and failures."""
 
 import itertools
+import re
 import subprocess
 import sys
 import threading
@@ -47,9 +48,16 @@ def test_resuming_is_skipping(file, sampling, prefetch):
 @pytest.mark.parametrize("hosts", [2, 3, 6])
 def test_the_hosts_parts_in_order_are_the_batch(file, hosts):
     windows = corpus.training_windows(file, 16, "epochs", seed=0)
-    parts = [take(6, windows, 12, 6, process_index=p, process_count=hosts) for p in range(hosts)]
+    parts = [take(6, windows, 12, 6, here=range(6 * p // hosts, 6 * (p + 1) // hosts)) for p in range(hosts)]
     for k, batch in enumerate(take(6, windows, 12, 6)):
         assert equal(batch, {name: np.concatenate([part[k][name] for part in parts]) for name in batch})
+
+
+def test_a_host_may_have_rows_that_are_no_neighbours(file):
+    """As on a torus of TPUs."""
+    windows = corpus.training_windows(file, 16, "epochs", seed=0)
+    (part,), (whole,) = take(1, windows, 12, 6, here=[0, 1, 4]), take(1, windows, 12, 6)
+    assert equal(part, {name: x[[0, 1, 4]] for name, x in whole.items()})
 
 
 def test_a_grain_dataset_gives_what_its_rows_are():
@@ -71,7 +79,8 @@ def test_a_finite_set_ends_with_a_full_batch_padded_with_weight_zero(file, hosts
     windows = corpus.validation_windows(file, 16)
     dataset = windows if stacked else grain.MapDataset.source(windows)
     assert len(windows) % 8 == 4  # so that with 4 hosts two of them have nothing but padding
-    parts = [list(pipeline.batches(dataset, 0, 8, process_index=p, process_count=hosts)) for p in range(hosts)]
+    shares = [range(8 * p // hosts, 8 * (p + 1) // hosts) for p in range(hosts)]
+    parts = [list(pipeline.batches(dataset, 0, 8, here=share)) for share in shares]
     whole = [{k: np.concatenate([part[i][k] for part in parts]) for k in parts[0][i]} for i in range(len(parts[0]))]
     assert len(whole) == -(-len(windows) // 8)
     assert all(batch["inputs"].shape == (8, 16) for batch in whole)
@@ -110,19 +119,32 @@ def test_an_exception_in_the_thread_arrives_named_after_the_good_batches(prefetc
         take(3, Breaking(InputError("bad text")), 0, 4, prefetch=prefetch)
 
 
-def test_a_hung_source_is_named(monkeypatch):
-    monkeypatch.setattr(pipeline, "TIMEOUT", 0.5)
-    release = threading.Event()
+HANGING = """
+import sys, time
+from transformer_jax.data import pipeline
+pipeline.NOTICE, pipeline.TIMEOUT, pipeline.ENDING = 0.2, 0.9, 0.1
 
-    class Hanging(Breaking):
-        def __getitem__(self, row):
-            release.wait(30)
-            return {"x": np.array(row)}
+class Hanging:
+    def __len__(self):
+        return sys.maxsize
+    def __getitem__(self, row):
+        if row == 8:
+            time.sleep(1000)
+        return {"x": row}
 
-    iterator = pipeline.batches(Hanging(None), 0, 1)
-    threading.Timer(3, release.set).start()
-    with pytest.raises(TimeoutError, match="hangs"):
-        next(iterator)
+batches = pipeline.batches(Hanging(), 0, 4)
+for _ in range(3):
+    next(batches)
+"""
+
+
+def test_a_hung_source_is_named_while_it_hangs_and_cannot_keep_the_program_alive():
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60)
+    *said, error = [line for line in ended.stderr.splitlines() if re.match(r"(\S+\.RunError: )?no batch", line)]
+    at = r"data rows 8-11, at <string>:11 __getitem__ < pipeline.py:\d+ "
+    assert [bool(re.match(rf"no batch for \d s: {at}.*; the run ends after 1 s", line)) for line in said] == [True] * 2
+    assert re.match(rf"\S+\.RunError: no batch for \d s, the data source hangs: {at}", error)
+    assert ended.returncode == 1
 
 
 def test_closing_ends_the_thread(file):
@@ -147,9 +169,7 @@ def test_a_program_may_end_with_batches_under_way():
 
 def test_bad_sizes_are_named(file):
     windows = corpus.training_windows(file, 16, "epochs", seed=0)
-    with pytest.raises(InputError, match="batch size 5 must be a positive multiple of the 2 hosts"):
-        pipeline.batches(windows, 0, 5, process_count=2)
-    with pytest.raises(InputError, match="batch size 0"):
+    with pytest.raises(InputError, match="batch size 0 must be 1 or more"):
         pipeline.batches(windows, 0, 0)
     with pytest.raises(RuntimeError, match='without "weights" cannot be padded'):
         list(pipeline.batches(grain.MapDataset.range(3).map(lambda x: {"x": np.array(x)}), 0, 2))

@@ -451,4 +451,6 @@ def test_a_leaf_has_one_row_and_a_table_that_lacks_it_is_refused(format):
     with pytest.raises(InputError, match="no tensor for final_norm/scale"):
         mapping.write_params(gpt.declare(config), short, params)
     with pytest.raises(InputError, match="no tensor for final_norm/scale"):
-        mapping.read_params(gpt.declare(config), short, {}, np.dtype(np.float32), "here")
+        mapping.read_params(gpt.declare(config), short, dict.fromkeys("abc"), np.dtype(np.float32), "here")
+    with pytest.raises(InputError, match="layers, but there are 0 tensors"):
+        mapping.read_params(gpt.declare(config), table, {}, np.dtype(np.float32), "here")

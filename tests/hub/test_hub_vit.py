@@ -249,6 +249,14 @@ def test_other_preprocessing_is_refused(settings, message, tmp_path):
         hub.preprocessing(tmp_path)
 
 
+def test_a_snapshot_with_unknown_preprocessing_does_not_load_without_it(tmp_path):
+    shutil.copytree(FIXTURES / "ViTForImageClassification", tmp_path / "vit")
+    path = tmp_path / "vit" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_processor_type": "CLIPImageProcessor"}))
+    with pytest.raises(InputError, match="CLIPImageProcessor"):
+        transformer_jax.load(tmp_path / "vit")
+
+
 def test_preprocessing_is_exported_for_the_model_that_it_fits(tmp_path):
     config, params, _ = hub.load(FIXTURES / "DeiTModel")
     with pytest.raises(InputError, match="makes images of 224 pixels and 3 channels; the model takes 24 and 3"):

@@ -44,6 +44,8 @@ def apply(key: jax.Array, images_BYXC: jax.Array, augmentations: Sequence[Augmen
     depend on the others, nor on how many there are, and is the same on any number of devices. Inside a `shard_map` rows
     are counted from 0 on each shard: fold the shard's index into the key.
     """
+    if not augmentations:
+        return images_BYXC
 
     def augmented(row: jax.Array, image_YXC: jax.Array) -> jax.Array:
         row_key = jax.random.fold_in(key, row)

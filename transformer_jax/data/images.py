@@ -12,9 +12,12 @@ example).
 Letters: B rows, E images, C channels.
 """
 
+import abc
+import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -61,7 +64,7 @@ class ImageSet:
             raise InputError(f"data.memory = {self.memory}: must be 0 or more")
 
 
-class _Examples:
+class _Examples(abc.ABC):
     """`examples[i]` is example i; `examples.stacked([i, j, ...])` the same ones stacked, at once."""
 
     order: Sequence[int]
@@ -74,8 +77,9 @@ class _Examples:
             raise IndexError(f"example {i} of {len(self)}")
         return {name: array[0] for name, array in self.stacked([i]).items()}
 
+    @abc.abstractmethod
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """Examples with the leading dimension B."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,19 +198,43 @@ def _decode_all(images: Images, preprocess: Preprocess, data: ImageSet) -> tuple
     pixels = np.empty((images.count, preprocess.size, preprocess.size, len(preprocess.mean)), np.uint8)
     labels: list[int] = []
     broken: list[str] = []
-    for first in range(0, images.count, BLOCK):
-        items = images.read(range(first, min(first + BLOCK, images.count)))
-        for item, found in zip(items, _decode(items, preprocess), strict=True):
-            if isinstance(found, np.ndarray):
-                pixels[len(labels)] = found
-                labels.append(item.label)
-            elif data.broken == "refuse":
-                raise _refusal(item, found)
-            else:
-                broken.append(f"{item.where}: {found}")
+    with _progress(images) as advance:
+        for first in range(0, images.count, BLOCK):
+            items = images.read(range(first, min(first + BLOCK, images.count)))
+            for item, found in zip(items, _decode(items, preprocess), strict=True):
+                if isinstance(found, np.ndarray):
+                    pixels[len(labels)] = found
+                    labels.append(item.label)
+                elif data.broken == "refuse":
+                    raise _refusal(item, found)
+                else:
+                    broken.append(f"{item.where}: {found}")
+            advance(len(items))
     if not labels:
         raise InputError(f"{images.origin}: none of its {images.count} images can be decoded; the first: {broken[0]}")
     return pixels[: len(labels)], labels, broken
+
+
+@contextlib.contextmanager
+def _progress(images: Images) -> Iterator[Callable[[int], None]]:
+    """advance(images more), where decoding takes long: a bar on a terminal, else a line a few times a minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, said, done = Console(stderr=True), time.monotonic(), 0
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=images.count)
+
+        def advance(more: int) -> None:
+            nonlocal said, done
+            done += more
+            bar.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() - said > 15:
+                said = time.monotonic()
+                print(f"decoded {done:,} of {images.count:,} images of {images.origin}", file=sys.stderr, flush=True)
+
+        yield advance
 
 
 def _decode(

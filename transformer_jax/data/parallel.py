@@ -101,6 +101,8 @@ class Parallel:
     test: Held | None
     facts: dict[str, Any]
     """Counts of pairs, of what each filter dropped, and shares of padding."""
+    identity: str
+    """A hash of the pairs of all sides."""
 
 
 def prepare(
@@ -145,7 +147,8 @@ def prepare(
         facts[f"{side}_pairs"] = len(held[side].sources)
         facts[f"{side}_pairs_skipped_empty"] = empty[side]
         facts[f"{side}_pairs_cut_for_the_loss"] = cut
-    return Parallel(tokenizer, train, held["validation"], held.get("test"), facts)
+    identity = hashlib.sha256("".join(text.content for side in texts.values() for text in side).encode()).hexdigest()
+    return Parallel(tokenizer, train, held["validation"], held.get("test"), facts, identity)
 
 
 # ---- Special tokens ------------------------------------------------------------------------------------------------
@@ -238,6 +241,8 @@ class Texts:
     """int64: where each text begins in it."""
     sizes_P: np.ndarray
     """int64: how many tokens it has."""
+    content: str
+    """A hash of the texts."""
 
     def __getitem__(self, pair: int) -> np.ndarray:
         return self.tokens[self.begins_P[pair] :][: self.sizes_P[pair]]
@@ -457,4 +462,5 @@ def _tokenised(pairs: bitext.Pairs, tokenizer: tokenizers.Tokenizer, prefix: str
 
 def _texts(file: tokens.TokenFile, tokenizer: tokenizers.Tokenizer) -> Texts:
     begins_P = file.starts + (tokenizer.eos_id is not None)
-    return Texts(file.tokens, begins_P, np.append(file.starts[1:], len(file.tokens)) - begins_P)
+    sizes_P = np.append(file.starts[1:], len(file.tokens)) - begins_P
+    return Texts(file.tokens, begins_P, sizes_P, file.content)

@@ -1,24 +1,29 @@
 """Batches from random-access examples.
 
 A batch is a pure function of the row it starts at, so resuming needs the number of rows consumed and nothing else: not
-the number of hosts, nor the depth of the prefetch, nor where in an epoch it was. With several hosts each takes a
-contiguous part of every global batch; their parts in order are the batch that one host would make.
+the number of hosts, nor the depth of the prefetch, nor where in an epoch it was. With several hosts each makes those
+rows of every global batch that its devices hold; put in their places, they are the batch that one host would make.
 """
 
 import atexit
 import queue
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from transformer_jax.errors import InputError
+from transformer_jax.errors import InputError, RunError
 
 Batch = dict[str, np.ndarray]
 
+NOTICE = 10.0  # seconds without a batch after which it is said what is being made, and again after 30, 90, ...
 TIMEOUT = 300.0  # seconds without a batch after which the data is taken for hung
+ENDING = 5.0  # seconds that the thread has to finish its batch when nobody wants more
 
 
 class Dataset(Protocol):
@@ -46,8 +51,7 @@ def batches(
     first_row: int,
     batch_size: int,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    here: Sequence[int] | None = None,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """This host's part of the batches of rows `first_row`, `first_row + batch_size`, ...
@@ -55,26 +59,27 @@ def batches(
     Arguments:
         dataset: endless (len is sys.maxsize) for training, finite for evaluation. A finite one ends with a full batch:
             rows past the end are zeros, their "weights" too.
-        batch_size: rows in a global batch; the hosts share it evenly.
+        batch_size: rows in a global batch.
+        here: which of them this host makes, such as range(4, 8), in increasing order (`train.batch.here`); None: all.
         prefetch: batches made ahead by a thread; 0 makes each when it is asked for.
 
     An exception while making a batch is raised here, naming the rows, as soon as the batches before it are consumed;
-    InputError stays InputError. TimeoutError after TIMEOUT seconds without a batch.
+    InputError stays InputError. After NOTICE seconds without a batch a line on stderr says which rows are being made
+    and where the thread is; after TIMEOUT seconds that is a `RunError`.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"batch size {batch_size} must be a positive multiple of the {process_count} hosts sharing it")
-    if not 0 <= process_index < process_count or first_row < 0 or prefetch < 0:
-        raise ValueError(f"{process_index=} of {process_count=}, {first_row=}, {prefetch=}")
-    share = batch_size // process_count
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} must be 1 or more")
+    here = range(batch_size) if here is None else here
+    if not 0 <= here[0] <= here[-1] < batch_size or first_row < 0 or prefetch < 0:
+        raise ValueError(f"{here=} of {batch_size=}, {first_row=}, {prefetch=}")
     starts = range(first_row, len(dataset), batch_size)
-    parts = (range(start + process_index * share, start + (process_index + 1) * share) for start in starts)
-    made = (_make(dataset, rows) for rows in parts)
-    return _ahead(made, prefetch) if prefetch else made
+    parts = ([start + row for row in here] for start in starts)
+    return _ahead(dataset, parts, prefetch) if prefetch else (_make(dataset, rows) for rows in parts)
 
 
-def _make(dataset: Dataset, rows: range) -> Batch:
+def _make(dataset: Dataset, rows: Sequence[int]) -> Batch:
     try:
-        here = rows[: max(len(dataset) - rows.start, 0)]
+        here = [row for row in rows if row < len(dataset)]
         if len(here) == len(rows):
             return _stack(dataset, rows)
         padding = _stack(dataset, [len(dataset) - 1])
@@ -85,7 +90,7 @@ def _make(dataset: Dataset, rows: range) -> Batch:
             return zeros
         return {name: np.concatenate([a, zeros[name]]) for name, a in _stack(dataset, here).items()}
     except Exception as error:
-        where = f"data rows {rows.start}-{rows.stop - 1}"
+        where = f"data rows {rows[0]}-{rows[-1]}"
         if isinstance(error, InputError):
             raise InputError(f"{where}: {error}") from error
         raise RuntimeError(f"{where} could not be made: {type(error).__name__}: {error}") from error
@@ -98,10 +103,11 @@ def _stack(dataset: Dataset, rows: Sequence[int]) -> Batch:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
-def _ahead(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """The same batches, up to `depth` of them made by a thread before they are asked for."""
+def _ahead(dataset: Dataset, parts: Iterator[Sequence[int]], depth: int) -> Iterator[Batch]:
+    """The batches of these rows, up to `depth` of them made by a thread before they are asked for."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)  # None: the end
     stop = threading.Event()
+    making: Sequence[int] = [0]
 
     def put(item: Batch | BaseException | None) -> None:
         while not stop.is_set():
@@ -111,18 +117,26 @@ def _ahead(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
                 pass
 
     def work() -> None:
+        nonlocal making
         try:
-            for batch in made:
-                put(batch)
+            for making in parts:
+                put(_make(dataset, making))
                 if stop.is_set():
                     return
             put(None)
         except BaseException as error:
             put(error)
 
+    def doing() -> str:
+        """The rows that the thread makes, and the calls it is in, the innermost first: they name a hung source."""
+        frame = sys._current_frames().get(worker.ident or 0)
+        calls = traceback.extract_stack(frame)[:-4:-1] if frame else []
+        where = " < ".join(f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in calls)
+        return f"data rows {making[0]}-{making[-1]}, at {where or 'no line of Python'}"
+
     def finish() -> None:
         stop.set()
-        worker.join(timeout=5)
+        worker.join(ENDING)
 
     # A daemon, so that a source that hangs cannot keep the program from ending; and stopped before the interpreter
     # goes, which would otherwise tear the thread out of the middle of somebody's C++ and abort.
@@ -130,7 +144,7 @@ def _ahead(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
     atexit.register(finish)
     worker.start()
     try:
-        while (item := _next(ready, worker)) is not None:
+        while (item := _next(ready, worker, doing)) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -140,13 +154,20 @@ def _ahead(made: Iterator[Batch], depth: int) -> Iterator[Batch]:
             atexit.unregister(finish)
 
 
-def _next(ready: "queue.Queue[Batch | BaseException | None]", worker: threading.Thread) -> Batch | BaseException | None:
-    waited_since = time.monotonic()
+def _next(
+    ready: "queue.Queue[Batch | BaseException | None]", worker: threading.Thread, doing: Callable[[], str]
+) -> Batch | BaseException | None:
+    """What the thread has made, as soon as it is there; says on stderr, now and then, that it is not."""
+    since, notice = time.monotonic(), NOTICE
     while True:
         try:
-            return ready.get(timeout=1)
+            return ready.get(timeout=min(1.0, NOTICE))
         except queue.Empty:
+            waited = time.monotonic() - since
             if not worker.is_alive() and ready.empty():
-                raise RuntimeError("the data thread ended without a word") from None
-            if time.monotonic() - waited_since > TIMEOUT:
-                raise TimeoutError(f"no batch for {TIMEOUT:.0f} s: the data source hangs") from None
+                raise RunError(f"the data thread ended without a word; it was at {doing()}") from None
+            if waited > TIMEOUT:
+                raise RunError(f"no batch for {waited:.0f} s, the data source hangs: {doing()}") from None
+            if waited > notice:
+                print(f"no batch for {waited:.0f} s: {doing()}; the run ends after {TIMEOUT:.0f} s", file=sys.stderr)
+                notice *= 3

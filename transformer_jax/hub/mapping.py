@@ -89,6 +89,9 @@ def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtyp
     Errors: `InputError` naming the tensors that are missing, left over, or of another shape or dtype.
     """
     shapes = {path: p.shape for path, p in param_tree.flatten(declaration).items()}
+    layers = max((shapes[row.leaf][0] for row in table.rows if "{}" in row.tensor and row.leaf in shapes), default=0)
+    if layers > len(tensors):  # a name for each would fill the memory where somebody states a billion
+        raise InputError(f"{where}: its config.json has {layers:,} layers, but there are {len(tensors)} tensors")
     pieces = _pieces(shapes, table)
     given = _match_names(tensors, pieces, table, where)
     for name, held in pieces.items():

@@ -87,6 +87,7 @@ class CausalLM(Task):
                 made.validation, Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))
             ),
             facts,
+            identity=made.train_tokens.content + made.validation_tokens.content,
         )
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:

@@ -74,7 +74,8 @@ class Denoising(Task):
             "text_tokens_per_row": sizes.raw,
             "unigram_loss_nats_per_token": baseline,
         }
-        return Prepared(made.tokenizer, made.train, Evaluation(made.validation, baseline), facts)
+        identity = made.train_tokens.content + made.validation_tokens.content
+        return Prepared(made.tokenizer, made.train, Evaluation(made.validation, baseline), facts, identity=identity)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's target tokens; dropout only with a key."""

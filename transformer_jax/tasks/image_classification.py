@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import augment as augmentations
-from transformer_jax import metrics, models
+from transformer_jax import metrics, models, sharding
 from transformer_jax.data import image_files, images
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
@@ -122,15 +122,28 @@ class ImageClassification(Task):
         targets_BK = jax.nn.one_hot(batch["labels"], model_cfg.num_classes)
         weights_B, model_key = batch["weights"], None
         if key is not None:
-            model_key, augment_key, mix_key = jax.random.split(key, 3)
-            images_BYXC = augmentations.apply(augment_key, images_BYXC, self.augment)
-            images_BYXC, targets_BK = augmentations.mix(
-                mix_key, images_BYXC, targets_BK, mixup_alpha=self.mixup, cutmix_alpha=self.cutmix
+            model_key, *keys = jax.random.split(key, 3)
+            layout = (("batch", None, None, None), ("batch", None), ("batch",))
+            images_BYXC, targets_BK, weights_B = sharding.untyped(
+                self._changed, *keys, images_BYXC, targets_BK, weights_B, out=layout
             )
-            if self.mixup or self.cutmix:  # mixed with an image that was left out, a row is left out as well
-                weights_B = weights_B * jnp.roll(weights_B, 1)
         logits_BK = self._logits(params, model_cfg, images_BYXC, key=model_key)
         return self._losses(logits_BK, targets_BK, weights_B)
+
+    def _changed(
+        self,
+        augment_key: jax.Array,
+        mix_key: jax.Array,
+        images_BYXC: jax.Array,
+        targets_BK: jax.Array,
+        weights_B: jax.Array,
+    ) -> tuple[jax.Array, ...]:
+        """Augmented and mixed. Mixed with an image that was left out (weight 0), a row is left out as well."""
+        images_BYXC = augmentations.apply(augment_key, images_BYXC, self.augment)
+        if self.mixup or self.cutmix:
+            weights_B = weights_B * jnp.roll(weights_B, 1)
+        alphas = {"mixup_alpha": self.mixup, "cutmix_alpha": self.cutmix}
+        return *augmentations.mix(mix_key, images_BYXC, targets_BK, **alphas), weights_B
 
     def _logits(self, params: Any, model_cfg: Any, images_BYXC: jax.Array, *, key: jax.Array | None = None) -> Any:
         """float32 [B, K] of images float32 in [0, 1]."""
@@ -216,7 +229,8 @@ class ImageClassification(Task):
 
     def flops(self, model_cfg: Any, data: images.ImageSet) -> float:
         """FLOPs of one training step on one image, forward and backward (PaLM, appendix B): for each token 6 for each
-        parameter of a block's kernels and 12 L N H T for attention, and 6 for each of the patches' kernel and patch."""
+        parameter of a block's kernels and 12 L N H T for attention, and 6 for each of the patches' kernel and patch.
+        What the last layer of a model with a class token leaves out (`vit.apply`) is counted, by that convention."""
         leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
         kernels = {name: math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel")}
         blocks = sum(n for name, n in kernels.items() if name.startswith("blocks/"))

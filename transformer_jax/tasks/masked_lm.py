@@ -104,7 +104,8 @@ class MaskedLM(Task):
             "unigram_loss_nats_per_masked_token": baseline.loss,
             "unigram_accuracy": baseline.accuracy,
         }
-        return Prepared(made.tokenizer, made.train, Evaluation(made.validation, baseline), facts)
+        identity = made.train_tokens.content + made.validation_tokens.content
+        return Prepared(made.tokenizer, made.train, Evaluation(made.validation, baseline), facts, identity=identity)
 
     # ---- Loss ----
 

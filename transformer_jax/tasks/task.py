@@ -43,6 +43,7 @@ class Prepared:
       validation: the set that is watched while training, and that chooses the best checkpoint.
       facts: what to print and store about the data.
       test: the set that the best checkpoint is reported on, once, at the end; None where there is none.
+      identity: a hash of the whole data where that is known anyway; several hosts compare it.
     """
 
     tokenizer: Any
@@ -50,6 +51,7 @@ class Prepared:
     validation: Evaluation
     facts: Mapping[str, Any]
     test: Evaluation | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True)

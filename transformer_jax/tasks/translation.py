@@ -81,7 +81,8 @@ class Translation(Task):
         made = parallel.prepare(data, model_cfg, seed=seed, prefix=self.prefix, tokenizer=workdir_tokenizer)
         encoder.check_ids(model_cfg, made.tokenizer)
         test = None if made.test is None else Evaluation(made.test.rows, made.test)
-        return Prepared(made.tokenizer, made.train, Evaluation(made.validation.rows, made.validation), made.facts, test)
+        validation = Evaluation(made.validation.rows, made.validation)
+        return Prepared(made.tokenizer, made.train, validation, made.facts, test, identity=made.identity)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight)}), as `text_to_text.loss`; dropout only with a key."""

@@ -1,5 +1,6 @@
 """Tokenizers that exist: tokenizer.json, BERT's vocab.txt, GPT-2's and RoBERTa's vocab.json + merges.txt."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 def read_tokenizer_json(path: Path) -> SubwordTokenizer:
     from tokenizers import Tokenizer as Inner
 
+    settings = special.read_json(path)
+    model, added = settings.get("model"), settings.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    refuse_far_ids(ids, path)
     try:
         inner = Inner.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -24,11 +31,19 @@ def read_tokenizer_json(path: Path) -> SubwordTokenizer:
     return SubwordTokenizer(inner, end_of_text(where, inner), special.find(settings, inner, where), spoken)
 
 
+def refuse_far_ids(ids: Sequence[Any], path: Path) -> None:
+    """Refuses ids far beyond the number of tokens: the library counts up to the highest, and dies of 2,000,000,000."""
+    highest = max((id for id in ids if isinstance(id, int)), default=0)
+    if highest > 4 * len(ids) + 10_000:
+        raise InputError(f"{path}: {len(ids):,} tokens have ids up to {highest:,}; ids count the tokens, from 0")
+
+
 def read_vocab_and_merges(folder: Path) -> SubwordTokenizer:
     """GPT-2's own two files, and RoBERTa's, whose special tokens are in vocab.json."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Inner
 
+    refuse_far_ids(list(special.read_json(folder / "vocab.json").values()), folder / "vocab.json")
     try:
         inner = Inner(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     except Exception as error:
