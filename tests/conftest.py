@@ -64,6 +64,19 @@ def _own_token_files(tmp_path_factory):
     os.environ["TRANSFORMER_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+MAPS = 30_000  # of a process's memory; Linux allows 65,530, beyond which the next compilation is a segmentation fault
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go_of_programs():
+    """Every compiled program holds some maps of memory, and a test process compiles thousands of programs."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _seeds():
     random.seed(0)
