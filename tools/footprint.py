@@ -74,7 +74,7 @@ def footprint(experiment: Experiment, target: Target) -> Footprint:
     everything = saved(dataclasses.replace(experiment, model=dataclasses.replace(model, remat="none")), target)
     layers = model.num_layers + getattr(model, "decoder_layers", 0)
     block = (everything.stacked - kept.stacked) / layers
-    head, reused = _head(experiment, dict(mesh.shape)), 0.0
+    head, reused = _head(experiment, dict(mesh.shape), target.platform), 0.0
     if tpu:
         # There what all blocks share, such as a mask, is made once, before the loop. So are all layers' kernels in the
         # compute dtype, whether the backward pass asks for them or not.
@@ -149,7 +149,7 @@ def _explicit(mesh: AbstractMesh) -> AbstractMesh:
     return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=types, abstract_device=mesh.abstract_device)
 
 
-def _head(experiment: Experiment, sizes: dict[str, int]) -> float:
+def _head(experiment: Experiment, sizes: dict[str, int], platform: str) -> float:
     """Bytes of `losses.linear_cross_entropy`: a tile of logits in float32 and in the compute dtype; and the
     output matrix's float32 gradient, whole before it is scattered."""
     model, train, data = experiment.model, experiment.train, experiment.data
@@ -160,7 +160,7 @@ def _head(experiment: Experiment, sizes: dict[str, int]) -> float:
         length = experiment.task.masking.count(length)
     rows = train.batch_size / train.accumulate / (sizes["data"] * sizes["fsdp"]) * length / sizes["sequence"]
     columns = model.vocab_size / sizes["tensor"]
-    return 1.5 * min(losses.TILE_BYTES, 4 * rows * columns) + 4 * model.width * columns
+    return 1.5 * min(losses.TILE_BYTES[platform], 4 * rows * columns) + 4 * model.width * columns
 
 
 @contextmanager

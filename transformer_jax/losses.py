@@ -16,7 +16,9 @@ from jax.sharding import AxisType
 
 from transformer_jax import sharding
 
-TILE_BYTES = 128 * 2**20  # float32 logits held at once on one device by `linear_cross_entropy`
+# Of float32 logits that `linear_cross_entropy` holds at once on one device. Each tile reads and writes the whole gradient
+# of the kernel: on TPUs, whose memory is large, few tiles take a quarter off the head's time (docs/performance.md).
+TILE_BYTES = {"cpu": 128 * 2**20, "gpu": 128 * 2**20, "tpu": 512 * 2**20}
 
 
 class CrossEntropy(NamedTuple):
@@ -63,17 +65,18 @@ def linear_cross_entropy(
     bias_V: jax.Array | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    tile_bytes: int = TILE_BYTES,
+    tile_bytes: int | None = None,
 ) -> CrossEntropy:
     """`cross_entropy` of the logits x @ kernel + bias, the same values and gradients, in tiles over the positions.
 
-    About `tile_bytes` of float32 logits exist at once on a device: tiles divide the length, and hold at least one
+    About `tile_bytes` of float32 logits (None: `TILE_BYTES`) exist at once on a device: tiles divide the length, and hold at least one
     position of the batch. Differentiable in reverse mode only. The forward pass of a differentiated call computes
     each tile's gradients while its logits are at hand, so nothing is computed twice (the idea of Cut Cross-Entropy and
     Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT)
     B, T = labels_BT.shape
+    tile_bytes = TILE_BYTES[sharding.target_platform()] if tile_bytes is None else tile_bytes
     tiles = _num_tiles(B, T, kernel_DV.shape[1], tile_bytes)
     settings = (tiles, label_smoothing, z_loss)
     operands = sharding.vary_together(x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)

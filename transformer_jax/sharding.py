@@ -252,7 +252,7 @@ def add_bias(y_BTF: jax.Array, bias_F: jax.Array) -> jax.Array:
     backend computes faster: 3 % of the CPU time of a training step of ViT-S/16 (measured). Like a layer's product it is
     without forward-mode derivatives there."""
     axis_types = jax.sharding.get_abstract_mesh().axis_types
-    if target_platform() != "cpu" or AxisType.Explicit in axis_types or shards("length") > 1:
+    if target_platform() == "gpu" or AxisType.Explicit in axis_types or shards("length") > 1:
         return y_BTF + bias_F
     return _cpu_add_bias(*vary_together(y_BTF, bias_F))
 
@@ -280,6 +280,12 @@ def target_platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def target_chip() -> str:
+    """The kind of device that the program being traced is for, as JAX calls it: "TPU v5p", "NVIDIA H100", "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
 def take(table: jax.Array, ids: jax.Array, *, out: Axes, rows: str = "vocab") -> jax.Array:
@@ -329,15 +335,35 @@ def untyped(f: Callable[..., Any], *arrays: jax.Array, out: Sequence[Axes]) -> t
     return tuple(constrain(x, axes) for x, axes in zip(f(*arrays), out, strict=True))
 
 
+def on_each_device(f: Callable[..., jax.Array], *arrays: jax.Array, axes: Sequence[Axes], out: Axes) -> jax.Array:
+    """f of the parts that each device has of the arrays, laid out as `axes`; of whole arrays where there is no mesh.
+
+    For kernels that no compiler can cut: it would gather their operands. f's result has the first array's shape, laid
+    out as `out`, and no parts of one row of f's arguments may lie on two devices but for those in `axes`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = {n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+    if not free or math.prod(mesh.shape[n] for n in free) == 1:
+        return f(*arrays)
+    specs = tuple(partition_spec(a, x.shape, mesh) for a, x in zip(axes, arrays, strict=True))
+    whole = partition_spec(out, arrays[0].shape, mesh)
+    return jax.shard_map(f, in_specs=specs, out_specs=whole, axis_names=free, check_vma=False)(*arrays)
+
+
 def shards(logical: str) -> int:
     """How many parts the mesh around this call cuts an activation's logical axis into, leaving out Manual axes."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[n] for n in cut_by(logical))
+
+
+def cut_by(logical: str) -> tuple[str, ...]:
+    """The mesh axes, of several devices and not Manual, that cut an activation's logical axis."""
     mesh = jax.sharding.get_abstract_mesh()
     if not set(mesh.axis_types) & {AxisType.Auto, AxisType.Explicit}:
-        return 1
+        return ()
     rule = current_rules()[logical]
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     names = (rule,) if isinstance(rule, str) else rule or ()
-    return math.prod(mesh.shape[n] for n in names if types[n] != AxisType.Manual)
+    return tuple(n for n in names if types[n] != AxisType.Manual and mesh.shape[n] > 1)
 
 
 def vary_together(*arrays: jax.Array | None) -> tuple[Any, ...]:

@@ -204,7 +204,8 @@ def on(platform, shape=(1, 1, 1, 1)):
 
 
 def decide(mask, dtype=jnp.bfloat16, H=64, bias=False, dropout=False):
-    return attention.choose(jax.ShapeDtypeStruct((8, 16, 2, H), dtype), mask, bias=bias, dropout=dropout)
+    q_BTNH = jax.ShapeDtypeStruct((8, 16, 2, H), dtype)
+    return attention.choose(q_BTNH, mask, num_keys=16, bias=bias, dropout=dropout)
 
 
 CAUSAL = Mask(causal=True)
@@ -215,27 +216,27 @@ F32 = {"dtype": jnp.float32}
 @pytest.mark.parametrize(
     ("mask", "case", "gpu", "cpu", "tpu"),
     [
-        (CAUSAL, {}, "cudnn", "xla", "xla"),
+        (CAUSAL, {}, "cudnn", "xla", "tpu"),
         (CAUSAL, {"dtype": jnp.float16}, "cudnn", "xla", "xla"),
-        (CAUSAL, F32, "xla", "cpu", "xla"),
-        (CAUSAL, {"H": 128}, "cudnn", "xla", "xla"),
+        (CAUSAL, F32, "xla", "cpu", "tpu"),
+        (CAUSAL, {"H": 128}, "cudnn", "xla", "tpu"),
         (CAUSAL, {"H": 136}, "xla", "xla", "xla"),
         (CAUSAL, {"H": 60}, "xla", "xla", "xla"),
         (CAUSAL, {"bias": True}, "xla", "xla", "xla"),
         (CAUSAL, {"bias": True, **F32}, "xla", "xla", "xla"),
         (CAUSAL, {"dropout": True}, "xla", "xla", "xla"),
         (CAUSAL, {"dropout": True, **F32}, "xla", "xla", "xla"),
-        (Mask(), {}, "cudnn", "xla", "xla"),
-        (Mask(), F32, "xla", "cpu", "xla"),
-        (Mask(end_B=INTS), {}, "cudnn", "xla", "xla"),
-        (Mask(causal=True, end_B=INTS), F32, "xla", "cpu", "xla"),
-        (Mask(causal=True, start_B=INTS), {}, "xla", "xla", "xla"),
-        (Mask(window=2), {}, "xla", "xla", "xla"),
-        (Mask(window=2), F32, "xla", "cpu", "xla"),
+        (Mask(), {}, "cudnn", "xla", "tpu"),
+        (Mask(), F32, "xla", "cpu", "tpu"),
+        (Mask(end_B=INTS), {}, "cudnn", "xla", "tpu"),
+        (Mask(causal=True, end_B=INTS), F32, "xla", "cpu", "tpu"),
+        (Mask(causal=True, start_B=INTS), {}, "xla", "xla", "tpu"),
+        (Mask(window=2), {}, "xla", "xla", "tpu"),
+        (Mask(window=2), F32, "xla", "cpu", "tpu"),
         (Mask(causal=True, prefix_B=INTS), {}, "xla", "xla", "xla"),
         (Mask(causal=True, prefix_B=INTS), F32, "xla", "cpu", "xla"),
-        (Mask(causal=True, segment_BT=INTS[None]), {}, "xla", "xla", "xla"),
-        (Mask(causal=True, segment_BT=INTS[None]), F32, "xla", "cpu", "xla"),
+        (Mask(causal=True, segment_BT=INTS[None]), {}, "xla", "xla", "tpu"),
+        (Mask(causal=True, segment_BT=INTS[None]), F32, "xla", "cpu", "tpu"),
     ],
 )
 def test_what_is_chosen(mask, case, gpu, cpu, tpu):
@@ -270,6 +271,9 @@ def test_the_platform_is_the_meshs_or_the_default():
         ("cudnn", Mask(causal=True, segment_BT=jnp.ones((2, 4), int)), {}),
         ("cudnn", Mask(causal=True, start_B=jnp.zeros(2, int)), {}),
         ("cudnn", CAUSAL, {}),  # float32
+        ("tpu", CAUSAL, {"bias_NTS": jnp.zeros((2, 4, 4))}),
+        ("tpu", Mask(causal=True, prefix_B=jnp.ones(2, int)), {}),
+        ("tpu", CAUSAL, {}),  # heads 8 wide
         ("cpu", CAUSAL, {"bias_NTS": jnp.zeros((2, 4, 4))}),
         ("cpu", CAUSAL, {"dropout_rate": 0.1, "key": jax.random.key(0)}),
         ("flash", CAUSAL, {}),

@@ -85,7 +85,7 @@ class Config:
     """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
-    attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto"
+    attention: Literal["auto", "xla", "tpu", "cudnn", "cpu"] = "auto"
     """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax import sharding
-from transformer_jax.nn import attention_cpu, masks
+from transformer_jax.nn import attention_cpu, attention_tpu, masks
 from transformer_jax.nn.layers import dropout
 from transformer_jax.nn.masks import Mask
 
@@ -111,7 +111,7 @@ def attend(
 
     Arguments: queries, keys and values (N a multiple of K: grouped-query attention, Ainslie et al. 2023); the mask;
     a bias on the scores; scale, 1/sqrt(H) by default; dropout of the probabilities, applied only with a key;
-    implementation "auto", "xla", "cudnn" or "cpu" (see `choose`). Scores and softmax are float32.
+    implementation "auto", "xla", "tpu", "cudnn" or "cpu" (see `choose`). Scores and softmax are float32.
     Errors: `ValueError` for a causal, segment or window mask with T != S, and for a named implementation that does not
     compute this case (it would leave out the mask, the bias or the dropout).
     """
@@ -120,7 +120,7 @@ def attend(
     dropping = key is not None and dropout_rate > 0.0
     k_BSKH = sharding.constrain(k_BSKH, ("batch", None, "kv_heads", None))  # every query needs all keys
     v_BSKH = sharding.constrain(v_BSKH, ("batch", None, "kv_heads", None))
-    case: Any = {"bias": bias_NTS is not None, "dropout": dropping}
+    case: Any = {"num_keys": k_BSKH.shape[1], "bias": bias_NTS is not None, "dropout": dropping}
     if implementation == "auto":
         implementation = choose(q_BTNH, mask, **case)
     elif not covers(implementation, q_BTNH, mask, **case):
@@ -131,6 +131,8 @@ def attend(
         )
     if implementation == "cudnn":
         return _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    if implementation == "tpu":
+        return _tpu(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
@@ -165,18 +167,20 @@ def attend_cached(
     return out.reshape(B, N, H)
 
 
-def choose(q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> str:
+def choose(q_BTNH: jax.Array, mask: Mask, *, num_keys: int, bias: bool, dropout: bool) -> str:
     """The implementation for these operands, by the platform that the program is for.
 
+    "tpu"     TPU: a kernel of ours (`attention_tpu`); any mask but a prefix, head widths in multiples of 16, lengths
+              that its blocks divide
     "cudnn"   GPU: fused; float16 and bfloat16, head widths up to 128 in multiples of 8, causal masks and right padding
     "cpu"     CPU: blocks of queries (`attention_cpu`); float32, any mask, the length unsharded
     "xla"     everything else, on any platform
     """
-    own = {"gpu": "cudnn", "cpu": "cpu"}.get(sharding.target_platform(), "xla")
-    return own if covers(own, q_BTNH, mask, bias=bias, dropout=dropout) else "xla"
+    own = {"gpu": "cudnn", "cpu": "cpu", "tpu": "tpu"}.get(sharding.target_platform(), "xla")
+    return own if covers(own, q_BTNH, mask, num_keys=num_keys, bias=bias, dropout=dropout) else "xla"
 
 
-def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, bias: bool, dropout: bool) -> bool:
+def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, num_keys: int, bias: bool, dropout: bool) -> bool:
     """Whether an implementation computes this case at all, on the platform that it is for."""
     if implementation == "xla":
         return True
@@ -186,6 +190,11 @@ def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, bias: bool, dr
         H = q_BTNH.shape[-1]
         fits = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
         return fits and all(a is None for a in (mask.segment_BT, mask.prefix_B, mask.start_B, mask.window))
+    if implementation == "tpu":
+        _, T, N, H = q_BTNH.shape
+        T, N = T // sharding.shards("length"), N // sharding.shards("heads")
+        fits = attention_tpu.fits(T, num_keys, N, H, bytes_each=q_BTNH.dtype.itemsize, chip=sharding.target_chip())
+        return fits and q_BTNH.dtype in (jnp.bfloat16, jnp.float32) and mask.prefix_B is None
     return implementation == "cpu" and q_BTNH.dtype == jnp.float32 and sharding.shards("length") == 1
 
 
@@ -224,3 +233,32 @@ def _cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, 
     return jax.nn.dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=mask.causal, implementation="cudnn", **lengths
     )
+
+
+def _tpu(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, scale: float) -> jax.Array:
+    """Our kernel on each device's rows, queries and heads, which lie side by side, as the projections make them."""
+    (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
+    if k_BSKH.shape[2] != N:  # grouped queries
+        k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
+    q_BTD, k_BSD, v_BSD = (x.reshape(B, -1, N * H) for x in (q_BTNH, k_BSKH, v_BSKH))
+    ids, cut = masks.as_segments(mask, B, T, S), sharding.cut_by("length")
+    window = () if mask.window is None else (jnp.asarray(mask.window, jnp.int32),)
+    chip, interpret = sharding.target_chip(), sharding.target_platform() == "cpu"
+
+    def local(q, k, v, *rest):
+        return attention_tpu.attention(
+            *(q, k, v),
+            segments=rest[:2] if ids is not None else None,
+            offset=jax.lax.axis_index(cut) * q.shape[1] if cut else 0,
+            window=rest[-1] if window else None,
+            head_width=H,
+            causal=mask.causal,
+            scale=scale,
+            chip=chip,
+            interpret=interpret,
+        )
+
+    queries, keys = ("batch", "length", "heads"), ("batch", None, "heads")
+    axes = [queries, keys, keys, *([("batch", "length"), ("batch", None)] if ids else []), *[()] * len(window)]
+    out_BTD = sharding.on_each_device(local, q_BTD, k_BSD, v_BSD, *(ids or ()), *window, axes=axes, out=queries)
+    return out_BTD.reshape(B, T, N, H)

@@ -7,12 +7,14 @@ used; statistics of norms are float32.
 B batch, T length, D width, F MLP width, V vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax import sharding
 from transformer_jax.nn.params import Param, normal, ones, zeros
@@ -70,7 +72,8 @@ def declare_dense(
 def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
     """x @ kernel + bias, [B, T, D] -> [B, T, F]; `out` is the logical name of the new last axis."""
     y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
-    return sharding.add_bias(y_BTF, p["bias"].astype(x_BTD.dtype)) if "bias" in p else y_BTF
+    y_BTF = sharding.add_bias(y_BTF, p["bias"].astype(x_BTD.dtype)) if "bias" in p else y_BTF
+    return checkpoint_name(y_BTF, "product")
 
 
 def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[str, Param]:
@@ -106,12 +109,44 @@ def declare_norm(width: int, kind: str, *, bias: bool) -> dict[str, Param]:
 
 
 def norm(p: dict[str, jax.Array], x: jax.Array, kind: str, eps: float) -> jax.Array:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis, computed in float32."""
-    y = x.astype(jnp.float32)
-    if kind == "layer":
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps) * p["scale"]
-    return (y + p["bias"] if "bias" in p else y).astype(x.dtype)
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis, computed in float32.
+
+    Differentiable in reverse mode: the gradient is written out, so that what the backward pass finds is x as it came,
+    and two numbers for each row, and not its float32 copies.
+    """
+    return _norm(kind, eps, *sharding.vary_together(x, p["scale"], p.get("bias")))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _norm(kind: str, eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return _norm_forward(kind, eps, x, scale, bias)[0]
+
+
+def _norm_forward(kind, eps, x, scale, bias):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True) if kind == "layer" else None
+    centred = wide if mean is None else wide - mean
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    mean = None if mean is None else checkpoint_name(mean, "statistics")
+    inverse = checkpoint_name(inverse, "statistics")
+    y = centred * inverse * scale
+    return (y if bias is None else y + bias).astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _norm_backward(kind, eps, kept, dy):
+    x, mean, inverse, scale, bias = kept
+    wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+    normed = (wide if mean is None else wide - mean) * inverse
+    d_normed = dy * scale
+    dx = d_normed - normed * jnp.mean(d_normed * normed, axis=-1, keepdims=True)
+    if mean is not None:
+        dx = dx - jnp.mean(d_normed, axis=-1, keepdims=True)
+    rows = tuple(range(x.ndim - 1))
+    d_bias = None if bias is None else jnp.sum(dy, axis=rows).astype(bias.dtype)
+    return (dx * inverse).astype(x.dtype), jnp.sum(dy * normed, axis=rows).astype(scale.dtype), d_bias
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
 
 
 def declare_mlp(
@@ -139,5 +174,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     threshold = min(round(rate * 65536), 65535)  # the highest rates keep one in 65536
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
+    keep = checkpoint_name(jax.random.bits(key, x.shape, jnp.uint16) >= threshold, "dropout")
     return jnp.where(keep, x * (65536 / (65536 - threshold)), jnp.zeros((), x.dtype)).astype(x.dtype)

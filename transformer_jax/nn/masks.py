@@ -77,3 +77,20 @@ def dense(mask: Mask, num_queries: int, num_keys: int) -> jax.Array | None:
     for condition in allowed[1:]:
         result = result & condition
     return result
+
+
+def as_segments(mask: Mask, batch: int, num_queries: int, num_keys: int) -> tuple[jax.Array, jax.Array] | None:
+    """Segments, left and right padding as ids ([B, T], [B, S] int32): a query sees the keys of its own id, and no
+    hidden key has one. None where none of them hides anything. Causal, prefix and window are not in it."""
+    if all(a is None for a in (mask.segment_BT, mask.start_B, mask.end_B)):
+        return None
+    query_BT = jnp.zeros((batch, num_queries), jnp.int32) if mask.segment_BT is None else mask.segment_BT
+    key_BS = jnp.zeros((batch, num_keys), jnp.int32)
+    if mask.segment_BT is not None:
+        key_BS = mask.segment_BT if mask.key_segment_BS is None else mask.key_segment_BS
+    keys_S = jnp.arange(num_keys)
+    if mask.start_B is not None:
+        key_BS = jnp.where(keys_S >= mask.start_B[:, None], key_BS, -1)
+    if mask.end_B is not None:
+        key_BS = jnp.where(keys_S < mask.end_B[:, None], key_BS, -1)
+    return query_BT.astype(jnp.int32), key_BS.astype(jnp.int32)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transformer_jax import sharding
 from transformer_jax.nn import params as params_lib
 
 Block = Callable[[Any, Any, Any, jax.Array | None], Any]
@@ -20,6 +21,10 @@ REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the weight matmuls
     "full": jax.checkpoint_policies.nothing_saveable,  # the input of each block
 }
+
+# "none" on a TPU: what takes a product, the attention kernel, a sum over rows or random bits is kept. Norms,
+# activations and sums are cheaper to compute again, inside the products that read them, than to write and to read.
+CHEAP = jax.checkpoint_policies.save_only_these_names("product", "attention", "statistics", "dropout")
 
 
 def run(
@@ -39,8 +44,11 @@ def run(
       params: stacked, or for the unrolled way already one tree per layer.
       last: what the last layer runs in place of `block`; its carry may have another shape.
     """
-    if remat != "none":
-        block = jax.checkpoint(block, policy=REMAT[remat], prevent_cse=not scan)
+    policy = REMAT[remat]
+    if remat == "none" and sharding.target_platform() == "tpu":
+        policy = CHEAP
+    if policy is not None:
+        block = jax.checkpoint(block, policy=policy, prevent_cse=not scan)
 
     def layer_key(layer: Any) -> jax.Array | None:
         return None if key is None else jax.random.fold_in(key, layer)

@@ -1,0 +1,384 @@
+"""Attention as a Pallas kernel for TPUs: the scores never leave the chip, and no head is laid out anew.
+
+Queries, keys and values stay as the projections make them, [B, T, N * H]. A program of the grid works on a block of
+columns: one head that is 128 wide, the two heads of 64 that share 128 lanes, or all heads where widths fit neither. So
+nothing is transposed or padded in memory before or after; in TPU programs with 64-wide heads that is a quarter of the
+time outside the kernel (measured in docs/performance.md by the compiler's estimate).
+
+The scores are computed transposed, keys down and queries across, as in JAX's splash attention: what belongs to a query
+(its maximum, its sum, the log of its denominator) is then a row that broadcasts over sublanes and is stored as it is.
+Within a block of 128 lanes a head is singled out by zeros in the other's lanes, which costs nothing: the matrix unit
+contracts 128 lanes whether 64 of them are zero or not, and sums over the heads of a block fall into their own lanes.
+
+The forward pass is the online softmax of FlashAttention (Dao et al. 2022, algorithm 1), which keeps the log of each
+query's denominator; the backward pass (Dao 2023, section 3.1.2) computes the probabilities again, once, for all three
+gradients. Blocks that the causal mask or the window hides altogether are not visited.
+
+B batch, T queries, S keys, N heads, H head width, J blocks of C columns, P = C // H heads of a block; t and s: queries
+and keys of a block.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+HIDDEN = -1e30  # finite: a query that sees nothing has numbers that nobody reads, not NaN
+FEW = 8  # with fewer queries or keys than a register has rows there is nothing to gain
+WHOLE = 1024  # up to so many queries or keys may be one block, if no smaller size divides them
+SMALL_VMEM = {
+    "TPU v4": 16 * 2**20
+}  # bytes of the vector memory in which a kernel works; later chips have 64 MiB or more
+
+
+class Shape(NamedTuple):
+    """What decides the program that is compiled: static and hashable."""
+
+    head_width: int
+    scale: float
+    causal: bool
+    local: bool  # whether there is a window
+    chip: str
+    interpret: bool
+
+
+def block(length: int) -> int | None:
+    """Queries or keys of a block; None where a length has no block that divides it."""
+    if length <= 256:
+        return length
+    return next((size for size in (512, 384, 256, 128) if length % size == 0), length if length <= WHOLE else None)
+
+
+def fits(num_queries: int, num_keys: int, num_heads: int, head_width: int, *, bytes_each: int, chip: str) -> bool:
+    """Whether the kernel computes these sizes: lengths that blocks divide, and what it holds at once fits the chip.
+
+    Arguments: on one device; bytes of an element; the device's kind, as JAX calls it.
+    """
+    t, s = block(num_queries), block(num_keys)
+    if t is None or s is None or head_width % 16 or min(num_queries, num_keys) < FEW:
+        return False
+    C = _columns(num_heads, head_width)
+    # Twice, as the next are fetched meanwhile: whole q and o, or in the backward pass q, o, do and dq, with the sums
+    # for dq in float32; and keys and values, whole in the forward pass.
+    forward = 2 * bytes_each * C * (2 * t + 2 * num_keys)
+    backward = 2 * bytes_each * C * (4 * num_queries + 4 * s) + 4 * C * (num_queries + 2 * s)
+    working = 4 * t * s * 6
+    return max(forward, backward) + working <= 0.75 * _vmem(chip)
+
+
+def _vmem(chip: str) -> int:
+    return SMALL_VMEM.get(chip, 64 * 2**20)
+
+
+def _columns(num_heads: int, head_width: int) -> int:
+    """C: a block's columns, whole heads and whole lanes; all columns where no fewer are both."""
+    width = num_heads * head_width
+    for C in (head_width, LANES):
+        if C % LANES == 0 and C % head_width == 0 and width % C == 0:
+            return C
+    return width
+
+
+def attention(
+    q_BTD: jax.Array,
+    k_BSD: jax.Array,
+    v_BSD: jax.Array,
+    segments: tuple[jax.Array, jax.Array] | None,
+    offset: jax.Array | int,
+    window: jax.Array | int | None,
+    *,
+    head_width: int,
+    causal: bool,
+    scale: float,
+    chip: str,
+    interpret: bool = False,
+) -> jax.Array:
+    """softmax(q k^T scale) v of every head, [B, T, N * H], for one device's arrays.
+
+    Arguments: q [B, T, N * H], k and v [B, S, N * H]; segments, int32 ([B, T], [B, S]): a query sees keys of its own
+    segment; the position of the first query among the keys, for causal and window; window: a query sees keys at most
+    this far from it; chip: the device's kind; interpret: run on a CPU, slowly. The sizes are such that `fits` holds.
+    """
+    shape = Shape(head_width, scale, causal, window is not None, chip, interpret)
+    where = jnp.stack([jnp.asarray(offset, jnp.int32), jnp.asarray(0 if window is None else window, jnp.int32)])
+    rows: tuple[jax.Array, ...] = ()
+    if segments is not None:
+        q_BT, k_BS = (ids.astype(jnp.int32) for ids in segments)
+        rows = (q_BT[:, None, :], k_BS[:, :, None])  # across and down, as in the scores
+    return _attention(shape, q_BTD, k_BSD, v_BSD, where, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(shape: Shape, q, k, v, where, rows):
+    return _forward(shape, q, k, v, where, rows)[0]
+
+
+def _attention_forward(shape: Shape, q, k, v, where, rows):
+    o, lse = (checkpoint_name(x, "attention") for x in _forward(shape, q, k, v, where, rows))
+    return o, (q, k, v, where, rows, o, lse)
+
+
+def _attention_backward(shape: Shape, kept, do):
+    q, k, v, where, rows, o, lse = kept
+    dq, dk, dv = _backward(shape, q, k, v, where, rows, o, lse, do)
+    return dq, dk, dv, None, tuple(None for _ in rows)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+# ------------------------------------------------------------------------------------------------------- one block
+
+
+def _heads(C: int, H: int) -> list[int]:
+    return list(range(C // H))
+
+
+def _one(x_tC: jax.Array, head: int, H: int) -> jax.Array:
+    """A head's columns of a block: in place, the others zero, where the block is as wide as the lanes, else cut out."""
+    C = x_tC.shape[1]
+    if C == H:
+        return x_tC
+    if C != LANES:
+        return x_tC[:, head * H : (head + 1) * H]
+    lane_1C = jax.lax.broadcasted_iota(jnp.int32, (1, C), 1)
+    return jnp.where((lane_1C >= head * H) & (lane_1C < (head + 1) * H), x_tC, jnp.zeros((), x_tC.dtype))
+
+
+def _operand(x_sC: jax.Array, head: int, H: int) -> jax.Array:
+    """What is multiplied with `_one` of the other side: where that has zeros, this may have anything."""
+    return x_sC if x_sC.shape[1] in (H, LANES) else x_sC[:, head * H : (head + 1) * H]
+
+
+def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    dims = (((contract[0],), (contract[1],)), ((), ()))
+    # Float32 operands are for tests and for who asks for them: then in full.
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _scores(shape: Shape, k_sC, q_tC, head: int, masked: bool, first_key, first_query, where_ref, ids) -> jax.Array:
+    """Scores in units of log 2, [s, t], the hidden ones at HIDDEN."""
+    H = shape.head_width
+    scores_st = _product(_operand(k_sC, head, H), _one(q_tC, head, H), (1, 1)) * (shape.scale / math.log(2.0))
+    seen = []
+    if masked and (shape.causal or shape.local):
+        key_st = first_key + jax.lax.broadcasted_iota(jnp.int32, scores_st.shape, 0)
+        query_st = where_ref[0] + first_query + jax.lax.broadcasted_iota(jnp.int32, scores_st.shape, 1)
+        if shape.causal:
+            seen.append(key_st <= query_st)
+        if shape.local:
+            seen.append(jnp.abs(key_st - query_st) <= where_ref[1])
+    if ids is not None:
+        query_1t, key_s1 = ids
+        seen.append(key_s1 == query_1t)
+    for one in seen:
+        scores_st = jnp.where(one, scores_st, HIDDEN)
+    return scores_st
+
+
+def _visited(shape: Shape, first, size: int, count: int, other: int, where_ref, *, keys: bool) -> tuple[Any, Any]:
+    """The first and the last but one block, of `count` with `other` positions each, that a block may meet.
+
+    keys: whether those are keys and the block at hand is queries, or the other way round.
+    """
+    low: Any = 0
+    high: Any = count
+    at = first + where_ref[0] if keys else first - where_ref[0]  # the block's first position, counted as the others are
+    if shape.causal and keys:
+        high = (at + size - 1) // other + 1
+    if shape.causal and not keys:
+        low = at // other
+    if shape.local:
+        if keys or not shape.causal:
+            low = jnp.maximum(low, (at - where_ref[1]) // other)
+        if not keys or not shape.causal:
+            high = jnp.minimum(high, (at + size - 1 + where_ref[1]) // other + 1)
+    if shape.causal or shape.local:
+        low, high = jnp.clip(low, 0, count), jnp.clip(high, 0, count)
+    return low, high
+
+
+def _each(low, high, count: int, body) -> None:
+    """body(i) for each block: a loop on the chip, or none where there is one block."""
+    if count == 1 and isinstance(low, int):
+        body(0)
+        return
+    jax.lax.fori_loop(low, high, lambda i, _: body(i), None)
+
+
+# ---------------------------------------------------------------------------------------------------------- forward
+
+
+def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
+    (B, T, D), S, H = q_BTD.shape, k_BSD.shape[1], shape.head_width
+    C = _columns(D // H, H)
+    t, s = block(T), block(S)
+    assert t is not None and s is not None
+    J, P, keys = D // C, C // H, S // s
+
+    def kernel(where_ref, *refs):
+        ids_refs, (q_ref, k_ref, v_ref, o_ref, lse_ref, top, total, sums) = refs[: len(rows)], refs[len(rows) :]
+        first_query = pl.program_id(2) * t
+        q_tC = q_ref[...]
+        top[...] = jnp.full(top.shape, HIDDEN, jnp.float32)
+        total[...] = jnp.zeros(total.shape, jnp.float32)
+        sums[...] = jnp.zeros(sums.shape, jnp.float32)
+
+        def visit(i) -> None:
+            at = pl.ds(i * s, s) if keys > 1 else slice(None)
+            k_sC, v_Cs = k_ref[at, :], v_ref[at, :].T
+            ids = (ids_refs[0][...], ids_refs[1][at, :]) if rows else None
+            for head in _heads(C, H):
+                mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
+                scores_st = _scores(shape, k_sC, q_tC, head, True, i * s, first_query, where_ref, ids)
+                old_1t = top[stat, :]
+                new_1t = jnp.maximum(old_1t, jnp.max(scores_st, axis=0, keepdims=True))
+                exps_st = jnp.exp2(scores_st - new_1t)
+                shrink_1t = jnp.exp2(old_1t - new_1t)
+                top[stat, :] = new_1t
+                total[stat, :] = total[stat, :] * shrink_1t + jnp.sum(exps_st, axis=0, keepdims=True)
+                values_Ht = _product(v_Cs[mine, :], exps_st.astype(v_Cs.dtype), (1, 0))
+                sums[mine, :] = sums[mine, :] * shrink_1t + values_Ht
+
+        low, high = _visited(shape, first_query, t, keys, s, where_ref, keys=True)
+        _each(low, high, keys, visit)
+        for head in _heads(C, H):
+            mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
+            sums[mine, :] = sums[mine, :] / total[stat, :]
+        o_ref[...] = sums[...].T.astype(o_ref.dtype)
+        # A query that sees nothing passes no gradient on: its probabilities, computed again, are 0.
+        lse_ref[...] = jnp.where(top[...] > HIDDEN / 2, top[...] + jnp.log2(total[...]), 0.0)
+
+    q_spec = pl.BlockSpec((None, t, C), lambda b, j, i: (b, i, j))
+    k_spec = pl.BlockSpec((None, S, C), lambda b, j, i: (b, 0, j))
+    ids_specs = [
+        pl.BlockSpec((None, 1, t), lambda b, j, i: (b, 0, i)),
+        pl.BlockSpec((None, S, 1), lambda b, j, i: (b, 0, 0)),
+    ]
+    return pl.pallas_call(
+        kernel,
+        grid=(B, J, T // t),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *ids_specs[: len(rows)], q_spec, k_spec, k_spec],
+        out_specs=[q_spec, pl.BlockSpec((None, None, P, t), lambda b, j, i: (b, j, 0, i))],
+        out_shape=[_like(q_BTD, q_BTD.shape, q_BTD.dtype), _like(q_BTD, (B, J, P, T), jnp.float32)],
+        scratch_shapes=[
+            pltpu.VMEM((P, t), jnp.float32),
+            pltpu.VMEM((P, t), jnp.float32),
+            pltpu.VMEM((C, t), jnp.float32),
+        ],
+        compiler_params=_parameters(shape),
+        cost_estimate=_cost(shape, B, T, S, D, products=2, arrays=4),
+        interpret=shape.interpret,
+        name="attention_forward",
+    )(where_2, *rows, q_BTD, k_BSD, v_BSD)
+
+
+# --------------------------------------------------------------------------------------------------------- backward
+
+
+def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, o_BTD, lse_BJPT, do_BTD):
+    (B, T, D), S, H = q_BTD.shape, k_BSD.shape[1], shape.head_width
+    C = _columns(D // H, H)
+    t, s = block(T), block(S)
+    assert t is not None and s is not None
+    J, P, queries = D // C, C // H, T // t
+
+    def kernel(where_ref, *refs):
+        ids_refs, refs = refs[: len(rows)], refs[len(rows) :]
+        q_ref, k_ref, v_ref, o_ref, lse_ref, do_ref, dq_ref, dk_ref, dv_ref, delta, dq_CT, dk_sums, dv_sums = refs
+        first_key = pl.program_id(2) * s
+
+        @pl.when(pl.program_id(2) == 0)
+        def _begin() -> None:
+            dq_CT[...] = jnp.zeros(dq_CT.shape, jnp.float32)
+            for i in range(queries):  # what each query's probabilities and their gradients sum to
+                at = slice(i * t, (i + 1) * t)
+                both_Ct = (o_ref[at, :].astype(jnp.float32) * do_ref[at, :].astype(jnp.float32)).T
+                for head in _heads(C, H):
+                    delta[head : head + 1, at] = jnp.sum(both_Ct[head * H : (head + 1) * H], axis=0, keepdims=True)
+
+        dk_sums[...] = jnp.zeros(dk_sums.shape, jnp.float32)
+        dv_sums[...] = jnp.zeros(dv_sums.shape, jnp.float32)
+        k_sC, v_sC = k_ref[...], v_ref[...]
+        k_Cs = k_sC.T
+
+        def visit(i) -> None:
+            at = pl.ds(i * t, t) if queries > 1 else slice(None)
+            q_tC, do_tC = q_ref[at, :], do_ref[at, :]
+            ids = (ids_refs[0][:, at], ids_refs[1][...]) if rows else None
+            for head in _heads(C, H):
+                mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
+                q_one, do_one = _one(q_tC, head, H), _one(do_tC, head, H)
+                scores_st = _scores(shape, k_sC, q_tC, head, True, first_key, i * t, where_ref, ids)
+                probs_st = jnp.exp2(scores_st - lse_ref[stat, at])
+                d_probs_st = _product(_operand(v_sC, head, H), do_one, (1, 1))
+                d_scores_st = (probs_st * (d_probs_st - delta[stat, at])).astype(q_tC.dtype)
+                columns = mine if C not in (H, LANES) else slice(None)
+                dv_sums[:, columns] += _product(probs_st.astype(do_tC.dtype), do_one, (1, 0))
+                dk_sums[:, columns] += _product(d_scores_st, q_one, (1, 0))
+                dq_CT[mine, at] += _product(k_Cs[mine, :], d_scores_st, (1, 0))
+
+        low, high = _visited(shape, first_key, s, queries, t, where_ref, keys=False)
+        _each(low, high, queries, visit)
+        dk_ref[...] = (dk_sums[...] * shape.scale).astype(dk_ref.dtype)
+        dv_ref[...] = dv_sums[...].astype(dv_ref.dtype)
+
+        @pl.when(pl.program_id(2) == S // s - 1)
+        def _end() -> None:
+            for i in range(queries):
+                at = slice(i * t, (i + 1) * t)
+                dq_ref[at, :] = (dq_CT[:, at] * shape.scale).T.astype(dq_ref.dtype)
+
+    q_spec = pl.BlockSpec((None, T, C), lambda b, j, i: (b, 0, j))
+    k_spec = pl.BlockSpec((None, s, C), lambda b, j, i: (b, i, j))
+    ids_specs = [
+        pl.BlockSpec((None, 1, T), lambda b, j, i: (b, 0, 0)),
+        pl.BlockSpec((None, s, 1), lambda b, j, i: (b, i, 0)),
+    ]
+    lse_spec = pl.BlockSpec((None, None, P, T), lambda b, j, i: (b, j, 0, 0))
+    smem = pl.BlockSpec(memory_space=pltpu.SMEM)
+    return pl.pallas_call(
+        kernel,
+        grid=(B, J, S // s),
+        in_specs=[smem, *ids_specs[: len(rows)], q_spec, k_spec, k_spec, q_spec, lse_spec, q_spec],
+        out_specs=[q_spec, k_spec, k_spec],
+        out_shape=[_like(q_BTD, x.shape, x.dtype) for x in (q_BTD, k_BSD, v_BSD)],
+        scratch_shapes=[
+            pltpu.VMEM((P, T), jnp.float32),
+            pltpu.VMEM((C, T), jnp.float32),
+            pltpu.VMEM((s, C), jnp.float32),
+            pltpu.VMEM((s, C), jnp.float32),
+        ],
+        compiler_params=_parameters(shape),
+        cost_estimate=_cost(shape, B, T, S, D, products=5, arrays=8),
+        interpret=shape.interpret,
+        name="attention_backward",
+    )(where_2, *rows, q_BTD, k_BSD, v_BSD, o_BTD, lse_BJPT, do_BTD)
+
+
+def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An output that varies over the manual mesh axes that x varies over."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
+def _parameters(shape: Shape) -> Any:
+    # Rows and heads in any order; the blocks of a head one after the other, since its sums go on.
+    order = (pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY)
+    return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=int(0.95 * _vmem(shape.chip)))
+
+
+def _cost(shape: Shape, B: int, T: int, S: int, D: int, *, products: int, arrays: int) -> pl.CostEstimate:
+    """For the compiler's scheduler, which cannot look into the kernel."""
+    share = 0.5 if shape.causal else 1.0
+    return pl.CostEstimate(
+        flops=int(2 * products * B * T * S * D * share),
+        transcendentals=int(B * T * S * D // shape.head_width * share),
+        bytes_accessed=2 * arrays * B * max(T, S) * D,
+    )
