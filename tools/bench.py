@@ -8,6 +8,7 @@
     tools/run tools.bench vit-s16 --against torch --torch-python ~/torch/bin/python       # Transformers' ViT
     tools/run tools.bench transformer-tiny --against torch --torch-python ~/torch/bin/python [--full-rows]
     tools/run tools.bench gpt-4x128 --profile                         # where the time goes, by operation
+    tools/run tools.bench gpt2-124m --target tpu:v5p:2x2x1 --train.batch-size 64    # chips that are not here
 
 What is timed is the step that `train` runs: same mesh, same optimiser, state donated, one step dispatched ahead of the
 one waited for. The batches, of random tokens or images, already lie on the devices, so the input pipeline is not in it.
@@ -47,7 +48,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tools import bench_profile, bench_step
+from tools import bench_profile, bench_step, bench_target, targets
 from transformer_jax import config_json, launch, optim, overrides
 from transformer_jax import experiment as experiments
 from transformer_jax.data import bitext, corpus, image_sources, images, labelled, parallel, tables, tokenizers
@@ -117,7 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tools.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("shape", help=f"{', '.join(SHAPES)}, or an experiment: MODULE[:VARIANT] or FILE[:VARIANT]")
+    parser.add_argument(
+        "shape",
+        nargs="?",
+        default="",
+        help=f"{', '.join(SHAPES)}, or an experiment: MODULE[:VARIANT] or FILE[:VARIANT]",
+    )
     parser.add_argument("--against", choices=["torch"], help="time PyTorch on the same shape, in turns with ours")
     parser.add_argument("--torch-python", metavar="PATH", help="an interpreter that has torch; default: this one")
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT whose model.py is the PyTorch side")
@@ -128,14 +134,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--block-seconds", type=float, default=1.0, metavar="S", help="length of a block; default 1")
     parser.add_argument("--full-rows", action="store_true", help="of parallel text, one pair in a row, none packed")
     parser.add_argument("--profile", action="store_true", help="trace some steps, print the time by operation, and end")
+    parser.add_argument(
+        "--target", default="here", help="chips to compile for (tpu:v5p:2x2x1, cuda:h200:1x8); default: run here"
+    )
+    parser.add_argument("--compare", nargs=2, metavar="FILE", help="two files that --target --json wrote")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there as well")
     options, overrides = parser.parse_known_args(arguments)
     try:
+        if options.compare:
+            print(bench_target.compare(*options.compare))
+            return 0
+        if options.target not in ("here", "cpu"):
+            targets.without_chips()
         experiment = override(named(options.shape), overrides)
         if options.rounds < 1:
             raise InputError(f"--rounds {options.rounds}: give 1 or more")
         if options.json and not Path(options.json).resolve().parent.is_dir():
             raise InputError(f"--json {options.json}: no such folder")
+        if options.target not in ("here", "cpu"):
+            result = bench_target.measure(options.shape, experiment, bench_target.parse(options.target))
+            print(bench_target.table(result))
+            if options.json:
+                Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            return 0
         launch.keep_freed_memory(experiment)
         if options.devices is not None:
             jax.config.update("jax_num_cpu_devices", options.devices)

@@ -18,7 +18,8 @@ class Chip:
     flops: bf16 FLOP/s at most. memory: bytes. bandwidth: of the memory, bytes/s.
     link: one-way bytes/s of one link (TPU), or of all links to the host's switch (GPU). torus: axes; 0: a switch.
     network: one-way bytes/s to other hosts (GPU) or slices (TPU); 0: not published.
-    host: chips of a host. devices: JAX devices of a chip, among which its memory and arithmetic are divided.
+    clock: cycles/s of a TPU's core, which its peak follows from (products of 128 x 128, v6e and v7 256 x 256, in one
+    cycle); 0 where none is published. host: chips of a host. devices: JAX devices of a chip, among which its memory and arithmetic are divided.
     sources: where the figures are published.
     """
 
@@ -35,6 +36,7 @@ class Chip:
     host: int
     devices: int
     sources: tuple[str, ...]
+    clock: float = 0.0
 
 
 _TPU = "https://docs.cloud.google.com/tpu/docs/"
@@ -47,16 +49,16 @@ CHIPS = {
     for chip in (
         # v4: 6 links of 50 GB/s (Jouppi et al. 2023, table 4). The compiler's topology has its two cores as devices.
         Chip("v4", "tpu", "TPU v4", "v4", 275e12, 32 * GiB, 1200 * GB, 50 * GB, 3, 0, 4, 2,
-             (f"{_TPU}v4", "https://arxiv.org/abs/2304.01433")),
+             (f"{_TPU}v4", "https://arxiv.org/abs/2304.01433"), 1.05e9),
         # 400 GB/s both ways over 4 links; 6.4 Tbit/s of network for 256 chips.
         Chip("v5e", "tpu", "TPU v5 lite", "v5e", 197e12, 16 * GB, 819 * GB, 50 * GB, 2, 3.125 * GB, 8, 1,
-             (f"{_TPU}v5e",)),
+             (f"{_TPU}v5e",), 1.5e9),
         # 1,200 GB/s both ways over 6 links; 50 Gbit/s of network.
         Chip("v5p", "tpu", "TPU v5", "v5p", 459e12, 95 * GiB, 2765 * GB, 100 * GB, 3, 6.25 * GB, 4, 1,
-             (f"{_TPU}v5p", _TPU7X)),
+             (f"{_TPU}v5p", _TPU7X), 1.75e9),
         # 800 GB/s both ways over 4 links; 100 Gbit/s of network.
         Chip("v6e", "tpu", "TPU v6 lite", "v6e", 918e12, 32 * GiB, 1638 * GB, 100 * GB, 2, 12.5 * GB, 8, 1,
-             (f"{_TPU}v6e", _TPU7X)),
+             (f"{_TPU}v6e", _TPU7X), 1.75e9),
         # Ironwood. 1,200 GB/s both ways over 6 links; 100 Gbit/s of network; each of its two chiplets is a device.
         Chip("v7", "tpu", "TPU7x", "tpu7x", 2307e12, 192 * GiB, 7380 * GB, 100 * GB, 3, 12.5 * GB, 4, 2,
              (_TPU7X,)),

@@ -33,6 +33,7 @@ class Step:
       sent: {"data": bytes, ...}, sent in a step along a mesh axis; "data+fsdp" where a collective goes along both.
       collectives: {"all-gather fsdp": (times, bytes)} of a step.
       seconds: that compiling took.
+      text: the compiled module.
     """
 
     arguments: int
@@ -42,6 +43,7 @@ class Step:
     sent: dict[str, float]
     collectives: dict[str, tuple[int, int]]
     seconds: float
+    text: str
 
     @property
     def total(self) -> int:
@@ -67,7 +69,8 @@ def compile_step(experiment: Experiment, target: Target) -> Step:
             used = f"{said[1]}iB of {said[2]}iB" if said else "more than there is"
             raise TooLarge(f"the compiler refuses it: {used} of a {target.chip.name}'s memory") from None
     memory = step.memory_analysis()
-    found, sizes = hlo.collectives(step.as_text(), partitions=mesh.size), dict(mesh.shape)
+    took, text = time.perf_counter() - began, step.as_text()
+    found, sizes = hlo.collectives(text, partitions=mesh.size), dict(mesh.shape)
     sent: dict[str, float] = {}
     for one in found:
         axis = "+".join(hlo.axes(one, sizes))
@@ -80,5 +83,6 @@ def compile_step(experiment: Experiment, target: Target) -> Step:
         aliased=memory.alias_size_in_bytes,
         sent=sent,
         collectives=totals,
-        seconds=time.perf_counter() - began,
+        seconds=took,
+        text=text,
     )

@@ -65,11 +65,26 @@ class Total:
 
 
 @dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """One line of a module; `rest` is its operands and attributes, as written."""
+
     name: str
     shape: str
     opcode: str
-    rest: str  # operands and attributes
+    rest: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module: {"name": instructions} of every computation, and the name of the one that runs."""
+
+    computations: Mapping[str, list[Instruction]]
+    entry: str
+
+
+def program(text: str) -> Program:
+    """A compiled module (`compiled.as_text()`). Errors: `ValueError` for a text without an ENTRY."""
+    return Program(*_computations(text))
 
 
 def collectives(text: str, *, partitions: int | None = None) -> list[Collective]:
@@ -82,8 +97,8 @@ def collectives(text: str, *, partitions: int | None = None) -> list[Collective]
     if partitions is None:
         said = re.search(r"num_partitions=(\d+)", text)
         partitions = int(said[1]) if said else 1
-    computations, entry = _computations(text)
-    return list(_walk(computations, entry, partitions))
+    module = program(text)
+    return list(_walk(module, module.entry, partitions))
 
 
 def axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -117,7 +132,7 @@ def totals(found: Iterable[Collective], sizes: Mapping[str, int]) -> dict[tuple[
 
 def operations(text: str) -> Counter[tuple[str, str]]:
     """How often a module has each operation, by opcode and shape with its layout, fusions' insides included."""
-    return Counter((one.opcode, one.shape) for body in _computations(text)[0].values() for one in body)
+    return Counter((one.opcode, one.shape) for body in program(text).computations.values() for one in body)
 
 
 def shape_bytes(shape: str) -> int:
@@ -133,22 +148,22 @@ def shape_bytes(shape: str) -> int:
 # ---------------------------------------------------------------------------------------------------------- the program
 
 
-def _walk(computations: Mapping[str, list[_Instruction]], name: str, partitions: int) -> Iterator[Collective]:
-    for one in computations[name]:
+def _walk(module: Program, name: str, partitions: int) -> Iterator[Collective]:
+    for one in module.computations[name]:
         kind = one.opcode.removesuffix("-start")
         if kind in KINDS:
             yield _collective(one, kind, partitions, name)
         elif one.opcode == "while":
-            inside = list(_walk(computations, _attribute(one, "body"), partitions))
+            inside = list(_walk(module, body(one), partitions))
             if inside:
-                turns = _turns(one, computations[_attribute(one, "condition")])
-                yield from (dataclasses.replace(c, count=c.count * turns) for c in inside)
+                count = turns(module, one)
+                yield from (dataclasses.replace(c, count=c.count * count) for c in inside)
         elif one.opcode not in ("async-update", "async-done"):  # what they name is their start's
-            for called in _called(one):
-                yield from _walk(computations, called, partitions)
+            for name_called in called(one):
+                yield from _walk(module, name_called, partitions)
 
 
-def _collective(one: _Instruction, kind: str, partitions: int, inside: str) -> Collective:
+def _collective(one: Instruction, kind: str, partitions: int, inside: str) -> Collective:
     shape = one.shape
     if one.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter", "collective-permute"):
         shape = _parts(shape)[1]  # (operands, results, ...)
@@ -165,26 +180,35 @@ def _collective(one: _Instruction, kind: str, partitions: int, inside: str) -> C
     return Collective(kind, size, 1, groups, where[1] if where else "", re.sub(r"\{[^}]*\}", "", shape))
 
 
-def _turns(loop: _Instruction, condition: list[_Instruction]) -> int:
-    """How often a loop turns: as the compiler knows it, or the constant that its condition compares with."""
+def body(loop: Instruction) -> str:
+    """The name of what a loop runs."""
+    return _attribute(loop, "body")
+
+
+def turns(module: Program, loop: Instruction) -> int:
+    """How often a loop turns: as the compiler knows it, or the constant that its condition compares with.
+
+    Errors: `ValueError` where neither says it.
+    """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
+    condition = module.computations[_attribute(loop, "condition")]
     constants = [re.match(r"(\d+)\)", one.rest) for one in condition if one.opcode == "constant"]
     counts = [int(found[1]) for found in constants if found]
     if len(counts) != 1:
-        raise ValueError(f"loop {loop.name} has collectives, and its condition does not say how often it turns")
+        raise ValueError(f"loop {loop.name}: its condition does not say how often it turns")
     return counts[0]
 
 
-def _called(one: _Instruction) -> list[str]:
+def called(one: Instruction) -> list[str]:
     """The computations that an instruction runs: fusions, calls, asynchronous ones, branches."""
     single = re.findall(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", one.rest)
     several = re.findall(r"\b(?:calls|branch_computations|called_computations)=\{([^}]*)\}", one.rest)
     return single + [name.strip().lstrip("%") for names in several for name in names.split(",") if name.strip()]
 
 
-def _attribute(one: _Instruction, name: str) -> str:
+def _attribute(one: Instruction, name: str) -> str:
     found = re.search(rf"\b{name}=%?([\w.\-]+)", one.rest)
     if not found:
         raise ValueError(f"{one.opcode} {one.name} has no {name}=")
@@ -252,9 +276,9 @@ def _numbers(written: str) -> tuple[int, ...]:
 # ----------------------------------------------------------------------------------------------------------------- text
 
 
-def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """{"name": its instructions} of every computation, and the name of the entry."""
-    found: dict[str, list[_Instruction]] = {}
+    found: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
@@ -270,14 +294,14 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     return found, entry
 
 
-def _instruction(line: str) -> _Instruction | None:
+def _instruction(line: str) -> Instruction | None:
     head = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
     if not head:
         return None
     value = line[head.end() :]
     end = _closing(value) if value.startswith("(") else value.find(" ")
     opcode = re.match(r" *([\w\-]+)\(", value[end:])
-    return _Instruction(head[1], value[:end], opcode[1], value[end + opcode.end() :]) if opcode else None
+    return Instruction(head[1], value[:end], opcode[1], value[end + opcode.end() :]) if opcode else None
 
 
 def _closing(text: str) -> int:

@@ -80,7 +80,8 @@ def linear_cross_entropy(
     tiles = _num_tiles(B, T, kernel_DV.shape[1], tile_bytes)
     settings = (tiles, label_smoothing, z_loss)
     operands = sharding.vary_together(x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)
-    total, plain = _tiled(settings, *operands)
+    with jax.named_scope("loss"):
+        total, plain = _tiled(settings, *operands)
     return CrossEntropy(total, jnp.sum(weights_BT), jax.lax.stop_gradient(plain))
 
 

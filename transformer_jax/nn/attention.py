@@ -133,6 +133,24 @@ def attend(
         return _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     if implementation == "tpu":
         return _tpu(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+    with jax.named_scope("attention"):
+        return _unfused(
+            implementation, q_BTNH, k_BSKH, v_BSKH, mask, bias_NTS, scale, dropout_rate, key if dropping else None
+        )
+
+
+def _unfused(
+    implementation: str,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    bias_NTS: jax.Array | None,
+    scale: float,
+    dropout_rate: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """By operations that the compiler knows, with heads before lengths."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
@@ -144,7 +162,7 @@ def attend(
         out_BKGTH = attention_cpu.attention(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, causal, scale)
     else:
         mask_BTS = masks.dense(mask, T, k_BSKH.shape[1])
-        out_BKGTH = _plain(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, bias_NTS, scale, dropout_rate, key if dropping else None)
+        out_BKGTH = _plain(q_BKGTH, k_BKSH, v_BKSH, mask_BTS, bias_NTS, scale, dropout_rate, key)
     return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
 
 

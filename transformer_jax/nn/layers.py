@@ -83,7 +83,8 @@ def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[s
 
 def embed(p: dict[str, jax.Array], ids_BT: jax.Array, dtype: Any) -> jax.Array:
     """Rows of the table, [B, T] -> [B, T, D] in `dtype`."""
-    return sharding.take(p["embedding"].astype(dtype), ids_BT, out=("batch", "length", None))
+    with jax.named_scope("embed"):
+        return sharding.take(p["embedding"].astype(dtype), ids_BT, out=("batch", "length", None))
 
 
 def positions_from(table_PD: jax.Array, first: int, length: int) -> jax.Array:
@@ -114,7 +115,8 @@ def norm(p: dict[str, jax.Array], x: jax.Array, kind: str, eps: float) -> jax.Ar
     Differentiable in reverse mode: the gradient is written out, so that what the backward pass finds is x as it came,
     and two numbers for each row, and not its float32 copies.
     """
-    return _norm(kind, eps, *sharding.vary_together(x, p["scale"], p.get("bias")))
+    with jax.named_scope("norm"):
+        return _norm(kind, eps, *sharding.vary_together(x, p["scale"], p.get("bias")))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -86,7 +86,8 @@ def make_step(
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         mean_loss = loss_sum * scale
         grads = jax.tree.map(lambda g: g * scale, grads)
-        grad_norm = optax.tree.norm(grads)  # not finite when any gradient is not
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(grads)  # not finite when any gradient is not
 
         good = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         recent, spike = state.recent, {}
@@ -100,12 +101,15 @@ def make_step(
         def unless_skipped(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(good, new, old)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm, finite=good)
-        params = jax.tree.map(unless_skipped, optax.apply_updates(state.params, updates), state.params)
-        ema = state.ema
-        if ema is not None:
-            averaged = jax.tree.map(lambda average, p: ema_decay * average + (1.0 - ema_decay) * p, ema, params)
-            ema = jax.tree.map(unless_skipped, averaged, ema)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, state.params, grad_norm=grad_norm, finite=good
+            )
+            params = jax.tree.map(unless_skipped, optax.apply_updates(state.params, updates), state.params)
+            ema = state.ema
+            if ema is not None:
+                averaged = jax.tree.map(lambda average, p: ema_decay * average + (1.0 - ema_decay) * p, ema, params)
+                ema = jax.tree.map(unless_skipped, averaged, ema)
 
         skipped = state.skipped + jnp.where(good, 0, 1).astype(jnp.int32)
         metrics = {
