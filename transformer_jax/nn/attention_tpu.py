@@ -116,17 +116,17 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(shape: Shape, q, k, v, where, rows):
-    return _forward(shape, q, k, v, where, rows)[0]
+    return jax.lax.bitcast_convert_type(_forward(shape, q, k, v, where, rows)[0], q.dtype)
 
 
 def _attention_forward(shape: Shape, q, k, v, where, rows):
-    o, lse = (checkpoint_name(x, "attention") for x in _forward(shape, q, k, v, where, rows))
-    return o, (q, k, v, where, rows, o, lse)
+    bits, lse = (checkpoint_name(x, "attention") for x in _forward(shape, q, k, v, where, rows))
+    return jax.lax.bitcast_convert_type(bits, q.dtype), (q, k, v, where, rows, bits, lse)
 
 
 def _attention_backward(shape: Shape, kept, do):
-    q, k, v, where, rows, o, lse = kept
-    dq, dk, dv = _backward(shape, q, k, v, where, rows, o, lse, do)
+    q, k, v, where, rows, bits, lse = kept
+    dq, dk, dv = _backward(shape, q, k, v, where, rows, bits, lse, do)
     return dq, dk, dv, None, tuple(None for _ in rows)
 
 
@@ -216,6 +216,11 @@ def _each(low, high, count: int, body) -> None:
 # ---------------------------------------------------------------------------------------------------------- forward
 
 
+# The kernels give and take the attended values as unsigned integers, their bits: of floats that it keeps,
+# `jax.checkpoint` makes a rounded copy, which costs a pass over memory where no product is there to take it on.
+BITS = {2: jnp.uint16, 4: jnp.uint32}
+
+
 def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
     (B, T, D), S, H = q_BTD.shape, k_BSD.shape[1], shape.head_width
     C = _columns(D // H, H)
@@ -252,7 +257,7 @@ def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
         for head in _heads(C, H):
             mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
             sums[mine, :] = sums[mine, :] / total[stat, :]
-        o_ref[...] = sums[...].T.astype(o_ref.dtype)
+        o_ref[...] = jax.lax.bitcast_convert_type(sums[...].T.astype(q_tC.dtype), o_ref.dtype)
         # A query that sees nothing passes no gradient on: its probabilities, computed again, are 0.
         lse_ref[...] = jnp.where(top[...] > HIDDEN / 2, top[...] + jnp.log2(total[...]), 0.0)
 
@@ -267,7 +272,7 @@ def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
         grid=(B, J, T // t),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *ids_specs[: len(rows)], q_spec, k_spec, k_spec],
         out_specs=[q_spec, pl.BlockSpec((None, None, P, t), lambda b, j, i: (b, j, 0, i))],
-        out_shape=[_like(q_BTD, q_BTD.shape, q_BTD.dtype), _like(q_BTD, (B, J, P, T), jnp.float32)],
+        out_shape=[_like(q_BTD, q_BTD.shape, BITS[q_BTD.dtype.itemsize]), _like(q_BTD, (B, J, P, T), jnp.float32)],
         scratch_shapes=[
             pltpu.VMEM((P, t), jnp.float32),
             pltpu.VMEM((P, t), jnp.float32),
@@ -283,7 +288,7 @@ def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
 # --------------------------------------------------------------------------------------------------------- backward
 
 
-def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, o_BTD, lse_BJPT, do_BTD):
+def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, bits_BTD, lse_BJPT, do_BTD):
     (B, T, D), S, H = q_BTD.shape, k_BSD.shape[1], shape.head_width
     C = _columns(D // H, H)
     t, s = block(T), block(S)
@@ -300,7 +305,8 @@ def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, o_BTD, lse_BJPT,
             dq_CT[...] = jnp.zeros(dq_CT.shape, jnp.float32)
             for i in range(queries):  # what each query's probabilities and their gradients sum to
                 at = slice(i * t, (i + 1) * t)
-                both_Ct = (o_ref[at, :].astype(jnp.float32) * do_ref[at, :].astype(jnp.float32)).T
+                o_tC = jax.lax.bitcast_convert_type(o_ref[at, :], do_ref.dtype)
+                both_Ct = (o_tC.astype(jnp.float32) * do_ref[at, :].astype(jnp.float32)).T
                 for head in _heads(C, H):
                     delta[head : head + 1, at] = jnp.sum(both_Ct[head * H : (head + 1) * H], axis=0, keepdims=True)
 
@@ -360,7 +366,7 @@ def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, o_BTD, lse_BJPT,
         cost_estimate=_cost(shape, B, T, S, D, products=5, arrays=8),
         interpret=shape.interpret,
         name="attention_backward",
-    )(where_2, *rows, q_BTD, k_BSD, v_BSD, o_BTD, lse_BJPT, do_BTD)
+    )(where_2, *rows, q_BTD, k_BSD, v_BSD, bits_BTD, lse_BJPT, do_BTD)
 
 
 def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -162,6 +162,7 @@ def apply(
     wanted, [B, first, D], where nobody reads the others' (they are keys all the same); the key of dropout and of
     stochastic depth (None: evaluation, without either).
     """
+    x_BTD = sharding.in_order(x_BTD)
     rows_2B11 = None
     if left_out is not None and key is not None:
         key, depth_key = jax.random.split(key)

@@ -126,11 +126,15 @@ def _norm(kind: str, eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array
 
 def _norm_forward(kind, eps, x, scale, bias):
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=-1, keepdims=True) if kind == "layer" else None
+    mean = checkpoint_name(jnp.mean(wide, axis=-1, keepdims=True), "statistics") if kind == "layer" else None
     centred = wide if mean is None else wide - mean
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
-    mean = None if mean is None else checkpoint_name(mean, "statistics")
-    inverse = checkpoint_name(inverse, "statistics")
+    if mean is not None and sharding.target_platform() == "tpu":
+        # Both sums in one pass over x, which the product that made x takes on: its variance loses digits where the mean
+        # is large beside the deviation, of which float32 has enough for bfloat16's x.
+        variance = jnp.maximum(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+    else:
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    inverse = checkpoint_name(jax.lax.rsqrt(variance + eps), "statistics")
     y = centred * inverse * scale
     return (y if bias is None else y + bias).astype(x.dtype), (x, mean, inverse, scale, bias)
 
