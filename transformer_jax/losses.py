@@ -18,7 +18,7 @@ from transformer_jax import sharding
 
 # Of float32 logits that `linear_cross_entropy` holds at once on one device. Each tile reads and writes the whole gradient
 # of the kernel: on TPUs, whose memory is large, few tiles take a quarter off the head's time (docs/performance.md).
-TILE_BYTES = {"cpu": 128 * 2**20, "gpu": 128 * 2**20, "tpu": 512 * 2**20}
+TILE_BYTES = {"cpu": 128 * 2**20, "gpu": 128 * 2**20, "tpu": 256 * 2**20}
 
 
 class CrossEntropy(NamedTuple):

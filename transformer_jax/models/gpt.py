@@ -168,7 +168,9 @@ def hidden(
 
 def head(params: Params, cfg: Config) -> jax.Array:
     """The output matrix [D, V], for `losses.linear_cross_entropy`."""
-    return params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else params["head"]["kernel"]
+    return (
+        sharding.in_order(params["embed"]["token"]["embedding"]).T if cfg.tie_embeddings else params["head"]["kernel"]
+    )
 
 
 def apply(
