@@ -55,7 +55,8 @@ def main(parts: list[str]) -> None:
             continue
         request = preflight.read(case.split())
         step = compiled.compile_step(request.experiment, request.target)
-        made = {"versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__}, **dataclasses.asdict(step)}
+        said = {name: value for name, value in dataclasses.asdict(step).items() if name != "text"}
+        made = {"versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__}, **said}
         stored = json.loads(PATH.read_text()) if PATH.exists() else {}
         stored[case] = made
         PATH.write_text(json.dumps({name: stored[name] for name in CASES if name in stored}, indent=1) + "\n")
