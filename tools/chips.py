@@ -18,8 +18,8 @@ class Chip:
     flops: bf16 FLOP/s at most. memory: bytes. bandwidth: of the memory, bytes/s.
     link: one-way bytes/s of one link (TPU), or of all links to the host's switch (GPU). torus: axes; 0: a switch.
     network: one-way bytes/s to other hosts (GPU) or slices (TPU); 0: not published.
-    clock: cycles/s of a TPU's core, which its peak follows from (products of 128 x 128, v6e and v7 256 x 256, in one
-    cycle); 0 where none is published. host: chips of a host. devices: JAX devices of a chip, among which its memory and arithmetic are divided.
+    clock: cycles/s of a TPU's core: its peak is so many products of 128 x 128 tiles, v6e 256 x 256; 0: not needed.
+    host: chips of a host. devices: JAX devices of a chip, among which its memory and arithmetic are divided.
     sources: where the figures are published.
     """
 

@@ -16,8 +16,8 @@ from jax.sharding import AxisType
 
 from transformer_jax import sharding
 
-# Of float32 logits that `linear_cross_entropy` holds at once on one device. Each tile reads and writes the whole gradient
-# of the kernel: on TPUs, whose memory is large, few tiles take a quarter off the head's time (docs/performance.md).
+# Of float32 logits that `linear_cross_entropy` holds at once on one device. Each tile reads and writes the kernel's
+# whole gradient: on TPUs, whose memory is large, few tiles take a quarter off the head's time (docs/performance.md).
 TILE_BYTES = {"cpu": 128 * 2**20, "gpu": 128 * 2**20, "tpu": 256 * 2**20}
 
 
@@ -69,10 +69,10 @@ def linear_cross_entropy(
 ) -> CrossEntropy:
     """`cross_entropy` of the logits x @ kernel + bias, the same values and gradients, in tiles over the positions.
 
-    About `tile_bytes` of float32 logits (None: `TILE_BYTES`) exist at once on a device: tiles divide the length, and hold at least one
-    position of the batch. Differentiable in reverse mode only. The forward pass of a differentiated call computes
-    each tile's gradients while its logits are at hand, so nothing is computed twice (the idea of Cut Cross-Entropy and
-    Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
+    About `tile_bytes` of float32 logits (None: `TILE_BYTES`) exist at once on a device: tiles divide the length, and
+    hold at least one position of the batch. Differentiable in reverse mode only. The forward pass of a differentiated
+    call computes each tile's gradients while its logits are at hand, so nothing is computed twice (the idea of Cut
+    Cross-Entropy and Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT)
     B, T = labels_BT.shape
