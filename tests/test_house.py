@@ -172,7 +172,8 @@ def test_import_is_cheap(statement, heavy, bound, capsys):
 def test_what_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn", "Pillow": "PIL", "Babel": "babel"}
-    declarations = project["dependencies"] + project["optional-dependencies"]["experiments"]
+    extras = project["optional-dependencies"]
+    declarations = project["dependencies"] + extras["experiments"] + extras["gcs"] + ["fsspec"]  # gcsfs is one of its
     declared = {"jaxlib"} | {  # jax brings the one jaxlib it works with
         names.get(word, word.replace("-", "_")) for word in (re.split(r"[^\w-]", line)[0] for line in declarations)
     }

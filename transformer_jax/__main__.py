@@ -13,6 +13,7 @@ For example:
     python -m transformer_jax train experiments.causal_lm.stdlib --workdir runs/a --train.steps 200
     python -m transformer_jax predict runs/a "def add("
 
+A workdir may be in an object store, gs://BUCKET/RUN (docs/reliability.md).
 `python -m transformer_jax COMMAND --help` says more. Bad input is one line on stderr and exit code 2, a run that
 cannot go on, such as on a full disk, one line and 1; a run ended by Ctrl-C, SIGUSR1 or SIGTERM exits with 130, 138 or
 143 after its state is saved. What reads a checkpoint verifies its files first, unless told --no-verify.
@@ -69,6 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
+    except Exception as error:
+        from transformer_jax.train import store
+
+        told = store.explain(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 1
 
 
 def train(arguments: list[str]) -> int:
@@ -144,14 +153,14 @@ def evaluate(arguments: list[str]) -> int:
     """
     workdir, rest = positional(evaluate, arguments, 1)
     verify, rest = _verified(rest)
-    folder = Path(workdir)
+    folder = _path(workdir)
     stored = config_json.load(folder / "config.json")
     asked = overrides.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
     launch.keep_freed_memory(asked)
     launch.use_cpu_cores(asked)
     launch.keep_compilations()
     from transformer_jax import restore, sharding
-    from transformer_jax.train import batch, observe
+    from transformer_jax.train import batch, observe, store
     from transformer_jax.train import evaluate as evaluation
     from transformer_jax.train import workdir as workdirs
 
@@ -162,31 +171,33 @@ def evaluate(arguments: list[str]) -> int:
     places = batch.shardings(asked.task.example(asked.data), size, mesh)
     step = evaluation.make_eval_step(lambda params, rows: asked.task.evaluate(params, loaded.config, rows))
     reports = {}
-    for name, rows in {"validation": prepared.validation, "test": prepared.test}.items():
-        if rows is None:
-            continue
-        with jax.set_mesh(mesh):
-            sums, outputs = evaluation.evaluate(
-                step, loaded.params, rows.examples, size, lambda rows: batch.place(rows, places)
-            )
-        reports[name] = asked.task.report(sums, outputs, rows)
-        with jax.set_mesh(mesh), observe.counting(f"{name} set") as count:
-            reports[name] |= asked.task.score(
-                loaded.params,
-                loaded.config,
-                prepared.tokenizer,
-                rows,
-                folder,
-                name,
-                mesh=mesh,
-                say=print,
-                progress=count,
-            )
-        print(f"step {loaded.step:,}, {name} set, {len(rows.examples):,} examples\n{observe.table(reports[name])}")
-        for path in asked.task.pictures(outputs, rows, folder, name):
-            print(f"picture: {path}")
-    stored_numbers = {"step": loaded.step, "report": reports.pop("validation"), **reports, "overrides": rest}
-    workdirs.write_json(folder / "evaluation.json", stored_numbers)
+    with store.near(folder) as (near, publish):
+        for name, rows in {"validation": prepared.validation, "test": prepared.test}.items():
+            if rows is None:
+                continue
+            with jax.set_mesh(mesh):
+                sums, outputs = evaluation.evaluate(
+                    step, loaded.params, rows.examples, size, lambda rows: batch.place(rows, places)
+                )
+            reports[name] = asked.task.report(sums, outputs, rows)
+            with jax.set_mesh(mesh), observe.counting(f"{name} set") as count:
+                reports[name] |= asked.task.score(
+                    loaded.params,
+                    loaded.config,
+                    prepared.tokenizer,
+                    rows,
+                    near,
+                    name,
+                    mesh=mesh,
+                    say=lambda line: print(line.replace(str(near), str(folder))),
+                    progress=count,
+                )
+            print(f"step {loaded.step:,}, {name} set, {len(rows.examples):,} examples\n{observe.table(reports[name])}")
+            for path in asked.task.pictures(outputs, rows, near, name):
+                print(f"picture: {folder / path.relative_to(near)}")
+        stored_numbers = {"step": loaded.step, "report": reports.pop("validation"), **reports, "overrides": rest}
+        workdirs.write_json(near / "evaluation.json", stored_numbers)
+        publish()
     return 0
 
 
@@ -234,12 +245,12 @@ def predict(arguments: list[str]) -> int:
     from transformer_jax import restore
     from transformer_jax.train import workdir as workdirs
 
-    loaded = restore.load(workdirs.chosen(Path(path)), verify=verify)
+    loaded = restore.load(workdirs.chosen(_path(path)), verify=verify)
     if loaded.tokenizer is None and getattr(loaded.task, "reads_text", True):
         raise InputError(f"{path} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
     if loaded.task is None:
         raise InputError(f"{path}: no task here is for {workdirs.kind(loaded)}; it loads as a library")
-    config = Path(path) / "config.json"
+    config = _path(path) / "config.json"
     defaults = config_json.load(config).sample if _is_run(config) else experiments.default_sample(loaded.task)
     predictions.write(loaded, defaults, inputs, rest, f"{PROGRAM} predict {path}")
     return 0
@@ -260,7 +271,7 @@ def inspect(arguments: list[str]) -> int:
     """
     path, rest = positional(inspect, arguments, 1)
     if rest == ["--verify"]:
-        return _inspect_files(Path(path))
+        return _inspect_files(_path(path))
     verify, rest = _verified(rest)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} inspect PATH [--verify]")
@@ -271,7 +282,7 @@ def inspect(arguments: list[str]) -> int:
     began = time.perf_counter()
     loaded = restore.load(path, verify=verify)
     seconds = time.perf_counter() - began
-    config = Path(path) / "config.json"
+    config = _path(path) / "config.json"
     print(json.dumps(config_json.to_json(config_json.load(config) if _is_run(config) else loaded.config), indent=2))
     for name, leaf in params_lib.flatten(loaded.params).items():
         print(f"{name:50} {leaf.dtype!s:8} {list(leaf.shape)}")
@@ -279,7 +290,7 @@ def inspect(arguments: list[str]) -> int:
     print(f"{count:,} parameters, all there; {loaded.bytes_read:,} bytes read in {seconds:.2f} s")
     print(f"tokenizer: {'none' if loaded.tokenizer is None else f'{loaded.tokenizer.vocab_size:,} ids'}")
     if loaded.step is not None:
-        steps = checkpoint.steps(Path(path) / "checkpoints")
+        steps = checkpoint.steps(_path(path) / "checkpoints")
         print(f"step {loaded.step:,}" + (f"; in the folder: {', '.join(map(str, steps))}" if steps else ""))
     return 0
 
@@ -332,6 +343,8 @@ def convert(arguments: list[str]) -> int:
     verify, rest = _verified(rest) if kind == "hf" else (True, rest)
     if kind == "hf" and rest:
         raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert hf SRC DST")
+    if "://" in target:
+        raise InputError(f"{target}: convert makes a folder of this machine; name one, and copy it there afterwards")
     if Path(target).exists():
         raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
     return _average(source, target, rest) if kind == "average" else _convert(source, target, verify)
@@ -341,7 +354,7 @@ def _convert(source: str, target: str, verify: bool) -> int:
     from transformer_jax import hub, restore
     from transformer_jax.train import workdir as workdirs
 
-    loaded = restore.load(workdirs.chosen(Path(source)), verify=verify)
+    loaded = restore.load(workdirs.chosen(_path(source)), verify=verify)
     if hub.is_snapshot(source):
         workdirs.create(Path(target), loaded)
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
@@ -370,7 +383,7 @@ def _average(source: str, target: str, rest: list[str]) -> int:
 
     program = f"{PROGRAM} convert average RUN DST"
     options = overrides.override(Options(), rest, description="The mean of checkpoints.", program=program)
-    steps = average.create(Path(target), Path(source), last=options.last)
+    steps = average.create(Path(target), _path(source), last=options.last)
     print(f"{target}: the mean of {source}'s steps {', '.join(map(str, steps))}; try: {PROGRAM} evaluate {target}")
     return 0
 
@@ -414,11 +427,18 @@ def _verified(arguments: list[str]) -> tuple[bool, list[str]]:
     return "--no-verify" not in arguments, [argument for argument in arguments if argument != "--no-verify"]
 
 
+def _path(text: str) -> Path:
+    """A local path, or one in an object store."""
+    from transformer_jax.train import store
+
+    return store.path(text)
+
+
 def _is_run(config: Path) -> bool:
     """Whether a config.json is a run's, and not a Hugging Face folder's."""
     from transformer_jax import hub
 
-    return config.exists() and not hub.is_snapshot(config.parent)
+    return config.exists() and ("://" in str(config) or not hub.is_snapshot(config.parent))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     loaded = transformer_jax.load("runs/a")                    # a workdir: its newest complete step
     loaded = transformer_jax.load("runs/a/checkpoints/1200")   # one step; needs nothing around it but the tokenizer
+    loaded = transformer_jax.load("gs://bucket/runs/a")        # either of these in an object store
     loaded = transformer_jax.load("downloads/gpt2")            # a Hugging Face snapshot folder
     logits_BTV = loaded.family.apply(loaded.params, loaded.config, tokens_BT)
 
@@ -28,7 +29,7 @@ from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.train import checkpoint
+from transformer_jax.train import checkpoint, store
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -75,7 +76,7 @@ def load(
     Errors: `InputError` for a path that is none of the three, a workdir without a complete step, and any leaf that is
       missing, extra or misshapen; `checkpoint.Damaged`, one of them, for a step that is not as it was written.
     """
-    folder = Path(path)
+    folder = store.path(path)
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
         raise InputError(f"dtype is {jnp.dtype(dtype).name}; it must be one of {', '.join(DTYPES)}")
     if not folder.is_dir():
@@ -85,7 +86,7 @@ def load(
         if verify:
             checkpoint.check_files(folder, items=[checkpoint.weights(folder)])
         return _load_step(folder, dtype, sharding)
-    if hub.is_snapshot(folder):
+    if not store.remote(folder) and hub.is_snapshot(folder):
         return _load_snapshot(folder, dtype, sharding)
     if (folder / "checkpoints").is_dir():
         step = checkpoint.newest(folder / "checkpoints", weights_only=True, verify=verify)
@@ -109,8 +110,9 @@ def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
         )
     target = _target(family.declare(config), sharding)
     params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False)
-    beside = folder.absolute().parent.parent / "tokenizer"  # WORKDIR/tokenizer, for WORKDIR/checkpoints/STEP
-    tokenizer = tokenizers.load(beside) if beside.is_dir() else None
+    workdir = store.absolute(folder).parent.parent  # of WORKDIR/checkpoints/STEP
+    with store.near(workdir, ("tokenizer/",)) as (near, _):
+        tokenizer = tokenizers.load(near / "tokenizer") if (near / "tokenizer").is_dir() else None
     return Loaded(family, config, params, tokenizer, experiment.task, meta["step"], bytes_read)
 
 

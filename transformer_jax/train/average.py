@@ -18,7 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from transformer_jax import config_json, models
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.train import checkpoint
+from transformer_jax.train import checkpoint, store
 from transformer_jax.train import state as state_lib
 from transformer_jax.train.writer import Writer
 
@@ -74,9 +74,10 @@ def create(folder: Path, run: Path, *, last: int) -> list[int]:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        shutil.copyfile(run / "config.json", part / "config.json")
-        if (run / "tokenizer").is_dir():
-            shutil.copytree(run / "tokenizer", part / "tokenizer")
+        with store.near(run, ("config.json", "tokenizer/")) as (near, _):
+            shutil.copyfile(near / "config.json", part / "config.json")
+            if (near / "tokenizer").is_dir():
+                shutil.copytree(near / "tokenizer", part / "tokenizer")
         with Writer(part / "checkpoints", family=meta["family"], config=meta["config"], averaged=chosen) as writer:
             writer.save(state, rows=meta["rows"])
         part.rename(folder)

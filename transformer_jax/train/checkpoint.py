@@ -29,7 +29,7 @@ from flax import traverse_util
 
 from transformer_jax import hosts
 from transformer_jax.errors import InputError
-from transformer_jax.train import manifest
+from transformer_jax.train import manifest, store
 from transformer_jax.train.manifest import Damaged
 from transformer_jax.train.state import TrainState
 
@@ -194,10 +194,13 @@ def restore_params(
 
 
 def numbered(folder: Path) -> list[int]:
-    """The steps that have a folder, in order."""
-    if not folder.is_dir():
+    """The steps that have a folder, in order; in a store, those that have a manifest: the others are no steps."""
+    if store.remote(folder):
+        names = [name for name in store.folders(folder) if store.there(folder / name / manifest.NAME)]
+    elif folder.is_dir():
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    else:
         return []
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
@@ -225,7 +228,7 @@ def _restore(item: Path, target: Any, dtype: jax.typing.DTypeLike | None = None)
         raise InputError(f"{item} does not exist, so {item.parent} is not a complete step; give another step")
     handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     try:
-        stored = _named(handler.metadata(item.absolute()).item_metadata.tree)
+        stored = _named(handler.metadata(store.absolute(item)).item_metadata.tree)
     except Exception as error:  # whatever a damaged file raises, three libraries down
         raise InputError(f"{item} cannot be read: {first_line(error)}") from error
     wanted = _named(target)
@@ -233,7 +236,7 @@ def _restore(item: Path, target: Any, dtype: jax.typing.DTypeLike | None = None)
         wanted = {name: _cast(leaf, dtype) for name, leaf in wanted.items()}
     _compare(stored, wanted, item, any_float=dtype is not None)
     try:
-        return handler.restore(item.absolute(), args=ocp.args.StandardRestore(_nested(wanted)))
+        return handler.restore(store.absolute(item), args=ocp.args.StandardRestore(_nested(wanted)))
     except Exception as error:
         raise InputError(f"{item} cannot be read: {first_line(error)}") from error
 

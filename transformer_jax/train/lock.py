@@ -55,9 +55,7 @@ def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], Non
 
     def check() -> None:
         if _read(descriptor) != mine or not _same_file(descriptor, path):
-            raise RunError(
-                f"{path} was taken over by {_describe(_read(descriptor))}; this run stops, and saves no more"
-            )
+            raise RunError(f"{path} was taken over by {describe(_read(descriptor))}; this run stops, and saves no more")
 
     try:
         yield check
@@ -87,12 +85,12 @@ def _take(path: Path, say: Callable[[str], None]) -> tuple[int, dict[str, Any]]:
                 if not _same_file(descriptor, path):  # its owner took it away between our two calls
                     os.close(descriptor)
                     continue
-                owner, mine = _read(descriptor), _mine()
+                owner, mine = _read(descriptor), myself()
                 elsewhere = owner is not None and owner.get("host") != mine["host"]
                 if owner is not None:
                     if elsewhere:
                         _watch(path, owner, say)
-                    say(f"{path}: {_describe(owner)} is gone; its lock is taken over")
+                    say(f"{path}: {describe(owner)} is gone; its lock is taken over")
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(mine).encode(), 0)
                 os.fsync(descriptor)
@@ -125,7 +123,7 @@ def _watch(path: Path, owner: dict[str, Any], say: Callable[[str], None]) -> Non
     told = False
     while touched is not None and time.time() - touched < STALE and time.monotonic() - began < STALE:
         if not told:
-            say(f"{path}: held by {_describe(owner)}; waiting for up to {STALE:.0f} s to see whether it is alive")
+            say(f"{path}: held by {describe(owner)}; waiting for up to {STALE:.0f} s to see whether it is alive")
             told = True
         time.sleep(1)
         if (now := _touched(path)) != touched:
@@ -138,17 +136,17 @@ def _refusal(path: Path, owner: dict[str, Any] | None) -> str:
     touched = _touched(path)
     age = "" if touched is None else f", alive {max(0.0, time.time() - touched):.0f} s ago"
     return (
-        f"{path.parent} is being written by {_describe(owner)}{age} ({path}); stop that run, or give another --workdir"
+        f"{path.parent} is being written by {describe(owner)}{age} ({path}); stop that run, or give another --workdir"
     )
 
 
-def _describe(owner: dict[str, Any] | None) -> str:
+def describe(owner: dict[str, Any] | None) -> str:
     if not owner:
         return "another process"
     return f"process {owner.get('pid')} on {owner.get('host')}, started {owner.get('started')}"
 
 
-def _mine() -> dict[str, Any]:
+def myself() -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC)
     return {
         "host": socket.gethostname(),

@@ -30,7 +30,7 @@ from transformer_jax.errors import InputError, RunError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import batch as batch_lib
-from transformer_jax.train import checkpoint, diagnose, fingerprint, lock, observe, start
+from transformer_jax.train import checkpoint, diagnose, fingerprint, lock, observe, start, store, store_lock
 from transformer_jax.train import evaluate as evaluation
 from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
@@ -80,11 +80,12 @@ def run(
     Errors: `InputError` for all that the user can mend, before anything is written; `RunError` when the run has to
       stop, with what was saved before as it was.
     """
+    folder = store.path(workdir)
     try:
         with contextlib.ExitStack() as held:  # the workdir's lock, until the last number is written
             return _run(
                 experiment,
-                Path(workdir),
+                folder,
                 held,
                 load=load,
                 on_row=on_row,
@@ -92,10 +93,12 @@ def run(
                 debug_nans=debug_nans,
                 verify=verify,
             )
-    except OSError as error:
-        if error.errno not in _DISK:
+    except Exception as error:
+        if store.remote(folder) and (told := store.explain(error)):
+            raise RunError(f"{folder}: {told}") from error
+        if not isinstance(error, OSError) or error.errno not in _DISK:
             raise
-        newest = checkpoint.latest_step(Path(workdir) / "checkpoints")
+        newest = checkpoint.latest_step(folder / "checkpoints")
         raise RunError(
             f"{error.filename or workdir}: {error.strerror}; the newest step in {workdir} is {newest}; make room or "
             "mend the disk, and give the command again"
@@ -143,8 +146,12 @@ def _run(
             say(1, "to go on, wait for longer: --evaluate.patience 0")
             return Results(saved_step, done["report"], test=done.get("test", {}))
     still_ours: Callable[[], None] = lambda: None  # noqa: E731
+    hold = store_lock.hold if store.remote(folder) else lock.hold
     if primary and stored is not None:  # a new folder is made, and locked, when nothing is left to refuse
-        still_ours = held.enter_context(lock.hold(folder, lambda line: say(1, line)))
+        still_ours = held.enter_context(hold(folder, lambda line: say(1, line)))
+    # What is not a checkpoint is written here: in the workdir, or in place of it where that is in a store.
+    near, publish = held.enter_context(store.near(folder, ("metrics.jsonl", "tokenizer/")))
+    named = lambda line: line.replace(str(near), str(folder))  # noqa: E731
     saved_step = checkpoint.newest(folder / "checkpoints", lambda line: say(1, line), verify=verify, together=True)
 
     # ------------------------------------------------------------------------- 2. Devices, model, the step to compile
@@ -168,7 +175,7 @@ def _run(
     if saved_step is not None:
         say(3, f"resume from step {saved_step:,} of {train.steps:,}")
         state, meta = checkpoint.restore_state(folder / "checkpoints" / str(saved_step), program.state, verify=False)
-        tokenizer, rows = tokenizers.load(folder / "tokenizer") if task.reads_text else None, meta["rows"]
+        tokenizer, rows = tokenizers.load(near / "tokenizer") if task.reads_text else None, meta["rows"]
     elif loaded is not None:
         say(3, f"parameters from {experiment.init_from}")
         if (
@@ -215,10 +222,12 @@ def _run(
     # Nothing was refused: from here on the folder is this run's.
     if primary:
         if stored is None:
-            still_ours = held.enter_context(lock.hold(folder, lambda line: say(4, line)))
-        workdirs.write_json(folder / "config.json", config_json.to_json(experiment))
+            still_ours = held.enter_context(hold(folder, lambda line: say(4, line)))
+        workdirs.write_json(near / "config.json", config_json.to_json(experiment))
         if prepared.tokenizer is not None:
-            prepared.tokenizer.save(folder / "tokenizer")
+            prepared.tokenizer.save(near / "tokenizer")
+        publish()
+        held.push(lambda kind, *_: _publish_last(still_ours, publish, failed=kind is not None))
     hosts.gather("the workdir", "")  # now host 0 has written
     workdirs.refuse_unshared(folder)
 
@@ -235,15 +244,22 @@ def _run(
     batch_here = batch_lib.here(next(iter(batch_places.values())), train.batch_size)
     chooses = experiment.checkpoint
     # Host 0's: it is about to write that file.
-    history = hosts.first("the history", _history(folder / "metrics.jsonl", f"validation/{best_metric}", up_to=first))
+    history = hosts.first("the history", _history(near / "metrics.jsonl", f"validation/{best_metric}", up_to=first))
     to_first_step = 0.0
     report: Mapping[str, Any] = {}
     outputs: Mapping[str, Any] = {}
+
+    def before_a_step() -> None:
+        """What a step in a store needs beside it: the rows up to it, by which a resumed run knows its best."""
+        if store.remote(folder):
+            still_ours()
+            publish()
+
     with (
         jax.set_mesh(mesh),
         StopSignals() as stop,
         observe.Observer(
-            folder, steps=train.steps, metric=best_metric, first_step=first, on_row=on_row, primary=primary
+            near, steps=train.steps, metric=best_metric, first_step=first, on_row=on_row, primary=primary
         ) as observer,
         Writer(
             folder / "checkpoints",
@@ -253,6 +269,7 @@ def _run(
             keep_best=experiment.checkpoint.keep_best,
             best=experiment.checkpoint.best,
             resumed=saved_step,
+            before=before_a_step,
             say=lambda line: say(6, line),
         ) as writer,
         contextlib.closing(  # type: ignore[type-var]
@@ -288,7 +305,7 @@ def _run(
             observer.say(found.table())
             if primary:
                 facts = {"step": step, "first_row": row, "skipped_in_a_row": watch.in_a_row}
-                workdirs.write_json(folder / "diagnosis.json", facts | found.to_json())
+                workdirs.write_json(near / "diagnosis.json", facts | found.to_json())
             newest, n = checkpoint.latest_step(folder / "checkpoints"), watch.in_a_row
             return RunError(
                 f"{f'steps {step - n + 1:,}-{step:,} were' if n > 1 else f'step {step:,} was'} skipped; of the last, "
@@ -331,15 +348,16 @@ def _run(
                     count(done, total)
 
                 if not stop():
-                    tokenizer, tell = prepared.tokenizer, lambda line: say(7, line)
+                    tokenizer, tell = prepared.tokenizer, lambda line: say(7, named(line))
                     return task.score(
-                        params, model, tokenizer, examples, folder, name, mesh=mesh, say=tell, progress=progress
+                        params, model, tokenizer, examples, near, name, mesh=mesh, say=tell, progress=progress
                     )
             return {}
 
         def save(state: state_lib.TrainState, report: Mapping[str, Any]) -> None:
             with meter.pause("saving"):
                 still_ours()
+                observer.flush()
                 writer.save(state, rows=rows, metric=report.get(best_metric))
 
         batch = batch_lib.place(next(batches), batch_places)
@@ -363,7 +381,7 @@ def _run(
         while step < train.steps and not stop() and not impatient:
             step += 1
             if profile is not None and profile[0] <= step <= profile[1] and not tracing:
-                jax.profiler.start_trace(str(folder / "profile"))
+                jax.profiler.start_trace(str(near / "profile"))
                 tracing = True
             state, metrics = step_fn(state, batch, train_key)
             rows += train.batch_size
@@ -427,15 +445,15 @@ def _run(
             say(7, f"{signal.Signals(stop.number).name}: saved at step {step:,} of {train.steps:,}")
             say(7, meter.goodput_in_words(time.perf_counter() - began))
     if primary:
-        observe.plot_loss(observe.read_rows(folder / "metrics.jsonl"), folder / "loss.png")
+        observe.plot_loss(observe.read_rows(near / "metrics.jsonl"), near / "loss.png")
     if stop.number:
         return Results(step, {}, stop.number)
 
     # ------------------------------------------------------------------------------------ 8. A sample, and the results
     pictured, name = (prepared.validation, "validation") if prepared.test is None else (prepared.test, "test")
     if primary:
-        for path in task.pictures(outputs, pictured, folder, name):
-            say(8, f"picture: {path}")
+        for path in task.pictures(outputs, pictured, near, name):
+            say(8, named(f"picture: {path}"))
     params = _here(averaged(state), program.declaration)  # host 0 writes the text by itself
     made = task.sample(params, model, prepared.tokenizer, experiment.sample, seed=experiment.seed) if primary else ()
     text = "".join(made)
@@ -462,7 +480,7 @@ def _run(
         "jax": jax.__version__,
     }
     if primary:
-        workdirs.write_json(folder / "results.json", results)
+        workdirs.write_json(near / "results.json", results)
     if step < train.steps:
         say(8, f"stopped: {experiment.evaluate.patience} evaluations without a better {best_metric}")
     say(8, f"done in {observe.duration(seconds)}: {observe.describe(dict(report), best_metric)}")
@@ -478,6 +496,16 @@ def _run(
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
+
+
+def _publish_last(still_ours: Callable[[], None], publish: Callable[[], None], *, failed: bool) -> None:
+    """Uploads what a run that ends has written beside its checkpoints. The error of one that failed comes first."""
+    try:
+        still_ours()
+        publish()
+    except RunError:
+        if not failed:
+            raise
 
 
 def averaged(state: state_lib.TrainState) -> Any:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformer_jax.errors import InputError
+from transformer_jax.train import store
 
 NAME = "manifest.json"
 VERSION = 1
@@ -49,12 +50,20 @@ def digest(folder: Path, names: Iterable[str]) -> dict[str, File]:
 
 def names(folder: Path) -> list[str]:
     """All files below `folder` but the manifest itself, sorted."""
+    if store.remote(folder):
+        return sorted(name for name in store.sizes(folder) if name != NAME)
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     return sorted(name for name in found if name != NAME)
 
 
 def write(path: Path, files: dict[str, File]) -> None:
-    """Writes a manifest and waits until it is on the disk. What it lists must be there already: `sync`."""
+    """Writes a manifest and waits until it is on the disk. What it lists must be there already: `sync`.
+
+    In a store a step's manifest makes the step, and is written once: `store.Changed` where there is one.
+    """
+    if store.remote(path):
+        store.put(path, _render(files), generation=0 if path.name == NAME else None)
+        return
     with path.open("wb") as file:
         file.write(_render(files))
         file.flush()
@@ -93,10 +102,13 @@ def read(path: Path) -> dict[str, File]:
     """What a manifest lists. Errors: `Damaged` when it is missing, or differs in a byte from what was written."""
     folder = path.parent
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        if store.remote(path):
+            data = store.get(path)[0]
+        else:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise Damaged(f"{path} cannot be read ({error.strerror}), so {folder} cannot be checked") from None
+        raise Damaged(f"{path} cannot be read ({_reason(error)}), so {folder} cannot be checked") from None
     if len(data) > MAX_BYTES:
         raise Damaged(f"{path} has more than {MAX_BYTES:,} bytes; it is not a manifest")
     try:
@@ -129,22 +141,23 @@ def verify(folder: Path, items: Collection[str] | None = None, part: tuple[int, 
         item, slash, _ = name.partition("/")
         return wanted is None or not slash or item in wanted
 
-    for name in names(folder):
+    sizes = store.sizes(folder) if store.remote(folder) else None
+    for name in names(folder) if sizes is None else sorted(sizes.keys() - {NAME}):
         if name not in files and not name.rpartition("/")[2].startswith("."):  # which file systems and viewers leave
             raise Damaged(f"{folder / name} is not in the manifest of its step; take it away, or use another step")
     listed = sorted(name for name in files if chosen(name))
     for name in listed:
         try:
-            found = (folder / name).stat().st_size
-        except OSError as error:
-            raise Damaged(f"{folder / name} is in the manifest of its step, but: {error.strerror}") from None
+            found = (folder / name).stat().st_size if sizes is None else sizes[name]
+        except (OSError, KeyError) as error:
+            raise Damaged(f"{folder / name} is in the manifest of its step, but: {_reason(error)}") from None
         if found != files[name].bytes:
             raise Damaged(f"{folder / name} has {found:,} bytes, and {files[name].bytes:,} were written")
     mine = listed[part[0] :: part[1]]
     try:
         digests = digest(folder, mine)
     except OSError as error:
-        raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+        raise Damaged(f"{error.filename or folder} cannot be read: {_reason(error)}") from None
     for name in mine:
         if digests[name] != files[name]:
             raise Damaged(
@@ -166,6 +179,8 @@ def _render(files: dict[str, File]) -> bytes:
 
 
 def _digest(path: Path) -> File:
+    if store.remote(path):
+        return File(*store.digest(path))
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
         return File(file.tell(), value)
@@ -177,6 +192,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, or that there is no such object: a store's errors have no number."""
+    return getattr(error, "strerror", None) or "No such object"
 
 
 def _threads() -> int:

@@ -122,6 +122,11 @@ class Observer:
             self.events.flush()
             self.flushed = time.monotonic()
 
+    def flush(self) -> None:
+        """Brings all that was written to the files, for who copies them."""
+        if self.primary:
+            self.events.flush()
+
     def say(self, text: str) -> None:
         """A line above the progress bar, or a plain line."""
         if not self.primary:

@@ -25,7 +25,7 @@ from transformer_jax.data import (
 )
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
-from transformer_jax.train import lock, manifest
+from transformer_jax.train import lock, manifest, store
 from transformer_jax.train import state as state_lib
 from transformer_jax.train.writer import Writer
 
@@ -59,7 +59,7 @@ def refuse_unshared(workdir: Path) -> None:
     while not (workdir / "config.json").exists():
         if time.monotonic() > ends:
             raise InputError(
-                f"{workdir.absolute()} on {hosts.who(jax.process_index())} is not the folder of host 0, which has "
+                f"{store.absolute(workdir)} on {hosts.who(jax.process_index())} is not the folder of host 0, which has "
                 "written config.json there; give a --workdir on a file system that all hosts share"
             )
         time.sleep(0.5)

@@ -12,6 +12,10 @@ A step is wholly there or absent, whatever instant the process is killed or the 
 
 What a killed save leaves (*.part, *.deleting) is removed by the next run, which says so. With several processes each
 digests its share of the files, and process 0 does the rest between two barriers.
+
+In an object store (`train/store.py`) there is no rename and no sync. Orbax writes the items to 1200/ itself, they are
+digested by reading them back, and the manifest, which makes 1200 a step there, comes last; it goes first when an old
+step is deleted. A 1200/ without one is what a killed save leaves.
 """
 
 import contextlib
@@ -30,7 +34,7 @@ import jax
 
 from transformer_jax import hosts
 from transformer_jax.errors import InputError, RunError
-from transformer_jax.train import checkpoint, manifest
+from transformer_jax.train import checkpoint, manifest, store
 from transformer_jax.train.manifest import Damaged
 from transformer_jax.train.state import TrainState
 
@@ -58,6 +62,8 @@ class Writer:
         "highest", is best; of equals the earliest.
       averaged: the steps of which the parameters are the mean (`average.create`).
       resumed: the step that the run goes on from. Newer ones are damaged; they are set aside as STEP.damaged.
+      before: called by the thread that saves, before what was written becomes a step: what a step needs beside it is
+        made safe there. What it raises fails the save.
       say: told what is cleaned up, set aside, and tried again.
     """
 
@@ -72,17 +78,20 @@ class Writer:
         best: str = "lowest",
         averaged: Sequence[int] = (),
         resumed: int | None = None,
+        before: Callable[[], object] = lambda: None,
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
-        self.folder, self.say = folder.absolute(), say
+        self.folder, self.say, self._before = store.absolute(folder), say, before
+        self._remote = store.remote(folder)
         self._keep, self._keep_best, self._best = keep, keep_best, best
         self._facts = {"format": checkpoint.FORMAT, "family": family, "config": config, "versions": _versions()}
         if averaged:
             self._facts["averaged"] = list(averaged)
         self._first = jax.process_index() == 0
         if self._first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            manifest.sync_folder(self.folder.parent)
+            if not self._remote:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                manifest.sync_folder(self.folder.parent)
             _clean(self.folder, resumed, say)
         # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which goes on waiting:
         # an interrupt inside Orbax would leave its bookkeeping and the folder at odds.
@@ -104,6 +113,9 @@ class Writer:
         self._settle()
         step = int(state.step)
         if step in checkpoint.steps(self.folder):
+            if self._failures:  # it became one, and then an old one could not be deleted
+                self._step = step
+                self._saving = self._thread.submit(self._delete_old)
             return
         items = checkpoint.state_items(state)
         dtypes = {item: sorted({str(x.dtype) for x in jax.tree.leaves(tree)}) for item, tree in items.items()}
@@ -174,7 +186,8 @@ class Writer:
         if self._failures > len(PAUSES) or jax.process_count() > 1:
             newest = checkpoint.latest_step(self.folder)
             left = "no step is there yet" if newest is None else f"the newest step there is {newest:,}"
-            raise RunError(f"{what}; {left}; make room or mend the disk, and give the command again") from failure
+            mend = "see the store" if self._remote else "make room or mend the disk"
+            raise RunError(f"{what}; {left}; {mend}, and give the command again") from failure
         pause = PAUSES[self._failures - 1]
         self._retry_at = time.monotonic() + pause
         self.say(f"{what}; trying again in {pause:.0f} s (try {self._failures + 1} of {len(PAUSES) + 1})")
@@ -182,18 +195,25 @@ class Writer:
     # On the checkpoint thread:
 
     def _begin(self, args: Any) -> None:
-        """Copies the arrays off the device and begins to write them to STEP.part."""
+        """Copies the arrays off the device and begins to write them to STEP.part, in a store to STEP."""
         ocp = checkpoint.orbax()
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        part = self.folder / f"{self._step}.part"
-        if self._first and part.exists():  # of a try that failed
+        part = self._part()
+        if self._first and not self._remote and part.exists():  # of a try that failed
             shutil.rmtree(part)
+        if self._first and self._remote:
+            if store.there(part / manifest.NAME):  # a step that is there but was not counted as one
+                _set_aside(part, self.say)
+            store.delete_folder(part, manifest.NAME)
         self._checkpointer.save(part, args=args)
 
+    def _part(self) -> Path:
+        return self.folder / (str(self._step) if self._remote else f"{self._step}.part")
+
     def _finish(self, begun: Future[None]) -> None:
-        """Waits for the arrays, and turns STEP.part into STEP: the steps 2 to 5 above."""
-        part, final = self.folder / f"{self._step}.part", self.folder / str(self._step)
+        """Waits for the arrays, and turns what was written into a step: the steps 2 to 5 above."""
+        part, final = self._part(), self.folder / str(self._step)
         index, count = jax.process_index(), jax.process_count()
         try:
             begun.result()
@@ -201,7 +221,8 @@ class Writer:
         except BaseException:
             self._checkpointer = None  # its bookkeeping is at odds with the folder; the next try gets a new one
             raise
-        manifest.sync(part)
+        if not self._remote:
+            manifest.sync(part)
         files = manifest.digest(part, manifest.names(part)[index::count])
         if count > 1:
             manifest.write(self.folder / f"{self._step}.part.{index}.json", files)
@@ -209,14 +230,17 @@ class Writer:
         if self._first:
             for shared in [self.folder / f"{self._step}.part.{i}.json" for i in range(1, count)]:
                 files |= manifest.read(shared)
+            self._before()
             manifest.write(part / manifest.NAME, files)
-            if final.exists():  # a step that is there but was not counted as one
-                _set_aside(final, self.say)
-            part.rename(final)
-            manifest.sync_folder(self.folder)
-            self._read_back(final)
-            for shared in self.folder.glob(f"{self._step}.part.*.json"):
-                shared.unlink()
+            if not self._remote:
+                if final.exists():  # a step that is there but was not counted as one
+                    _set_aside(final, self.say)
+                part.rename(final)
+                manifest.sync_folder(self.folder)
+                self._read_back(final)
+            for i in range(1, count):
+                shared = self.folder / f"{self._step}.part.{i}.json"
+                store.delete(shared) if self._remote else shared.unlink()
             self._delete_old()
         self._barrier("committed")
 
@@ -236,7 +260,9 @@ class Writer:
         ranked = sorted((sign * metric, step) for step, metric in metrics.items() if metric is not None)
         kept = {*held[-self._keep :], *(step for _, step in ranked[: self._keep_best])}
         for step in held:
-            if step not in kept:
+            if step not in kept and self._remote:
+                store.delete_folder(self.folder / str(step), manifest.NAME)
+            elif step not in kept:
                 doomed = self.folder / f"{step}.deleting"
                 (self.folder / str(step)).rename(doomed)
                 manifest.sync_folder(self.folder)
@@ -265,7 +291,9 @@ def _outlast_interrupts(future: Future[Any]) -> None:
 
 def _clean(folder: Path, resumed: int | None, say: Callable[[str], object]) -> None:
     """Removes what killed saves left, and sets aside the steps after the one that a run goes on from."""
-    for path in sorted(folder.iterdir()):
+    if store.remote(folder):
+        _clean_store(folder, say)
+    for path in sorted(folder.iterdir()) if not store.remote(folder) else ():
         if _LEFT.fullmatch(path.name):
             say(f"{path.name}: left by a save that was cut short; removed")
             if path.is_dir():
@@ -277,12 +305,29 @@ def _clean(folder: Path, resumed: int | None, say: Callable[[str], object]) -> N
             _set_aside(folder / str(step), say)
 
 
+def _clean_store(folder: Path, say: Callable[[str], object]) -> None:
+    """Removes the prefixes that are no steps, and the digests that hosts had shared for one."""
+    numbers = [name for name in store.folders(folder) if name.isdecimal()]
+    for name in numbers:
+        if not store.there(folder / name / manifest.NAME):
+            say(f"{name}: left by a save, or a deletion, that was cut short; removed")
+            store.delete_folder(folder / name, manifest.NAME)
+    for name in store.names(folder):
+        if _LEFT.fullmatch(name):
+            say(f"{name}: left by a save that was cut short; removed")
+            store.delete(folder / name)
+
+
 def _set_aside(step_folder: Path, say: Callable[[str], object]) -> None:
-    """Renames a damaged step, so that it can be looked at and its number used again."""
+    """Renames a damaged step, so that it can be looked at and its number used again. In a store it is copied first."""
     for i in range(1, 1000):
         aside = step_folder.with_name(f"{step_folder.name}.damaged" + (f"-{i}" if i > 1 else ""))
         if not aside.exists():
-            step_folder.rename(aside)
+            if store.remote(step_folder):
+                store.copy_folder(step_folder, aside)
+                store.delete_folder(step_folder, manifest.NAME)
+            else:
+                step_folder.rename(aside)
             say(f"{step_folder} is set aside as {aside.name}; delete it when you have looked at it")
             return
     raise RunError(f"{step_folder.parent} holds 1,000 damaged copies of step {step_folder.name}; look at the disk")

@@ -1,0 +1,339 @@
+"""A run in an object store, `--workdir gs://BUCKET/RUN`: what is relied on there, and the few operations it takes.
+
+A store has no rename, no fsync, no append and no kernel that locks a file. It has these, which Google Cloud Storage
+documents, and nothing else is relied on:
+
+ - An object is written whole or not at all, and is there for every reader once the write is answered; so are listings.
+ - Each write gives the object a new generation. A write or a deletion may state the generation that it expects, 0 for
+   "not there"; of two that expect the same one fails.
+ - The answers carry the store's clock.
+
+So the folder of a run becomes a prefix of names, and
+
+ - checkpoints/STEP/ is a step exactly if checkpoints/STEP/manifest.json is there. That object is written last,
+   expecting none, after all it lists was written and read back; and deleted first, so that no half of a step is one.
+   (Uploads that outlive their process cannot be told from those of the next one; they are seen as damage.)
+ - `store_lock` keeps the lock: an object that its owner writes again and again, each time expecting its own generation.
+ - What grows or is replaced, such as metrics.jsonl, is written on this machine (`near`) and uploaded as whole objects:
+   before a step becomes one, and in the end.
+
+Orbax and TensorStore read and write gs:// by themselves, several hosts at once; these names are read through etils'
+`Path`, and what needs a condition, the store's clock or an exact error goes through gcsfs, here. Both try again what
+may pass, six times over half a minute; what is left is `Failed`, or `InputError` before anything was written.
+"""
+
+import base64
+import contextlib
+import email.utils
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformer_jax.errors import InputError, RunError
+
+SCHEME = "gs://"
+TIMEOUT = 120.0  # seconds for one request
+PART = 2**25  # bytes of an object that are in memory at once while it is digested
+THREADS = 16  # requests at once
+
+
+class Failed(RunError):
+    """The store did not do what was asked of it, after all tries; the message says what and why."""
+
+
+class Changed(Exception):
+    """The object is not of the generation that the write expected."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object at one moment: the generation, and its age by the store's clock, in seconds."""
+
+    generation: int
+    age: float
+
+
+# ---------------------------------------------------------------------------------------------------------------- paths
+
+
+def remote(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).startswith(SCHEME)
+
+
+def absolute(path: Path) -> Path:
+    """A local path from the root on; one in a store is that already, and pathlib would put this folder before it."""
+    return path if remote(path) else path.absolute()
+
+
+def path(text: str | os.PathLike[str]) -> Path:
+    """A local path, or one in a store, which behaves as a `Path` for reading.
+
+    Errors: `InputError` for a store of another kind, where gcsfs is not installed, and for a bucket that is not there,
+    may not be read, or cannot be reached.
+    """
+    text = os.fspath(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme + separator != SCHEME:
+        raise InputError(f"{text}: {scheme}:// is not supported; give a local folder or {SCHEME}BUCKET/FOLDER")
+    bucket, _, key = rest.rstrip("/").partition("/")
+    if not bucket or not key or "" in key.split("/") or {".", ".."} & set(key.split("/")):
+        raise InputError(f"{text} does not name a folder in a bucket; give {SCHEME}BUCKET/FOLDER")
+    try:
+        fs = _gcsfs()
+        fs.call("GET", "b/{}/o", bucket, prefix=key + "/", maxResults=1)
+    except FileNotFoundError:
+        raise InputError(f"{text}: there is no bucket {bucket!r}; make it, or give another one") from None
+    except Exception as error:
+        raise InputError(f"{text} cannot be read: {_why(error)}") from None
+    import fsspec
+    from etils import epath
+
+    # A listing that is remembered would hide what another host, or TensorStore, has written since.
+    for protocol in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    return epath.Path(f"{SCHEME}{bucket}/{key}")
+
+
+def _gcsfs() -> Any:
+    # Without this gcsfs asks a second service, over gRPC, what kind of bucket it is, and waits a minute where that does
+    # not answer. Names with slashes are all we need of any bucket.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        import gcsfs
+    except ImportError:
+        raise InputError(f"{SCHEME} needs the package gcsfs; install it: tools/install gcs") from None
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what went wrong is raised
+    return gcsfs.GCSFileSystem(use_listings_cache=False, requests_timeout=TIMEOUT)
+
+
+def _split(path: Path) -> tuple[str, str]:
+    bucket, _, key = os.fspath(path).removeprefix(SCHEME).partition("/")
+    return bucket, key
+
+
+# -------------------------------------------------------------------------------------------------------------- objects
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """{name: bytes} of all objects below a folder; names are relative to it, with slashes."""
+    bucket, key = _split(folder)
+    return {x["name"].removeprefix(key + "/"): int(x["size"]) for x in _pages(folder, bucket, key, "items")}
+
+
+def folders(folder: Path) -> list[str]:
+    """The names right below a folder that have objects below them."""
+    bucket, key = _split(folder)
+    found = _pages(folder, bucket, key, "prefixes", delimiter="/")
+    return sorted(prefix.removeprefix(key + "/").rstrip("/") for prefix in found)
+
+
+def names(folder: Path) -> list[str]:
+    """The names of the objects right in a folder."""
+    bucket, key = _split(folder)
+    return sorted(x["name"].removeprefix(key + "/") for x in _pages(folder, bucket, key, "items", delimiter="/"))
+
+
+def _pages(folder: Path, bucket: str, key: str, what: str, **options: str) -> list[Any]:
+    found: list[Any] = []
+    with _told(folder, "list"):
+        while True:
+            _, contents = _gcsfs().call("GET", "b/{}/o", bucket, prefix=key + "/", **options)
+            page = json.loads(contents)
+            found += page.get(what, [])
+            if "nextPageToken" not in page:
+                return found
+            options["pageToken"] = page["nextPageToken"]
+
+
+def put(path: Path, data: bytes, *, generation: int | None = None) -> int:
+    """Writes an object, whole; returns its generation. Arguments: generation, the expected one, 0: it is not there.
+
+    Errors: `Changed` where it has another one. An answer that was lost, so that our own write stands in the way of the
+    next try, is not taken for another's.
+    """
+    bucket, key = _split(path)
+    expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
+    headers = {"Content-Type": "application/octet-stream"}
+    with _told(path, "write"):
+        fs = _gcsfs()
+        where = f"{fs._location}/upload/storage/v1/b/{bucket}/o"
+        try:
+            _, answer = fs.call("POST", where, uploadType="media", name=key, data=data, headers=headers, **expected)
+        except FileExistsError:  # gcsfs's word for a condition that is not met
+            with contextlib.suppress(FileNotFoundError):
+                there, seen = get(path)
+                if there == data:
+                    return seen.generation
+            raise Changed(os.fspath(path)) from None
+        made = json.loads(answer)
+        if made["md5Hash"] != base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode():
+            raise Failed(f"{path}: what the store has is not what was sent; give the command again")
+    return int(made["generation"])
+
+
+def get(path: Path) -> tuple[bytes, Seen]:
+    """A small object. Errors: `FileNotFoundError`."""
+    bucket, key = _split(path)
+    with _told(path, "read"):
+        headers, data = _gcsfs().call("GET", "b/{}/o/{}", bucket, key, alt="media")
+    changed, now = (headers.get(name) for name in ("Last-Modified", "Date"))
+    age = _seconds(now) - _seconds(changed) if now and changed else 0.0
+    return data, Seen(int(headers["x-goog-generation"]), max(0.0, age))
+
+
+def there(path: Path) -> bool:
+    """Whether the object is there."""
+    bucket, key = _split(path)
+    with _told(path, "read"), contextlib.suppress(FileNotFoundError):
+        _gcsfs().call("GET", "b/{}/o/{}", bucket, key)
+        return True
+    return False
+
+
+def digest(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of an object, as the store has it. Errors: `FileNotFoundError`."""
+    bucket, key = _split(path)
+    whole, first, total = hashlib.sha256(), 0, 1
+    with _told(path, "read"):
+        while first < total:
+            span = {"Range": f"bytes={first}-{first + PART - 1}"}
+            try:
+                headers, data = _gcsfs().call("GET", "b/{}/o/{}", bucket, key, alt="media", headers=span)
+            except Exception as error:
+                if getattr(error, "code", None) == 416 and first == 0:  # of an empty object no byte can be asked for
+                    return 0, whole.hexdigest()
+                raise
+            whole.update(data)
+            first += len(data)
+            total = int(headers["Content-Range"].rpartition("/")[2]) if "Content-Range" in headers else first
+    return first, whole.hexdigest()
+
+
+def delete(path: Path, *, generation: int | None = None) -> None:
+    """Deletes an object; one that is not there is no error. Errors: `Changed` where it has another generation."""
+    bucket, key = _split(path)
+    expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
+    with _told(path, "delete"), contextlib.suppress(FileNotFoundError):
+        try:
+            _gcsfs().call("DELETE", "b/{}/o/{}", bucket, key, **expected)
+        except FileExistsError:
+            raise Changed(os.fspath(path)) from None
+
+
+def delete_folder(folder: Path, first: str) -> None:
+    """Deletes all objects below a folder, the one that makes it a step first, and waits for that."""
+    delete(folder / first)
+    _each(lambda name: delete(folder / name), sizes(folder))
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies all objects below a folder, within the store."""
+    bucket, key = _split(source)
+
+    def copy(name: str) -> None:
+        options: dict[str, str] = {}
+        with _told(source / name, "copy"):
+            while True:  # a large object takes several calls
+                words = ("POST", "b/{}/o/{}/rewriteTo/b/{}/o/{}", bucket, f"{key}/{name}", *_split(target / name))
+                _, answer = _gcsfs().call(*words, **options)
+                token = json.loads(answer).get("rewriteToken")
+                if token is None:
+                    return
+                options["rewriteToken"] = token
+
+    _each(copy, sizes(source))
+
+
+def _each(do: Callable[[str], None], names: Collection[str]) -> None:
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(do, names))
+
+
+def _seconds(date: str) -> float:
+    return email.utils.parsedate_to_datetime(date).timestamp()
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """Turns what gcsfs raises into `Failed`; what a caller decides by stays."""
+    try:
+        yield
+    except (FileNotFoundError, Changed, InputError, RunError):
+        raise
+    except Exception as error:
+        raise Failed(f"cannot {what} {path}: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    """One line for any error of gcsfs, aiohttp or google-auth, with the fix where there is one."""
+    code, lines = getattr(error, "code", None), str(error).strip().splitlines()
+    first = lines[0] if lines else type(error).__name__
+    if first.startswith("Forbidden") or code == 403:
+        told = lines[-1] if len(lines) > 1 else "status 403"
+        return f"the store refuses it ({told}); give this account the role Storage Object User on the bucket"
+    if code == 401 or type(error).__name__ in ("DefaultCredentialsError", "RefreshError"):
+        return f"no valid credentials ({first}); log in: gcloud auth application-default login"
+    if isinstance(error, TimeoutError) or type(error).__module__.partition(".")[0] in ("aiohttp", "requests"):
+        return f"the store does not answer ({first}); see the network, and give the command again"
+    return f"{first}; see the store, and give the command again"
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error that came out of a store by way of etils; None for any other."""
+    rooms = {type(kind).__module__ for kind in [error]} | {kind.__module__ for kind in type(error).__mro__}
+    if any(room.partition(".")[0] in ("gcsfs", "aiohttp", "google", "requests") for room in rooms):
+        return _why(error)
+    return _why(error) if isinstance(error, OSError) and str(error).startswith("Forbidden") else None
+
+
+# ------------------------------------------------------------------------------------- files beside the checkpoints
+
+
+@contextlib.contextmanager
+def near(folder: Path, fetch: Collection[str] = ()) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A folder of this machine for what a run in `folder` writes beside its checkpoints, and a function that uploads
+    what has changed in it. Of a local folder it is the folder itself, and there is nothing to upload.
+
+    Arguments: fetch, the objects to have there from the beginning; "tokenizer/" is all below it.
+    """
+    if not remote(folder):
+        yield folder, lambda: None
+        return
+    uploaded: dict[str, tuple[int, int]] = {}
+
+    def state(name: str) -> tuple[int, int]:
+        found = (here / name).stat()
+        return found.st_mtime_ns, found.st_size
+
+    def publish() -> None:
+        files = sorted(p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file())
+        for name in files:
+            now = state(name)  # before it is read: what is written meanwhile is for the next time
+            if uploaded.get(name) != now and not name.endswith(".part"):
+                put(folder / name, (here / name).read_bytes())
+                uploaded[name] = now
+
+    with tempfile.TemporaryDirectory(prefix="transformer_jax-") as temporary:
+        here = Path(temporary)
+        for name in _chosen(folder, fetch):
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_bytes(get(folder / name)[0])
+            uploaded[name] = state(name)
+        yield here, publish
+
+
+def _chosen(folder: Path, names: Collection[str]) -> list[str]:
+    found = [name for name in names if not name.endswith("/") and there(folder / name)]
+    return found + [f"{name}{x}" for name in names if name.endswith("/") for x in sizes(folder / name.rstrip("/"))]
