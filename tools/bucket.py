@@ -200,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not span:
                 return 200, there.data, headers
             first = int(span[1])
-            if first < 0 or False:
+            if first < 0:
                 first = max(0, len(there.data) + first)
             last = min(int(span[2] or len(there.data) - 1), len(there.data) - 1)
             if first > last:

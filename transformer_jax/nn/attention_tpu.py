@@ -163,12 +163,12 @@ def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _scores(shape: Shape, k_sC, q_tC, head: int, masked: bool, first_key, first_query, where_ref, ids) -> jax.Array:
+def _scores(shape: Shape, k_sC, q_tC, head: int, first_key, first_query, where_ref, ids) -> jax.Array:
     """Scores in units of log 2, [s, t], the hidden ones at HIDDEN."""
     H = shape.head_width
     scores_st = _product(_operand(k_sC, head, H), _one(q_tC, head, H), (1, 1)) * (shape.scale / math.log(2.0))
     seen = []
-    if masked and (shape.causal or shape.local):
+    if shape.causal or shape.local:
         key_st = first_key + jax.lax.broadcasted_iota(jnp.int32, scores_st.shape, 0)
         query_st = where_ref[0] + first_query + jax.lax.broadcasted_iota(jnp.int32, scores_st.shape, 1)
         if shape.causal:
@@ -242,7 +242,7 @@ def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
             ids = (ids_refs[0][...], ids_refs[1][at, :]) if rows else None
             for head in _heads(C, H):
                 mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
-                scores_st = _scores(shape, k_sC, q_tC, head, True, i * s, first_query, where_ref, ids)
+                scores_st = _scores(shape, k_sC, q_tC, head, i * s, first_query, where_ref, ids)
                 old_1t = top[stat, :]
                 new_1t = jnp.maximum(old_1t, jnp.max(scores_st, axis=0, keepdims=True))
                 exps_st = jnp.exp2(scores_st - new_1t)
@@ -322,7 +322,7 @@ def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, bits_BTD, lse_BJ
             for head in _heads(C, H):
                 mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
                 q_one, do_one = _one(q_tC, head, H), _one(do_tC, head, H)
-                scores_st = _scores(shape, k_sC, q_tC, head, True, first_key, i * t, where_ref, ids)
+                scores_st = _scores(shape, k_sC, q_tC, head, first_key, i * t, where_ref, ids)
                 probs_st = jnp.exp2(scores_st - lse_ref[stat, at])
                 d_probs_st = _product(_operand(v_sC, head, H), do_one, (1, 1))
                 d_scores_st = (probs_st * (d_probs_st - delta[stat, at])).astype(q_tC.dtype)
