@@ -4,16 +4,19 @@
         server.faults.append(bucket.Fault("POST", "manifest.json", status=503, times=2))
         subprocess.run(command, env=os.environ | server.environment)
 
-It speaks as much of the JSON API as gcsfs does: objects are whole or absent, each write makes a new
-generation, `ifGenerationMatch` is kept, names are listed at once. `environment` is what points a process at it.
+It speaks as much of the JSON API as gcsfs and TensorStore do: objects are whole or absent, each write makes a new
+generation, `ifGenerationMatch` is kept, names are listed at once, the answers carry its clock. `environment` is what
+points a process at it.
 """
 
 import base64
 import contextlib
+import email.utils
 import hashlib
 import json
 import re
 import struct
+import sys
 import threading
 import time
 import urllib.parse
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass
@@ -29,10 +32,10 @@ class Fault:
     """What happens to requests of this method for objects whose name holds `name`, a regular expression.
 
     Fields:
-      skip: so many pass first; then `times` are struck.
-      status: of the answer in place of the true one; 0: the true one, or none where `act` ends the process.
-      done: the request takes effect before that, as when only the answer is lost.
-      act: called when it strikes.
+      status: of the answer in place of the true one; 0: there is none, and the connection ends.
+      times, skip: `skip` of the requests pass first; then `times` are struck.
+      done: the request takes effect all the same, as when only the answer is lost.
+      act: called then, before the answer; such as one that kills who asked, or sleeps.
     """
 
     method: str
@@ -42,7 +45,12 @@ class Fault:
     skip: int = 0
     done: bool = False
     act: Callable[[], object] = lambda: None
-    struck: int = 0
+    seen: int = 0
+
+    @property
+    def struck(self) -> int:
+        """How many requests it has struck."""
+        return min(max(0, self.seen - self.skip), self.times)
 
 
 @dataclass
@@ -50,6 +58,12 @@ class Object:
     data: bytes
     generation: int
     updated: float
+
+
+class Answer(NamedTuple):
+    status: int
+    content: Any = b""  # bytes, or what becomes JSON
+    headers: dict[str, str] = {}  # noqa: RUF012
 
 
 @dataclass
@@ -64,7 +78,7 @@ class Server:
     clock: Callable[[], float] = time.time
     generation: int = 1000
     guard: threading.RLock = field(default_factory=threading.RLock)
-    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    uploads: dict[str, tuple[str, dict[str, str], bytes]] = field(default_factory=dict)  # name, query and data so far
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,6 +86,7 @@ class Server:
             "STORAGE_EMULATOR_HOST": self.url,
             "FSSPEC_GS_TOKEN": "anon",
             "FSSPEC_GCS_TOKEN": "anon",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
             "TENSORSTORE_GCS_HTTP_URL": self.url,
         }
 
@@ -81,13 +96,21 @@ class Server:
             self.objects[name] = Object(data, self.generation, self.clock())
             return self.objects[name]
 
+    def struck(self, method: str, name: str) -> Fault | None:
+        """The fault that strikes this request."""
+        for fault in self.faults:
+            if fault.method in (method, "*") and re.search(fault.name, name):
+                fault.seen += 1
+                if fault.skip < fault.seen <= fault.skip + fault.times:
+                    return fault
+        return None
+
 
 @contextlib.contextmanager
 def serve(bucket: str) -> Iterator[Server]:
     """A server for the length of a `with` block."""
     server = Server(bucket)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": server}))
-    http.daemon_threads = True
+    http = _Http(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": server}))
     server.url = f"http://127.0.0.1:{http.server_address[1]}"
     thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -99,217 +122,188 @@ def serve(bucket: str) -> Iterator[Server]:
         thread.join()
 
 
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up, as one that is killed does, is no error of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
-    server_state: Server
+    state: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return _date(self.state.clock() if timestamp is None else timestamp)
+
     def do_GET(self) -> None:
-        self._answer("GET")
+        self._serve("GET")
 
     def do_POST(self) -> None:
-        self._answer("POST")
+        self._serve("POST")
 
     def do_PUT(self) -> None:
-        self._answer("PUT")
+        self._serve("PUT")
 
     def do_DELETE(self) -> None:
-        self._answer("DELETE")
+        self._serve("DELETE")
 
-    def _answer(self, method: str) -> None:
+    def _serve(self, method: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = self._chunks()
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
-        state = self.server_state
         found = re.fullmatch(
-            r"(/upload|/download)?/(?:storage|download/storage)/v1/b(?:/([^/]+))?(?:/o(?:/(.+))?)?", url.path
+            r"(/upload|/download)?/(?:storage|download/storage)/v1/b(?:/([^/]+))?(/o)?(?:/(.+))?", url.path
         )
-        name = urllib.parse.unquote(found[3] or "") if found else ""
-        if found and found[1] == "/upload" and not name:
+        kind, bucket, objects, rest = found.groups() if found else (None, None, None, None)
+        name, _, target = (urllib.parse.unquote(part) for part in (rest or "").partition("/rewriteTo/"))
+        if kind == "/upload" and not name:
             name = self._upload_name(query, body)
-        with state.guard:
-            state.log.append((method, name or url.path + ("?" + url.query if url.query else "")))
-            fault = self._fault(method, name)
-            if fault is not None and not fault.done:
-                fault.act()
-                if fault.status:
-                    self._send(fault.status, self._error(fault.status))
-                    return
-            if not found or (found[2] not in (None, state.bucket)):
-                status, answer, headers = 404, self._error(404, "The specified bucket does not exist."), {}
-            else:
-                status, answer, headers = self._do(method, found[1] or "", "/o" in url.path, name, query, body)
-            if fault is not None and fault.done:
-                fault.act()
-                if fault.status:
-                    status, answer, headers = fault.status, self._error(fault.status), {}
-        self._send(status, answer, headers)
+        with self.state.guard:
+            self.state.log.append((method, name or url.path + ("?" + url.query if url.query else "")))
+            fault, answer = self.state.struck(method, name), Answer(0)
+            if fault is None or fault.done:
+                if not found or bucket not in (None, self.state.bucket):
+                    answer = self._error(404, "The specified bucket does not exist.")
+                elif kind == "/upload":
+                    answer = self._upload(name, query, body)
+                elif not objects:
+                    answer = Answer(200, {"kind": "storage#bucket", "name": self.state.bucket, "location": "X"})
+                elif not name:
+                    answer = Answer(200, self._list(query))
+                else:
+                    answer = self._object(method, name, target, query)
+        if fault is not None:
+            fault.act()
+            answer = self._error(fault.status, "on cue") if fault.status else Answer(0)
+        self._send(answer)
 
-    def _fault(self, method: str, name: str) -> Fault | None:
-        for fault in self.server_state.faults:
-            if fault.method in (method, "*") and re.search(fault.name, name):
-                fault.struck += 1
-                if fault.skip < fault.struck <= fault.skip + fault.times:
-                    return fault
-        return None
-
-    def _do(self, method, kind, objects, name, query, body):
-        state = self.server_state
-        if kind == "/upload":
-            return self._upload(method, name, query, body)
-        if not objects:
-            return (
-                200,
-                {
-                    "kind": "storage#bucket",
-                    "name": state.bucket,
-                    "storageClass": "STANDARD",
-                    "location": "X",
-                    "timeCreated": _iso(0),
-                    "updated": _iso(0),
-                },
-                {},
-            )
-        if not name:
-            return 200, self._list(query), {}
-        there = state.objects.get(name)
+    def _object(self, method: str, name: str, target: str, query: dict[str, str]) -> Answer:
+        there = self.state.objects.get(name)
         if there is None:
-            return 404, self._error(404, f"No such object: {state.bucket}/{name}"), {}
-        if not self._matches(query, there):
-            return 412, self._error(412), {}
+            return self._error(404, f"No such object: {self.state.bucket}/{name}")
+        if not _matches(query, there):
+            return self._error(412, "generation")
         if method == "DELETE":
-            del state.objects[name]
-            return 204, b"", {}
-        if query.get("alt") == "media":
-            headers = {
-                "x-goog-generation": str(there.generation),
-                "x-goog-hash": f"crc32c={_crc32c(there.data)},md5={_md5(there.data)}",
-                "x-goog-stored-content-length": str(len(there.data)),
-                "Content-Type": "application/octet-stream",
-                "x-goog-metageneration": "1",
-                "x-goog-storage-class": "STANDARD",
-            }
-            if query.get("ifGenerationNotMatch") == str(there.generation):
-                return 304, b"", headers
-            span = re.fullmatch(r"bytes=(-?\d+)-(\d*)", self.headers.get("Range") or "")
-            if not span:
-                return 200, there.data, headers
-            first = int(span[1])
-            if first < 0:
-                first = max(0, len(there.data) + first)
-            last = min(int(span[2] or len(there.data) - 1), len(there.data) - 1)
-            if first > last:
-                return 416, b"", {"Content-Range": f"bytes */{len(there.data)}"}
-            return (
-                206,
-                there.data[first : last + 1],
-                headers | {"Content-Range": f"bytes {first}-{last}/{len(there.data)}"},
-            )
-        return 200, self._describe(name, there), {}
+            del self.state.objects[name]
+            return Answer(204)
+        if target:
+            made = self.state.put(target.partition("/o/")[2], there.data)
+            return Answer(200, {"done": True, "resource": self._describe(target, made)})
+        return self._media(there, query) if query.get("alt") == "media" else Answer(200, self._describe(name, there))
 
-    def _matches(self, query, there) -> bool:
-        wanted = query.get("ifGenerationMatch")
-        return wanted is None or int(wanted) == (there.generation if there else 0)
+    def _media(self, there: Object, query: dict[str, str]) -> Answer:
+        headers = {
+            "x-goog-generation": str(there.generation),
+            "x-goog-metageneration": "1",
+            "x-goog-hash": f"crc32c={_crc32c(there.data)},md5={_md5(there.data)}",
+            "x-goog-stored-content-length": str(len(there.data)),
+            "x-goog-storage-class": "STANDARD",
+            "Content-Type": "application/octet-stream",
+            "Last-Modified": _date(there.updated),
+        }
+        if query.get("ifGenerationNotMatch") == str(there.generation):
+            return Answer(304, b"", headers)
+        span = re.fullmatch(r"bytes=(-?\d+)-(\d*)", self.headers.get("Range") or "")
+        if not span:
+            return Answer(200, there.data, headers)
+        size = len(there.data)
+        first = int(span[1]) if int(span[1]) >= 0 else max(0, size + int(span[1]))
+        last = min(int(span[2] or size - 1), size - 1)
+        if first > last:
+            return Answer(416, b"", {"Content-Range": f"bytes */{size}"})
+        return Answer(206, there.data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{size}"})
 
-    def _upload_name(self, query, body) -> str:
+    def _upload_name(self, query: dict[str, str], body: bytes) -> str:
         if "upload_id" in query:
-            return self.server_state.uploads[query["upload_id"]]["name"]
+            return self.state.uploads[query["upload_id"]][0]
         if "name" in query:
             return query["name"]
         if query.get("uploadType") == "multipart":
             return self._parts(body)[0]["name"]
         return json.loads(body)["name"]
 
-    def _parts(self, body: bytes):
+    def _parts(self, body: bytes) -> tuple[dict[str, str], bytes]:
         boundary = re.search(r'boundary="?([^";]+)"?', self.headers["Content-Type"])
         assert boundary is not None
         _, *parts = body.split(b"--" + boundary[1].strip("'").encode())
         facts, data = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in parts[:2])
         return json.loads(facts), data[:-2] if data.endswith(b"\r\n") else data[:-1]
 
-    def _upload(self, method, name, query, body):
-        state = self.server_state
-        kind = query.get("uploadType")
-        if kind == "resumable" and "upload_id" not in query:
-            key = str(len(state.uploads))
-            state.uploads[key] = {"name": name, "data": b"", "query": query}
-            return (
-                200,
-                b"",
-                {"Location": f"{state.url}/upload/storage/v1/b/{state.bucket}/o?uploadType=resumable&upload_id={key}"},
-            )
+    def _upload(self, name: str, query: dict[str, str], data: bytes) -> Answer:
+        kind, key = query.get("uploadType"), query.get("upload_id", "")
+        if kind == "resumable" and not key:
+            key = str(len(self.state.uploads))
+            self.state.uploads[key] = name, query, b""
+            where = f"{self.state.url}/upload/storage/v1/b/{self.state.bucket}/o?uploadType=resumable&upload_id={key}"
+            return Answer(200, b"", {"Location": where})
         if kind == "resumable":
-            upload = state.uploads[query["upload_id"]]
-            query = upload["query"]
-            span = self.headers.get("Content-Range") or ""
-            upload["data"] += body
-            if span.endswith("/*"):
-                return 308, b"", {"Range": f"bytes=0-{len(upload['data']) - 1}"}
-            data = upload["data"]
+            _, query, before = self.state.uploads[key]
+            data = before + data
+            self.state.uploads[key] = name, query, data
+            if (self.headers.get("Content-Range") or "").endswith("/*"):
+                return Answer(308, b"", {"Range": f"bytes=0-{len(data) - 1}"})
         elif kind == "multipart":
-            metadata, data = self._parts(body)
-            if metadata.get("md5Hash", _md5(data)) != _md5(data) or metadata.get("crc32c", _crc32c(data)) != _crc32c(
-                data
-            ):
-                return 400, self._error(400, "checksum"), {}
-        else:
-            data = body
-        if not self._matches(query, state.objects.get(name)):
-            return 412, self._error(412), {}
-        return 200, self._describe(name, state.put(name, data)), {}
+            facts, data = self._parts(data)
+            if facts.get("md5Hash", _md5(data)) != _md5(data) or facts.get("crc32c", _crc32c(data)) != _crc32c(data):
+                return self._error(400, "checksum")
+        if not _matches(query, self.state.objects.get(name)):
+            return self._error(412, "generation")
+        return Answer(200, self._describe(name, self.state.put(name, data)))
 
-    def _list(self, query):
-        state = self.server_state
+    def _list(self, query: dict[str, str]) -> dict[str, Any]:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         names, prefixes = [], set()
-        for name in sorted(state.objects):
-            if (
-                not name.startswith(prefix)
-                or name < query.get("startOffset", "")
-                or ("endOffset" in query and name >= query["endOffset"])
-            ):
+        for name in sorted(self.state.objects):
+            below = "startOffset" in query and name < query["startOffset"]
+            beyond = "endOffset" in query and name >= query["endOffset"]
+            if not name.startswith(prefix) or below or beyond:
                 continue
-            if delimiter and delimiter in name[len(prefix) :]:
-                prefixes.add(prefix + name[len(prefix) :].split(delimiter)[0] + delimiter)
+            rest = name[len(prefix) :]
+            if delimiter and delimiter in rest:
+                prefixes.add(prefix + rest.partition(delimiter)[0] + delimiter)
             else:
                 names.append(name)
-        limit = int(query.get("maxResults", 1000))
-        start = int(query.get("pageToken", 0))
-        answer = {
-            "kind": "storage#objects",
-            "items": [self._describe(n, state.objects[n]) for n in names[start : start + limit]],
-        }
-        if prefixes and not start:
+        first = int(query.get("pageToken", 0))
+        after = first + int(query.get("maxResults", 1000))
+        answer: dict[str, Any] = {"kind": "storage#objects"}
+        answer["items"] = [self._describe(name, self.state.objects[name]) for name in names[first:after]]
+        if prefixes and not first:
             answer["prefixes"] = sorted(prefixes)
-        if len(names) > start + limit:
-            answer["nextPageToken"] = str(start + limit)
+        if len(names) > after:
+            answer["nextPageToken"] = str(after)
         return answer
 
-    def _describe(self, name, there):
+    def _describe(self, name: str, there: Object) -> dict[str, str]:
+        changed = datetime.fromtimestamp(there.updated, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return {
             "kind": "storage#object",
-            "bucket": self.server_state.bucket,
+            "bucket": self.state.bucket,
             "name": name,
+            "id": name,
             "size": str(len(there.data)),
             "generation": str(there.generation),
             "metageneration": "1",
+            "etag": str(there.generation),
             "md5Hash": _md5(there.data),
             "crc32c": _crc32c(there.data),
-            "id": name,
             "contentType": "application/octet-stream",
             "storageClass": "STANDARD",
-            "etag": str(there.generation),
-            "timeCreated": _iso(there.updated),
-            "updated": _iso(there.updated),
+            "timeCreated": changed,
+            "updated": changed,
         }
 
-    def _error(self, status: int, message: str = "") -> dict[str, Any]:
-        return {"error": {"code": status, "message": message or f"status {status} on cue"}}
+    def _error(self, status: int, message: str) -> Answer:
+        return Answer(status, {"error": {"code": status, "message": message}})
 
     def _chunks(self) -> bytes:
         data = b""
@@ -319,25 +313,34 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def _send(self, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        for k, v in (headers or {}).items():
-            self.send_header(k, v)
-        if not isinstance(answer, bytes):
+    def _send(self, answer: Answer) -> None:
+        if not answer.status:
+            self.close_connection = True
+            return
+        data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode()
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        if not isinstance(answer.content, bytes):
             self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if status not in (204, 304):
+        if answer.status not in (204, 304):
             self.wfile.write(data)
 
 
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _matches(query: dict[str, str], there: Object | None) -> bool:
+    """Whether what is there is of the generation that the request expects; 0: nothing is there."""
+    wanted = query.get("ifGenerationMatch")
+    return wanted is None or int(wanted) == (there.generation if there else 0)
+
+
+def _date(seconds: float) -> str:
+    return email.utils.formatdate(seconds, usegmt=True)
 
 
 def _md5(data: bytes) -> str:
-    return base64.b64encode(hashlib.md5(data).digest()).decode()
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def _crc32c(data: bytes) -> str:

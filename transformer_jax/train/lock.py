@@ -31,6 +31,11 @@ NAME = "lock"
 HEARTBEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one, after which the owner counts as gone
 
+
+class Lost(RunError):
+    """Another run has taken the lock over: this one may not write any more."""
+
+
 _held: set[Path] = set()  # by this process, which its own record locks do not stop
 _guard = threading.Lock()
 
@@ -40,7 +45,7 @@ def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], Non
     """Holds the lock of `workdir`, which is made if it is missing, for the length of a `with` block.
 
     A lock whose owner is gone is taken over, and `say` says so. Gives a function to call before each save, which raises
-    `RunError` when another run has taken the lock over. Errors: `InputError` naming the owner of a lock that is
+    `Lost` when another run has taken the lock over. Errors: `InputError` naming the owner of a lock that is
     alive, and for a folder that cannot be written.
     """
     path = workdir.resolve() / NAME
@@ -55,7 +60,7 @@ def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], Non
 
     def check() -> None:
         if _read(descriptor) != mine or not _same_file(descriptor, path):
-            raise RunError(f"{path} was taken over by {describe(_read(descriptor))}; this run stops, and saves no more")
+            raise Lost(f"{path} was taken over by {describe(_read(descriptor))}; this run stops, and saves no more")
 
     try:
         yield check

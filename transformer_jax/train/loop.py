@@ -249,12 +249,6 @@ def _run(
     report: Mapping[str, Any] = {}
     outputs: Mapping[str, Any] = {}
 
-    def before_a_step() -> None:
-        """What a step in a store needs beside it: the rows up to it, by which a resumed run knows its best."""
-        if store.remote(folder):
-            still_ours()
-            publish()
-
     with (
         jax.set_mesh(mesh),
         StopSignals() as stop,
@@ -269,7 +263,8 @@ def _run(
             keep_best=experiment.checkpoint.keep_best,
             best=experiment.checkpoint.best,
             resumed=saved_step,
-            before=before_a_step,
+            still_ours=still_ours,
+            before=publish,  # the rows up to a step, by which a resumed run knows its best
             say=lambda line: say(6, line),
         ) as writer,
         contextlib.closing(  # type: ignore[type-var]
@@ -356,7 +351,6 @@ def _run(
 
         def save(state: state_lib.TrainState, report: Mapping[str, Any]) -> None:
             with meter.pause("saving"):
-                still_ours()
                 observer.flush()
                 writer.save(state, rows=rows, metric=report.get(best_metric))
 

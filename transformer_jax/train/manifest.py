@@ -135,6 +135,24 @@ def verify(folder: Path, items: Collection[str] | None = None, part: tuple[int, 
     Errors: `Damaged` naming the first file that is missing, new, longer, shorter or has another digest.
     """
     files = read(folder / NAME)
+    listed = compare(folder, files, items)
+    mine = listed[part[0] :: part[1]]
+    try:
+        digests = digest(folder, mine)
+    except OSError as error:
+        raise Damaged(f"{error.filename or folder} cannot be read: {_reason(error)}") from None
+    for name in mine:
+        if digests[name] != files[name]:
+            raise Damaged(
+                f"{folder / name} is not as it was written: its SHA-256 is {digests[name].sha256[:12]}..., and "
+                f"{files[name].sha256[:12]}... was written"
+            )
+    return len(mine), sum(files[name].bytes for name in mine)
+
+
+def compare(folder: Path, files: dict[str, File], items: Collection[str] | None = None) -> list[str]:
+    """The names of those files that belong to `items`, after all names in the folder, and the sizes of these, have been
+    compared with what a manifest says. Errors: as `verify`."""
     wanted = None if items is None else {*items, "meta"}
 
     def chosen(name: str) -> bool:
@@ -153,18 +171,7 @@ def verify(folder: Path, items: Collection[str] | None = None, part: tuple[int, 
             raise Damaged(f"{folder / name} is in the manifest of its step, but: {_reason(error)}") from None
         if found != files[name].bytes:
             raise Damaged(f"{folder / name} has {found:,} bytes, and {files[name].bytes:,} were written")
-    mine = listed[part[0] :: part[1]]
-    try:
-        digests = digest(folder, mine)
-    except OSError as error:
-        raise Damaged(f"{error.filename or folder} cannot be read: {_reason(error)}") from None
-    for name in mine:
-        if digests[name] != files[name]:
-            raise Damaged(
-                f"{folder / name} is not as it was written: its SHA-256 is {digests[name].sha256[:12]}..., and "
-                f"{files[name].sha256[:12]}... was written"
-            )
-    return len(mine), sum(files[name].bytes for name in mine)
+    return listed
 
 
 def _render(files: dict[str, File]) -> bytes:

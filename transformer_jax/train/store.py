@@ -18,8 +18,10 @@ So the folder of a run becomes a prefix of names, and
    before a step becomes one, and in the end.
 
 Orbax and TensorStore read and write gs:// by themselves, several hosts at once; these names are read through etils'
-`Path`, and what needs a condition, the store's clock or an exact error goes through gcsfs, here. Both try again what
-may pass, six times over half a minute; what is left is `Failed`, or `InputError` before anything was written.
+`Path`, and what needs a condition, the store's clock or an exact error goes through gcsfs, here. What may pass (429,
+500 to 504, a connection that breaks) gcsfs tries again, six times over half a minute, and a request that is not
+answered is made three times; what is left is `Failed`, or `InputError` before anything was written. TensorStore, which
+writes the arrays, goes on for a quarter of an hour.
 """
 
 import base64
@@ -39,8 +41,9 @@ from typing import Any
 from transformer_jax.errors import InputError, RunError
 
 SCHEME = "gs://"
-TIMEOUT = 120.0  # seconds for one request
-PART = 2**25  # bytes of an object that are in memory at once while it is digested
+TIMEOUT = 60.0  # seconds for one request
+PART = 2**24  # bytes of an object that are in memory at once while it is digested
+TRIES = 3  # of a request that is not answered
 THREADS = 16  # requests at once
 
 
@@ -88,10 +91,11 @@ def path(text: str | os.PathLike[str]) -> Path:
     if not bucket or not key or "" in key.split("/") or {".", ".."} & set(key.split("/")):
         raise InputError(f"{text} does not name a folder in a bucket; give {SCHEME}BUCKET/FOLDER")
     try:
-        fs = _gcsfs()
-        fs.call("GET", "b/{}/o", bucket, prefix=key + "/", maxResults=1)
+        _call("GET", "b/{}/o", bucket, prefix=key + "/", maxResults=1)
     except FileNotFoundError:
-        raise InputError(f"{text}: there is no bucket {bucket!r}; make it, or give another one") from None
+        raise InputError(f"{text}: {_no_bucket(bucket)}") from None
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{text} cannot be read: {_why(error)}") from None
     import fsspec
@@ -99,7 +103,12 @@ def path(text: str | os.PathLike[str]) -> Path:
 
     # A listing that is remembered would hide what another host, or TensorStore, has written since.
     for protocol in ("gs", "gcs"):
-        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+        settings = fsspec.config.conf.setdefault(protocol, {})
+        settings.setdefault("use_listings_cache", False)
+        settings.setdefault("requests_timeout", TIMEOUT)
+    # A connection of TensorStore's over which nothing comes is given up too, and made again.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(int(TIMEOUT)))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     return epath.Path(f"{SCHEME}{bucket}/{key}")
 
 
@@ -113,6 +122,20 @@ def _gcsfs() -> Any:
         raise InputError(f"{SCHEME} needs the package gcsfs; install it: tools/install gcs") from None
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what went wrong is raised
     return gcsfs.GCSFileSystem(use_listings_cache=False, requests_timeout=TIMEOUT)
+
+
+def _call(*words: Any, **options: Any) -> tuple[Any, bytes]:
+    """A request, the words and options being gcsfs's: headers and content of the answer.
+
+    gcsfs itself tries again all that may pass, but not what was never answered.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return _gcsfs().call(*words, **options)
+        except TimeoutError:
+            if not left:
+                raise TimeoutError(f"{TRIES} times no answer in {TIMEOUT:.0f} s") from None
+    raise AssertionError("unreachable")
 
 
 def _split(path: Path) -> tuple[str, str]:
@@ -146,7 +169,10 @@ def _pages(folder: Path, bucket: str, key: str, what: str, **options: str) -> li
     found: list[Any] = []
     with _told(folder, "list"):
         while True:
-            _, contents = _gcsfs().call("GET", "b/{}/o", bucket, prefix=key + "/", **options)
+            try:
+                _, contents = _call("GET", "b/{}/o", bucket, prefix=key + "/", **options)
+            except FileNotFoundError:
+                raise Failed(f"cannot list {folder}: {_no_bucket(bucket)}") from None
             page = json.loads(contents)
             found += page.get(what, [])
             if "nextPageToken" not in page:
@@ -164,10 +190,11 @@ def put(path: Path, data: bytes, *, generation: int | None = None) -> int:
     expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
     headers = {"Content-Type": "application/octet-stream"}
     with _told(path, "write"):
-        fs = _gcsfs()
-        where = f"{fs._location}/upload/storage/v1/b/{bucket}/o"
+        where = f"{_gcsfs()._location}/upload/storage/v1/b/{bucket}/o"
         try:
-            _, answer = fs.call("POST", where, uploadType="media", name=key, data=data, headers=headers, **expected)
+            _, answer = _call("POST", where, uploadType="media", name=key, data=data, headers=headers, **expected)
+        except FileNotFoundError:
+            raise Failed(f"cannot write {path}: {_no_bucket(bucket)}") from None
         except FileExistsError:  # gcsfs's word for a condition that is not met
             with contextlib.suppress(FileNotFoundError):
                 there, seen = get(path)
@@ -184,7 +211,7 @@ def get(path: Path) -> tuple[bytes, Seen]:
     """A small object. Errors: `FileNotFoundError`."""
     bucket, key = _split(path)
     with _told(path, "read"):
-        headers, data = _gcsfs().call("GET", "b/{}/o/{}", bucket, key, alt="media")
+        headers, data = _call("GET", "b/{}/o/{}", bucket, key, alt="media")
     changed, now = (headers.get(name) for name in ("Last-Modified", "Date"))
     age = _seconds(now) - _seconds(changed) if now and changed else 0.0
     return data, Seen(int(headers["x-goog-generation"]), max(0.0, age))
@@ -194,7 +221,7 @@ def there(path: Path) -> bool:
     """Whether the object is there."""
     bucket, key = _split(path)
     with _told(path, "read"), contextlib.suppress(FileNotFoundError):
-        _gcsfs().call("GET", "b/{}/o/{}", bucket, key)
+        _call("GET", "b/{}/o/{}", bucket, key)
         return True
     return False
 
@@ -207,7 +234,7 @@ def digest(path: Path) -> tuple[int, str]:
         while first < total:
             span = {"Range": f"bytes={first}-{first + PART - 1}"}
             try:
-                headers, data = _gcsfs().call("GET", "b/{}/o/{}", bucket, key, alt="media", headers=span)
+                headers, data = _call("GET", "b/{}/o/{}", bucket, key, alt="media", headers=span)
             except Exception as error:
                 if getattr(error, "code", None) == 416 and first == 0:  # of an empty object no byte can be asked for
                     return 0, whole.hexdigest()
@@ -224,7 +251,7 @@ def delete(path: Path, *, generation: int | None = None) -> None:
     expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
     with _told(path, "delete"), contextlib.suppress(FileNotFoundError):
         try:
-            _gcsfs().call("DELETE", "b/{}/o/{}", bucket, key, **expected)
+            _call("DELETE", "b/{}/o/{}", bucket, key, **expected)
         except FileExistsError:
             raise Changed(os.fspath(path)) from None
 
@@ -244,7 +271,7 @@ def copy_folder(source: Path, target: Path) -> None:
         with _told(source / name, "copy"):
             while True:  # a large object takes several calls
                 words = ("POST", "b/{}/o/{}/rewriteTo/b/{}/o/{}", bucket, f"{key}/{name}", *_split(target / name))
-                _, answer = _gcsfs().call(*words, **options)
+                _, answer = _call(*words, **options)
                 token = json.loads(answer).get("rewriteToken")
                 if token is None:
                     return
@@ -276,6 +303,10 @@ def _told(path: Path, what: str) -> Iterator[None]:
         raise Failed(f"cannot {what} {path}: {_why(error)}") from error
 
 
+def _no_bucket(bucket: str) -> str:
+    return f"there is no bucket {bucket!r}; make it, or give another one"
+
+
 def _why(error: BaseException) -> str:
     """One line for any error of gcsfs, aiohttp or google-auth, with the fix where there is one."""
     code, lines = getattr(error, "code", None), str(error).strip().splitlines()
@@ -292,10 +323,10 @@ def _why(error: BaseException) -> str:
 
 def explain(error: BaseException) -> str | None:
     """One line for an error that came out of a store by way of etils; None for any other."""
-    rooms = {type(kind).__module__ for kind in [error]} | {kind.__module__ for kind in type(error).__mro__}
-    if any(room.partition(".")[0] in ("gcsfs", "aiohttp", "google", "requests") for room in rooms):
-        return _why(error)
-    return _why(error) if isinstance(error, OSError) and str(error).startswith("Forbidden") else None
+    rooms = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    theirs = rooms & {"gcsfs", "aiohttp", "google", "requests"} or isinstance(error, TimeoutError)
+    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
+    return _why(error) if theirs or forbidden else None
 
 
 # ------------------------------------------------------------------------------------- files beside the checkpoints
@@ -318,10 +349,12 @@ def near(folder: Path, fetch: Collection[str] = ()) -> Iterator[tuple[Path, Call
         return found.st_mtime_ns, found.st_size
 
     def publish() -> None:
-        files = sorted(p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file())
+        # *.part is being written, and renamed at any moment.
+        found = (p for p in here.rglob("*") if p.suffix != ".part" and p.is_file())
+        files = sorted(p.relative_to(here).as_posix() for p in found)
         for name in files:
             now = state(name)  # before it is read: what is written meanwhile is for the next time
-            if uploaded.get(name) != now and not name.endswith(".part"):
+            if uploaded.get(name) != now:
                 put(folder / name, (here / name).read_bytes())
                 uploaded[name] = now
 

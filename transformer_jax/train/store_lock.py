@@ -55,14 +55,14 @@ class _Held:
                 self.generation = store.put(self.path, self.data, generation=self.generation)
 
     def check(self) -> None:
-        """Raises `RunError` when another run has taken the lock over."""
+        """Raises `lock.Lost` when another run has taken the lock over."""
         with self.turn:
             try:
                 found, _ = store.get(self.path)
             except FileNotFoundError:
-                found = b""
+                raise lock.Lost(f"{self.path} is gone: another run took it, or somebody; this run stops") from None
         if found != self.data:
-            raise RunError(
+            raise lock.Lost(
                 f"{self.path} was taken over by {lock.describe(_owner(found))}; this run stops, and saves no more"
             )
 

@@ -14,8 +14,8 @@ What a killed save leaves (*.part, *.deleting) is removed by the next run, which
 digests its share of the files, and process 0 does the rest between two barriers.
 
 In an object store (`train/store.py`) there is no rename and no sync. Orbax writes the items to 1200/ itself, they are
-digested by reading them back, and the manifest, which makes 1200 a step there, comes last; it goes first when an old
-step is deleted. A 1200/ without one is what a killed save leaves.
+digested by reading them back, listed once more, and the manifest, which makes 1200 a step there, comes last; it goes
+first when an old step is deleted. A 1200/ without one is what a killed save leaves.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ import jax
 
 from transformer_jax import hosts
 from transformer_jax.errors import InputError, RunError
-from transformer_jax.train import checkpoint, manifest, store
+from transformer_jax.train import checkpoint, lock, manifest, store
 from transformer_jax.train.manifest import Damaged
 from transformer_jax.train.state import TrainState
 
@@ -62,8 +62,10 @@ class Writer:
         "highest", is best; of equals the earliest.
       averaged: the steps of which the parameters are the mean (`average.create`).
       resumed: the step that the run goes on from. Newer ones are damaged; they are set aside as STEP.damaged.
-      before: called by the thread that saves, before what was written becomes a step: what a step needs beside it is
-        made safe there. What it raises fails the save.
+      still_ours: called before a save writes anything, and before what it wrote becomes a step. It raises `lock.Lost`
+        where another run has the folder, and that ends this one.
+      before: called before what was written becomes a step: what a step needs beside it is made safe there. What these
+        two raise fails the save; the thread that saves calls them.
       say: told what is cleaned up, set aside, and tried again.
     """
 
@@ -78,10 +80,12 @@ class Writer:
         best: str = "lowest",
         averaged: Sequence[int] = (),
         resumed: int | None = None,
+        still_ours: Callable[[], object] = lambda: None,
         before: Callable[[], object] = lambda: None,
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
-        self.folder, self.say, self._before = store.absolute(folder), say, before
+        self.folder, self.say = store.absolute(folder), say
+        self._still_ours, self._before = still_ours, before
         self._remote = store.remote(folder)
         self._keep, self._keep_best, self._best = keep, keep_best, best
         self._facts = {"format": checkpoint.FORMAT, "family": family, "config": config, "versions": _versions()}
@@ -111,18 +115,12 @@ class Writer:
         """
         ocp = checkpoint.orbax()
         self._settle()
-        step = int(state.step)
-        if step in checkpoint.steps(self.folder):
-            if self._failures:  # it became one, and then an old one could not be deleted
-                self._step = step
-                self._saving = self._thread.submit(self._delete_old)
-            return
+        self._step = int(state.step)
         items = checkpoint.state_items(state)
         dtypes = {item: sorted({str(x.dtype) for x in jax.tree.leaves(tree)}) for item, tree in items.items()}
-        meta = {**self._facts, "step": step, "rows": rows, "metric": metric, "dtypes": dtypes}
+        meta = {**self._facts, "step": self._step, "rows": rows, "metric": metric, "dtypes": dtypes}
         saves = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
         args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta))
-        self._step = step
         begun = self._thread.submit(self._begin, args)
         self._saving = self._thread.submit(self._finish, begun)
         _outlast_interrupts(begun)
@@ -181,11 +179,15 @@ class Writer:
                 self._failed(failure)
 
     def _failed(self, failure: BaseException) -> None:
+        if isinstance(failure, lock.Lost):
+            raise failure
         what = f"saving step {self._step} to {self.folder} failed: {checkpoint.first_line(failure)}"
         self._failures += 1
         if self._failures > len(PAUSES) or jax.process_count() > 1:
-            newest = checkpoint.latest_step(self.folder)
-            left = "no step is there yet" if newest is None else f"the newest step there is {newest:,}"
+            left = "which step is the newest there cannot be read either"
+            with contextlib.suppress(store.Failed):
+                newest = checkpoint.latest_step(self.folder)
+                left = "no step is there yet" if newest is None else f"the newest step there is {newest:,}"
             mend = "see the store" if self._remote else "make room or mend the disk"
             raise RunError(f"{what}; {left}; {mend}, and give the command again") from failure
         pause = PAUSES[self._failures - 1]
@@ -194,9 +196,13 @@ class Writer:
 
     # On the checkpoint thread:
 
-    def _begin(self, args: Any) -> None:
-        """Copies the arrays off the device and begins to write them to STEP.part, in a store to STEP."""
+    def _begin(self, args: Any) -> bool:
+        """Copies the arrays off the device and begins to write them to STEP.part, in a store to STEP; False where the
+        step is there: it became one, and then an old one could not be deleted."""
         ocp = checkpoint.orbax()
+        self._still_ours()
+        if self._step in checkpoint.steps(self.folder):
+            return False
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         part = self._part()
@@ -207,16 +213,20 @@ class Writer:
                 _set_aside(part, self.say)
             store.delete_folder(part, manifest.NAME)
         self._checkpointer.save(part, args=args)
+        return True
 
     def _part(self) -> Path:
         return self.folder / (str(self._step) if self._remote else f"{self._step}.part")
 
-    def _finish(self, begun: Future[None]) -> None:
+    def _finish(self, begun: Future[bool]) -> None:
         """Waits for the arrays, and turns what was written into a step: the steps 2 to 5 above."""
         part, final = self._part(), self.folder / str(self._step)
         index, count = jax.process_index(), jax.process_count()
         try:
-            begun.result()
+            if not begun.result():
+                if self._first:
+                    self._delete_old()
+                return
             self._checkpointer.wait_until_finished()
         except BaseException:
             self._checkpointer = None  # its bookkeeping is at odds with the folder; the next try gets a new one
@@ -230,7 +240,10 @@ class Writer:
         if self._first:
             for shared in [self.folder / f"{self._step}.part.{i}.json" for i in range(1, count)]:
                 files |= manifest.read(shared)
+            if self._remote:
+                manifest.compare(part, files)  # with one listing, whichever hosts digested them
             self._before()
+            self._still_ours()
             manifest.write(part / manifest.NAME, files)
             if not self._remote:
                 if final.exists():  # a step that is there but was not counted as one
