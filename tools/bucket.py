@@ -29,9 +29,11 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Fault:
-    """What happens to requests of this method for objects whose name holds `name`, a regular expression.
+    """What happens to requests of some methods for some objects.
 
     Fields:
+      method, name: regular expressions, of the whole method and a part of the object's name; of a listing, which has
+        none, a part of the path and the query.
       status: of the answer in place of the true one; 0: there is none, and the connection ends.
       times, skip: `skip` of the requests pass first; then `times` are struck.
       done: the request takes effect all the same, as when only the answer is lost.
@@ -99,7 +101,7 @@ class Server:
     def struck(self, method: str, name: str) -> Fault | None:
         """The fault that strikes this request."""
         for fault in self.faults:
-            if fault.method in (method, "*") and re.search(fault.name, name):
+            if re.fullmatch(fault.method, method) and re.search(fault.name, name):
                 fault.seen += 1
                 if fault.skip < fault.seen <= fault.skip + fault.times:
                     return fault
@@ -169,8 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "/upload" and not name:
             name = self._upload_name(query, body)
         with self.state.guard:
-            self.state.log.append((method, name or url.path + ("?" + url.query if url.query else "")))
-            fault, answer = self.state.struck(method, name), Answer(0)
+            asked = name or urllib.parse.unquote(f"{url.path}?{url.query}")
+            self.state.log.append((method, asked))
+            fault, answer = self.state.struck(method, asked), Answer(0)
             if fault is None or fault.done:
                 if not found or bucket not in (None, self.state.bucket):
                     answer = self._error(404, "The specified bucket does not exist.")

@@ -1,12 +1,17 @@
 """A run in an object store: a bucket in this process's memory, which fails on cue, in place of Google Cloud Storage."""
 
-import contextlib
 import dataclasses
 import json
 import os
+import re
+import threading
+import time
+import types
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tools import bucket
@@ -17,11 +22,12 @@ from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Sample,
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.train import checkpoint, lock, loop, store, store_lock, writer
+from transformer_jax.train import checkpoint, lock, loop, manifest, store, store_lock, writer
+from transformer_jax.train import state as state_lib
 
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks a second service, and waits
-pytest.importorskip("gcsfs", reason="needs gcsfs: tools/install gcs")
-import fsspec
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported
+fsspec = pytest.importorskip("fsspec")
+retry = pytest.importorskip("gcsfs.retry", reason="needs gcsfs: tools/install gcs")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,9 @@ def server():
         for protocol in ("gs", "gcs"):  # fsspec reads its environment when it is imported, which it may be already
             settings = {**fsspec.config.conf.get(protocol, {}), "token": "anon"}
             patch.setitem(fsspec.config.conf, protocol, settings)
+        patch.setattr(
+            retry, "random", types.SimpleNamespace(random=lambda: -0.95)
+        )  # its first pause: 0.05 s, not 1 to 2
         yield server
 
 
@@ -69,12 +78,28 @@ def equal(a, b) -> bool:
     return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
 
 
+TRANSIENT = (
+    bucket.Fault("POST", "manifest.json", status=503),
+    bucket.Fault("POST", "metrics.jsonl", status=429),
+    bucket.Fault("POST", "manifest.json", status=500, skip=1, done=True),  # it is written, and the answer is lost
+    bucket.Fault("POST", "/lock", done=True),
+    bucket.Fault("POST", "checkpoints/.*/params", status=503),
+    bucket.Fault("GET", "checkpoints", status=502, skip=20),
+    bucket.Fault("GET", "checkpoints", skip=60),
+    bucket.Fault("DELETE", "checkpoints/2/", status=504, skip=3),
+)
+
+
 @pytest.fixture(scope="module")
 def run(tiny, server) -> str:
-    """A finished run in the store, stopped at step 4 and taken up again."""
+    """A finished run in the store, through errors that pass: stopped at step 4 and taken up again."""
     where = "gs://drill/runs/a"
+    faults = [dataclasses.replace(fault) for fault in TRANSIENT]
+    server.faults += faults
     train(tiny, where, steps=4)
     assert train(tiny, where).step == 6
+    server.faults.clear()
+    assert [fault for fault in faults if not fault.struck] == []
     return where
 
 
@@ -121,49 +146,166 @@ def test_a_prefix_without_a_manifest_is_no_step(run, server):
         del server.objects["runs/a/checkpoints/8/params/d/0"]
 
 
-def test_a_write_that_fails_once_is_tried_again(tiny, server, tmp_path):
-    server.faults += [
-        bucket.Fault("POST", "manifest.json", status=503),
-        bucket.Fault("POST", "metrics.jsonl", status=503),
-        bucket.Fault("GET", "checkpoints", status=503, skip=3),
-    ]
-    assert train(tiny, "gs://drill/runs/b", steps=2).step == 2
-    assert all(fault.struck for fault in server.faults)
-    assert restore.load("gs://drill/runs/b").step == 2
+def test_two_trainers_cannot_write_one_run(tiny, run, server, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.5)
+    before = dict(server.objects)
+    with store_lock.hold(store.path(run), print), pytest.raises(InputError, match=r"alive \d+ s ago \(.*lock\)"):
+        train(tiny, run, steps=8)
+    assert server.objects == before
+
+
+# --------------------------------------------------------------------------------------------------------------- saves
+
+
+def toy(name, **options):
+    """A writer into gs://drill/NAME/checkpoints, which keeps one step."""
+    folder = store.path(f"gs://drill/{name}/checkpoints")
+    return writer.Writer(folder, family="toy", config={"type": "toy"}, keep=1, say=lambda line: None, **options)
+
+
+def save(name, step, **options):
+    made = state_lib.create({"a": jnp.arange(6.0) + step, "b": jnp.full((2, 3), step)}, optax.identity())
+    with toy(name, **options) as w:
+        w.save(made.replace(step=jnp.int32(step)), rows=step)
+
+
+CHANGES = "POST|PUT|DELETE"
 
 
 @pytest.mark.parametrize(
-    ("method", "name", "left"),
+    ("method", "name", "skip", "done", "left"),
     [
-        ("POST", "checkpoints/4/params", [2]),
-        ("POST", "checkpoints/4/manifest", [2]),
-        ("DELETE", "checkpoints/2/", [2, 4]),
+        (CHANGES, "checkpoints/2/", 0, False, [1]),
+        (CHANGES, "checkpoints/2/params", 2, True, [1]),
+        ("POST", "2/manifest.json", 0, False, [1]),
+        ("POST", "2/manifest.json", 0, True, [1, 2]),
+        ("DELETE", "1/manifest.json", 0, False, [1, 2]),
+        ("DELETE", "1/manifest.json", 0, True, [2]),
+        ("DELETE", "1/params", 1, True, [2]),
     ],
 )
-def test_cut_off_at_any_point_of_a_save_no_step_is_half_there(tiny, server, monkeypatch, method, name, left):
-    """From that request on the store refuses: the run ends in one line, and what is there is what a killed process
-    leaves. The same command cleans it and goes on."""
-    monkeypatch.setattr(writer, "PAUSES", (0.1,))
-    where, keep_one = f"gs://drill/runs/{method}-{name.split('/')[-1]}", dataclasses.replace(tiny.checkpoint, keep=1)
-    experiment = dataclasses.replace(tiny, checkpoint=keep_one)
-    # What a save begins with, the deletion of what an earlier try may have left, is let pass.
-    server.faults.append(bucket.Fault(method, name, status=403, times=10**6, skip=int(method == "DELETE")))
+def test_cut_off_anywhere_in_a_save_no_step_is_half_there(server, monkeypatch, method, name, skip, done, left):
+    """From that request on, with or without what it changes, the store refuses: so it looks when a process is killed
+    between two requests. The steps that are there are whole, and the next run cleans and goes on."""
+    monkeypatch.setattr(writer, "PAUSES", ())
+    where = f"cut/{method[:4]}-{name.replace('/', '-')}-{done}"
+    folder = store.path(f"gs://drill/{where}/checkpoints")
+    save(where, 1)
+    cut = bucket.Fault(method, name, status=403, skip=skip, done=done)
+    rest = bucket.Fault(CHANGES, "checkpoints/", status=403, times=10**9)
+    cut.act = lambda: server.faults.append(rest)
+    server.faults.append(cut)
     with pytest.raises(RunError) as caught:
-        train(experiment, where, steps=4)
-    assert "\n" not in str(caught.value) and where in str(caught.value)
+        save(where, 2)
     server.faults.clear()
-    assert checkpoint.steps(store.path(where) / "checkpoints") == left
-    assert restore.load(where).step == left[-1]
-    assert train(experiment, where, steps=6).step == 6
-    assert checkpoint.steps(store.path(where) / "checkpoints") == [6]
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    assert checkpoint.steps(folder) == left
+    for step in left:
+        checkpoint.check_files(folder / str(step))
+    save(where, 3, resumed=left[-1])
+    assert checkpoint.steps(folder) == [3]
+    assert {n.split("/")[3] for n in server.objects if n.startswith(where)} == {"3"}, "nothing is left behind"
 
 
-def test_two_trainers_cannot_write_one_run(tiny, run, server, monkeypatch):
-    monkeypatch.setattr(lock, "HEARTBEAT", 0.5)
-    with contextlib.ExitStack() as held:
-        held.enter_context(store_lock.hold(store.path(run), print))
-        with pytest.raises((InputError, RunError), match="lock"):
-            train(tiny, run, steps=8)
+def test_a_damaged_newer_step_is_set_aside(server):
+    save("aside", 1)
+    save("aside", 2)
+    contents = {n: x.data for n, x in server.objects.items() if n.startswith("aside/checkpoints/2/")}
+    with toy("aside", resumed=1):
+        pass
+    for name, data in contents.items():
+        assert name not in server.objects and server.objects[name.replace("/2/", "/2.damaged/")].data == data
+    assert checkpoint.steps(store.path("gs://drill/aside/checkpoints")) == []
+
+
+def test_what_a_manifest_lists_is_what_is_there(server, monkeypatch):
+    """An object that came, or went, while the others were digested: no manifest is written over it."""
+    monkeypatch.setattr(writer, "PAUSES", ())
+    digest = manifest.digest
+
+    def late(folder, names):
+        made = digest(folder, names)
+        server.put("late/checkpoints/1/params/late", b"an upload that outlived its process")
+        return made
+
+    monkeypatch.setattr(manifest, "digest", late)
+    with pytest.raises(RunError, match="params/late is not in the manifest"):
+        save("late", 1)
+    assert checkpoint.steps(store.path("gs://drill/late/checkpoints")) == []
+
+
+def test_who_lost_the_lock_saves_no_more(server):
+    answers = iter([None, lock.Lost("taken over")])  # it is lost while the arrays are on their way
+
+    def still_ours():
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    with pytest.raises(lock.Lost, match="taken over"):
+        save("lost", 1, still_ours=still_ours)
+    assert checkpoint.steps(store.path("gs://drill/lost/checkpoints")) == []
+
+
+# ----------------------------------------------------------------------------------------------------------- the lock
+
+
+def owned(name, **facts):
+    """The lock of another machine's process, written now."""
+    owner = {"host": "elsewhere", "pid": 1, "started": "long ago", "machine": "another", **facts}
+    return store.put(store.path(f"gs://drill/{name}") / lock.NAME, json.dumps(owner).encode())
+
+
+def test_a_lock_without_a_sign_of_life_is_taken_over(server, monkeypatch):
+    path, said = store.path("gs://drill/locked"), []
+    owned("locked")
+    monkeypatch.setattr(server, "clock", lambda: time.time() + lock.STALE + 1)
+    began = time.monotonic()
+    with store_lock.hold(path, said.append) as check:
+        check()
+        assert time.monotonic() - began < 5, "its age, by the store's clock, says it all"
+        assert said == [f"{path}/lock: process 1 on elsewhere, started long ago is gone; its lock is taken over"]
+        owned("locked", pid=2)
+        with pytest.raises(lock.Lost, match=r"was taken over by process 2 on elsewhere.* saves no more"):
+            check()
+    assert json.loads(store.get(path / lock.NAME)[0])["pid"] == 2, "another's lock is not deleted"
+
+
+def test_of_two_that_take_over_one_wins(server, monkeypatch):
+    monkeypatch.setattr(lock, "STALE", 1.0)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
+    path, ends, found = store.path("gs://drill/contended"), threading.Event(), []
+    owned("contended")
+
+    def take():
+        try:
+            with store_lock.hold(path, lambda line: None):
+                found.append("held")
+                ends.wait(10)
+        except InputError as error:
+            found.append(str(error))
+            ends.set()
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == "held" and re.search(r"contended is being written by process \d+ on .* alive", found[1])
+    assert not store.there(path / lock.NAME)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_request_without_an_answer_is_made_again_and_then_told(server, monkeypatch):
+    monkeypatch.setattr(store, "TIMEOUT", 0.3)
+    slow = bucket.Fault("GET", "silent/object", act=lambda: time.sleep(0.5), times=1)
+    server.faults.append(slow)
+    store.put(store.path("gs://drill/silent") / "object", b"x")
+    assert store.get(store.path("gs://drill/silent") / "object")[0] == b"x" and slow.struck == 1
+    slow.times = 10
+    with pytest.raises(store.Failed, match="does not answer .3 times no answer in 0 s.; see the network"):
+        store.get(store.path("gs://drill/silent") / "object")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +320,28 @@ def test_bad_names_are_refused_in_one_line(where, said, server):
     with pytest.raises(InputError, match=said) as caught:
         store.path(where)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_allowed_is_said_with_the_role_that_is_missing(server, monkeypatch):
+    path = store.path("gs://drill/closed")
+    server.faults.append(bucket.Fault(".*", "closed|prefix=closed", status=403, times=10**9))
+    with pytest.raises(InputError, match="closed cannot be read: the store refuses it .*Storage Object User"):
+        store.path("gs://drill/closed")
+    with pytest.raises(store.Failed, match="cannot write .*Storage Object User"):
+        store.put(path / "object", b"x")
+    server.faults.clear()
+    monkeypatch.setattr(server, "bucket", "deleted meanwhile")
+    with pytest.raises(store.Failed, match="there is no bucket 'drill'"):
+        store.put(path / "object", b"x")
+
+
+def test_only_whole_files_are_uploaded(server):
+    with store.near(store.path("gs://drill/near")) as (folder, publish):
+        (folder / "numbers.json").write_text("{}")
+        (folder / "more.json.part").write_text("{")
+        publish()
+        publish()
+    assert [name for method, name in server.log if method == "POST" and "near/" in name] == ["near/numbers.json"]
 
 
 def test_local_paths_stay_what_they_are(tmp_path):

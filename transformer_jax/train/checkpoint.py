@@ -305,14 +305,17 @@ def orbax() -> Any:
     """Orbax, imported where it is used (0.3 s) and kept off the screen: what went wrong is raised here."""
     import orbax.checkpoint as ocp
 
-    logger = logging.getLogger("absl")
-    if _not_orbax not in logger.filters:
-        logger.addFilter(_not_orbax)
+    for logger in (logging.getLogger("absl"), logging.getLogger("asyncio")):
+        if _not_orbax not in logger.filters:
+            logger.addFilter(_not_orbax)
     return ocp
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts
+    """Neither what Orbax says, nor what asyncio says of the writes that were under way when one of Orbax's failed."""
+    message = record.getMessage()
+    theirs = record.name == "asyncio" and ("orbax" in message or "tensorstore" in message)
+    return not theirs and "orbax" not in Path(record.pathname).parts
 
 
 def _bytes_read() -> int:
