@@ -15,117 +15,18 @@ import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tools import drills_damage, drills_disk, drills_faults, drills_folder
+from tools import drills_damage, drills_disk, drills_faults, drills_folder, drills_store
+from tools.drills_trainer import INTERVAL, Job, Row, Trainer, end_trainers
 from transformer_jax import __main__ as command_line
 from transformer_jax.train import checkpoint, observe
-
-START = 600.0  # seconds that a trainer may take until it does what a drill waits for
-INTERVAL = 20  # steps between two saves of the drills that wait for saves
-
-
-@dataclass
-class Row:
-    """A line of the table."""
-
-    drill: str
-    tries: int = 0
-    survived: int = 0
-    remarks: list[str] = field(default_factory=list)
-
-    def count(self, problem: str | None) -> None:
-        self.tries += 1
-        self.survived += problem is None
-        if problem is not None:
-            self.remarks.append(problem)
-            print(f"  {self.drill}: {problem}", flush=True)
-
-    def __str__(self) -> str:
-        return f"| {self.drill} | {self.tries:,} | {self.survived:,} | {'; '.join(self.remarks) or '-'} |"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is drilled: the words after `train`, and a folder for the drills' workdirs."""
-
-    experiment: list[str]
-    fields: list[str]
-    folder: Path
-
-    def arguments(self, workdir: Path, **fields: object) -> list[str]:
-        """The words of a `train` command; `fields` come last and so win: train__steps=5."""
-        more = [word for name, value in fields.items() for word in (f"--{name.replace('__', '.')}", str(value))]
-        return ["train", *self.experiment, "--workdir", str(workdir), *self.fields, *more]
-
-
-# ------------------------------------------------------------------------------------------------------------- trainers
-
-
-_trainers: list["Trainer"] = []  # all that were started
-
-
-class Trainer:
-    """A process that trains, and what it prints, in `log`."""
-
-    def __init__(self, arguments: list[str], log: Path, fault: tuple[str, int] | None = None) -> None:
-        """Starts it, with a fault of `tools/drills_faults.py` where one is given."""
-        self.log = log
-        self.code: int | None = None
-        _trainers.append(self)
-        module = ["transformer_jax"] if fault is None else ["tools.drills_faults", fault[0], str(fault[1])]
-        with log.open("wb") as out:
-            self.pid = subprocess.Popen([sys.executable, "-m", *module, *arguments], stdout=out, stderr=out).pid
-
-    def ended(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        if self.code is not None:
-            return self.code
-        found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return None if found is None else self.wait()
-
-    def wait(self, limit: float = START) -> int:
-        """The exit code. Errors: `TimeoutError` after `limit` seconds, when it is killed."""
-        if self.code is not None:
-            return self.code
-        until = time.monotonic() + limit
-        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if time.monotonic() > until:
-                self.signal(signal.SIGKILL)
-                raise TimeoutError(f"did not end in {limit:.0f} s; {self.log} says: {self.said()[-300:]}")
-            time.sleep(0.002)
-        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
-
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def until(self, ready: Callable[[], object], what: str) -> None:
-        """Returns once `ready` says so. Errors: `RuntimeError` when the trainer ends first, or is too slow."""
-        until = time.monotonic() + START
-        while not ready():
-            if self.ended() is not None:
-                raise RuntimeError(f"ended with {self.wait()} before {what}: {self.said()[-600:]}")
-            if time.monotonic() > until:
-                self.signal(signal.SIGKILL)
-                raise RuntimeError(f"no {what} in {START:.0f} s: {self.said()[-600:]}")
-            time.sleep(0.003)
-
-    def stepped(self, times: int = 1) -> bool:
-        """Whether it has taken so many steps: metrics.jsonl may still hold those of the trainer before it."""
-        return self.said().count("\nstep ") >= times
-
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 def last_step(workdir: Path) -> int:
@@ -187,9 +88,7 @@ def kill(job: Job, tries: int) -> Iterator[Row]:
             try:
                 trainer.until(trainer.stepped, "a step")
                 start_up = time.monotonic() - began
-                said = trainer.said()
-                start = int(said.partition("resume from step ")[2].partition(" ")[0].replace(",", "") or 0)
-                if start != found:
+                if (start := trainer.resumed()) != found:
                     wrong = f"resumed from step {start}, and {found} was the newest"
             except RuntimeError as error:
                 wrong = f"did not go on: {error}"
@@ -274,7 +173,8 @@ def damage(job: Job, tries: int) -> Iterator[Row]:
     trainer.signal(signal.SIGTERM)
     trainer.wait()
     rows = {kind: Row(f"newest step: {words}") for kind, words in drills_damage.KINDS.items()}
-    for kind, problem in drills_damage.spoil(workdir, tries):
+    files = drills_damage.Files(workdir / "checkpoints" / str(newest(workdir)))
+    for kind, problem in drills_damage.spoil(workdir, files, tries):
         rows[kind].count(problem)
     yield from rows.values()
 
@@ -390,14 +290,15 @@ def cost(job: Job, tries: int) -> Iterator[Row]:
     yield row
 
 
-DRILLS = {"kill": kill, "resume": resume, "damage": damage, "disk": disk, "signal": signals, "cost": cost}
-
-
-def _end_trainers() -> None:
-    """Ends those that a drill which broke off has left."""
-    for trainer in _trainers:
-        if trainer.ended() is None:
-            trainer.signal(signal.SIGKILL)
+DRILLS = {
+    "kill": kill,
+    "resume": resume,
+    "damage": damage,
+    "disk": disk,
+    "signal": signals,
+    "cost": cost,
+    "store": drills_store.drill,
+}
 
 
 def main() -> int:
@@ -413,7 +314,7 @@ def main() -> int:
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         folder = asked.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drills")))
-        stack.callback(_end_trainers)
+        stack.callback(end_trainers)
         folder.mkdir(parents=True, exist_ok=True)
         for name in asked.drill.split(","):
             print(f"{name}: {' '.join((DRILLS[name].__doc__ or '').split())}", flush=True)

@@ -1,13 +1,10 @@
 """Spoils the newest step of a run, one file at a time, and asks the library what it makes of it."""
 
 import hashlib
-import os
 import random
-import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
 
 KINDS = {
     "flip": "one bit or byte of one file",
@@ -19,8 +16,38 @@ KINDS = {
 }
 
 
-def spoil(workdir: Path, tries: int) -> Iterator[tuple[str, str | None]]:
-    """(kind, problem) of each try; the problem is None where the damage was noticed and nothing wrong came back."""
+class Files(MutableMapping[str, bytes]):
+    """The files below a folder by their names, with slashes; a folder without files goes with the last of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def __setitem__(self, name: str, data: bytes) -> None:
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_bytes(data)
+
+    def __delitem__(self, name: str) -> None:
+        (self.folder / name).unlink()
+        for parent in (self.folder / name).relative_to(self.folder).parents:
+            if not any((self.folder / parent).iterdir()):
+                (self.folder / parent).rmdir()
+
+    def __iter__(self) -> Iterator[str]:
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return iter(sorted(path.relative_to(self.folder).as_posix() for path in found))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def spoil(workdir: Path, files: MutableMapping[str, bytes], tries: int) -> Iterator[tuple[str, str | None]]:
+    """(kind, problem) of each try; the problem is None where the damage was noticed and nothing wrong came back.
+
+    Arguments: files, those of the newest step of the run in `workdir`, which has another one.
+    """
     import jax
     import numpy as np
 
@@ -29,26 +56,34 @@ def spoil(workdir: Path, tries: int) -> Iterator[tuple[str, str | None]]:
 
     rng, folder = random.Random(0), workdir / "checkpoints"
     before, newest = checkpoint.steps(folder)[-2:]
-    step = folder / str(newest)
     for number in (before, newest):
         checkpoint.check_files(folder / str(number))  # nothing is spoilt yet
 
-    def loaded(**options: Any) -> tuple[int | None, str]:
+    def loaded() -> tuple[int | None, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = transformer_jax.load(workdir, **options)
+            model = transformer_jax.load(workdir)
         whole = hashlib.sha256()
         for leaf in jax.tree.leaves(model.params):
             whole.update(np.asarray(leaf).tobytes())
         return model.step, whole.hexdigest()
 
-    good = {newest: loaded()[1], before: _of(folder / str(before), loaded, step)}
-    files = sorted(path for path in step.rglob("*") if path.is_file())
-    contents = {path: path.read_bytes() for path in files}
+    def repair() -> None:
+        for name, data in contents.items():
+            if files.get(name) != data:
+                files[name] = data
+
+    contents = dict(files)
+    good = dict([loaded()])
+    for name in contents:
+        del files[name]
+    good |= [loaded()]  # the step before
+    repair()
+    assert list(good) == [newest, before], good
     modes = ("flip", "flip", "flip", "flip", "truncate", "extend", "delete", "swap")
     for number in range(tries):
         kind = "item" if number % 50 == 49 else rng.choice(modes)
-        touched = _damage(kind, rng, step, contents)
+        touched = _damage(kind, rng, files, contents)
         said: list[str] = []
         problem = None
         try:
@@ -62,50 +97,33 @@ def spoil(workdir: Path, tries: int) -> Iterator[tuple[str, str | None]]:
                 problem = f"{kind} of {touched}: load gives step {got} with other parameters"
         except Exception as error:
             problem = f"{kind} of {touched}: {type(error).__name__}: {error}"
-        for path, data in contents.items():
-            if not path.exists() or path.stat().st_size != len(data) or str(path.relative_to(step)) in touched:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+        repair()
         yield kind, problem
     assert loaded() == (newest, good[newest]), "the last repair"
 
 
-def _of(step: Path, loaded: Any, newer: Path) -> str:
-    """The digest of the step before, read while the newest is away."""
-    away = newer.with_name("away")
-    newer.rename(away)
-    try:
-        found, digest = loaded()
-        assert found == int(step.name)
-        return digest
-    finally:
-        away.rename(newer)
-
-
-def _damage(kind: str, rng: random.Random, step: Path, contents: dict[Path, bytes]) -> list[str]:
+def _damage(kind: str, rng: random.Random, files: MutableMapping[str, bytes], contents: dict[str, bytes]) -> list[str]:
     """Spoils something, and gives the names of what it is, within the step."""
-    files = sorted(contents)
     if kind == "item":
-        item = rng.choice(sorted({path.relative_to(step).parts[0] for path in files if path.parent != step}))
-        shutil.rmtree(step / item)
+        item = rng.choice(sorted({name.partition("/")[0] for name in contents if "/" in name}))
+        for name in [name for name in contents if name.startswith(f"{item}/")]:
+            del files[name]
         return [f"{item}/"]
-    path = rng.choice([path for path in files if contents[path]])
-    data = contents[path]
-    touched = [path]
+    name = rng.choice([name for name in contents if contents[name]])
+    data = contents[name]
     match kind:
         case "flip":
             at, spoilt = rng.randrange(len(data)), bytearray(data)
             spoilt[at] ^= rng.choice([1 << rng.randrange(8), rng.randrange(1, 256)])
-            path.write_bytes(spoilt)
+            files[name] = bytes(spoilt)
         case "truncate":
-            os.truncate(path, rng.randrange(len(data)))
+            files[name] = data[: rng.randrange(len(data))]
         case "extend":
-            path.write_bytes(data + rng.randbytes(rng.randint(1, 64)))
+            files[name] = data + rng.randbytes(rng.randint(1, 64))
         case "delete":
-            path.unlink()
+            del files[name]
         case "swap":
-            other = rng.choice([other for other in files if contents[other] != data])
-            path.write_bytes(contents[other])
-            other.write_bytes(data)
-            touched.append(other)
-    return [path.relative_to(step).as_posix() for path in touched]
+            other = rng.choice([other for other in contents if contents[other] != data])
+            files[name], files[other] = contents[other], data
+            return [name, other]
+    return [name]

@@ -307,11 +307,12 @@ def _too_slow(number: int, frame: Any) -> None:
     raise TimeoutError(f"more than {SECONDS} s")
 
 
-def run(name: str, count: int, seed: int) -> tuple[Counter[str], dict[str, int], int]:
-    """(outcomes, {problem: the number of an input that shows it}, the most memory in MB) of a kind's inputs."""
+def run(name: str, count: int, seed: int) -> tuple[Counter[str], dict[str, int], tuple[int, int]]:
+    """(outcomes, {problem: the number of an input that shows it}, the most memory in MB and that input's number) of a
+    kind's inputs."""
     outcomes: Counter[str] = Counter()
     problems: dict[str, int] = {}
-    begun, most = -1, 0
+    begun, most = -1, (0, 0)
 
     def note(outcome: str, number: int) -> None:
         outcomes[outcome if outcome in ("refused", "read") else "problems"] += 1
@@ -327,7 +328,9 @@ def run(name: str, count: int, seed: int) -> tuple[Counter[str], dict[str, int],
                 row = json.loads(line)
                 begun = row.get("begins", begun)
                 if "ended" in row:
-                    ended, most = row["ended"], max(most, row["mb"])
+                    ended = row["ended"]
+                    if row["mb"] > most[0]:  # the peak so far: of inputs with the same, the first has made it
+                        most = row["mb"], ended
                     note(row["outcome"], ended)
             code = process.wait(60)
         if begun != ended:
@@ -357,12 +360,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(KINDS[name].read(Path(folder)))
         return 0
     began, found = time.perf_counter(), 0
-    print(f"{'input':16}{'tries':>7}{'refused':>9}{'read':>7}{'problems':>10}{'memory':>9}")
+    print(f"{'input':16}{'tries':>7}{'refused':>9}{'read':>7}{'problems':>10}{'memory':>9}  by input")
     for name in options.kinds:
         count = options.count // len(options.kinds)
         outcomes, problems, most = run(name, count, options.seed)
         print(
-            f"{name:16}{count:7,}{outcomes['refused']:9,}{outcomes['read']:7,}{outcomes['problems']:10,}{most:6,} MB",
+            f"{name:16}{count:7,}{outcomes['refused']:9,}{outcomes['read']:7,}{outcomes['problems']:10,}{most[0]:6,} MB"
+            f"  {most[1]}",
             flush=True,
         )
         for problem, number in problems.items():

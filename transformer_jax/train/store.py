@@ -31,6 +31,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ TIMEOUT = 60.0  # seconds for one request
 PART = 2**24  # bytes of an object that are in memory at once while it is digested
 TRIES = 3  # of a request that is not answered
 THREADS = 16  # requests at once
+CRASHING = ((3, 12, 0), (3, 12, 1))  # its garbage collector, where io.BytesIO.getbuffer is part of a cycle
 
 
 class Failed(RunError):
@@ -116,11 +118,18 @@ def _gcsfs() -> Any:
     # Without this gcsfs asks a second service, over gRPC, what kind of bucket it is, and waits a minute where that does
     # not answer. Names with slashes are all we need of any bucket.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    if sys.version_info[:3] in CRASHING:
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise InputError(
+            f"{SCHEME} needs another Python than {version}, which crashes after an upload that failed (CPython issue "
+            "111211): 3.11, or 3.12.2 and later"
+        )
     try:
         import gcsfs
     except ImportError:
         raise InputError(f"{SCHEME} needs the package gcsfs; install it: tools/install gcs") from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what went wrong is raised
+    for name in ("gcsfs", "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is raised
     return gcsfs.GCSFileSystem(use_listings_cache=False, requests_timeout=TIMEOUT)
 
 

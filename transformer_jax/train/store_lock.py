@@ -25,7 +25,7 @@ from transformer_jax.train import lock, store
 def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """As `lock.hold`, of a workdir in a store."""
     path = workdir / lock.NAME
-    mine = {**lock.myself(), "machine": _machine()}
+    mine = {**lock.myself(), "machine": _machine(), "born": _born(os.getpid())}
     data = json.dumps(mine).encode()
     try:
         held = _Held(path, data, _take(path, data, say))
@@ -60,7 +60,10 @@ class _Held:
             try:
                 found, _ = store.get(self.path)
             except FileNotFoundError:
-                raise lock.Lost(f"{self.path} is gone: another run took it, or somebody; this run stops") from None
+                raise lock.Lost(
+                    f"{self.path} is gone: deleted, or taken over by a run that has ended since; this run stops, and "
+                    "saves no more"
+                ) from None
         if found != self.data:
             raise lock.Lost(
                 f"{self.path} was taken over by {lock.describe(_owner(found))}; this run stops, and saves no more"
@@ -106,15 +109,8 @@ def _watch(path: Path, owner: dict[str, Any], seen: store.Seen, say: Callable[[s
 
 def _dead(owner: dict[str, Any]) -> bool:
     """Whether the owner was a process of this machine that has ended; False where that cannot be known."""
-    if not owner.get("machine") or owner["machine"] != _machine() or not isinstance(owner.get("pid"), int):
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
+    here = owner.get("machine") and owner["machine"] == _machine() and isinstance(owner.get("pid"), int)
+    return bool(here and owner.get("born")) and _born(owner["pid"]) != owner["born"]
 
 
 def _machine() -> str:
@@ -122,6 +118,15 @@ def _machine() -> str:
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _born(pid: int) -> str:
+    """When a process started, in the kernel's ticks, which no later process of its number shares; "" of one that has
+    ended, be it that nobody has asked how."""
+    with contextlib.suppress(OSError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
     return ""
 
 

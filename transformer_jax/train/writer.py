@@ -146,7 +146,7 @@ class Writer:
         return self._failures > 0
 
     def __enter__(self) -> "Writer":
-        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._quietly
+        _quieten()
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
@@ -157,12 +157,6 @@ class Writer:
         finally:
             _outlast_interrupts(self._thread.submit(self._close))
             self._thread.shutdown()
-            sys.unraisablehook = self._unraisable
-
-    def _quietly(self, unraisable: Any) -> None:
-        """When one file fails, TensorStore's other operations report, with tracebacks, that Orbax waits no longer."""
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self._unraisable(unraisable)
 
     def _settle(self) -> None:
         """Waits for the save that is under way and takes note of how it ended."""
@@ -235,7 +229,8 @@ class Writer:
             manifest.sync(part)
         files = manifest.digest(part, manifest.names(part)[index::count])
         if count > 1:
-            manifest.write(self.folder / f"{self._step}.part.{index}.json", files)
+            if not self._first:
+                manifest.write(self.folder / f"{self._step}.part.{index}.json", files)
             self._barrier("digested")
         if self._first:
             for shared in [self.folder / f"{self._step}.part.{i}.json" for i in range(1, count)]:
@@ -288,6 +283,19 @@ class Writer:
     def _close(self) -> None:
         if self._checkpointer is not None:
             self._checkpointer.close()
+
+
+def _quieten() -> None:
+    """Keeps one complaint off the screen, from now on: when one file fails, TensorStore's other operations report, with
+    tracebacks and as late as the process ends, that Orbax waits for them no longer."""
+    hook = sys.unraisablehook
+
+    def quietly(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    if getattr(hook, "__qualname__", "") != quietly.__qualname__:
+        sys.unraisablehook = quietly
 
 
 def _outlast_interrupts(future: Future[Any]) -> None:
