@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("gpt", "damage", 200),
         ("gpt", "disk", 20),
         ("gpt", "signal", 10),
+        ("gpt", "store", 2),
     ],
 )
 def test_a_drill(job, drill, tries):

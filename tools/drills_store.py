@@ -122,7 +122,9 @@ def drill(job: Job, tries: int) -> Iterator[Row]:
 
         fsspec.config.set_conf_env(fsspec.config.conf)  # read when it was imported, which may have been before
         yield from kills(Bench(job, server, "kill"), tries)
-        yield from passing(Bench(job, server, "passing"))
+        yield from passing(Bench(job, server, "passing"), tries)
+        if tries >= 10:
+            yield from outage(Bench(job, server, "outage"))
         yield from staying(Bench(job, server, "staying"))
         yield from contended(Bench(job, server, "contended"))
         yield from damaged(Bench(job, server, "damaged"), tries)
@@ -197,11 +199,11 @@ def kills(bench: Bench, tries: int) -> Iterator[Row]:
     yield from rows.values()
 
 
-def passing(bench: Bench) -> Iterator[Row]:
+def passing(bench: Bench, tries: int) -> Iterator[Row]:
     row, rng = Row("store, errors that pass (429, 500, 502, 503, 504, a connection that ends)"), random.Random(1)
     faults = [
         bucket.Fault(".*", bench.name, ERRORS[i % len(ERRORS)], skip=rng.randrange(10, 900), done=rng.random() < 0.5)
-        for i in range(60)
+        for i in range(max(len(ERRORS), 3 * tries // 2))
     ]
     trainer = bench.start()
     bench.server.faults += faults
@@ -214,6 +216,8 @@ def passing(bench: Bench) -> Iterator[Row]:
     bench.server.faults.clear()
     yield row
 
+
+def outage(bench: Bench) -> Iterator[Row]:
     row, trainer = Row(f"store, an outage of {OUTAGE:.0f} s (503 to all)"), bench.start()
     with _noted(row):
         bench.saved(trainer)

@@ -27,7 +27,8 @@ from transformer_jax.optim import Optim
 from transformer_jax.train import checkpoint, lock, loop, manifest, store, store_lock, writer
 from transformer_jax.train import state as state_lib
 
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported
+# Read when gcsfs is imported, which nothing before this file does; it would ask a second service, and wait for it.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 fsspec = pytest.importorskip("fsspec")
 retry = pytest.importorskip("gcsfs.retry", reason="needs gcsfs: tools/install gcs")
 if sys.version_info[:3] in store.CRASHING:

@@ -1,5 +1,6 @@
 """A run of two hosts in an object store: two real processes, and a bucket in the memory of this one."""
 
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,8 @@ import pytest
 from tools import bucket
 from transformer_jax.train import store
 
-pytest.importorskip("gcsfs", reason="needs gcsfs: tools/install gcs")
+if importlib.util.find_spec("gcsfs") is None:
+    pytest.skip("needs gcsfs: tools/install gcs", allow_module_level=True)
 if sys.version_info[:3] in store.CRASHING:
     pytest.skip("this Python crashes after uploads that failed: CPython issue 111211", allow_module_level=True)
 ROOT = Path(__file__).resolve().parents[2]
