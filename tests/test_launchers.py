@@ -112,6 +112,13 @@ def test_jobset_on_tpus_leaves_it_to_jax(capsys):
         (slurm.main, ["--nodes", "0", "experiments.a"], "--nodes 0 --gpus-per-node 0: there must be nodes"),
         (gke.main, ["a", "--image", "i", "--hosts", "2", "e"], "give --tpu KIND:TOPOLOGY or --gpus N"),
         (gke.main, ["a", "--image", "i", "--hosts", "2", "--tpu", "v9:2", "e"], "--tpu v9:2 is not KIND:TOPOLOGY"),
+        (
+            gke.main,
+            ["a", "--image", "i", "--hosts", "3", "--tpu", "v5e:4x4", "e"],
+            "16 chips, 4 on a machine: give --hosts 4",
+        ),
+        (gke.main, ["Run_1", "--image", "i", "--hosts", "2", "--gpus", "8", "e"], "name Run_1: Kubernetes takes"),
+        (gke.main, ["a", "--image", "i", "--hosts", "0", "--gpus", "8", "e"], "--hosts 0: there must be machines"),
         (gke.main, ["a", "--image", "i", "--hosts", "2", "--gpus", "8", "--slices", "2", "e"], "only TPUs have slices"),
     ],
 )

@@ -28,29 +28,28 @@ def experiment(case: str) -> Experiment:
 
 
 def _marked(case: str) -> Any:
-    """The first case of each family always; tracing all of them takes half a minute. An encoder-decoder on TPU is known
-    to disagree (docs/scaling.md): the compiler's two loops take up to a quarter more, or less, than is counted."""
-    family = case.split()[0]
-    marks = [] if case == next(other for other in COMPILED if other.split()[0] == family) else [pytest.mark.slow]
-    if "wmt14_big" in family and "tpu:" in case:
-        marks.append(pytest.mark.xfail(strict=True, reason="two loops on TPU: 0.80 to 1.23 of the compiler"))
-    return pytest.param(case, marks=marks)
+    """The first case of each family on GPUs and on TPUs always; tracing all of them takes half a minute."""
+
+    def kind(case: str) -> tuple[str, str]:
+        return case.split()[0], case.partition("--target ")[2].partition(":")[0]
+
+    first = case == next(other for other in COMPILED if kind(other) == kind(case))
+    return pytest.param(case, marks=[] if first else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize("case", [_marked(case) for case in COMPILED])
 def test_arithmetic_equals_the_compilers_total_within_a_tenth(case):
     request, step = preflight.read(case.split()), COMPILED[case]
-    wanted = step["arguments"] + step["temporaries"] + step["outputs"] - step["aliased"]
     need = footprint.footprint(request.experiment, request.target)
-    assert need.total == pytest.approx(wanted, rel=0.10)
+    assert need.total == pytest.approx(step["total"], rel=0.10)
     # What a step is given is declared, so it is exact, up to how the compilers pad small arrays.
     assert need.params + need.moments + need.ema + need.batch == pytest.approx(step["arguments"], rel=0.02)
 
 
 def test_the_cases_are_of_every_family_and_policy():
-    cases = make_preflight_fixtures.CASES
+    cases, others = make_preflight_fixtures.CASES, make_preflight_fixtures.HELD_OUT
     found = {(case.split()[0], case.partition("--model.remat ")[2].split()[0]) for case in cases}
-    assert len(found) == len(models.FAMILIES) * 3 and COMPILED.keys() <= set(cases)
+    assert len(found) == len(models.FAMILIES) * 3 and COMPILED.keys() <= {*cases, *others}
 
 
 def test_state_is_divided_as_it_is_laid_out():
@@ -71,12 +70,29 @@ def test_activations_follow_the_rows_of_a_device_and_its_heads():
     two = dataclasses.replace(one, train=dataclasses.replace(one.train, batch_size=32))
     kept, twice = footprint.saved(one, target), footprint.saved(two, target)
     assert twice.stacked == pytest.approx(2 * kept.stacked, rel=1e-3)  # biases are there once
-    assert twice.weights == kept.weights
     even = dataclasses.replace(one, model=dataclasses.replace(one.model, vocab_size=50304))
     cut = footprint.saved(dataclasses.replace(even, mesh=Mesh(1, 4, 1, 2)), target)
     # Twice the rows and half the heads: what has no heads or features of the MLP is twice as much, the rest as before.
     assert kept.stacked < cut.stacked < 2 * kept.stacked
-    assert cut.weights == pytest.approx(kept.weights / 8)
+
+
+@pytest.mark.parametrize(("target", "single"), [("tpu:v5p:2x2x1", "tpu:v5p:1x1x1"), ("cuda:h100:1x4", "cuda:h100:1x1")])
+def test_four_devices_hold_what_one_does_with_a_quarter_of_the_rows_dropout_too(target, single):
+    small = "experiments.mlm.bert_base --data.length 128 --model.num-layers 2 --model.remat none --model.dropout 0.1"
+    four = preflight.read(f"{small} --target {target} --mesh.fsdp 4 --train.batch-size 32".split())
+    one = preflight.read(f"{small} --target {single} --train.batch-size 8".split())
+    kept, alone = (footprint.saved(r.experiment, r.target) for r in (four, one))
+    assert kept.stacked == pytest.approx(alone.stacked, rel=1e-3)
+
+
+def test_unrolled_layers_keep_what_scanned_ones_do():
+    target = targets.parse("cuda:h100:1x1")
+    scanned = experiment(f"{SMALL} --target {target.name} --train.accumulate 1 --train.batch-size 2")
+    model = dataclasses.replace(scanned.model, scan_layers=False)
+    unrolled = dataclasses.replace(scanned, model=model)
+    kept, need = footprint.saved(unrolled, target), footprint.footprint(unrolled, target)
+    assert kept.total == pytest.approx(footprint.saved(scanned, target).total, rel=0.02)
+    assert need.block == pytest.approx(footprint.footprint(scanned, target).block, rel=0.02) and need.block > 0
 
 
 def test_each_policy_keeps_less_and_the_same_with_or_without_cudnn_here():
@@ -159,6 +175,8 @@ def test_what_does_not_fit_is_refused_with_the_nearest_mesh_that_does(capsys):
         (f"{SMALL}", "--target is missing"),
         (f"{SMALL} --target tpu:v9:4x4", "no chip tpu:v9"),
         (f"{SMALL} --target tpu:v5p:4x4", "no shape of v5p; give 3 sizes"),
+        (f"{SMALL} --target v5p:2x2x1", "write who makes it, tpu:v5p:2x2x1"),
+        (f"{SMALL} --target cuda:h100:2x9", "a host has up to 8 h100"),
         (f"{SMALL} --target cuda:h100:8", "no shape of h100; give 2 sizes"),
         (f"{SMALL} nano --target cuda:h100:1x8", "no variant 'nano'; it has experiment, text"),
         (f"{SMALL} --target cuda:h100:1x8 --mesh.fdsp 8", "the nearest is --mesh.fsdp"),

@@ -2,8 +2,14 @@
 
 The state is declared, so its bytes are exact. What the forward pass keeps for the backward pass is JAX's own account of
 it: the leaves of the function that `jax.vjp` returns, traced on an abstract mesh whose axes are Explicit, where each
-array's type says how it is laid out. What comes on top, a block's working memory, is estimated from the same account
-of a block that keeps everything. docs/scaling.md has it beside what the compilers say.
+array's type says how it is laid out. On top comes what is there for a while, of which a compiler's program holds most
+in one of two moments, as the buffers of compiled programs show:
+
+  the loss   a tile of logits, and the output matrix gathered from the devices
+  a block    on the way back: all gradients, and the working memory of one block
+
+Both find the activations kept, the kernels in the compute dtype, which are converted before the first layer and stay,
+and the output matrix's own gradient, whole until the end. docs/scaling.md has it beside what the compilers say.
 """
 
 import dataclasses
@@ -19,13 +25,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from tools.targets import Target
-from transformer_jax import losses
+from transformer_jax import losses, sharding
 from transformer_jax.experiment import Experiment
-from transformer_jax.nn import attention
+from transformer_jax.nn import attention, stack
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import program as programs
-
-COTANGENTS = 0.75  # of what a block keeps, its backward pass holds in gradients at once: fitted to ViT-H on H100
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,13 @@ class Footprint:
 
     Fields:
       params, moments, ema, batch: what a step takes and gives back, exact.
-      gradients: float32, laid out as the parameters; twice with accumulation, the sum and a part's, and on TPUs, whose
-        compiler does not write them where it adds them up.
-      weights: copies of the kernels in the compute dtype, the output matrix among them.
+      gradients: float32, laid out as the parameters; twice with accumulation, the sum and a part's.
+      weights: the blocks' kernels in the compute dtype.
       activations: what the forward pass keeps for the backward pass besides.
-      head: tiles of logits, and the output matrix's gradient before it is scattered.
-      block: what one block's backward pass computes anew, and on GPUs the gradients of its activations.
-      reused: of the last two, what lies in the same place: a TPU's compiler uses the head's memory again for all of a
-        block, a GPU's for those gradients.
+      head: the output matrix's float32 gradient, before it is scattered.
+      logits: a tile of logits, and the output matrix in the compute dtype, gathered.
+      block: what one block's backward pass computes anew, and its activations' gradients.
+      reused: what of the logits, or of a part's gradients and the block, lies where the other has been.
     """
 
     params: float
@@ -52,12 +55,13 @@ class Footprint:
     weights: float
     activations: float
     head: float
+    logits: float
     block: float
     reused: float
 
     @property
     def total(self) -> float:
-        """Arguments, temporaries and outputs less what is donated, as compilers count."""
+        """All that a step needs at once, its arguments included."""
         return math.fsum(dataclasses.astuple(self)) - 2 * self.reused
 
 
@@ -66,56 +70,81 @@ def footprint(experiment: Experiment, target: Target) -> Footprint:
 
     Errors: `InputError` for a mesh, a batch or a parameter that does not divide.
     """
-    model, tpu = experiment.model, target.platform == "tpu"
     mesh = target.abstract_mesh(**dataclasses.asdict(experiment.mesh))
     program = programs.make(experiment, mesh, platform=target.platform)
     params = _bytes(program.state.params)
-    kept = saved(experiment, target)
-    everything = saved(dataclasses.replace(experiment, model=dataclasses.replace(model, remat="none")), target)
-    layers = model.num_layers + getattr(model, "decoder_layers", 0)
-    block = (everything.stacked - kept.stacked) / layers
-    head, reused = _head(experiment, dict(mesh.shape), target.platform), 0.0
-    if tpu:
-        # There what all blocks share, such as a mask, is made once, before the loop. So are all layers' kernels in the
-        # compute dtype, whether the backward pass asks for them or not.
-        block += everything.shared - kept.shared
-        kept = dataclasses.replace(kept, weights=everything.weights)
-        reused = min(head, block)
-    else:
-        cotangents = COTANGENTS * everything.stacked / layers
-        block, reused = block + cotangents, min(head, cotangents)
+    block = max(_block(experiment, target, depth) for depth in _depths(experiment.model))
+    head, logits = _head(experiment, dict(mesh.shape), target.platform)
     return Footprint(
         params=params,
         moments=_bytes(program.state.opt_state),
         ema=_bytes(program.state.ema),
         batch=_bytes(program.batch),
-        gradients=params * (2 if experiment.train.accumulate > 1 or tpu else 1),
-        weights=kept.weights + kept.loss,
-        activations=kept.stacked + kept.shared,
+        gradients=params * (2 if experiment.train.accumulate > 1 else 1),
+        weights=_kernels(program),
+        activations=saved(experiment, target).total,
         head=head,
+        logits=logits,
         block=block,
-        reused=reused,
+        reused=min(logits, params + block),
     )
+
+
+def _kernels(program: programs.Program) -> float:
+    """Bytes of the blocks' kernels in the compute dtype, laid out as the parameters."""
+    declared = params_lib.flatten(program.declaration)
+    leaves = params_lib.flatten(program.state.params)
+    narrow = jnp.dtype(program.model.dtype).itemsize
+    stacked = [leaves[path] for path, p in declared.items() if p.axes[0] == "layers" and len(p.shape) > 2]
+    return float(sum(narrow * local_bytes(leaf) / leaf.dtype.itemsize for leaf in stacked))
+
+
+def _depths(model: Any) -> tuple[str, ...]:
+    """The fields of a model that say how many blocks a stack of it has."""
+    return ("num_layers", "num_decoder_layers") if hasattr(model, "decoder_layers") else ("num_layers",)
+
+
+def _block(experiment: Experiment, target: Target, depth: str) -> float:
+    """Bytes of a block's backward pass: what the block keeps where it keeps everything. Each of its arrays is computed
+    anew, or has been kept, and then its gradient takes as much.
+
+    It is what one more block of that stack makes the forward pass keep.
+    """
+
+    def kept(layers: int) -> float:
+        fewest = {name: 2 for name in _depths(experiment.model)} | {depth: layers}
+        model = dataclasses.replace(experiment.model, remat="none", **fewest)
+        return saved(dataclasses.replace(experiment, model=model), target, everything=True).total
+
+    return kept(3) - kept(2)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Bytes on one device of what the forward pass keeps.
+    """Bytes on one device of what the forward pass keeps, the weights aside.
 
     Fields:
-      stacked: activations, a row for each layer. shared: those that there are once.
-      weights: parameters in the compute dtype. loss: arrays as large as the vocabulary.
+      stacked: activations, a row for each layer.
+      shared: those that there are once.
+      loss: arrays as large as the vocabulary.
     """
 
     stacked: float
     shared: float
-    weights: float
     loss: float
+
+    @property
+    def total(self) -> float:
+        """Of all three."""
+        return self.stacked + self.shared + self.loss
 
 
 @functools.lru_cache(maxsize=64)
-def saved(experiment: Experiment, target: Target) -> Saved:
-    """What the forward pass of one micro-batch keeps for its backward pass, the parameters themselves aside."""
+def saved(experiment: Experiment, target: Target, *, everything: bool = False) -> Saved:
+    """What the forward pass of one micro-batch keeps for its backward pass, parameters and their copies aside.
+
+    Arguments: everything: under remat "none", also what a platform's policy for it would compute again.
+    """
     train, task = experiment.train, experiment.task
     rows = train.batch_size // train.accumulate
     if hasattr(task, "augment"):  # changes the images before the model sees them, and keeps nothing
@@ -128,20 +157,34 @@ def saved(experiment: Experiment, target: Target) -> Saved:
         return jax.vjp(lambda p: program.loss(p, batch, key)[0], params)[1]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.sharding.use_abstract_mesh(mesh), _without_cudnn():
+    with jax.sharding.use_abstract_mesh(mesh), _without_cudnn(), _keeping(everything):
         leaves = jax.tree.leaves(jax.eval_shape(backward, program.state.params, program.batch, key))
-    model = experiment.model
-    parameters = {p.shape for p in params_lib.flatten(program.declaration).values()}
-    depths, vocabulary = {model.num_layers, getattr(model, "decoder_layers", 0)}, getattr(model, "vocab_size", None)
-    sums = {"stacked": 0.0, "shared": 0.0, "weights": 0.0, "loss": 0.0}
-    for leaf in leaves:
-        own = leaf.shape in parameters
-        if not leaf.shape or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (own and leaf.dtype == jnp.float32):
-            continue  # a number, a key, or a parameter itself
-        kind = "stacked" if len(leaf.shape) > 1 and leaf.shape[0] in depths else "shared"
-        kind = "weights" if own else "loss" if vocabulary in leaf.shape else kind
-        sums[kind] += local_bytes(leaf)
+        model = experiment.model
+        parameters = _shapes(program.declaration)
+        depths, vocabulary = {getattr(model, name) for name in _depths(model)}, getattr(model, "vocab_size", None)
+        sums = {"stacked": 0.0, "shared": 0.0, "loss": 0.0}
+        for leaf in leaves:
+            if not leaf.shape or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.shape in parameters:
+                continue  # a number, a key, a parameter or its copy
+            kind = "stacked" if len(leaf.shape) > 1 and leaf.shape[0] in depths else "shared"
+            sums["loss" if vocabulary in leaf.shape else kind] += local_bytes(leaf) / _cut(leaf, kind == "stacked")
     return Saved(**sums)
+
+
+def _shapes(declaration: Any) -> set[tuple[int, ...]]:
+    """Of all parameters; of the blocks' also as they are where layers are unrolled, one by one."""
+    declared = params_lib.flatten(declaration).values()
+    return {p.shape for p in declared} | {p.shape[1:] for p in declared if p.axes[0] == "layers"}
+
+
+def _cut(leaf: Any, stacked: bool) -> int:
+    """Into how many parts the compilers cut an array whose type says that it is whole: dropout's bits, which are made
+    without a layout, lie as what they are multiplied with."""
+    if leaf.dtype != jnp.bool_ or any(leaf.sharding.spec):
+        return 1
+    features, scores = ("batch", "length"), ("batch", "kv_heads", None, "length", None)
+    axes = {3: features, 5: scores}.get(len(leaf.shape) - stacked, ())
+    return math.prod(sharding.shards(axis) for axis in axes if axis)
 
 
 def _explicit(mesh: AbstractMesh) -> AbstractMesh:
@@ -149,18 +192,31 @@ def _explicit(mesh: AbstractMesh) -> AbstractMesh:
     return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=types, abstract_device=mesh.abstract_device)
 
 
-def _head(experiment: Experiment, sizes: dict[str, int], platform: str) -> float:
-    """Bytes of `losses.linear_cross_entropy`: a tile of logits in float32 and in the compute dtype; and the
-    output matrix's float32 gradient, whole before it is scattered."""
+def _head(experiment: Experiment, sizes: dict[str, int], platform: str) -> tuple[float, float]:
+    """Bytes of `losses.linear_cross_entropy`: the output matrix's float32 gradient, whole before it is scattered; and
+    a tile of logits in float32 beside the output matrix in the compute dtype."""
     model, train, data = experiment.model, experiment.train, experiment.data
     if not hasattr(model, "vocab_size"):
-        return 0.0
+        return 0.0, 0.0
     length = getattr(data, "target_length", data.length)
     if hasattr(experiment.task, "masking"):
         length = experiment.task.masking.count(length)
     rows = train.batch_size / train.accumulate / (sizes["data"] * sizes["fsdp"]) * length / sizes["sequence"]
     columns = model.vocab_size / sizes["tensor"]
-    return 1.5 * min(losses.TILE_BYTES[platform], 4 * rows * columns) + 4 * model.width * columns
+    tile = min(losses.TILE_BYTES[platform], 4 * rows * columns)
+    return 4 * model.width * columns, tile + 2 * model.width * columns
+
+
+@contextmanager
+def _keeping(everything: bool) -> Iterator[None]:
+    """Inside, where everything is asked for, remat "none" computes nothing again, on no platform."""
+    policy = stack.CHEAP
+    if everything:
+        stack.CHEAP = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        stack.CHEAP = policy
 
 
 @contextmanager

@@ -36,9 +36,10 @@ KINDS = {  # the fields of a Footprint, for people
     "gradients": "gradients",
     "weights": "kernels in the compute dtype",
     "activations": "activations kept",
-    "head": "logits and loss",
+    "head": "output matrix's gradient",
+    "logits": "logits and loss",
     "block": "a block's working memory",
-    "reused": "of these two, used twice",
+    "reused": "not at the same time",
 }
 
 
@@ -192,13 +193,13 @@ def report(request: Request) -> Iterator[str]:
 def _memory(request: Request, need: Footprint, step: compiled.Step | None, room: float) -> Iterator[str]:
     yield "memory of each device, GB (arithmetic)"
     for field_name, what in KINDS.items():
-        yield f"  {what:30}{getattr(need, field_name) / 1e9:10.3f}"
+        size = getattr(need, field_name) / 1e9
+        yield f"  {what:30}{-size if field_name == 'reused' else size:10.3f}"
     yield f"  {'all':30}{need.total / 1e9:10.3f}   of {room / 1e9:.1f} usable"
     if step:
         yield (
-            f"  {'by the compiler':30}{step.total / 1e9:10.3f}   arguments {step.arguments / 1e9:.3f}, temporaries "
-            f"{step.temporaries / 1e9:.3f}; compiled in {step.seconds:.0f} s; arithmetic / compiler "
-            f"{need.total / step.total:.2f}"
+            f"  {'by the compiler':30}{step.total / 1e9:10.3f}   of which arguments {step.arguments / 1e9:.3f}; "
+            f"compiled in {step.seconds:.0f} s; arithmetic / compiler {need.total / step.total:.2f}"
         )
     yield "  at each remat policy (activations kept, all)"
     for remat in REMAT:
@@ -241,6 +242,9 @@ def _time(
 def main(arguments: list[str]) -> int:
     """Prints the report. Returns the exit code."""
     targets.without_chips()
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     try:
         for line in report(read(arguments)):
             print(line, flush=True)

@@ -120,6 +120,8 @@ def parse(text: str) -> Target:
     name, _, shape = rest.partition(":")
     known = {f"{chip.maker}:{chip.name}" for chip in CHIPS.values()}
     if f"{maker}:{name}" not in known:
+        if maker in CHIPS:
+            raise InputError(f"--target {text}: write who makes it, {CHIPS[maker].maker}:{text}")
         raise InputError(f"--target {text}: no chip {maker}:{name}{nearest(f'{maker}:{name}', known)}; there are "
                          f"{', '.join(sorted(known))}")  # fmt: skip
     chip, sizes = CHIPS[name], shape.split("x")
@@ -129,6 +131,8 @@ def parse(text: str) -> Target:
         raise InputError(
             f"--target {text}: {shape or 'nothing'!r} is no shape of {name}; give {wanted} sizes, such as {like}"
         )
+    if maker == "cuda" and int(sizes[1]) > chip.host:
+        raise InputError(f"--target {text}: a host has up to {chip.host} {name}; give hosts x GPUs of a host")
     return Target(chip, tuple(map(int, sizes)))
 
 

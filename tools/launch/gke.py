@@ -14,6 +14,8 @@ https://jobset.sigs.k8s.io, https://cloud.google.com/kubernetes-engine/docs/how-
 
 import argparse
 import json
+import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,7 +39,8 @@ def manifest(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any
     selector: dict[str, str] = {}
     if options.tpu:
         kind, _, topology = options.tpu.partition(":")
-        label, chips = TPUS[kind]
+        label, _ = TPUS[kind]
+        chips = math.prod(map(int, topology.split("x"))) // options.hosts
         selector = {"cloud.google.com/gke-tpu-accelerator": label, "cloud.google.com/gke-tpu-topology": topology}
         devices, run = {"google.com/tpu": chips}, ["sh", "-c", f"exec {shlex.join(command)}"]
     else:
@@ -98,8 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kind, _, topology = options.tpu.partition(":")
     if bool(options.tpu) == bool(options.gpus):
         parser.error("give --tpu KIND:TOPOLOGY or --gpus N, one of them")
-    if options.tpu and (kind not in TPUS or not topology):
+    if options.tpu and (kind not in TPUS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", topology)):
         parser.error(f"--tpu {options.tpu} is not KIND:TOPOLOGY with a kind of {', '.join(TPUS)}, such as v5p:4x4x4")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", options.name):
+        parser.error(f"name {options.name}: Kubernetes takes small letters, digits and -, such as run-1")
+    if options.hosts < 1:
+        parser.error(f"--hosts {options.hosts}: there must be machines")
+    if options.tpu:
+        count, of_one = math.prod(map(int, topology.split("x"))), TPUS[kind][1]
+        if options.hosts > 1 and options.hosts * of_one != count:
+            hosts = max(count // of_one, 1)
+            parser.error(f"--tpu {options.tpu} is {count} chips, {of_one} on a machine: give --hosts {hosts}")
     if options.gpus and options.slices > 1:
         parser.error(f"--slices {options.slices}: only TPUs have slices; give more --hosts")
     if not train or train[0].startswith("-"):
