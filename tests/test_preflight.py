@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import pytest
 
-from tools import chips, footprint, make_preflight_fixtures, preflight, roofline, targets
+from tools import chips, compiled, footprint, make_preflight_fixtures, preflight, roofline, targets
 from transformer_jax import models
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib
@@ -217,12 +217,19 @@ def test_every_chip_says_where_its_figures_are_published():
 # --------------------------------------------------------------------------------------------------- the real compilers
 
 
+def test_a_refusal_is_read_in_either_form():
+    long = "Ran out of memory in memory space hbm. Used 17.23G of 15.75G hbm. Exceeded hbm capacity by 1.48G."
+    short = (
+        "the total memory required for HLO temporaries (15.78G) exceeds available HBM (15.75G). HLO module"
+    )
+    assert compiled.needed(long) == "17.23GiB of 15.75GiB" and compiled.needed(short) == "15.78GiB of 15.75GiB"
+    assert compiled.needed("RESOURCE_EXHAUSTED") == "more than there is"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "module"), [("tpu:v5e:2x2", "libtpu"), ("cuda:h100:1x4", "jax_cuda13_plugin")])
 def test_the_compiler_agrees_today(name, module):
     pytest.importorskip(module, reason="the compiler is not installed: tools/install target-tpu target-gpu")
-    from tools import compiled
-
     targets.without_chips()
     small = f"{SMALL} --target {name} --mesh.fsdp 4 --model.num-layers 4 --model.remat dots --train.accumulate 1"
     request = preflight.read(f"{small} --train.batch-size 16".split())

@@ -50,8 +50,9 @@ CHIPS = {
         # v4: 6 links of 50 GB/s (Jouppi et al. 2023, table 4). The compiler's topology has its two cores as devices.
         Chip("v4", "tpu", "TPU v4", "v4", 275e12, 32 * GiB, 1200 * GB, 50 * GB, 3, 0, 4, 2,
              (f"{_TPU}v4", "https://arxiv.org/abs/2304.01433"), 1.05e9),
-        # 400 GB/s both ways over 4 links; 6.4 Tbit/s of network for 256 chips.
-        Chip("v5e", "tpu", "TPU v5 lite", "v5e", 197e12, 16 * GB, 819 * GB, 50 * GB, 2, 3.125 * GB, 8, 1,
+        # 400 GB/s both ways over 4 links; 6.4 Tbit/s of network for 256 chips. libtpu gives
+        # a program 15.75 GiB of its memory.
+        Chip("v5e", "tpu", "TPU v5 lite", "v5e", 197e12, 16 * GiB, 819 * GB, 50 * GB, 2, 3.125 * GB, 8, 1,
              (f"{_TPU}v5e",), 1.5e9),
         # 1,200 GB/s both ways over 6 links; 50 Gbit/s of network.
         Chip("v5p", "tpu", "TPU v5", "v5p", 459e12, 95 * GiB, 2765 * GB, 100 * GB, 3, 6.25 * GB, 4, 1,

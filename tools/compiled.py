@@ -53,6 +53,12 @@ class Step:
     text: str
 
 
+def needed(refusal: str) -> str:
+    """What a compiler's refusal says is needed, and of how much."""
+    said = next(filter(None, (re.search(form, refusal) for form in REFUSALS)), None)
+    return f"{said[1]}iB of {said[2]}iB" if said else "more than there is"
+
+
 def compile_step(experiment: Experiment, target: Target) -> Step:
     """Compiles the step. Errors: `TooLarge` with the compiler's own sum, `InputError` for a mesh that does not fit the
     target or a compiler that is not installed."""
@@ -67,9 +73,7 @@ def compile_step(experiment: Experiment, target: Target) -> Step:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            said = next(filter(None, (re.search(form, str(error)) for form in REFUSALS)), None)
-            used = f"{said[1]}iB of {said[2]}iB" if said else "more than there is"
-            raise TooLarge(f"the compiler refuses it: {used} of a {target.chip.name}'s memory") from None
+            raise TooLarge(f"the compiler refuses it: {needed(str(error))} of a {target.chip.name}'s memory") from None
     memory = step.memory_analysis()
     took, text = time.perf_counter() - began, step.as_text()
     found, sizes = hlo.collectives(text, partitions=mesh.size), dict(mesh.shape)
