@@ -18,6 +18,7 @@ dtypes silently; here a missing, extra or misshapen leaf, or one of another dtyp
 import contextlib
 import json
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -313,9 +314,10 @@ def orbax() -> Any:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     """Neither what Orbax says, nor what asyncio says of the writes that were under way when one of Orbax's failed."""
-    message = record.getMessage()
-    theirs = record.name == "asyncio" and ("orbax" in message or "tensorstore" in message)
-    return not theirs and "orbax" not in Path(record.pathname).parts
+    if record.name != "asyncio":
+        return "orbax" not in Path(record.pathname).parts
+    trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+    return not any(word in record.getMessage() + trace for word in ("orbax", "tensorstore"))
 
 
 def _bytes_read() -> int:
