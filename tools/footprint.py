@@ -9,7 +9,7 @@ in one of two moments, as the buffers of compiled programs show:
   a block    on the way back: all gradients, and the working memory of one block
 
 Both find the activations kept, the kernels in the compute dtype, which are converted before the first layer and stay,
-and the output matrix's own gradient, whole until the end. docs/scaling.md has it beside what the compilers say.
+and the output matrix's gradient, whole until the end. docs/scaling.md has it beside what the compilers say.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ class Footprint:
       gradients: float32, laid out as the parameters; twice with accumulation, the sum and a part's.
       weights: the blocks' kernels in the compute dtype.
       activations: what the forward pass keeps for the backward pass besides.
-      head: the output matrix's float32 gradient, before it is scattered.
-      logits: a tile of logits, and the output matrix in the compute dtype, gathered.
+      head: the output matrix's float32 gradient, before it is scattered; or the logits, where one tile holds them.
+      logits: a tile of them, and the output matrix in the compute dtype, gathered.
       block: what one block's backward pass computes anew, and its activations' gradients.
       reused: what of the logits, or of a part's gradients and the block, lies where the other has been.
     """
@@ -193,8 +193,12 @@ def _explicit(mesh: AbstractMesh) -> AbstractMesh:
 
 
 def _head(experiment: Experiment, sizes: dict[str, int], platform: str) -> tuple[float, float]:
-    """Bytes of `losses.linear_cross_entropy`: the output matrix's float32 gradient, whole before it is scattered; and
-    a tile of logits in float32 beside the output matrix in the compute dtype."""
+    """Bytes of `losses.linear_cross_entropy`, until the end and at the loss alone.
+
+    At the loss there is the output matrix in the compute dtype, gathered, and a tile of logits in float32. Several
+    tiles add to the matrix's float32 gradient, which is whole until it is scattered at the end; a single one waits
+    until then itself, to be turned into that gradient.
+    """
     model, train, data = experiment.model, experiment.train, experiment.data
     if not hasattr(model, "vocab_size"):
         return 0.0, 0.0
@@ -203,8 +207,8 @@ def _head(experiment: Experiment, sizes: dict[str, int], platform: str) -> tuple
         length = experiment.task.masking.count(length)
     rows = train.batch_size / train.accumulate / (sizes["data"] * sizes["fsdp"]) * length / sizes["sequence"]
     columns = model.vocab_size / sizes["tensor"]
-    tile = min(losses.TILE_BYTES[platform], 4 * rows * columns)
-    return 4 * model.width * columns, tile + 2 * model.width * columns
+    matrix, logits, tile = model.width * columns, 4 * rows * columns, losses.TILE_BYTES[platform]
+    return (logits, 2 * matrix) if logits <= tile else (4 * matrix, 2 * matrix + tile)
 
 
 @contextmanager
