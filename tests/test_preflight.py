@@ -219,9 +219,7 @@ def test_every_chip_says_where_its_figures_are_published():
 
 def test_a_refusal_is_read_in_either_form():
     long = "Ran out of memory in memory space hbm. Used 17.23G of 15.75G hbm. Exceeded hbm capacity by 1.48G."
-    short = (
-        "the total memory required for HLO temporaries (15.78G) exceeds available HBM (15.75G). HLO module"
-    )
+    short = "the total memory required for HLO temporaries (15.78G) exceeds available HBM (15.75G). HLO module"
     assert compiled.needed(long) == "17.23GiB of 15.75GiB" and compiled.needed(short) == "15.78GiB of 15.75GiB"
     assert compiled.needed("RESOURCE_EXHAUSTED") == "more than there is"
 
