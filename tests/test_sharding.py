@@ -250,3 +250,19 @@ def test_vary_together_marks_what_is_shared_and_sums_its_gradient():
     )
     assert grad == sum(range(8))
     assert sharding.vary_together(x := jnp.ones(2), None)[0] is x
+
+
+def test_sums_as_products_are_sums(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((3, 5, 700), np.float32)
+    plain = sharding.sum_last(jnp.asarray(x))
+    monkeypatch.setattr(sharding, "target_platform", lambda: "tpu")
+    product = sharding.sum_last(jnp.asarray(x))
+    for sums in (plain, product):
+        assert sums.dtype == jnp.float32
+        np.testing.assert_allclose(sums, x.astype(np.float64).sum(axis=-1), atol=1e-4)
+    mesh = mesh_of((2, 2, 1, 2))
+    with jax.set_mesh(mesh):
+        cut = jax.device_put(x[:, :4], jax.NamedSharding(mesh, P(None, "fsdp", "tensor")))
+        np.testing.assert_allclose(jax.jit(sharding.sum_last)(cut), product[:, :4], atol=1e-4)
+    for bad in (np.inf, -np.inf, np.nan):  # by which a step is known to be skipped
+        assert not np.isfinite(sharding.sum_last(jnp.asarray([1.0, bad, 2.0])))

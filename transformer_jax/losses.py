@@ -143,7 +143,7 @@ def _tile(settings, x_BtD, kernel_DV, kernel_mean_D, bias_V, labels_Bt) -> _Tile
     logits_BtV = _logits(x_BtD, kernel_DV, bias_V)
     top_Bt = jnp.max(logits_BtV, axis=-1)
     exps_BtV = jnp.exp(logits_BtV - top_Bt[..., None])
-    z_Bt = jnp.sum(exps_BtV, axis=-1)
+    z_Bt = sharding.sum_last(exps_BtV)
     log_z_Bt = top_Bt + jnp.log(z_Bt)
     # The mean of the logits is the product with the mean of the kernel: no pass at all.
     mean_Bt = jnp.sum(x_BtD.astype(jnp.float32) * kernel_mean_D, axis=-1)

@@ -276,6 +276,19 @@ def _cpu_add_bias_backward(_, dy_BTF):
 _cpu_add_bias.defvjp(_cpu_add_bias_forward, _cpu_add_bias_backward)
 
 
+def sum_last(x: jax.Array) -> jax.Array:
+    """The sums of a float32 array over its last axis.
+
+    On TPUs as a product with ones: a sum over rows takes the vector unit two to four times as long as it takes to read
+    them, by the compiler's own estimate. Each number goes in as the sum of two of bfloat16, with an error of 2^-17.
+    """
+    if target_platform() != "tpu" or AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        return jnp.sum(x, axis=-1)
+    # Eight columns of ones: a product with a vector is made a sum again.
+    ones = jnp.ones((x.shape[-1], 8), x.dtype)
+    return jnp.einsum("...F,Fy->...y", x, ones, precision=jax.lax.Precision.HIGH)[..., 0]
+
+
 def target_platform() -> str:
     """The platform that the program being traced is for: the mesh's devices where there is a mesh, or the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax import sharding
 from transformer_jax.errors import InputError
@@ -253,7 +254,7 @@ def _after(
 ) -> jax.Array:
     """The residual stream after a sublayer that gave y, which counts `rows_B11` times."""
     y_BTD = layers.dropout(y_BTD, cfg.dropout, key)
-    x_BTD = x_BTD + (y_BTD if rows_B11 is None else y_BTD * rows_B11.astype(y_BTD.dtype))
+    x_BTD = checkpoint_name(x_BTD + (y_BTD if rows_B11 is None else y_BTD * rows_B11.astype(y_BTD.dtype)), "stream")
     return layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "post" else x_BTD
 
 

@@ -24,7 +24,7 @@ REMAT: dict[str, Any] = {
 
 # "none" on a TPU: what takes a product, the attention kernel, a sum over rows or random bits is kept. Norms,
 # activations and sums are cheaper to compute again, inside the products that read them, than to write and to read.
-CHEAP = jax.checkpoint_policies.save_only_these_names("product", "attention", "statistics", "dropout")
+CHEAP = jax.checkpoint_policies.save_only_these_names("product", "attention", "statistics", "dropout", "stream")
 
 
 def run(
