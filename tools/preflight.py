@@ -131,11 +131,11 @@ def nearest_that_fits(experiment: Experiment, target: Target, *, tries: int = 60
         except InputError:
             continue  # a dimension that does not divide
         if need <= capacity(chips):
-            return f"{_changes(experiment, target, other, chips)} ({need / 1e9:.1f} GB)"
+            return f"{changes(experiment, target, other, chips)} ({need / 1e9:.1f} GB)"
     return ""
 
 
-def _changes(experiment: Experiment, target: Target, other: Experiment, chips: Target) -> str:
+def changes(experiment: Experiment, target: Target, other: Experiment, chips: Target) -> str:
     """What to write on the command line for `other`."""
     flags = [f"--target {chips.name}"] if chips != target else []
     flags += [f"--mesh.{axis} {size}" for axis, size in dataclasses.asdict(other.mesh).items() if size > 1]
