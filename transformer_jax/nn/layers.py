@@ -144,16 +144,12 @@ def _norm_backward(kind, eps, kept, dy):
     wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
     normed = (wide if mean is None else wide - mean) * inverse
     d_normed = dy * scale
-    dx = d_normed - normed * _mean(d_normed * normed)
+    dx = d_normed - normed * jnp.mean(d_normed * normed, axis=-1, keepdims=True)
     if mean is not None:
-        dx = dx - _mean(d_normed)
+        dx = dx - jnp.mean(d_normed, axis=-1, keepdims=True)
     rows = tuple(range(x.ndim - 1))
     d_bias = None if bias is None else jnp.sum(dy, axis=rows).astype(bias.dtype)
     return (dx * inverse).astype(x.dtype), jnp.sum(dy * normed, axis=rows).astype(scale.dtype), d_bias
-
-
-def _mean(x: jax.Array) -> jax.Array:
-    return sharding.sum_last(x)[..., None] / x.shape[-1]
 
 
 _norm.defvjp(_norm_forward, _norm_backward)
