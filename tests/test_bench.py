@@ -6,10 +6,11 @@ import math
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tools import bench, bench_mlm, bench_profile, bench_step
+from tools import bench, bench_mlm, bench_profile, bench_startup, bench_step
 from transformer_jax.models import vit
 from transformer_jax.nn import params
 
@@ -150,3 +151,22 @@ def test_against_torch_trains_the_same_model(tmp_path):
     assert result["torch"]["parameters"] == result["ours"]["parameters"]
     assert result["torch"]["first_loss"] == pytest.approx(result["ours"]["first_loss"], abs=0.1)
     assert result["ours_over_torch"]["median"] > 0
+
+
+def test_compilations_are_counted():
+    before = bench_startup.count_compilations()
+    f = jax.jit(lambda x: jnp.tan(x) * 2.5)
+    f(jnp.ones(3))
+    first = len(before)
+    f(jnp.zeros(3))
+    assert first >= 1 and len(before) == first  # another value is not another program
+    f(jnp.ones(4))
+    assert len(before) > first
+
+
+@pytest.mark.slow
+def test_start_up_of_a_step():
+    found = bench_startup.measure(1, scan=True)
+    assert found["warm"]["compiling"] < found["cold"]["compiling"]
+    assert found["warm"]["recompilations"] == 0
+    assert "1 layers, cold" in bench_startup.table({1: found})
