@@ -94,7 +94,7 @@ def arrangements(experiment: Experiment, target: Target) -> Iterator[tuple[Exper
     rows, chips = experiment.train.batch_size, target.num_chips
     while rows % chips:
         chips //= 2
-    target = target.resized(chips)
+    target = target if chips == target.num_chips else target.resized(chips)
     for accumulate in range(1, experiment.train.accumulate + 1):
         if rows % (target.num_devices * accumulate) == 0:
             yield with_accumulation(experiment, accumulate), target
