@@ -23,7 +23,10 @@ class Files(MutableMapping[str, bytes]):
         self.folder = folder
 
     def __getitem__(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            raise KeyError(name) from None
 
     def __setitem__(self, name: str, data: bytes) -> None:
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)

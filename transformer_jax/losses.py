@@ -143,15 +143,16 @@ def _tile(settings, x_BtD, kernel_DV, kernel_mean_D, bias_V, labels_Bt) -> _Tile
     logits_BtV = _logits(x_BtD, kernel_DV, bias_V)
     top_Bt = jnp.max(logits_BtV, axis=-1)
     exps_BtV = jnp.exp(logits_BtV - top_Bt[..., None])
-    z_Bt = sharding.sum_last(exps_BtV)
+    whole = sharding.shards("vocab") == 1  # on each device; else devices have parts of each sum
+    z_Bt = sharding.sum_last(exps_BtV) if whole else jnp.sum(exps_BtV, axis=-1)
     log_z_Bt = top_Bt + jnp.log(z_Bt)
     # The mean of the logits is the product with the mean of the kernel: no pass at all.
     mean_Bt = jnp.sum(x_BtD.astype(jnp.float32) * kernel_mean_D, axis=-1)
     mean_Bt += 0.0 if bias_V is None else jnp.mean(bias_V.astype(jnp.float32))
-    if sharding.shards("vocab") > 1:
-        picked_Bt = _picked_by_comparison(logits_BtV, labels_Bt)
-    else:
+    if whole:
         picked_Bt = jnp.take_along_axis(logits_BtV, labels_Bt[..., None], axis=-1, mode="clip")[..., 0]
+    else:
+        picked_Bt = _picked_by_comparison(logits_BtV, labels_Bt)
     losses_Bt, plain_Bt = _token_losses(log_z_Bt, picked_Bt, mean_Bt, label_smoothing, z_loss)
     return _Tile(losses_Bt, plain_Bt, exps_BtV, z_Bt, log_z_Bt)
 

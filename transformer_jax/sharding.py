@@ -277,7 +277,7 @@ _cpu_add_bias.defvjp(_cpu_add_bias_forward, _cpu_add_bias_backward)
 
 
 def sum_last(x: jax.Array) -> jax.Array:
-    """The sums of a float32 array over its last axis.
+    """The sums of a float32 array over its last axis, which no mesh axis should cut.
 
     On TPUs as a product with ones: a sum over rows takes the vector unit two to four times as long as it takes to read
     them, by the compiler's own estimate. Each number goes in as the sum of two of bfloat16, with an error of 2^-17.
