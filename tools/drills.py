@@ -24,7 +24,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tools import drills_damage, drills_disk, drills_faults, drills_folder, drills_store
-from tools.drills_trainer import INTERVAL, Job, Row, Trainer, end_trainers
+from tools.drills_trainer import INTERVAL, Job, Row, Trainer, end_trainers, wrong_start
 from transformer_jax import __main__ as command_line
 from transformer_jax.train import checkpoint, observe
 
@@ -84,14 +84,8 @@ def kill(job: Job, tries: int) -> Iterator[Row]:
             time.sleep(rng.uniform(0, start_up))
             early += 1
         else:
-            wrong = None
-            try:
-                trainer.until(trainer.stepped, "a step")
-                start_up = time.monotonic() - began
-                if (start := trainer.resumed()) != found:
-                    wrong = f"resumed from step {start}, and {found} was the newest"
-            except RuntimeError as error:
-                wrong = f"did not go on: {error}"
+            wrong = wrong_start(trainer, found)
+            start_up = start_up if wrong else time.monotonic() - began
             for earlier, problem in killed:
                 rows[earlier].count(problem or wrong)
             killed = []

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, MutableMapping
 
 from tools import bucket, drills_damage
-from tools.drills_trainer import INTERVAL, Job, Row, Trainer
+from tools.drills_trainer import INTERVAL, Job, Row, Trainer, wrong_start
 from transformer_jax.train import checkpoint, lock, store
 
 CHANGES = "POST|PUT|DELETE"
@@ -151,14 +151,8 @@ def kills(bench: Bench, tries: int) -> Iterator[Row]:
             time.sleep(rng.uniform(0, start_up))
             kill()
         else:
-            wrong = None
-            try:
-                trainer.until(trainer.stepped, "a step")
-                start_up = time.monotonic() - began
-                if trainer.resumed() != found:
-                    wrong = f"resumed from step {trainer.resumed()}, and {found} was the newest"
-            except RuntimeError as error:
-                wrong = f"did not go on: {error}"
+            wrong = wrong_start(trainer, found)
+            start_up = start_up if wrong else time.monotonic() - began
             for earlier, problem in killed:
                 rows[earlier].count(problem or wrong)
             killed = []

@@ -126,3 +126,13 @@ def end_trainers() -> None:
     for trainer in _trainers:
         if trainer.ended() is None:
             trainer.signal(signal.SIGKILL)
+
+
+def wrong_start(trainer: Trainer, found: int) -> str | None:
+    """Waits for a trainer's first step; what is wrong with where it went on from, `found` being the newest step."""
+    try:
+        trainer.until(trainer.stepped, "a step")
+    except RuntimeError as error:
+        return f"did not go on: {error}"
+    start = trainer.resumed()
+    return None if start == found else f"resumed from step {start}, and {found} was the newest"
