@@ -190,7 +190,8 @@ def choose(q_BTNH: jax.Array, mask: Mask, *, num_keys: int, bias: bool, dropout:
 
     "tpu"     TPU: a kernel of ours (`attention_tpu`); any mask but a prefix, head widths in multiples of 16, lengths
               that its blocks divide
-    "cudnn"   GPU: fused; float16 and bfloat16, head widths up to 128 in multiples of 8, causal masks and right padding
+    "cudnn"   GPU: fused; float16 and bfloat16, head widths up to 128 in multiples of 8, even lengths, causal masks and
+              right padding
     "cpu"     CPU: blocks of queries (`attention_cpu`); float32, any mask, the length unsharded
     "xla"     everything else, on any platform
     """
@@ -205,8 +206,10 @@ def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, num_keys: int,
     if bias or dropout:
         return False
     if implementation == "cudnn":
-        H = q_BTNH.shape[-1]
+        T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
         fits = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
+        # JAX refuses to differentiate it for odd lengths, such as the 197 tokens of a ViT with its class token.
+        fits = fits and T % 2 == 0 and num_keys % 2 == 0
         return fits and all(a is None for a in (mask.segment_BT, mask.prefix_B, mask.start_B, mask.window))
     if implementation == "tpu":
         _, T, N, H = q_BTNH.shape
