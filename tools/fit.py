@@ -159,10 +159,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 cells.append("")
                 continue
             changes = f" `{found['changes']}`" if found["changes"] else ""
-            cells.append(
-                f"`{found['target']}`{changes}: {found['bytes'] / 1e9:.2f} of {found['of'] / 1e9:.0f} GB, "
-                f"{found['seconds']:.0f} s"
-            )
+            cells.append(f"`{found['target']}`{changes}: {found['bytes'] / 1e9:.2f} of {found['of'] / 1e9:.0f} GB")
         also = f" (also {', '.join(name.split(':')[1] for name in more)})" if more else ""
         cells = [f"{one['parameters'] / 1e6:,.1f} M", f"{one['batch_size']:,}", *cells]
         lines.append(f"| `{first.removesuffix(':experiment')}`{also} | {' | '.join(cells)} |")
