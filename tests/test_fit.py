@@ -81,6 +81,15 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch, capsys):
     assert "tools/install target-tpu" in capsys.readouterr().err
 
 
+def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(targets.Target, "compiles", lambda target: True)
+    (tmp_path / "a.json").write_text('[{"names": []}]')
+    assert fit.main(["nothing.py"]) == 2
+    assert fit.main(["--json", str(tmp_path / "a.json")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "no such experiment file" in first and "delete it, or give another name" in second
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(fit.KINDS))
 @pytest.mark.parametrize("path", fit.files(), ids=lambda path: path.stem)

@@ -166,6 +166,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _read(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of an earlier run. Errors: `InputError` for a file that is none of ours."""
+    if file is None or not file.exists():
+        return []
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        if all(one["names"] and {"parameters", "batch_size", "fits"} <= one.keys() for one in rows):
+            return rows
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise InputError(f"--json {file}: not what this tool wrote; delete it, or give another name")
+
+
 def main(arguments: list[str]) -> int:
     """Compiles, and prints a line for each. Exit code 1 where one does not fit, 2 without a compiler."""
     targets.without_chips()
@@ -181,11 +194,14 @@ def main(arguments: list[str]) -> int:
             extra, _ = targets.COMPILERS[kind]
             print(f"fit: the compiler for {target.name} is not installed; tools/install {extra}", file=sys.stderr)
             return 2
-    rows: dict[str, Any] = {}
-    if options.json and options.json.exists():
-        rows = {one["names"][0]: one for one in json.loads(options.json.read_text())}
+    try:
+        rows = {one["names"][0]: one for one in _read(options.json)}
+        found = steps([path.resolve() for path in options.files] or files())
+    except InputError as error:
+        print(f"fit: {error}", file=sys.stderr)
+        return 2
     failed = False
-    for step in steps([path.resolve() for path in options.files] or files()):
+    for step in found:
         fits = {}
         for kind in kinds:
             if kind in rows.get(step.names[0], {}).get("fits", {}):
