@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from tools import hlo
 from transformer_jax import sharding
-from transformer_jax.losses import cross_entropy, linear_cross_entropy
+from transformer_jax.losses import cross_entropy, linear_cross_entropy, num_tiles
 
 B, T, D, V = 4, 24, 8, 50
 RNG = np.random.default_rng(0)
@@ -203,3 +203,15 @@ def test_tiles_on_a_mesh_send_the_kernels_gradient_once(shape):
     large = [c for c in hlo.collectives(compiled.as_text()) if c.bytes >= whole]
     assert all(c.count == 1 for c in large), large
     assert any(c.kind == "all-reduce" for c in large)
+
+
+def test_how_many_tiles():
+    def tiles(rows, length, columns, chip="TPU v5p", **changes):
+        return num_tiles(rows, length, columns, "tpu", chip, **changes)
+
+    assert [tiles(16, 1024, 50257), tiles(16, 256, 32000), tiles(8, 80, 30522)] == [16, 2, 1]  # of 256 MiB at most
+    assert tiles(1, 7, 2**26) == 7 and tiles(64, 1, 2**26) == 1  # a tile has at least a position of every row
+    # About 512 positions where the chip gains from it, and never a tile in two that are smaller.
+    v5e = [tiles(*sizes, "TPU v5 lite") for sizes in ((16, 256, 32000), (8, 1024, 50257), (8, 80, 30522))]
+    assert v5e == [8, 16, 1]
+    assert tiles(16, 256, 32000, "TPU v5 lite", tile_bytes=2**28) == 2

@@ -74,7 +74,7 @@ def footprint(experiment: Experiment, target: Target) -> Footprint:
     program = programs.make(experiment, mesh, platform=target.platform)
     params = _bytes(program.state.params)
     block = max(_block(experiment, target, depth) for depth in _depths(experiment.model))
-    head, logits = _head(experiment, dict(mesh.shape), target.platform)
+    head, logits = _head(experiment, dict(mesh.shape), target)
     return Footprint(
         params=params,
         moments=_bytes(program.state.opt_state),
@@ -192,7 +192,7 @@ def _explicit(mesh: AbstractMesh) -> AbstractMesh:
     return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=types, abstract_device=mesh.abstract_device)
 
 
-def _head(experiment: Experiment, sizes: dict[str, int], platform: str) -> tuple[float, float]:
+def _head(experiment: Experiment, sizes: dict[str, int], target: Target) -> tuple[float, float]:
     """Bytes of `losses.linear_cross_entropy`, until the end and at the loss alone.
 
     At the loss there is the output matrix in the compute dtype, gathered, and a tile of logits in float32. Several
@@ -205,10 +205,11 @@ def _head(experiment: Experiment, sizes: dict[str, int], platform: str) -> tuple
     length = getattr(data, "target_length", data.length)
     if hasattr(experiment.task, "masking"):
         length = experiment.task.masking.count(length)
-    rows = train.batch_size / train.accumulate / (sizes["data"] * sizes["fsdp"]) * length / sizes["sequence"]
-    columns = model.vocab_size / sizes["tensor"]
-    matrix, logits, tile = model.width * columns, 4 * rows * columns, losses.TILE_BYTES[platform]
-    return (logits, 2 * matrix) if logits <= tile else (4 * matrix, 2 * matrix + tile)
+    rows, length = train.batch_size // (train.accumulate * sizes["data"] * sizes["fsdp"]), length // sizes["sequence"]
+    columns = model.vocab_size // sizes["tensor"]
+    tiles = losses.num_tiles(rows, length, columns, target.platform, target.chip.kind)
+    matrix, logits = model.width * columns, 4 * rows * length * columns
+    return (logits, 2 * matrix) if tiles == 1 else (4 * matrix, 2 * matrix + logits // tiles)
 
 
 @contextmanager

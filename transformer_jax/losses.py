@@ -19,6 +19,9 @@ from transformer_jax import sharding
 # Of float32 logits that `linear_cross_entropy` holds at once on one device. Each tile reads and writes the kernel's
 # whole gradient: on TPUs, whose memory is large, few tiles take a quarter off the head's time (docs/performance.md).
 TILE_BYTES = {"cpu": 128 * 2**20, "gpu": 128 * 2**20, "tpu": 256 * 2**20}
+# A chip that gains from smaller tiles, of about so many positions of all rows together: their logits stay in its vector
+# memory. With fewer, the kernel's gradient costs more than that saves (docs/performance.md).
+TILE_POSITIONS = {"TPU v5 lite": 512}
 
 
 class CrossEntropy(NamedTuple):
@@ -76,8 +79,9 @@ def linear_cross_entropy(
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT)
     B, T = labels_BT.shape
-    tile_bytes = TILE_BYTES[sharding.target_platform()] if tile_bytes is None else tile_bytes
-    tiles = _num_tiles(B, T, kernel_DV.shape[1], tile_bytes)
+    rows, length = B // sharding.shards("batch"), T // sharding.shards("length")
+    columns = kernel_DV.shape[1] // sharding.shards("vocab")
+    tiles = num_tiles(rows, length, columns, sharding.target_platform(), sharding.target_chip(), tile_bytes)
     settings = (tiles, label_smoothing, z_loss)
     operands = sharding.vary_together(x_BTD, kernel_DV.astype(x_BTD.dtype), bias_V, labels_BT, weights_BT)
     with jax.named_scope("loss"):
@@ -120,11 +124,16 @@ def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
     return labels_BT[..., None] == jnp.arange(vocab_size, dtype=jnp.int32)
 
 
-def _num_tiles(B: int, T: int, V: int, tile_bytes: int) -> int:
-    """The smallest divisor of a device's length that makes a tile's logits fit."""
-    length = T // sharding.shards("length")
-    rows = length * B // sharding.shards("batch")
-    wanted = math.ceil(4 * rows * V / (sharding.shards("vocab") * tile_bytes))
+def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, tile_bytes: int | None = None) -> int:
+    """Into how many tiles a device cuts its length: the smallest divisor that makes a tile's logits fit.
+
+    Arguments: rows of its batch; their length and the columns of the vocabulary that it has; the device's platform and
+    kind, by which a tile's size goes, and what replaces that.
+    """
+    positions = rows * length
+    wanted = math.ceil(4 * positions * columns / (TILE_BYTES[platform] if tile_bytes is None else tile_bytes))
+    if tile_bytes is None and chip in TILE_POSITIONS:
+        wanted = max(wanted, positions // TILE_POSITIONS[chip])
     return next(n for n in range(1, length + 1) if length % n == 0 and (n >= wanted or n == length))
 
 
@@ -249,11 +258,15 @@ _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
 def _cut(x: jax.Array, tiles: int) -> jax.Array:
-    """[B, T, ...] -> [tiles, B, t, ...], tile i holding positions i, i + tiles, ...: length keeps its shards."""
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, tiles, *x.shape[2:]), 2, 0)
+    """[B, T, ...] -> [tiles, B, t, ...]: each tile has a run of positions of every device's length."""
+    B, T, *rest = x.shape
+    parts = sharding.shards("length")
+    x = jnp.moveaxis(x.reshape(B, parts, tiles, T // (parts * tiles), *rest), 2, 0)
+    return x.reshape(tiles, B, T // tiles, *rest)
 
 
 def _join(x: jax.Array) -> jax.Array:
     """The inverse of `_cut`."""
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+    tiles, B, t, *rest = x.shape
+    parts = sharding.shards("length")
+    return jnp.moveaxis(x.reshape(tiles, B, parts, t // parts, *rest), 0, 2).reshape(B, tiles * t, *rest)

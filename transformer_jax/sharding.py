@@ -352,15 +352,15 @@ def untyped(f: Callable[..., Any], *arrays: jax.Array, out: Sequence[Axes]) -> t
 def on_each_device(f: Callable[..., jax.Array], *arrays: jax.Array, axes: Sequence[Axes], out: Axes) -> jax.Array:
     """f of the parts that each device has of the arrays, laid out as `axes`; of whole arrays where there is no mesh.
 
-    For kernels that no compiler can cut: it would gather their operands. f's result has the first array's shape, laid
-    out as `out`, and no parts of one row of f's arguments may lie on two devices but for those in `axes`.
+    For kernels that no compiler can cut: it would gather their operands. f's result has the first array's last
+    dimensions, laid out as `out`, and no parts of one row of f's arguments may lie on two devices but for those in `axes`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
     if not free or math.prod(mesh.shape[n] for n in free) == 1:
         return f(*arrays)
     specs = tuple(partition_spec(a, x.shape, mesh) for a, x in zip(axes, arrays, strict=True))
-    whole = partition_spec(out, arrays[0].shape, mesh)
+    whole = partition_spec(out, arrays[0].shape[-len(out) :], mesh)
     return jax.shard_map(f, in_specs=specs, out_specs=whole, axis_names=free, check_vma=False)(*arrays)
 
 

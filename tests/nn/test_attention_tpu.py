@@ -1,7 +1,9 @@
 """The TPU's attention kernel, interpreted on the CPU: values and gradients against the plain implementation, whole and
 on meshes, and which sizes it takes."""
 
+import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from transformer_jax import sharding
-from transformer_jax.nn import attention, attention_tpu
+from transformer_jax.models import gpt
+from transformer_jax.nn import attention, attention_tpu, block, positions
+from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 
 SEGMENTS = np.sort(np.random.default_rng(4).integers(0, 3, (2, 32)), axis=1)
@@ -53,6 +57,85 @@ def test_it_is_the_plain_attention(name, small_blocks):
     arrays = operands(*sizes)
     for one, other in zip(run("tpu", mask, *arrays), run("xla", mask, *arrays), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, ((T, S, N, K, _), _) in CASES.items() if (T, N) == (S, K)])
+def test_queries_keys_and_values_may_be_one_array(name, monkeypatch):
+    monkeypatch.setattr(attention_tpu, "block", lambda length: 32 if name == "a head of 128" else 16)
+    (T, _, N, _, H), mask = CASES[name]
+    q, k, v, d_out = operands(T, T, N, N, H)
+    qkv_3BTD = jnp.stack([x.reshape(2, T, N * H) for x in (q, k, v)])
+
+    @jax.jit
+    def together(qkv_3BTD, d_out):
+        attend = partial(attention.attend_together, mask=mask, head_width=H, scale=H**-0.5)
+        out, pull = jax.vjp(attend, qkv_3BTD)
+        return out, *pull(d_out)[0]
+
+    got = together(qkv_3BTD, d_out.reshape(2, T, N * H))
+    for one, other in zip(got, run("xla", mask, q, k, v, d_out), strict=True):
+        np.testing.assert_allclose(one.reshape(other.shape), other, atol=1e-5)
+
+
+def test_a_block_makes_them_of_one_product():
+    """Values and gradients of a block, its biases among them, are those of three products and the plain attention."""
+    cfg = gpt.Config(16, width=64, num_layers=1, num_heads=4, max_length=16, dropout=0.0)
+    params = params_lib.init(jax.random.key(0), block.declare(cfg))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    x_BTD, d_out = (jax.random.normal(jax.random.key(i), (4, 16, 64)) for i in (1, 2))
+
+    def values(implementation, params, x_BTD):
+        changed = dataclasses.replace(cfg, attention=implementation)
+        apply = partial(block.apply, cfg=changed, mask=Mask(causal=True))
+        out, pull = jax.vjp(lambda p, x: apply(p, x_BTD=x)[0], params, x_BTD)
+        return out, pull(d_out)
+
+    with jax.set_mesh(sharding.make_mesh(data=2, tensor=2, fsdp=2)):
+        program = jax.make_jaxpr(partial(values, "tpu"))(params, x_BTD)
+        got = jax.jit(partial(values, "tpu"))(params, x_BTD)
+    assert "3,4,16,64]" in str(program)
+    expected = jax.jit(partial(values, "xla"))(params, x_BTD)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
+
+
+def test_what_is_made_of_one_product():
+    cases: dict[str, Any] = {
+        "rotary": {"position": "rotary"},
+        "grouped": {"num_kv_heads": 2},
+        "normed": {"qk_norm": True},
+        "dropped": {"dropout": 0.5},
+        "named": {"attention": "xla"},
+        "plain": {},
+    }
+    assert [name for name, changes in cases.items() if _is_together(gpt.Config(16, **(SMALL | changes)))] == ["plain"]
+    with jax.set_mesh(sharding.make_mesh(data=4, sequence=2)):
+        assert not _is_together(gpt.Config(16, **SMALL))  # queries are cut, keys are not
+
+
+SMALL: dict[str, Any] = {"width": 64, "num_layers": 1, "num_heads": 4, "max_length": 16, "attention": "tpu", "dropout": 0.0}
+
+
+def _is_together(cfg):
+    params = jax.eval_shape(lambda: params_lib.init(jax.random.key(0), block.declare(cfg)))
+    x_BTD = jax.ShapeDtypeStruct((4, 16, 64), jnp.float32)
+    rope = jax.eval_shape(lambda: positions.rotary_angles(jnp.arange(16), cfg.head_width))
+    rope = rope if cfg.position == "rotary" else None
+
+    def apply(p, x, rope):
+        key = jax.random.key(0)
+        return block.apply(p, cfg, x, mask=Mask(causal=True), rope=rope, key=key)[0]
+
+    attended = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("attend", "attend_together"):
+            patch.setattr(attention, name, partial(_noted, attended, name, cfg))
+        jax.eval_shape(apply, params, x_BTD, rope)
+    return attended == ["attend_together"]
+
+
+def _noted(attended, name, cfg, *arrays, **_):
+    attended.append(name)
+    return jnp.zeros((4, 16, 64) if name == "attend_together" else (4, 16, cfg.num_heads, cfg.head_width))
 
 
 def test_a_length_of_one_block_need_not_divide():
@@ -120,8 +203,8 @@ def test_inside_a_shard_map_of_the_caller(small_blocks):
 
 
 def test_which_sizes_it_takes():
-    def fits(T, S, N, H, chip="TPU v5 lite"):
-        return attention_tpu.fits(T, S, N, H, bytes_each=2, chip=chip)
+    def fits(T, S, N, H, chip="TPU v5 lite", **changes):
+        return attention_tpu.fits(T, S, N, H, bytes_each=2, chip=chip, **changes)
 
     assert fits(1024, 1024, 12, 64) and fits(197, 197, 6, 64) and fits(257, 257, 16, 80) and fits(512, 512, 12, 64)
     assert fits(8192, 8192, 32, 128) and fits(1024, 77, 12, 64) and fits(1000, 1000, 12, 64)
@@ -131,3 +214,4 @@ def test_which_sizes_it_takes():
     assert not fits(2**17, 2**17, 12, 64)  # more than the vector memory holds
     assert not fits(8192, 8192, 32, 128, "TPU v4")
     assert fits(1024, 1024, 12, 64, "TPU v4")
+    assert fits(16384, 16384, 12, 64) and not fits(16384, 16384, 12, 64, together=True)  # all gradients whole

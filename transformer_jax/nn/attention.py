@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 from transformer_jax import sharding
 from transformer_jax.nn import attention_cpu, attention_tpu, masks
@@ -132,11 +133,32 @@ def attend(
     if implementation == "cudnn":
         return _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, scale)
     if implementation == "tpu":
-        return _tpu(q_BTNH, k_BSKH, v_BSKH, mask, scale)
+        B, T, N, H = q_BTNH.shape
+        if k_BSKH.shape[2] != N:  # grouped queries
+            k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
+        operands = tuple(x.reshape(B, -1, N * H) for x in (q_BTNH, k_BSKH, v_BSKH))
+        return _tpu(operands, H, mask, scale).reshape(B, T, N, H)
     with jax.named_scope("attention"):
         return _unfused(
             implementation, q_BTNH, k_BSKH, v_BSKH, mask, bias_NTS, scale, dropout_rate, key if dropping else None
         )
+
+
+def attend_together(qkv_3BTD: jax.Array, mask: Mask, *, head_width: int, scale: float) -> jax.Array:
+    """`attend` of queries, keys and values in one array [3, B, T, N * H], -> [B, T, N * H]; see `takes_together`."""
+    masks.check(mask, qkv_3BTD.shape[2], qkv_3BTD.shape[2])
+    return _tpu((qkv_3BTD,), head_width, mask, scale)
+
+
+def takes_together(q_BTNH: Any, mask: Mask, *, bias: bool, dropout: bool, implementation: str) -> bool:
+    """Whether self-attention of such queries is better made of one array, for which one product makes queries, keys and
+    values: x is read once for all three, and its gradient written once. Our kernel for TPUs takes them so where the
+    length is whole on each device; the arguments are those of `choose`, of q the shape and the dtype."""
+    if implementation not in ("auto", "tpu") or AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        return False
+    case: Any = {"num_keys": q_BTNH.shape[1], "bias": bias, "dropout": dropout}
+    ours = implementation == "tpu" or choose(q_BTNH, mask, **case) == "tpu"
+    return ours and sharding.shards("length") == 1 and covers("tpu", q_BTNH, mask, **case, together=True)
 
 
 def _unfused(
@@ -199,7 +221,16 @@ def choose(q_BTNH: jax.Array, mask: Mask, *, num_keys: int, bias: bool, dropout:
     return own if covers(own, q_BTNH, mask, num_keys=num_keys, bias=bias, dropout=dropout) else "xla"
 
 
-def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, num_keys: int, bias: bool, dropout: bool) -> bool:
+def covers(
+    implementation: str,
+    q_BTNH: jax.Array,
+    mask: Mask,
+    *,
+    num_keys: int,
+    bias: bool,
+    dropout: bool,
+    together: bool = False,
+) -> bool:
     """Whether an implementation computes this case at all, on the platform that it is for."""
     if implementation == "xla":
         return True
@@ -214,7 +245,8 @@ def covers(implementation: str, q_BTNH: jax.Array, mask: Mask, *, num_keys: int,
     if implementation == "tpu":
         _, T, N, H = q_BTNH.shape
         T, N = T // sharding.shards("length"), N // sharding.shards("heads")
-        fits = attention_tpu.fits(T, num_keys, N, H, bytes_each=q_BTNH.dtype.itemsize, chip=sharding.target_chip())
+        sizes: Any = {"bytes_each": q_BTNH.dtype.itemsize, "chip": sharding.target_chip(), "together": together}
+        fits = attention_tpu.fits(T, num_keys, N, H, **sizes)
         return fits and q_BTNH.dtype in (jnp.bfloat16, jnp.float32) and mask.prefix_B is None
     return implementation == "cpu" and q_BTNH.dtype == jnp.float32 and sharding.shards("length") == 1
 
@@ -256,23 +288,22 @@ def _cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, 
     )
 
 
-def _tpu(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, scale: float) -> jax.Array:
+def _tpu(operands: tuple[jax.Array, ...], head_width: int, mask: Mask, scale: float) -> jax.Array:
     """Our kernel on each device's rows, queries and heads, which lie side by side, as the projections make them."""
-    (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
-    if k_BSKH.shape[2] != N:  # grouped queries
-        k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
-    q_BTD, k_BSD, v_BSD = (x.reshape(B, -1, N * H) for x in (q_BTNH, k_BSKH, v_BSKH))
+    (B, T, _), S = operands[0].shape[-3:], operands[-1].shape[-2]
     ids, cut = masks.as_segments(mask, B, T, S), sharding.cut_by("length")
     window = () if mask.window is None else (jnp.asarray(mask.window, jnp.int32),)
     chip, interpret = sharding.target_chip(), sharding.target_platform() == "cpu"
+    count = len(operands)
 
-    def local(q, k, v, *rest):
+    def local(*arrays):
+        mine, rest = arrays[:count], arrays[count:]
         return attention_tpu.attention(
-            *(q, k, v),
+            mine,
             segments=rest[:2] if ids is not None else None,
-            offset=jax.lax.axis_index(cut) * q.shape[1] if cut else 0,
+            offset=jax.lax.axis_index(cut) * mine[0].shape[-2] if cut else 0,
             window=rest[-1] if window else None,
-            head_width=H,
+            head_width=head_width,
             causal=mask.causal,
             scale=scale,
             chip=chip,
@@ -280,6 +311,6 @@ def _tpu(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, sc
         )
 
     queries, keys = ("batch", "length", "heads"), ("batch", None, "heads")
-    axes = [queries, keys, keys, *([("batch", "length"), ("batch", None)] if ids else []), *[()] * len(window)]
-    out_BTD = sharding.on_each_device(local, q_BTD, k_BSD, v_BSD, *(ids or ()), *window, axes=axes, out=queries)
-    return out_BTD.reshape(B, T, N, H)
+    axes: list[Any] = [queries, keys, keys] if count == 3 else [(None, *keys)]
+    axes += [*([("batch", "length"), ("batch", None)] if ids else []), *[()] * len(window)]
+    return sharding.on_each_device(local, *operands, *(ids or ()), *window, axes=axes, out=queries)

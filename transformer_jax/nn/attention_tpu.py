@@ -44,6 +44,7 @@ class Shape(NamedTuple):
     scale: float
     causal: bool
     local: bool  # whether there is a window
+    together: bool  # whether queries, keys and values are one array [3, B, T, D], and so their gradients
     chip: str
     interpret: bool
 
@@ -55,19 +56,30 @@ def block(length: int) -> int | None:
     return next((size for size in (512, 384, 256, 128) if length % size == 0), length if length <= WHOLE else None)
 
 
-def fits(num_queries: int, num_keys: int, num_heads: int, head_width: int, *, bytes_each: int, chip: str) -> bool:
+def fits(
+    num_queries: int,
+    num_keys: int,
+    num_heads: int,
+    head_width: int,
+    *,
+    bytes_each: int,
+    chip: str,
+    together: bool = False,
+) -> bool:
     """Whether the kernel computes these sizes: lengths that blocks divide, and what it holds at once fits the chip.
 
-    Arguments: on one device; bytes of an element; the device's kind, as JAX calls it.
+    Arguments: on one device; bytes of an element; the device's kind, as JAX calls it; whether queries, keys and values
+    are one array.
     """
     t, s = block(num_queries), block(num_keys)
     if t is None or s is None or head_width % 16 or min(num_queries, num_keys) < FEW:
         return False
     C = _columns(num_heads, head_width)
     # Twice, as the next are fetched meanwhile: whole q and o, or in the backward pass q, o, do and dq, with the sums
-    # for dq in float32; and keys and values, whole in the forward pass.
+    # for dq in float32; and keys and values, whole in the forward pass. One array has their gradients whole as well.
     forward = 2 * bytes_each * C * (2 * t + 2 * num_keys)
-    backward = 2 * bytes_each * C * (4 * num_queries + 4 * s) + 4 * C * (num_queries + 2 * s)
+    gradients = 3 * num_queries if together else num_queries + 2 * s
+    backward = 2 * bytes_each * C * (3 * num_queries + 2 * s + gradients) + 4 * C * (num_queries + 2 * s)
     working = 4 * t * s * 6
     return max(forward, backward) + working <= 0.75 * _vmem(chip)
 
@@ -86,9 +98,7 @@ def _columns(num_heads: int, head_width: int) -> int:
 
 
 def attention(
-    q_BTD: jax.Array,
-    k_BSD: jax.Array,
-    v_BSD: jax.Array,
+    operands: tuple[jax.Array, ...],
     segments: tuple[jax.Array, jax.Array] | None,
     offset: jax.Array | int,
     window: jax.Array | int | None,
@@ -101,33 +111,33 @@ def attention(
 ) -> jax.Array:
     """softmax(q k^T scale) v of every head, [B, T, N * H], for one device's arrays.
 
-    Arguments: q [B, T, N * H], k and v [B, S, N * H]; segments, int32 ([B, T], [B, S]): a query sees keys of its own
+    Arguments: q [B, T, N * H], k and v [B, S, N * H], or the three as one array [3, B, T, N * H], whose gradient is
+    then one array as well; segments, int32 ([B, T], [B, S]): a query sees keys of its own
     segment; the position of the first query among the keys, for causal and window; window: a query sees keys at most
     this far from it; chip: the device's kind; interpret: run on a CPU, slowly. The sizes are such that `fits` holds.
     """
-    shape = Shape(head_width, scale, causal, window is not None, chip, interpret)
+    shape = Shape(head_width, scale, causal, window is not None, len(operands) == 1, chip, interpret)
     where = jnp.stack([jnp.asarray(offset, jnp.int32), jnp.asarray(0 if window is None else window, jnp.int32)])
     rows: tuple[jax.Array, ...] = ()
     if segments is not None:
         q_BT, k_BS = (ids.astype(jnp.int32) for ids in segments)
         rows = (q_BT[:, None, :], k_BS[:, :, None])  # across and down, as in the scores
-    return _attention(shape, q_BTD, k_BSD, v_BSD, where, rows)
+    return _attention(shape, operands, where, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(shape: Shape, q, k, v, where, rows):
-    return jax.lax.bitcast_convert_type(_forward(shape, q, k, v, where, rows)[0], q.dtype)
+def _attention(shape: Shape, operands, where, rows):
+    return jax.lax.bitcast_convert_type(_forward(shape, operands, where, rows)[0], operands[0].dtype)
 
 
-def _attention_forward(shape: Shape, q, k, v, where, rows):
-    bits, lse = (checkpoint_name(x, "attention") for x in _forward(shape, q, k, v, where, rows))
-    return jax.lax.bitcast_convert_type(bits, q.dtype), (q, k, v, where, rows, bits, lse)
+def _attention_forward(shape: Shape, operands, where, rows):
+    bits, lse = (checkpoint_name(x, "attention") for x in _forward(shape, operands, where, rows))
+    return jax.lax.bitcast_convert_type(bits, operands[0].dtype), (operands, where, rows, bits, lse)
 
 
 def _attention_backward(shape: Shape, kept, do):
-    q, k, v, where, rows, bits, lse = kept
-    dq, dk, dv = _backward(shape, q, k, v, where, rows, bits, lse, do)
-    return dq, dk, dv, None, tuple(None for _ in rows)
+    operands, where, rows, bits, lse = kept
+    return tuple(_backward(shape, operands, where, rows, bits, lse, do)), None, tuple(None for _ in rows)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -221,12 +231,13 @@ def _each(low, high, count: int, body) -> None:
 BITS = {2: jnp.uint16, 4: jnp.uint32}
 
 
-def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
-    (B, T, D), S, H = q_BTD.shape, k_BSD.shape[1], shape.head_width
+def _forward(shape: Shape, operands, where_2, rows):
+    (B, T, D), S, H = operands[0].shape[-3:], operands[-1].shape[-2], shape.head_width
     C = _columns(D // H, H)
     t, s = block(T), block(S)
     assert t is not None and s is not None
     J, P, keys = D // C, C // H, S // s
+    q, k, v = operands * 3 if shape.together else operands
 
     def kernel(where_ref, *refs):
         ids_refs, (q_ref, k_ref, v_ref, o_ref, lse_ref, top, total, sums) = refs[: len(rows)], refs[len(rows) :]
@@ -261,8 +272,7 @@ def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
         # A query that sees nothing passes no gradient on: its probabilities, computed again, are 0.
         lse_ref[...] = jnp.where(top[...] > HIDDEN / 2, top[...] + jnp.log2(total[...]), 0.0)
 
-    q_spec = pl.BlockSpec((None, t, C), lambda b, j, i: (b, i, j))
-    k_spec = pl.BlockSpec((None, S, C), lambda b, j, i: (b, 0, j))
+    specs = [_spec(shape, which, t if which == 0 else S, C, every=which > 0) for which in range(3)]
     ids_specs = [
         pl.BlockSpec((None, 1, t), lambda b, j, i: (b, 0, i)),
         pl.BlockSpec((None, S, 1), lambda b, j, i: (b, 0, 0)),
@@ -270,9 +280,9 @@ def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
     return pl.pallas_call(
         kernel,
         grid=(B, J, T // t),
-        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *ids_specs[: len(rows)], q_spec, k_spec, k_spec],
-        out_specs=[q_spec, pl.BlockSpec((None, None, P, t), lambda b, j, i: (b, j, 0, i))],
-        out_shape=[_like(q_BTD, q_BTD.shape, BITS[q_BTD.dtype.itemsize]), _like(q_BTD, (B, J, P, T), jnp.float32)],
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *ids_specs[: len(rows)], *specs],
+        out_specs=[pl.BlockSpec((None, t, C), lambda b, j, i: (b, i, j)), pl.BlockSpec((None, None, P, t), lambda b, j, i: (b, j, 0, i))],
+        out_shape=[_like(q, (B, T, D), BITS[q.dtype.itemsize]), _like(q, (B, J, P, T), jnp.float32)],
         scratch_shapes=[
             pltpu.VMEM((P, t), jnp.float32),
             pltpu.VMEM((P, t), jnp.float32),
@@ -282,23 +292,30 @@ def _forward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows):
         cost_estimate=_cost(shape, B, T, S, D, products=2, arrays=4),
         interpret=shape.interpret,
         name="attention_forward",
-    )(where_2, *rows, q_BTD, k_BSD, v_BSD)
+    )(where_2, *rows, q, k, v)
 
 
 # --------------------------------------------------------------------------------------------------------- backward
 
 
-def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, bits_BTD, lse_BJPT, do_BTD):
-    (B, T, D), S, H = q_BTD.shape, k_BSD.shape[1], shape.head_width
+def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD):
+    (B, T, D), S, H = operands[0].shape[-3:], operands[-1].shape[-2], shape.head_width
     C = _columns(D // H, H)
     t, s = block(T), block(S)
     assert t is not None and s is not None
     J, P, queries = D // C, C // H, T // t
+    q, k, v = operands * 3 if shape.together else operands
 
     def kernel(where_ref, *refs):
         ids_refs, refs = refs[: len(rows)], refs[len(rows) :]
-        q_ref, k_ref, v_ref, o_ref, lse_ref, do_ref, dq_ref, dk_ref, dv_ref, delta, dq_CT, dk_sums, dv_sums = refs
+        (q_ref, k_ref, v_ref, o_ref, lse_ref, do_ref), refs = refs[:6], refs[6:]
+        *out_refs, delta, dq_CT, dk_sums, dv_sums = refs
         first_key = pl.program_id(2) * s
+        if shape.together:
+            own = pl.ds(pl.multiple_of(first_key, s), s) if S > s else slice(None)
+            dq_ref, dk_ref, dv_ref = out_refs[0].at[0], out_refs[0].at[1, own], out_refs[0].at[2, own]
+        else:
+            dq_ref, dk_ref, dv_ref = out_refs
 
         @pl.when(pl.program_id(2) == 0)
         def _begin() -> None:
@@ -342,8 +359,9 @@ def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, bits_BTD, lse_BJ
                 at = slice(i * t, (i + 1) * t)
                 dq_ref[at, :] = (dq_CT[:, at] * shape.scale).T.astype(dq_ref.dtype)
 
-    q_spec = pl.BlockSpec((None, T, C), lambda b, j, i: (b, 0, j))
-    k_spec = pl.BlockSpec((None, s, C), lambda b, j, i: (b, i, j))
+    whole = pl.BlockSpec((None, T, C), lambda b, j, i: (b, 0, j))
+    specs = [_spec(shape, which, T if which == 0 else s, C, every=which == 0) for which in range(3)]
+    gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))] if shape.together else specs
     ids_specs = [
         pl.BlockSpec((None, 1, T), lambda b, j, i: (b, 0, 0)),
         pl.BlockSpec((None, s, 1), lambda b, j, i: (b, i, 0)),
@@ -353,9 +371,9 @@ def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, bits_BTD, lse_BJ
     return pl.pallas_call(
         kernel,
         grid=(B, J, S // s),
-        in_specs=[smem, *ids_specs[: len(rows)], q_spec, k_spec, k_spec, q_spec, lse_spec, q_spec],
-        out_specs=[q_spec, k_spec, k_spec],
-        out_shape=[_like(q_BTD, x.shape, x.dtype) for x in (q_BTD, k_BSD, v_BSD)],
+        in_specs=[smem, *ids_specs[: len(rows)], *specs, whole, lse_spec, whole],
+        out_specs=gradients,
+        out_shape=[_like(q, x.shape, x.dtype) for x in operands],
         scratch_shapes=[
             pltpu.VMEM((P, T), jnp.float32),
             pltpu.VMEM((C, T), jnp.float32),
@@ -366,7 +384,18 @@ def _backward(shape: Shape, q_BTD, k_BSD, v_BSD, where_2, rows, bits_BTD, lse_BJ
         cost_estimate=_cost(shape, B, T, S, D, products=5, arrays=8),
         interpret=shape.interpret,
         name="attention_backward",
-    )(where_2, *rows, q_BTD, k_BSD, v_BSD, bits_BTD, lse_BJPT, do_BTD)
+    )(where_2, *rows, q, k, v, bits_BTD, lse_BJPT, do_BTD)
+
+
+def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool) -> pl.BlockSpec:
+    """What a program sees of queries (0), keys (1) or values (2): all rows of a batch's row, or its own."""
+
+    def at(i):
+        return 0 if every else i
+
+    if shape.together:
+        return pl.BlockSpec((None, None, rows, C), lambda b, j, i: (which, b, at(i), j))
+    return pl.BlockSpec((None, rows, C), lambda b, j, i: (b, at(i), j))
 
 
 def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -169,8 +169,32 @@ def apply(
         key, depth_key = jax.random.split(key)
         rows_2B11 = _kept_rows(depth_key, left_out, x_BTD.shape[0])
     attention_key, *keys = _keys(key, cross)
-    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope, first)
+    h_BTD = _before(p["attention_norm"], cfg, x_BTD)
     x_BTD = x_BTD if first is None else x_BTD[:, :first]
+    a_BTNH, *pair = _attend_self(p["attention"], cfg, h_BTD, mask, rope, bias_NTS, first, attention_key)
+    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, rows_2B11), (pair[0], pair[1])
+
+
+def _attend_self(
+    p: dict[str, Any],
+    cfg: BlockConfig,
+    x_BTD: jax.Array,
+    mask: Mask,
+    rope: tuple[jax.Array, jax.Array] | None,
+    bias_NTS: jax.Array | None,
+    first: int | None,
+    key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The attended values of all heads (of the `first` tokens), the keys and the values."""
+    same = rope is None and first is None and not cfg.qk_norm and cfg.kv_heads == cfg.num_heads
+    heads = jax.ShapeDtypeStruct((*x_BTD.shape[:2], cfg.num_heads, cfg.head_width), x_BTD.dtype)
+    dropping = key is not None and cfg.attention_dropout > 0.0
+    case: Any = {"bias": bias_NTS is not None, "dropout": dropping, "implementation": cfg.attention}
+    if same and attention.takes_together(heads, mask, **case):
+        qkv_3BTD = layers.dense_together([p[name] for name in ("query", "key", "value")], x_BTD, out="heads")
+        a_BTD = attention.attend_together(qkv_3BTD, mask, head_width=cfg.head_width, scale=cfg.score_scale)
+        return a_BTD.reshape(heads.shape), qkv_3BTD[1].reshape(heads.shape), qkv_3BTD[2].reshape(heads.shape)
+    q_BTNH, k_BTKH, v_BTKH = _project(p, cfg, x_BTD, rope, first)
     a_BTNH = attention.attend(
         q_BTNH,
         k_BTKH,
@@ -179,10 +203,10 @@ def apply(
         bias_NTS=bias_NTS,
         scale=cfg.score_scale,
         dropout_rate=cfg.attention_dropout,
-        key=attention_key,
+        key=key,
         implementation=cfg.attention,
     )
-    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, rows_2B11), (k_BTKH, v_BTKH)
+    return a_BTNH, k_BTKH, v_BTKH
 
 
 def apply_cached(

@@ -76,6 +76,17 @@ def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.
     return checkpoint_name(y_BTF, "product")
 
 
+def dense_together(parts: list[dict[str, jax.Array]], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
+    """`dense` with each of the s parts' parameters as one product, [B, T, D] -> [s, B, T, F], and so their gradients."""
+    dtype = x_BTD.dtype
+    # In the order in which the kernels are stored: else their gradients come out turned around, and AdamW with them.
+    kernel_sDF = sharding.in_order(jnp.stack([p["kernel"].astype(dtype) for p in parts]))
+    y_sBTF = jnp.einsum("BTD,sDF->sBTF", x_BTD, kernel_sDF)
+    if "bias" in parts[0]:
+        y_sBTF = jax.vmap(sharding.add_bias)(y_sBTF, jnp.stack([p["bias"].astype(dtype) for p in parts]))
+    return checkpoint_name(sharding.constrain(y_sBTF, (None, "batch", "length", out)), "product")
+
+
 def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[str, Param]:
     """A table [rows, D]."""
     return {"embedding": Param((rows, width), (axis, "embed"), normal(std))}
