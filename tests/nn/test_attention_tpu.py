@@ -185,6 +185,19 @@ def test_each_device_has_its_rows_queries_and_heads(sizes, small_blocks):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_in_an_explicit_mesh(small_blocks):
+    """Types say where each operand lies, the ids that are made of lengths included."""
+    *arrays, d_out = operands(32, 32, 2, 2, 64)
+    lengths_B, axes = jnp.array([32, 20]), ("data", "fsdp", "sequence", "tensor")
+    whole = run("xla", Mask(end_B=lengths_B), *arrays, d_out)
+    mesh = jax.make_mesh((2, 1, 1, 1), axes, (jax.sharding.AxisType.Explicit,) * 4, devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, jax.NamedSharding(mesh, jax.P("data"))) for x in (*arrays, d_out, lengths_B)]
+        parts = jax.jit(lambda *a: run("tpu", Mask(end_B=a[-1]), *a[:-1]))(*placed)
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_inside_a_shard_map_of_the_caller(small_blocks):
     arrays = operands(32, 32, 2, 2, 64)
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])

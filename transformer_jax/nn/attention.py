@@ -291,7 +291,9 @@ def _cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, 
 def _tpu(operands: tuple[jax.Array, ...], head_width: int, mask: Mask, scale: float) -> jax.Array:
     """Our kernel on each device's rows, queries and heads, which lie side by side, as the projections make them."""
     (B, T, _), S = operands[0].shape[-3:], operands[-1].shape[-2]
-    ids, cut = masks.as_segments(mask, B, T, S), sharding.cut_by("length")
+    ids, cut, rows = masks.as_segments(mask, B, T, S), sharding.cut_by("length"), (("batch", "length"), ("batch", None))
+    if ids is not None:  # made here, of no layout: outside of jit, no kernel of several devices takes them so
+        ids = (sharding.constrain(ids[0], rows[0]), sharding.constrain(ids[1], rows[1]))
     window = () if mask.window is None else (jnp.asarray(mask.window, jnp.int32),)
     chip, interpret = sharding.target_chip(), sharding.target_platform() == "cpu"
     count = len(operands)
@@ -312,5 +314,5 @@ def _tpu(operands: tuple[jax.Array, ...], head_width: int, mask: Mask, scale: fl
 
     queries, keys = ("batch", "length", "heads"), ("batch", None, "heads")
     axes: list[Any] = [queries, keys, keys] if count == 3 else [(None, *keys)]
-    axes += [*([("batch", "length"), ("batch", None)] if ids else []), *[()] * len(window)]
+    axes += [*(rows if ids else ()), *[()] * len(window)]
     return sharding.on_each_device(local, *operands, *(ids or ()), *window, axes=axes, out=queries)
