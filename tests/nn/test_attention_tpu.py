@@ -112,7 +112,14 @@ def test_what_is_made_of_one_product():
         assert not _is_together(gpt.Config(16, **SMALL))  # queries are cut, keys are not
 
 
-SMALL: dict[str, Any] = {"width": 64, "num_layers": 1, "num_heads": 4, "max_length": 16, "attention": "tpu", "dropout": 0.0}
+SMALL: dict[str, Any] = {
+    "width": 64,
+    "num_layers": 1,
+    "num_heads": 4,
+    "max_length": 16,
+    "attention": "tpu",
+    "dropout": 0.0,
+}
 
 
 def _is_together(cfg):

@@ -1,6 +1,7 @@
 """Attention as a Pallas kernel for TPUs: the scores never leave the chip, and no head is laid out anew.
 
-Queries, keys and values stay as the projections make them, [B, T, N * H]. A program of the grid works on a block of
+Queries, keys and values stay as the projections make them, [B, T, N * H], or where one product makes all three, as one
+array [3, B, T, N * H], which has one gradient. A program of the grid works on a block of
 columns: one head that is 128 wide, the two heads of 64 that share 128 lanes, or all heads where widths fit neither. So
 nothing is transposed or padded in memory before or after; in TPU programs with 64-wide heads that is a quarter of the
 time outside the kernel (measured in docs/performance.md by the compiler's estimate).
@@ -281,7 +282,10 @@ def _forward(shape: Shape, operands, where_2, rows):
         kernel,
         grid=(B, J, T // t),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *ids_specs[: len(rows)], *specs],
-        out_specs=[pl.BlockSpec((None, t, C), lambda b, j, i: (b, i, j)), pl.BlockSpec((None, None, P, t), lambda b, j, i: (b, j, 0, i))],
+        out_specs=[
+            pl.BlockSpec((None, t, C), lambda b, j, i: (b, i, j)),
+            pl.BlockSpec((None, None, P, t), lambda b, j, i: (b, j, 0, i)),
+        ],
         out_shape=[_like(q, (B, T, D), BITS[q.dtype.itemsize]), _like(q, (B, J, P, T), jnp.float32)],
         scratch_shapes=[
             pltpu.VMEM((P, t), jnp.float32),
@@ -312,7 +316,7 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
         *out_refs, delta, dq_CT, dk_sums, dv_sums = refs
         first_key = pl.program_id(2) * s
         if shape.together:
-            own = pl.ds(pl.multiple_of(first_key, s), s) if S > s else slice(None)
+            own = pl.ds(pl.multiple_of(first_key, s), s) if s < S else slice(None)
             dq_ref, dk_ref, dv_ref = out_refs[0].at[0], out_refs[0].at[1, own], out_refs[0].at[2, own]
         else:
             dq_ref, dk_ref, dv_ref = out_refs

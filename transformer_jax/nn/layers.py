@@ -77,7 +77,7 @@ def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.
 
 
 def dense_together(parts: list[dict[str, jax.Array]], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
-    """`dense` with each of the s parts' parameters as one product, [B, T, D] -> [s, B, T, F], and so their gradients."""
+    """`dense` with each of s parts' parameters as one product, [B, T, D] -> [s, B, T, F]; so are its gradients."""
     dtype = x_BTD.dtype
     # In the order in which the kernels are stored: else their gradients come out turned around, and AdamW with them.
     kernel_sDF = sharding.in_order(jnp.stack([p["kernel"].astype(dtype) for p in parts]))
