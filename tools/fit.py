@@ -2,6 +2,7 @@
 
     tools/run tools.fit --json docs/fit.json                # all, on both targets: an hour and a half of two cores
     tools/run tools.fit experiments/vit/digits.py --target tpu      # some of the files, one kind of chips
+    tools/run tools.fit experiments/vit/digits.py --layers 2        # whether it compiles: a few layers show it sooner
 
 Each step is compiled for eight chips with 16 GB, the smallest TPUs in use, and for eight GPUs with 80 GB: with the
 experiment's batch, and accumulating no more than it must there. Where that does not fit, the nearest mesh that does
@@ -106,6 +107,12 @@ def with_accumulation(experiment: Experiment, accumulate: int) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, accumulate=accumulate))
 
 
+def with_layers(experiment: Experiment, layers: int) -> Experiment:
+    """The experiment with each of its model's stacks so deep."""
+    changes = dict.fromkeys(footprint.depths(experiment.model), layers)
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))
+
+
 def fit(experiment: Experiment, target: Target) -> Fit:
     """The first arrangement that fits, by arithmetic and then by the compiler. Errors: `InputError` if none does."""
     missed = 0
@@ -186,7 +193,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="of experiments; default: all")
     parser.add_argument("--target", choices=KINDS, action="append", help="default: both")
     parser.add_argument("--json", type=Path, metavar="FILE", help="rows that are there are kept, the rest added")
+    parser.add_argument("--layers", type=int, metavar="N", help="each stack of layers so deep, and not its own depth")
     options = parser.parse_args(arguments)
+    if options.layers is not None and options.layers < 1:
+        print(f"fit: --layers {options.layers}: give 1 or more", file=sys.stderr)
+        return 2
     kinds = options.target or list(KINDS)
     for kind in kinds:
         target = targets.parse(KINDS[kind])
@@ -197,6 +208,8 @@ def main(arguments: list[str]) -> int:
     try:
         rows = {one["names"][0]: one for one in _read(options.json)}
         found = steps([path.resolve() for path in options.files] or files())
+        if options.layers:
+            found = [Step(one.names, with_layers(one.experiment, options.layers)) for one in found]
     except InputError as error:
         print(f"fit: {error}", file=sys.stderr)
         return 2

@@ -73,7 +73,7 @@ def footprint(experiment: Experiment, target: Target) -> Footprint:
     mesh = target.abstract_mesh(**dataclasses.asdict(experiment.mesh))
     program = programs.make(experiment, mesh, platform=target.platform)
     params = _bytes(program.state.params)
-    block = max(_block(experiment, target, depth) for depth in _depths(experiment.model))
+    block = max(_block(experiment, target, depth) for depth in depths(experiment.model))
     head, logits = _head(experiment, dict(mesh.shape), target)
     return Footprint(
         params=params,
@@ -99,7 +99,7 @@ def _kernels(program: programs.Program) -> float:
     return float(sum(narrow * local_bytes(leaf) / leaf.dtype.itemsize for leaf in stacked))
 
 
-def _depths(model: Any) -> tuple[str, ...]:
+def depths(model: Any) -> tuple[str, ...]:
     """The fields of a model that say how many blocks a stack of it has."""
     return ("num_layers", "num_decoder_layers") if hasattr(model, "decoder_layers") else ("num_layers",)
 
@@ -112,7 +112,7 @@ def _block(experiment: Experiment, target: Target, depth: str) -> float:
     """
 
     def kept(layers: int) -> float:
-        fewest = {name: 2 for name in _depths(experiment.model)} | {depth: layers}
+        fewest = {name: 2 for name in depths(experiment.model)} | {depth: layers}
         model = dataclasses.replace(experiment.model, remat="none", **fewest)
         return saved(dataclasses.replace(experiment, model=model), target, everything=True).total
 
@@ -161,12 +161,13 @@ def saved(experiment: Experiment, target: Target, *, everything: bool = False) -
         leaves = jax.tree.leaves(jax.eval_shape(backward, program.state.params, program.batch, key))
         model = experiment.model
         parameters = _shapes(program.declaration)
-        depths, vocabulary = {getattr(model, name) for name in _depths(model)}, getattr(model, "vocab_size", None)
+        vocabulary = getattr(model, "vocab_size", None)
+        layers = {getattr(model, name) for name in depths(model)}
         sums = {"stacked": 0.0, "shared": 0.0, "loss": 0.0}
         for leaf in leaves:
             if not leaf.shape or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.shape in parameters:
                 continue  # a number, a key, a parameter or its copy
-            kind = "stacked" if len(leaf.shape) > 1 and leaf.shape[0] in depths else "shared"
+            kind = "stacked" if len(leaf.shape) > 1 and leaf.shape[0] in layers else "shared"
             sums["loss" if vocabulary in leaf.shape else kind] += local_bytes(leaf) / _cut(leaf, kind == "stacked")
     return Saved(**sums)
 
