@@ -89,9 +89,10 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys):
     assert fit.main(["nothing.py"]) == 2
     assert fit.main(["--json", str(tmp_path / "a.json")]) == 2
     assert fit.main(["--layers", "0"]) == 2
-    first, second, third = capsys.readouterr().err.splitlines()
+    assert fit.main(["--layers", "2", "--json", str(tmp_path / "b.json")]) == 2
+    first, second, third, fourth = capsys.readouterr().err.splitlines()
     assert "no such experiment file" in first and "delete it, or give another name" in second
-    assert third == "fit: --layers 0: give 1 or more"
+    assert third == "fit: --layers 0: give 1 or more" and "leave one out" in fourth
 
 
 @pytest.mark.parametrize(("name", "depths"), [("vit/digits", (2, None)), ("translation/cldr", (2, 2))])

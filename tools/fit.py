@@ -198,6 +198,9 @@ def main(arguments: list[str]) -> int:
     if options.layers is not None and options.layers < 1:
         print(f"fit: --layers {options.layers}: give 1 or more", file=sys.stderr)
         return 2
+    if options.layers and options.json:
+        print("fit: --layers with --json: the file's rows are those of whole models; leave one out", file=sys.stderr)
+        return 2
     kinds = options.target or list(KINDS)
     for kind in kinds:
         target = targets.parse(KINDS[kind])

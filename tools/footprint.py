@@ -205,8 +205,10 @@ def _head(experiment: Experiment, sizes: dict[str, int], target: Target) -> tupl
         return 0.0, 0.0
     length = getattr(data, "target_length", data.length)
     if hasattr(experiment.task, "masking"):
-        length = experiment.task.masking.count(length)
-    rows, length = train.batch_size // (train.accumulate * sizes["data"] * sizes["fsdp"]), length // sizes["sequence"]
+        length = experiment.task.masking.count(length)  # whole on each device of the sequence axis
+    else:
+        length //= sizes["sequence"]
+    rows = train.batch_size // (train.accumulate * sizes["data"] * sizes["fsdp"])
     columns = model.vocab_size // sizes["tensor"]
     tiles = losses.num_tiles(rows, length, columns, target.platform, target.chip.kind)
     matrix, logits = model.width * columns, 4 * rows * length * columns

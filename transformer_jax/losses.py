@@ -72,8 +72,8 @@ def linear_cross_entropy(
 ) -> CrossEntropy:
     """`cross_entropy` of the logits x @ kernel + bias, the same values and gradients, in tiles over the positions.
 
-    About `tile_bytes` of float32 logits (None: `TILE_BYTES`) exist at once on a device: tiles divide the length, and
-    hold at least one position of the batch. Differentiable in reverse mode only. The forward pass of a differentiated
+    About `tile_bytes` of float32 logits (None: by the chip, `num_tiles`) exist at once on a device: tiles divide the
+    length, and hold at least one position of the batch. Differentiable in reverse mode only. The forward pass of a differentiated
     call computes each tile's gradients while its logits are at hand, so nothing is computed twice (the idea of Cut
     Cross-Entropy and Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
     """
@@ -125,16 +125,19 @@ def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, tile_bytes: int | None = None) -> int:
-    """Into how many tiles a device cuts its length: the smallest divisor that makes a tile's logits fit.
+    """Into how many tiles a device cuts its length: the smallest divisor that makes a tile's logits fit, and where that
+    is several and the chip wants smaller ones, the largest that leaves them as many positions.
 
     Arguments: rows of its batch; their length and the columns of the vocabulary that it has; the device's platform and
     kind, by which a tile's size goes, and what replaces that.
     """
     positions = rows * length
-    wanted = math.ceil(4 * positions * columns / (TILE_BYTES[platform] if tile_bytes is None else tile_bytes))
-    if tile_bytes is None and chip in TILE_POSITIONS:
-        wanted = max(wanted, positions // TILE_POSITIONS[chip])
-    return next(n for n in range(1, length + 1) if length % n == 0 and (n >= wanted or n == length))
+    needed = math.ceil(4 * positions * columns / (TILE_BYTES[platform] if tile_bytes is None else tile_bytes))
+    divisors = [n for n in range(1, length + 1) if length % n == 0]
+    tiles = next((n for n in divisors if n >= needed), length)
+    if tiles > 1 and tile_bytes is None and chip in TILE_POSITIONS:
+        tiles = max(tiles, *(n for n in divisors if n * TILE_POSITIONS[chip] <= positions), 1)
+    return tiles
 
 
 class _Tile(NamedTuple):

@@ -353,7 +353,7 @@ def on_each_device(f: Callable[..., jax.Array], *arrays: jax.Array, axes: Sequen
     """f of the parts that each device has of the arrays, laid out as `axes`; of whole arrays where there is no mesh.
 
     For kernels that no compiler can cut: it would gather their operands. f's result has the last dimensions of the
-    first array, laid out as `out`; of one row of f's arguments, devices have such parts only as `axes` names.
+    first array, laid out as `out`; a row may be cut over devices only along the dimensions that `axes` names.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from transformer_jax import sharding
+from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 from transformer_jax.nn import attention, attention_tpu, block, positions
 from transformer_jax.nn import params as params_lib
@@ -81,7 +82,9 @@ def test_a_block_makes_them_of_one_product():
     """Values and gradients of a block, its biases among them, are those of three products and the plain attention."""
     cfg = gpt.Config(16, width=64, num_layers=1, num_heads=4, max_length=16, dropout=0.0)
     params = params_lib.init(jax.random.key(0), block.declare(cfg))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    leaves, tree = jax.tree.flatten(params)
+    noise = [0.1 * jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(leaves)]
+    params = jax.tree.unflatten(tree, [x + y for x, y in zip(leaves, noise, strict=True)])
     x_BTD, d_out = (jax.random.normal(jax.random.key(i), (4, 16, 64)) for i in (1, 2))
 
     def values(implementation, params, x_BTD):
@@ -110,6 +113,8 @@ def test_what_is_made_of_one_product():
     assert [name for name, changes in cases.items() if _is_together(gpt.Config(16, **(SMALL | changes)))] == ["plain"]
     with jax.set_mesh(sharding.make_mesh(data=4, sequence=2)):
         assert not _is_together(gpt.Config(16, **SMALL))  # queries are cut, keys are not
+    with jax.set_mesh(sharding.make_mesh(data=4, tensor=2)), pytest.raises(InputError, match="'heads' of size 3"):
+        _is_together(gpt.Config(16, **(SMALL | {"width": 48, "num_heads": 3})))
 
 
 SMALL: dict[str, Any] = {
@@ -124,7 +129,7 @@ SMALL: dict[str, Any] = {
 
 def _is_together(cfg):
     params = jax.eval_shape(lambda: params_lib.init(jax.random.key(0), block.declare(cfg)))
-    x_BTD = jax.ShapeDtypeStruct((4, 16, 64), jnp.float32)
+    x_BTD = jax.ShapeDtypeStruct((4, 16, cfg.width), jnp.float32)
     rope = jax.eval_shape(lambda: positions.rotary_angles(jnp.arange(16), cfg.head_width))
     rope = rope if cfg.position == "rotary" else None
 

@@ -153,8 +153,11 @@ def attend_together(qkv_3BTD: jax.Array, mask: Mask, *, head_width: int, scale: 
 def takes_together(q_BTNH: Any, mask: Mask, *, bias: bool, dropout: bool, implementation: str) -> bool:
     """Whether self-attention of such queries is better made of one array, for which one product makes queries, keys and
     values: x is read once for all three, and its gradient written once. Our kernel for TPUs takes them so where the
-    length is whole on each device; the arguments are those of `choose`, of q the shape and the dtype."""
+    length is whole on each device, and so is every head; not on Explicit axes, for which that product is not written.
+    The arguments are those of `choose`, of q the shape and the dtype."""
     if implementation not in ("auto", "tpu") or AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        return False
+    if q_BTNH.shape[2] % sharding.shards("heads"):  # three products say what is wrong
         return False
     case: Any = {"num_keys": q_BTNH.shape[1], "bias": bias, "dropout": dropout}
     ours = implementation == "tpu" or choose(q_BTNH, mask, **case) == "tpu"
@@ -292,7 +295,7 @@ def _tpu(operands: tuple[jax.Array, ...], head_width: int, mask: Mask, scale: fl
     """Our kernel on each device's rows, queries and heads, which lie side by side, as the projections make them."""
     (B, T, _), S = operands[0].shape[-3:], operands[-1].shape[-2]
     ids, cut, rows = masks.as_segments(mask, B, T, S), sharding.cut_by("length"), (("batch", "length"), ("batch", None))
-    if ids is not None:  # made here, of no layout: outside of jit, no kernel of several devices takes them so
+    if ids is not None:  # made here: on Explicit axes their types do not say yet where they lie
         ids = (sharding.constrain(ids[0], rows[0]), sharding.constrain(ids[1], rows[1]))
     window = () if mask.window is None else (jnp.asarray(mask.window, jnp.int32),)
     chip, interpret = sharding.target_chip(), sharding.target_platform() == "cpu"
