@@ -73,9 +73,10 @@ def linear_cross_entropy(
     """`cross_entropy` of the logits x @ kernel + bias, the same values and gradients, in tiles over the positions.
 
     About `tile_bytes` of float32 logits (None: by the chip, `num_tiles`) exist at once on a device: tiles divide the
-    length, and hold at least one position of the batch. Differentiable in reverse mode only. The forward pass of a differentiated
-    call computes each tile's gradients while its logits are at hand, so nothing is computed twice (the idea of Cut
-    Cross-Entropy and Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and bias are cast.
+    length, and hold at least one position of the batch. Differentiable in reverse mode only. The forward pass of a
+    differentiated call computes each tile's gradients while its logits are at hand, so nothing is computed twice (the
+    idea of Cut Cross-Entropy and Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and
+    bias are cast.
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT)
     B, T = labels_BT.shape
