@@ -19,9 +19,9 @@ from transformer_jax import sharding
 # Of float32 logits that `linear_cross_entropy` holds at once on one device. Each tile reads and writes the kernel's
 # whole gradient: on TPUs, whose memory is large, few tiles take a quarter off the head's time (docs/performance.md).
 TILE_BYTES = {"cpu": 128 * 2**20, "gpu": 128 * 2**20, "tpu": 256 * 2**20}
-# A chip that gains from smaller tiles, of about so many positions of all rows together: their logits stay in its vector
-# memory. With fewer, the kernel's gradient costs more than that saves (docs/performance.md).
-TILE_POSITIONS = {"TPU v5 lite": 512}
+# A chip that gains from smaller tiles, whose logits stay in its vector memory: of so many positions of all rows
+# together, and bytes. With fewer positions, the kernel's gradient costs more than that saves (docs/performance.md).
+SMALL_TILES = {"TPU v5 lite": (512, 48 * 2**20)}
 
 
 class CrossEntropy(NamedTuple):
@@ -127,7 +127,7 @@ def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
 
 def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, tile_bytes: int | None = None) -> int:
     """Into how many tiles a device cuts its length: the smallest divisor that makes a tile's logits fit, and where that
-    is several and the chip wants smaller ones, the largest that leaves them as many positions.
+    is several and the chip gains from small ones, the largest that leaves them large enough.
 
     Arguments: rows of its batch; their length and the columns of the vocabulary that it has; the device's platform and
     kind, by which a tile's size goes, and what replaces that.
@@ -136,8 +136,10 @@ def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, ti
     needed = math.ceil(4 * positions * columns / (TILE_BYTES[platform] if tile_bytes is None else tile_bytes))
     divisors = [n for n in range(1, length + 1) if length % n == 0]
     tiles = next((n for n in divisors if n >= needed), length)
-    if tiles > 1 and tile_bytes is None and chip in TILE_POSITIONS:
-        tiles = max(tiles, *(n for n in divisors if n * TILE_POSITIONS[chip] <= positions), 1)
+    if tiles > 1 and tile_bytes is None and chip in SMALL_TILES:
+        fewest, nbytes = SMALL_TILES[chip]
+        fewest = max(fewest, nbytes // (4 * columns))
+        tiles = max(tiles, 1, *(n for n in divisors if n * fewest <= positions))
     return tiles
 
 
