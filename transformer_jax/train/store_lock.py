@@ -96,13 +96,13 @@ def _watch(path: Path, owner: dict[str, Any], seen: store.Seen, say: Callable[[s
             say(f"{path}: held by {lock.describe(owner)}; waiting up to {lock.STALE:.0f} s to see whether it is alive")
         time.sleep(1)
         try:
-            _, seen = store.get(path)
+            found, seen = store.get(path)
         except FileNotFoundError:
             return store.Seen(0, 0.0)
         if seen.generation != first.generation:
             raise InputError(
-                f"{path.parent} is being written by {lock.describe(owner)}, alive {seen.age:.0f} s ago ({path}); stop "
-                "that run, or give another --workdir"
+                f"{path.parent} is being written by {lock.describe(_owner(found))}, alive {seen.age:.0f} s ago "
+                f"({path}); stop that run, or give another --workdir"
             )
     return seen
 
