@@ -6,6 +6,9 @@ import pathlib
 import random
 import socket
 
+# As transformer_jax/__main__.py does, and for its reason: the processes that tests start would inherit the 1 of jax.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import jax
 import jaxlib
 import numpy as np

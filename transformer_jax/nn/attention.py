@@ -159,9 +159,9 @@ def takes_together(q_BTNH: Any, mask: Mask, *, bias: bool, dropout: bool, implem
         return False
     if q_BTNH.shape[2] % sharding.shards("heads"):  # three products say what is wrong
         return False
-    case: Any = {"num_keys": q_BTNH.shape[1], "bias": bias, "dropout": dropout}
-    ours = implementation == "tpu" or choose(q_BTNH, mask, **case) == "tpu"
-    return ours and sharding.shards("length") == 1 and covers("tpu", q_BTNH, mask, **case, together=True)
+    ours = implementation == "tpu" or sharding.target_platform() == "tpu"
+    case: Any = {"num_keys": q_BTNH.shape[1], "bias": bias, "dropout": dropout, "together": True}
+    return ours and sharding.shards("length") == 1 and covers("tpu", q_BTNH, mask, **case)
 
 
 def _unfused(
@@ -234,7 +234,8 @@ def covers(
     dropout: bool,
     together: bool = False,
 ) -> bool:
-    """Whether an implementation computes this case at all, on the platform that it is for."""
+    """Whether an implementation computes this case at all, on the platform that it is for; together: with queries, keys
+    and values in one array."""
     if implementation == "xla":
         return True
     if bias or dropout:

@@ -392,7 +392,8 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
 
 
 def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool) -> pl.BlockSpec:
-    """What a program sees of queries (0), keys (1) or values (2): all rows of a batch's row, or its own."""
+    """The block of queries (0), keys (1) or values (2) that a program sees: `rows` tokens, which are all (every) or
+    those of its place in the grid, and C columns."""
 
     def at(i):
         return 0 if every else i

@@ -171,8 +171,8 @@ def apply(
     attention_key, *keys = _keys(key, cross)
     h_BTD = _before(p["attention_norm"], cfg, x_BTD)
     x_BTD = x_BTD if first is None else x_BTD[:, :first]
-    a_BTNH, *pair = _attend_self(p["attention"], cfg, h_BTD, mask, rope, bias_NTS, first, attention_key)
-    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, rows_2B11), (pair[0], pair[1])
+    a_BTNH, k_BTKH, v_BTKH = _attend_self(p["attention"], cfg, h_BTD, mask, rope, bias_NTS, first, attention_key)
+    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, rows_2B11), (k_BTKH, v_BTKH)
 
 
 def _attend_self(
@@ -185,7 +185,9 @@ def _attend_self(
     first: int | None,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The attended values of all heads (of the `first` tokens), the keys and the values."""
+    """Self-attention to x [B, T, D] that is normed as the sublayer reads it: the attended values of all heads
+    [B, first or T, N, H], the keys and the values [B, T, K, H]. Arguments as `apply`'s; the key of the probabilities'
+    dropout."""
     same = rope is None and first is None and not cfg.qk_norm and cfg.kv_heads == cfg.num_heads
     heads = jax.ShapeDtypeStruct((*x_BTD.shape[:2], cfg.num_heads, cfg.head_width), x_BTD.dtype)
     dropping = key is not None and cfg.attention_dropout > 0.0
