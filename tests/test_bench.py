@@ -132,6 +132,7 @@ def test_kinds_of_operations(name, kind):
         (["gpt-4x128", "--rounds", "0"], "--rounds 0: give 1 or more"),
         (["gpt-4x128", "--json", "no/such/folder/out.json"], "no such folder"),
         (["gpt-4x128", "--against", "torch", "--torch-python", "x", "--nanogpt", "no/such"], "no model.py there"),
+        (["vit-s16", "--against", "torch", "--torch-python", "x", "--nanogpt", "."], "this experiment's a vit"),
         (["gpt-4x128", "--against", "torch", "--torch-python", "x", "--model.norm", "rms"], "model.norm 'rms'"),
         (["vit-s16", "--against", "torch", "--torch-python", "x", "--task.mixup", "0.2"], "images as they are"),
     ],

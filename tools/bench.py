@@ -226,10 +226,12 @@ def start_torch(
         if importlib.util.find_spec("torch") is None:
             raise InputError(f"{sys.executable} has no torch; give --torch-python PATH of an interpreter that has")
         python = sys.executable
-    if nanogpt and not (Path(nanogpt) / "model.py").is_file():
-        raise InputError(f"--nanogpt {nanogpt}: no model.py there; give the folder of a nanoGPT checkout")
     model, cfg = experiment.model, experiment.optim
     kind = KINDS[type(model)]
+    if nanogpt and kind != "gpt":
+        raise InputError(f"--nanogpt {nanogpt}: nanoGPT's model is a GPT, and this experiment's a {kind}; leave it out")
+    if nanogpt and not (Path(nanogpt) / "model.py").is_file():
+        raise InputError(f"--nanogpt {nanogpt}: no model.py there; give the folder of a nanoGPT checkout")
     same: tuple[str, ...] = ("max_length", "width", "num_layers", "num_heads", "bias", "dropout", "activation", "dtype")
     same += {
         "gpt": ("vocab_size",),

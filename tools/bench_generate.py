@@ -6,8 +6,9 @@
 Both sides continue the same random prompts with the same random weights, which ours writes as a Hugging Face snapshot
 and Transformers reads. A call is timed whole, prompt included, after one untimed call; compiling is reported apart. For
 each batch size the sides take turns, `--rounds` times; the ratio is the median of the rounds' own ratios, whose two
-calls were neighbours in time. "same tokens" is the share of new tokens on which the sides agree: after a near-tie is
-decided the other way, a row goes its own way, so it may be below 1 for a right program.
+calls were neighbours in time. CPUs are one device of all cores, as `predict` has them: each of several would read all
+the weights for its rows of a batch. "same tokens" is the share of new tokens on which the sides agree: after a near-tie
+is decided the other way, a row goes its own way, so it may be below 1 for a right program.
 """
 
 import argparse
@@ -196,6 +197,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
     sys.exit(main())

@@ -1,9 +1,12 @@
 """The manifest of a step: every kind of damage is named, also what Orbax cannot see; the step before is used."""
 
+import gc
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -111,6 +114,27 @@ def test_what_orbax_restores_wrongly_is_refused(copy):
             (np.asarray(a) != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(init(109)), strict=True)
         )
     assert wrong > 0
+
+
+def test_reads_that_are_given_up_say_nothing(monkeypatch):
+    """What Orbax's coroutines raise when they are collected, after another read of the same restore has failed."""
+    heard: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
+    checkpoint.quieten()
+    checkpoint.quieten()
+
+    def read(complaint):
+        try:
+            yield
+        except BaseException as error:
+            raise complaint from (error if complaint.args == ("given up",) else None)
+
+    for complaint in (Exception("given up"), RuntimeError("Event loop is closed"), ValueError("of others")):
+        reading = read(complaint)
+        next(reading)
+        del reading
+    gc.collect()
+    assert heard == ["of others"]
 
 
 def test_each_damage_has_its_words(copy):

@@ -18,6 +18,7 @@ dtypes silently; here a missing, extra or misshapen leaf, or one of another dtyp
 import contextlib
 import json
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection
@@ -239,7 +240,22 @@ def _restore(item: Path, target: Any, dtype: jax.typing.DTypeLike | None = None)
     try:
         return handler.restore(store.absolute(item), args=ocp.args.StandardRestore(_nested(wanted)))
     except Exception as error:
+        quieten()
         raise InputError(f"{item} cannot be read: {first_line(error)}") from error
+
+
+def quieten() -> None:
+    """Keeps one complaint off the screen, from now on: when one file fails, the other reads and writes report, with
+    tracebacks and as late as the process ends, that Orbax waits for them no longer."""
+    hook = sys.unraisablehook
+
+    def quietly(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if str(error) != "Event loop is closed" and not isinstance(error.__cause__, GeneratorExit):
+            hook(unraisable)
+
+    if getattr(hook, "__qualname__", "") != quietly.__qualname__:
+        sys.unraisablehook = quietly
 
 
 def _compare(stored: dict[str, Any], wanted: dict[str, Any], item: Path, *, any_float: bool) -> None:

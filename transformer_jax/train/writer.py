@@ -22,7 +22,6 @@ import contextlib
 import math
 import re
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -146,7 +145,7 @@ class Writer:
         return self._failures > 0
 
     def __enter__(self) -> "Writer":
-        _quieten()
+        checkpoint.quieten()
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
@@ -283,19 +282,6 @@ class Writer:
     def _close(self) -> None:
         if self._checkpointer is not None:
             self._checkpointer.close()
-
-
-def _quieten() -> None:
-    """Keeps one complaint off the screen, from now on: when one file fails, TensorStore's other operations report, with
-    tracebacks and as late as the process ends, that Orbax waits for them no longer."""
-    hook = sys.unraisablehook
-
-    def quietly(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    if getattr(hook, "__qualname__", "") != quietly.__qualname__:
-        sys.unraisablehook = quietly
 
 
 def _outlast_interrupts(future: Future[Any]) -> None:
