@@ -81,6 +81,7 @@ def test_pairs_fit_into_their_rows():
     assert 12 < np.mean([s for row in rows for s, _ in row]) < 15
 
 
+@pytest.mark.slow
 def test_the_gathered_loss_beside_every_position(capsys):
     """It ends with an error where the two losses differ."""
     tiny = [*TINY, "--model.vocab-size", "50", "--rounds", "1", "--steps", "1"]

@@ -272,7 +272,7 @@ with hosts.together(timeout=5):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_signal_outside_training_ends_all_with_a_line(number):
     """Also within the first second, before any sign of life."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -170,9 +170,16 @@ def everything(params, cfg, tokens, types, lengths):
     return jax.value_and_grad(loss)(params)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
-    ("shape", "name"), [((2, 2, 1, 2), "albert"), ((1, 2, 2, 2), "modern"), ((1, 2, 2, 2), "bert")]
+    ("shape", "name", "kind"),
+    [
+        ((2, 2, 1, 2), "albert", AxisType.Explicit),
+        ((1, 2, 2, 2), "modern", AxisType.Explicit),
+        ((1, 2, 2, 2), "bert", AxisType.Explicit),
+        ((1, 2, 2, 2), "bert", AxisType.Auto),
+        pytest.param((2, 2, 1, 2), "albert", AxisType.Auto, marks=pytest.mark.slow),
+        pytest.param((1, 2, 2, 2), "modern", AxisType.Auto, marks=pytest.mark.slow),
+    ],
 )
 def test_eight_devices_are_one(shape, name, kind):
     cfg = dataclasses.replace(VARIANTS[name], heads=("mlm", "classification"), num_labels=4)
