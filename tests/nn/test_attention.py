@@ -10,7 +10,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.nn import reference
 from transformer_jax import sharding
-from transformer_jax.nn import attention, masks
+from transformer_jax.models import gpt
+from transformer_jax.nn import attention, block, masks
+from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 
 
@@ -291,3 +293,12 @@ def test_a_named_implementation_never_leaves_something_out(name, mask, options):
 def test_causal_needs_as_many_queries_as_keys(name):
     with pytest.raises(ValueError, match="got 4 and 5"):
         attention.attend(*operands(B=1, T=4, S=5, N=2, K=2, H=8), CAUSAL, implementation=name)
+
+
+@pytest.mark.parametrize(("platform", "name"), [("cpu", "turned"), ("tpu", "kernel"), ("gpu", "kernel")])
+def test_kernels_are_turned_for_decoding_on_cpus(platform, name):
+    cfg = gpt.Config(16, width=8, num_layers=2, num_heads=2, max_length=8)
+    params = params_lib.abstract(params_lib.stack(block.declare(cfg), 2))
+    with on(platform):
+        blocks = jax.eval_shape(lambda params: block.for_decoding(params, 2), params)
+    assert len(blocks) == 2 and set(blocks[0]["attention"]["query"]) == {name, "bias"}

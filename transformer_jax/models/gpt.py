@@ -257,10 +257,7 @@ def for_decoding(params: Params, cfg: Config) -> Params:
     """
     if cfg.scan_layers or isinstance(params["blocks"], list):
         return params
-    return dict(params) | {"blocks": _unstack(params["blocks"], cfg.num_layers)}
-
-
-_unstack = jax.jit(params_lib.unstack, static_argnums=1)
+    return dict(params) | {"blocks": block.for_decoding(params["blocks"], cfg.num_layers)}
 
 
 def _forward(

@@ -482,10 +482,9 @@ def for_decoding(params: Params, cfg: Config) -> Params:
     decoder = params["decoder"]
     if cfg.scan_layers or isinstance(decoder["blocks"], list):
         return params
-    return dict(params) | {"decoder": dict(decoder) | {"blocks": _unstack(decoder["blocks"], cfg.decoder_layers)}}
-
-
-_unstack = jax.jit(params_lib.unstack, static_argnums=1)
+    return dict(params) | {
+        "decoder": dict(decoder) | {"blocks": block.for_decoding(decoder["blocks"], cfg.decoder_layers)}
+    }
 
 
 def _run(one: stack.Block, p: Any, cfg: Config, carry: Any) -> Any:

@@ -6,6 +6,7 @@ A decoder that reads an encoder's states has cross-attention between the two. Ev
 B batch, T length, S keys or slots, D width, N query heads, K key/value heads, H head width, F MLP width, L layers.
 """
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
@@ -18,7 +19,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, layers, positions
 from transformer_jax.nn.attention import KVCache
 from transformer_jax.nn.masks import Mask
-from transformer_jax.nn.params import Param
+from transformer_jax.nn.params import Param, unstack
 
 
 class BlockConfig(Protocol):
@@ -189,6 +190,7 @@ def _attend_self(
     [B, first or T, N, H], the keys and the values [B, T, K, H]. Arguments as `apply`'s; the key of the probabilities'
     dropout."""
     same = rope is None and first is None and not cfg.qk_norm and cfg.kv_heads == cfg.num_heads
+    same = same and "kernel" in p["query"]  # not turned for decoding
     heads = jax.ShapeDtypeStruct((*x_BTD.shape[:2], cfg.num_heads, cfg.head_width), x_BTD.dtype)
     dropping = key is not None and cfg.attention_dropout > 0.0
     case: Any = {"bias": bias_NTS is not None, "dropout": dropping, "implementation": cfg.attention}
@@ -231,6 +233,15 @@ def apply_cached(
     a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, bias_NS=bias_NS, scale=cfg.score_scale)
     # One query a row: the plain attention reads the keys as they lie, the others would first lay them out anew.
     return _finish(p, cfg, x_BTD, a_BNH[:, None], cross, _keys(None, cross)[1:], "xla"), cache
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def for_decoding(stacked: dict[str, Any], num_layers: int) -> list[dict[str, Any]]:
+    """Stacked blocks as one tree a layer, of whose kernels CPUs get the transposes (`layers.turned`): one copy, which
+    `apply` and `apply_cached` take as well."""
+    blocks: list[dict[str, Any]] = unstack(stacked, num_layers)
+    # The barrier keeps the transposes out of the loop over the tokens.
+    return jax.lax.optimization_barrier(layers.turned(blocks)) if sharding.target_platform() == "cpu" else blocks
 
 
 def attention_weights(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ B batch, T length, D width, F MLP width, V vocabulary.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax import sharding
 from transformer_jax.nn.params import Param, normal, ones, zeros
+
+FEW_ROWS = 96  # of a device; see `_turned_product`
 
 
 # Hendrycks and Gimpel 2016. The derivatives are written out so that the backward pass finds one array, the derivative,
@@ -70,10 +72,34 @@ def declare_dense(
 
 
 def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
-    """x @ kernel + bias, [B, T, D] -> [B, T, F]; `out` is the logical name of the new last axis."""
-    y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
+    """x @ kernel + bias, [B, T, D] -> [B, T, F]; `out` is the logical name of the new last axis. p may be `turned`."""
+    if "turned" in p:
+        y_BTF = _turned_product(p["turned"].astype(x_BTD.dtype), x_BTD, out)
+    else:
+        y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
     y_BTF = sharding.add_bias(y_BTF, p["bias"].astype(x_BTD.dtype)) if "bias" in p else y_BTF
     return checkpoint_name(y_BTF, "product")
+
+
+def turned(tree: Any) -> Any:
+    """Parameters of unstacked layers for decoding on CPUs: in place of each "kernel" [D, F] its transpose, "turned"."""
+    if isinstance(tree, list):
+        return [turned(part) for part in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    parts = {name: turned(part) for name, part in tree.items() if name != "kernel"}
+    return parts | {"turned": tree["kernel"].T} if "kernel" in tree else parts
+
+
+def _turned_product(kernel_FD: jax.Array, x_BTD: jax.Array, out: str | None) -> jax.Array:
+    """x @ kernel, the kernel first where there are few rows: XLA's CPU backend then takes from half to nine tenths of
+    the time of x first, from about a hundred rows on no less (docs/performance.md)."""
+    B, T, _ = x_BTD.shape
+    if T > 1 or B // sharding.shards("batch") > FEW_ROWS:
+        return sharding.einsum("BTD,FD->BTF", x_BTD, kernel_FD, out=("batch", "length", out))
+    y_FB = sharding.einsum("FD,BD->FB", kernel_FD, x_BTD[:, 0], out=(out, "batch"))
+    # The barrier keeps the compiler from turning the product around again.
+    return jax.lax.optimization_barrier(y_FB).T[:, None]
 
 
 def dense_together(parts: list[dict[str, jax.Array]], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
