@@ -250,7 +250,8 @@ def repeat(cache: KVCache, times: int) -> KVCache:
 
 def for_decoding(params: Params, cfg: Config) -> Params:
     """The same parameters as `decode_step` reads them fastest: with cfg.scan_layers=False each layer's arrays by
-    themselves (one copy of the blocks), otherwise as they are. `prefill` and `decode_step` take either.
+    themselves, on CPUs with kernels turned (one copy of the blocks), otherwise as they are. `prefill` and `decode_step`
+    take either.
 
     A layer's slice of the stacked arrays would be copied for every token, or computed again inside each product: on a
     CPU that is several times the work of the step itself.

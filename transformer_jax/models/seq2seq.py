@@ -477,7 +477,8 @@ def repeat(cache: Cache, times: int) -> Cache:
 
 def for_decoding(params: Params, cfg: Config) -> Params:
     """The same parameters as `decode_step` reads them fastest: with cfg.scan_layers=False each decoder layer's arrays
-    by themselves (one copy of the decoder's blocks), otherwise as they are. The other functions take either.
+    by themselves, on CPUs with kernels turned (one copy of the decoder's blocks), otherwise as they are. The other
+    functions take either.
     """
     decoder = params["decoder"]
     if cfg.scan_layers or isinstance(decoder["blocks"], list):
