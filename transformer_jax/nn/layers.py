@@ -92,8 +92,8 @@ def turned(tree: Any) -> Any:
 
 
 def _turned_product(kernel_FD: jax.Array, x_BTD: jax.Array, out: str | None) -> jax.Array:
-    """x @ kernel, the kernel first where there are few rows: XLA's CPU backend then takes from half to nine tenths of
-    the time of x first, from about a hundred rows on no less (docs/performance.md)."""
+    """x @ kernel, the kernel first where there are few rows: of most sizes XLA's CPU backend then takes half to nine
+    tenths of the time, and from about a hundred rows on no less than with x first (docs/performance.md)."""
     B, T, _ = x_BTD.shape
     if T > 1 or B // sharding.shards("batch") > FEW_ROWS:
         return sharding.einsum("BTD,FD->BTF", x_BTD, kernel_FD, out=("batch", "length", out))
