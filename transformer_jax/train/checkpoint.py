@@ -250,8 +250,9 @@ def quieten() -> None:
     hook = sys.unraisablehook
 
     def quietly(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if str(error) != "Event loop is closed" and not isinstance(error.__cause__, GeneratorExit):
+        error = unraisable.exc_value  # may be None
+        given_up = isinstance(getattr(error, "__cause__", None), GeneratorExit)
+        if not given_up and str(error) != "Event loop is closed":
             hook(unraisable)
 
     if getattr(hook, "__qualname__", "") != quietly.__qualname__:
