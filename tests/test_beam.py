@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from transformer_jax import beam, decode
-from transformer_jax.beam import Beam
+from transformer_jax.decoding import beam, decode
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax import config_json, doctor, launch
+from transformer_jax import config_json
 from transformer_jax.__main__ import main
+from transformer_jax.cli import doctor, launch
 from transformer_jax.data import corpus
 from transformer_jax.experiment import Evaluate, Experiment, Mesh, Train
 from transformer_jax.models import gpt
-from transformer_jax.train import manifest
+from transformer_jax.runs import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,8 +13,8 @@ import pytest
 
 from transformer_jax import hub, restore
 from transformer_jax.__main__ import main
-from transformer_jax.beam import Beam
 from transformer_jax.data import tokenizers
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.models import seq2seq
 from transformer_jax.tasks import Translation
 

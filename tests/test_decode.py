@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax import decode
-from transformer_jax.decode import Sampling
+from transformer_jax.decoding import decode
+from transformer_jax.decoding.decode import Sampling
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 

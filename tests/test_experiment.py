@@ -12,27 +12,20 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from PIL import Image
 
-from transformer_jax import config_json, launch, restore, sharding
+from transformer_jax import config_json, restore, sharding
 from transformer_jax import experiment as experiments
-from transformer_jax.data import (
-    bitext,
-    corpus,
-    image_sources,
-    images,
-    labelled,
-    parallel,
-    questions,
-    sources,
-    tables,
-    tagged,
-    tokenizers,
-)
+from transformer_jax.cli import launch
+from transformer_jax.data import corpus, image_sources, images, sources, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Sample, Train
 from transformer_jax.models import gpt, seq2seq
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import MaskedLM, tagging
+from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.span_qa import questions
+from transformer_jax.tasks.tagging import tagged
+from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.train import loop
 from transformer_jax.train import program as programs
 

@@ -13,7 +13,7 @@ import pytest
 from tools import fuzz
 from transformer_jax import hub, restore
 from transformer_jax.errors import InputError
-from transformer_jax.train import manifest
+from transformer_jax.runs import manifest
 
 
 @pytest.fixture(scope="module")

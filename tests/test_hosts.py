@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import transformer_jax
-from transformer_jax import launch, restore, sharding
+from transformer_jax import restore, sharding
+from transformer_jax.cli import launch
 from transformer_jax.data import pipeline
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.data.sources import Embedded, TextFiles
@@ -27,7 +28,8 @@ from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Mesh, Train
 from transformer_jax.hosts import meeting
 from transformer_jax.models import gpt
-from transformer_jax.train import checkpoint, loop
+from transformer_jax.runs import checkpoint
+from transformer_jax.train import loop
 from transformer_jax.train import program as programs
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,10 +20,10 @@ from transformer_jax.data import corpus, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
+from transformer_jax.runs import checkpoint
+from transformer_jax.runs.writer import Writer
 from transformer_jax.tasks import causal_lm
-from transformer_jax.train import checkpoint
 from transformer_jax.train import state as state_lib
-from transformer_jax.train.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAPSHOT = ROOT / "tests" / "data" / "hf" / "gpt2"

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax import beam, decode, sharding, translate
-from transformer_jax.beam import Beam
+from transformer_jax import sharding
+from transformer_jax.decoding import beam, decode, translate
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
 

@@ -49,13 +49,16 @@ import jax
 import numpy as np
 
 from tools import bench_profile, bench_step, bench_target, targets
-from transformer_jax import config_json, launch, optim, overrides
+from transformer_jax import config_json, optim, overrides
 from transformer_jax import experiment as experiments
-from transformer_jax.data import bitext, corpus, image_sources, images, labelled, parallel, tables, tokenizers
+from transformer_jax.cli import launch
+from transformer_jax.data import corpus, image_sources, images, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Train
 from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.tasks import Classification, ImageClassification, Translation
+from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.translation import bitext, parallel
 
 
 def transformer(rows: int, **sizes: Any) -> Experiment:

@@ -30,7 +30,8 @@ import jax
 import numpy as np
 
 from tools import bench
-from transformer_jax import decode, hub, sharding
+from transformer_jax import hub, sharding
+from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from tools import bench, bench_step
-from transformer_jax import launch, losses, models
+from transformer_jax import losses, models
+from transformer_jax.cli import launch
 from transformer_jax.data import corpus
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Train

@@ -31,7 +31,8 @@ def child(layers: int, scan: bool) -> dict[str, float]:
     import jax
 
     from tools import bench_step
-    from transformer_jax import launch, sharding
+    from transformer_jax import sharding
+    from transformer_jax.cli import launch
     from transformer_jax.data import corpus
     from transformer_jax.experiment import Experiment, Train
     from transformer_jax.models import gpt

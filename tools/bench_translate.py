@@ -34,8 +34,9 @@ import jax
 import numpy as np
 
 from tools import bench
-from transformer_jax import hub, translate
-from transformer_jax.beam import Beam
+from transformer_jax import hub
+from transformer_jax.decoding import translate
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
 

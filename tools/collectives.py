@@ -27,12 +27,13 @@ import jax
 
 from tools import hlo
 from transformer_jax import sharding, tasks
-from transformer_jax.data import bitext, corpus, image_sources, images, parallel, tokenizers
+from transformer_jax.data import corpus, image_sources, images, tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.experiment import Ema, Experiment, Train
 from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.nn import params
 from transformer_jax.optim import Optim
+from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.train import program as programs
 
 EXPECTED = Path(__file__).resolve().parents[1] / "tests" / "data" / "collectives.json"

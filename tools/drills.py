@@ -25,8 +25,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tools import drills_damage, drills_disk, drills_faults, drills_folder, drills_store
 from tools.drills_trainer import INTERVAL, Job, Row, Trainer, end_trainers, wrong_start
-from transformer_jax import __main__ as command_line
-from transformer_jax.train import checkpoint, observe
+from transformer_jax import observe
+from transformer_jax.cli import main as command_line
+from transformer_jax.runs import checkpoint
 
 
 def last_step(workdir: Path) -> int:

@@ -55,7 +55,7 @@ def spoil(workdir: Path, files: MutableMapping[str, bytes], tries: int) -> Itera
     import numpy as np
 
     import transformer_jax
-    from transformer_jax.train import checkpoint, manifest, store
+    from transformer_jax.runs import checkpoint, manifest, store
 
     rng, folder = random.Random(0), workdir / "checkpoints"
     before, newest = checkpoint.steps(folder)[-2:]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.train import checkpoint
+from transformer_jax.runs import checkpoint
 
 DISK_BYTES = 256 * 2**20
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.train import manifest
-from transformer_jax.train.writer import Writer
+from transformer_jax.runs import manifest
+from transformer_jax.runs.writer import Writer
 
 POINTS = (
     "before a save",
@@ -125,7 +125,7 @@ def failing_sync(times: int) -> None:
 
 
 def main() -> int:
-    from transformer_jax import __main__ as command_line
+    from transformer_jax.cli import main as command_line
 
     fault, number, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     match fault:

@@ -32,7 +32,7 @@ def _print(workdir: Path, step: int) -> None:
     from transformer_jax import config_json
     from transformer_jax.data import pipeline, tokenizers
     from transformer_jax.nn import params as params_lib
-    from transformer_jax.train import checkpoint
+    from transformer_jax.runs import checkpoint
 
     folder = workdir / "checkpoints" / str(step)
     checkpoint.check_files(folder)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, MutableMapping
 
 from tools import bucket, drills_damage
 from tools.drills_trainer import INTERVAL, Job, Row, Trainer, wrong_start
-from transformer_jax.train import checkpoint, lock, store
+from transformer_jax.runs import checkpoint, lock, store
 
 CHANGES = "POST|PUT|DELETE"
 ERRORS = (429, 500, 502, 503, 504, 0)  # that pass; 0: the connection ends without an answer

@@ -55,11 +55,11 @@ def work_as(mine: str, action: str, folder: Path, layouts: Sequence[str]) -> dic
     from transformer_jax.data.tokenizers import Bytes
     from transformer_jax.experiment import Experiment, Train
     from transformer_jax.models import gpt
+    from transformer_jax.runs import checkpoint
+    from transformer_jax.runs.writer import Writer
     from transformer_jax.train import batch as batch_lib
-    from transformer_jax.train import checkpoint
     from transformer_jax.train import program as programs
     from transformer_jax.train import state as state_lib
-    from transformer_jax.train.writer import Writer
 
     devices, processes = parse(mine)
     part = [d for i in range(processes) for d in jax.local_devices(i)[: devices // processes]]

@@ -23,7 +23,7 @@ import jax
 
 from tools import compiled, footprint, preflight, targets
 from tools.targets import Target
-from transformer_jax import launch
+from transformer_jax.cli import launch
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib

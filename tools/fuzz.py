@@ -45,9 +45,9 @@ from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.models import gpt
-from transformer_jax.train import manifest
+from transformer_jax.runs import manifest
+from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as states
-from transformer_jax.train.writer import Writer
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 SECONDS = 20  # for one input

@@ -19,12 +19,13 @@ import numpy as np
 
 from transformer_jax import config_json, models, optim, sharding, tasks
 from transformer_jax import experiment as experiments
-from transformer_jax.data import bitext, corpus, image_sources, images, parallel, preprocess, tokenizers
+from transformer_jax.data import corpus, image_sources, images, preprocess, tokenizers
 from transformer_jax.experiment import Ema, Experiment
 from transformer_jax.models import bert, gpt, seq2seq, vit
-from transformer_jax.train import checkpoint
+from transformer_jax.runs import checkpoint
+from transformer_jax.runs.writer import Writer
+from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.train import state as state_lib
-from transformer_jax.train.writer import Writer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "data" / "golden"
 STEP = 7

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 from tools import compiled, footprint, roofline, targets
 from tools.footprint import Footprint
 from tools.targets import Target
-from transformer_jax import launch, overrides
+from transformer_jax import overrides
+from transformer_jax.cli import launch
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib

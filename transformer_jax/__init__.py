@@ -17,23 +17,17 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_ROOMS = (
-    "data",
-    "decode",
-    "errors",
-    "experiment",
-    "hub",
-    "losses",
-    "metrics",
-    "models",
-    "nn",
-    "objectives",
-    "optim",
-    "restore",
-    "sharding",
-    "tasks",
-    "train",
-)
+_ROOMS = {
+    name: f"transformer_jax.{name}"
+    for name in (
+        *("data", "decoding", "errors", "experiment", "hub", "losses", "metrics", "models", "nn", "objectives"),
+        *("observe", "optim", "restore", "runs", "sharding", "tasks", "train"),
+    )
+} | {
+    "decode": "transformer_jax.decoding.decode",
+    "beam": "transformer_jax.decoding.beam",
+    "translate": "transformer_jax.decoding.translate",
+}
 
 __all__ = [*_ROOMS, "__version__", "load"]
 
@@ -45,7 +39,7 @@ def __getattr__(name: str):
     if name == "load":
         return importlib.import_module("transformer_jax.restore").load
     if name in _ROOMS:
-        return importlib.import_module(f"transformer_jax.{name}")
+        return importlib.import_module(_ROOMS[name])
     raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

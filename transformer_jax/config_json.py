@@ -11,24 +11,10 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from transformer_jax import augment, beam
+from transformer_jax import augment
 from transformer_jax import optim as optimizers
-from transformer_jax.data import (
-    bitext,
-    cldr,
-    corpus,
-    image_sources,
-    images,
-    labelled,
-    parallel,
-    preprocess,
-    questions,
-    sources,
-    stdlib_topics,
-    tables,
-    tagged,
-    tokenizers,
-)
+from transformer_jax.data import corpus, image_sources, images, preprocess, sources, tables, tokenizers
+from transformer_jax.decoding import beam
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Mesh, Precision, Predict, Sample, Train
 from transformer_jax.models import bert, gpt, seq2seq, vit
@@ -44,6 +30,10 @@ from transformer_jax.tasks import (
     tagging,
     translation,
 )
+from transformer_jax.tasks.classification import labelled, stdlib_topics
+from transformer_jax.tasks.span_qa import questions
+from transformer_jax.tasks.tagging import tagged
+from transformer_jax.tasks.translation import bitext, cldr, parallel
 
 # The only types that a config.json can name.
 TYPES: dict[str, type] = {

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import jax
 
-from transformer_jax import decode
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, images, labelled, parallel, questions, tagged
+from transformer_jax.data import corpus, images
+from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.tasks import (
@@ -25,6 +25,10 @@ from transformer_jax.tasks import (
     tagging,
     translation,
 )
+from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.span_qa import questions
+from transformer_jax.tasks.tagging import tagged
+from transformer_jax.tasks.translation import parallel
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.train import checkpoint, store
+from transformer_jax.runs import checkpoint, store
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -104,7 +104,7 @@ def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
     experiment = config_json.from_json(meta["config"], where=f"{folder / 'meta'}: config")
     config = _compute_in(experiment.model, dtype, experiment.precision)
     family = models.family(config)
-    if models.FAMILIES.get(meta["family"]) is not family:
+    if meta["family"] != family.__name__.rpartition(".")[2]:
         raise InputError(
             f"{folder / 'meta'}: family is {meta['family']!r}, but its config is {type(config).__module__}'s"
         )

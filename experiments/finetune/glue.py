@@ -19,13 +19,13 @@ Expected on validation, BERT-base cased (published, README of Transformers' exam
     RTE    accuracy 65.7              WNLI   accuracy 56.3
 """
 
-from transformer_jax.data.labelled import LabelledText
 from transformer_jax.data.tables import TfdsTable
 from transformer_jax.data.tokenizers import TokenizerFile
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Classification
+from transformer_jax.tasks.classification.labelled import LabelledText
 
 CHECKPOINT = "downloads/bert-base-uncased"
 

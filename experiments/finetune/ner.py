@@ -23,12 +23,12 @@ There each sentence is seen with the document around it; here it stands alone, w
 
 import dataclasses
 
-from transformer_jax.data.tagged import Conll, TaggedWords, TfdsTags
 from transformer_jax.data.tokenizers import TokenizerFile
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Tagging
+from transformer_jax.tasks.tagging.tagged import Conll, TaggedWords, TfdsTags
 
 STEPS = 439  # of an epoch: 14,041 sentences in batches of 32
 

@@ -20,12 +20,12 @@ Expected: exact match 80.8, F1 88.5 on validation, in percent (published, Devlin
 
 import dataclasses
 
-from transformer_jax.data.questions import Questions, SquadJson, TfdsSquad
 from transformer_jax.data.tokenizers import TokenizerFile
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import SpanQA
+from transformer_jax.tasks.span_qa.questions import Questions, SquadJson, TfdsSquad
 
 STEPS = 2770  # of an epoch: about 88,600 windows in batches of 32
 

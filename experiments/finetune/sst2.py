@@ -23,13 +23,13 @@ encoder of Python code: 72.7 % (measured): the wrong pre-training costs more tha
 
 import dataclasses
 
-from transformer_jax.data.labelled import LabelledText
 from transformer_jax.data.tables import Table, TfdsTable
 from transformer_jax.data.tokenizers import TokenizerFile, TrainWordPiece
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Classification
+from transformer_jax.tasks.classification.labelled import LabelledText
 
 SENTENCES = TfdsTable("sst2_sentences", test="test")
 

@@ -18,13 +18,13 @@ Expected (measured, Python 3.11; test set, seeds 0, 1, 2, 300 steps each): from 
 frequent topic is right in 6 % of the passages.
 """
 
-from transformer_jax.data.labelled import LabelledText
-from transformer_jax.data.stdlib_topics import TOPICS, StdlibTopics
 from transformer_jax.data.tokenizers import TrainBPE
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Classification
+from transformer_jax.tasks.classification.labelled import LabelledText
+from transformer_jax.tasks.classification.stdlib_topics import TOPICS, StdlibTopics
 
 
 def experiment() -> Experiment:

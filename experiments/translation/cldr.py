@@ -15,14 +15,14 @@ seed 0, Python 3.11, Babel 2.18; sacreBLEU 13a, cased); BLEU 93.6 and chrF 97.0 
 sums were rounded otherwise. What goes wrong is mostly a digit or a name in a list.
 """
 
-from transformer_jax.beam import Beam
-from transformer_jax.data.cldr import Cldr
-from transformer_jax.data.parallel import ParallelText
 from transformer_jax.data.tokenizers import TrainBPE
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import seq2seq
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Translation
+from transformer_jax.tasks.translation.cldr import Cldr
+from transformer_jax.tasks.translation.parallel import ParallelText
 
 
 def experiment() -> Experiment:

@@ -23,14 +23,14 @@ Expected: BLEU 37.7 (95 %: 36.1 to 39.2) and chrF 62.3 on test_2016_flickr by th
 
 import dataclasses
 
-from transformer_jax.beam import Beam
-from transformer_jax.data.bitext import Lines, TfdsPairs
-from transformer_jax.data.parallel import ParallelText
 from transformer_jax.data.tokenizers import TrainBPE
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import seq2seq
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Translation
+from transformer_jax.tasks.translation.bitext import Lines, TfdsPairs
+from transformer_jax.tasks.translation.parallel import ParallelText
 
 
 def experiment() -> Experiment:

@@ -26,14 +26,14 @@ sentence, the one reported here as one text, which is lower: compare the other t
 
 import dataclasses
 
-from transformer_jax.beam import Beam
-from transformer_jax.data.bitext import Columns, TfdsPairs
-from transformer_jax.data.parallel import ParallelText
 from transformer_jax.data.tokenizers import TokenizerFile
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import seq2seq
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Translation
+from transformer_jax.tasks.translation.bitext import Columns, TfdsPairs
+from transformer_jax.tasks.translation.parallel import ParallelText
 
 NEWS = TfdsPairs("cnn_dailymail:3.0.0", source="article", target="highlights")
 ARTICLE = (

@@ -27,14 +27,14 @@ model, 29.3 and 28.6 (published, table 2). This file's own number is not measure
 
 import dataclasses
 
-from transformer_jax.beam import Beam
-from transformer_jax.data.bitext import Lines, TfdsPairs
-from transformer_jax.data.parallel import ParallelText
 from transformer_jax.data.tokenizers import TrainBPE
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import seq2seq
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Translation
+from transformer_jax.tasks.translation.bitext import Lines, TfdsPairs
+from transformer_jax.tasks.translation.parallel import ParallelText
 
 
 def experiment() -> Experiment:

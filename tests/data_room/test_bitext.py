@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax.data.bitext import Columns, Lines, TfdsPairs
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.translation.bitext import Columns, Lines, TfdsPairs
 
 
 def lines(tmp_path: Path, source: str | bytes, target: str | bytes) -> Lines:

@@ -9,9 +9,9 @@ from decimal import Decimal
 
 import pytest
 
-from transformer_jax.data import cldr
-from transformer_jax.data.cldr import Cldr
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.translation import cldr
+from transformer_jax.tasks.translation.cldr import Cldr
 
 SMALL = Cldr(train=3000, validation=100, test=100)
 SIDES = ("train", "validation", "test")

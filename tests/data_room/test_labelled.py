@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformer_jax.data import labelled, tokenizers
-from transformer_jax.data.labelled import LabelledText
+from transformer_jax.data import tokenizers
 from transformer_jax.data.tables import Table, TfdsTable
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.classification.labelled import LabelledText
 
 TFDS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "tfds"
 

@@ -6,9 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
-from transformer_jax.data import corpus, masked, pipeline, sources, tokenizers
+from transformer_jax.data import corpus, pipeline, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.objectives.masking import Masking
+from transformer_jax.tasks.masked_lm import masked
 
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 LAYOUTS = ("full", "packed", "next_sentence", "sentence_order")

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformer_jax.data import parallel, pipeline, tokenizers, tokens
-from transformer_jax.data.bitext import Lines
-from transformer_jax.data.parallel import ParallelText
+from transformer_jax.data import pipeline, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
+from transformer_jax.tasks.translation import parallel
+from transformer_jax.tasks.translation.bitext import Lines
+from transformer_jax.tasks.translation.parallel import ParallelText
 
 BPE = tokenizers.TrainBPE(400, special=("<pad>", "</s>", "<unk>"))
 PAD, EOS = 0, 1

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from transformer_jax.data import questions
-from transformer_jax.data.questions import Questions, SquadJson, TfdsSquad
 from transformer_jax.data.tokenizers import Bytes, TokenizerFile
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.span_qa import questions
+from transformer_jax.tasks.span_qa.questions import Questions, SquadJson, TfdsSquad
 
 PIECES = (
     "[PAD]",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax.data.stdlib_topics import TOPICS, StdlibTopics
 from transformer_jax.data.tables import Table, TfdsTable
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.classification.stdlib_topics import TOPICS, StdlibTopics
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 SST2 = SHARED / "classification" / "sst2"

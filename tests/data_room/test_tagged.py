@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from transformer_jax.data import tagged
-from transformer_jax.data.tagged import Conll, TaggedWords, TfdsTags
 from transformer_jax.data.tokenizers import TokenizerFile
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.tagging import tagged
+from transformer_jax.tasks.tagging.tagged import Conll, TaggedWords, TfdsTags
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 PIECES = "[PAD] [UNK] [CLS] [SEP] [MASK] jim hen ##son was in new york . ,".split(" ")  # noqa: SIM905

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from transformer_jax import hub
-from transformer_jax.beam import Beam
 from transformer_jax.data.tokenizers import Languages
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.hub import search
 

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from transformer_jax import hub
 from transformer_jax.errors import InputError
-from transformer_jax.hub import gpt2, llama, mapping
+from transformer_jax.hub import mapping
 from transformer_jax.models import gpt
+from transformer_jax.models.gpt import gpt2, llama
 from transformer_jax.nn import params as param_tree
 
 FIXTURES = Path(__file__).parents[1] / "data" / "hf"

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from transformer_jax import hub
 from transformer_jax.errors import InputError
-from transformer_jax.hub import albert, electra, roberta
-from transformer_jax.hub import bert as bert_format
 from transformer_jax.models import bert
+from transformer_jax.models.bert import albert, electra, roberta
+from transformer_jax.models.bert import bert as bert_format
 from transformer_jax.nn import params as param_tree
 
 FIXTURES = Path(__file__).parents[1] / "data" / "hf" / "encoders"

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from transformer_jax import beam, decode, hub
+from transformer_jax import hub
 from transformer_jax.data import tokenizers
+from transformer_jax.decoding import beam, decode
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
 

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType
 
 from tests.nn import reference
-from transformer_jax import decode, losses, models, sharding
+from transformer_jax import losses, models, sharding
+from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
 from transformer_jax.nn import params as params_lib

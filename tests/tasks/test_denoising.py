@@ -9,12 +9,13 @@ import pytest
 
 from transformer_jax import config_json, losses
 from transformer_jax import experiment as experiments
-from transformer_jax.data import corpus, denoising, sources, tokenizers
+from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt, seq2seq
 from transformer_jax.objectives.spans import PrefixLM, SpanCorruption, TextInfilling
 from transformer_jax.tasks import Denoising
 from transformer_jax.tasks import denoising as denoising_task
+from transformer_jax.tasks.denoising import corrupted
 
 BART = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 T5 = tokenizers.t5_special(8)
@@ -89,7 +90,7 @@ def test_rows_are_the_corpus(name, made):
 
 
 def test_gaps_are_drawn_anew_in_training_and_once_in_validation(text, made):
-    again, other = (denoising.prepare(data(text, T5), SpanCorruption(), model(T5), seed=seed) for seed in (0, 1))
+    again, other = (corrupted.prepare(data(text, T5), SpanCorruption(), model(T5), seed=seed) for seed in (0, 1))
     rows, size = made["spans"], made["spans"].facts["training_rows"]
     same = next(j for j in range(size, 2 * size) if rows.train.order[j] == rows.train.order[0])
     assert (rows.train[0]["source"] != rows.train[same]["source"]).any(), "the second epoch has other gaps"
@@ -154,10 +155,10 @@ def learned():
     """A model that has learned one sentence by heart, and its tokenizer."""
     tokenizer = tokenizers.build(tokenizers.TrainBPE(320, special=T5), [("a", "the quick brown fox jumps. " * 9)])
     cfg, objective = model(T5, norm_order="pre", max_length=32), SpanCorruption(0.5, 1.5)
-    ids, marks = tokenizer.encode("the quick brown fox jumps."), denoising.marks(tokenizer, objective, cfg, raw=8)
+    ids, marks = tokenizer.encode("the quick brown fox jumps."), corrupted.marks(tokenizer, objective, cfg, raw=8)
     params, optimizer = seq2seq.init(jax.random.key(0), cfg), optax.adam(1e-2)
-    sizes = denoising.spans.Sizes(len(ids), len(ids) + 1, len(ids) + 1)
-    rows = denoising.Examples(np.tile(ids, 2), [0] * 512, objective, sizes, marks, 0, 0, 0)
+    sizes = corrupted.spans.Sizes(len(ids), len(ids) + 1, len(ids) + 1)
+    rows = corrupted.Examples(np.tile(ids, 2), [0] * 512, objective, sizes, marks, 0, 0, 0)
     batches = [[rows[i] for i in range(at, at + 8)] for at in range(0, 512, 8)]
 
     @jax.jit

@@ -150,7 +150,7 @@ def test_evaluate_and_pictures(params, tmp_path, monkeypatch):
     examples = [{name: array[i] for name, array in rows.items()} for i in range(8)]
     shown: list[Any] = []
     monkeypatch.setattr(
-        "transformer_jax.tasks.image_pictures.plot_mistakes", lambda images, titles, path: shown.extend(images)
+        "transformer_jax.tasks.pictures.plot_mistakes", lambda images, titles, path: shown.extend(images)
     )
     paths = TASK.pictures({k: np.asarray(v) for k, v in made.items()}, Evaluation(examples, LABELS), tmp_path, "test")
     assert [path.name for path in paths] == ["test_confusion.png", "test_reliability.png", "test_mistakes.png"]

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 from tests.data_room.test_questions import LONG, PIECES, SHORT, squad_file
-from transformer_jax.data import questions
-from transformer_jax.data.questions import Questions, SquadJson
 from transformer_jax.data.tokenizers import TokenizerFile, load
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
-from transformer_jax.tasks.span_qa import SpanQA, span_scores
+from transformer_jax.tasks.span_qa import SpanQA, questions, span_scores
+from transformer_jax.tasks.span_qa.questions import Questions, SquadJson
 
 TASK = SpanQA(max_answer_tokens=4)
 CFG = bert.Config(

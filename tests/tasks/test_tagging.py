@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.data.tagged import Conll, TaggedWords
 from transformer_jax.data.tokenizers import TokenizerFile, load
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.tagging import WORD, Tagging
+from transformer_jax.tasks.tagging.tagged import Conll, TaggedWords
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 TASK = Tagging(LABELS)

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from transformer_jax import restore, sharding
-from transformer_jax.beam import Beam
-from transformer_jax.data import bitext, parallel, tokenizers
+from transformer_jax.data import tokenizers
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Predict, Train
 from transformer_jax.models import gpt, seq2seq
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Translation, text_to_text
+from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.train import loop
 
 CFG = seq2seq.Config(

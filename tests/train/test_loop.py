@@ -17,7 +17,8 @@ from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Sa
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.train import lock, loop
+from transformer_jax.runs import lock
+from transformer_jax.train import loop
 
 STEPS = 6
 

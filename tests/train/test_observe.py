@@ -5,7 +5,7 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from transformer_jax.train import observe
+from transformer_jax import observe
 
 
 def test_rows_after_a_kill(tmp_path):

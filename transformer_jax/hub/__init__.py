@@ -25,31 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import models
-from transformer_jax.beam import Beam
 from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.hub import (
-    albert,
-    bart,
-    bert,
-    deit,
-    electra,
-    encoders,
-    gpt2,
-    llama,
-    mapping,
-    marian,
-    preprocessor,
-    roberta,
-    search,
-    t5,
-    vit,
-    weights,
-)
-
-# A module each: MODEL_TYPES, table, read_config, holds, write_config. The first that holds a config writes it.
-FORMATS = (gpt2, llama, albert, roberta, electra, bert, t5, bart, marian, vit, deit)
+from transformer_jax.hub import mapping, preprocessor, search, weights
+from transformer_jax.hub import settings as hub_settings
 
 # How a run begins and computes, not what the function is: a snapshot does not say these.
 RUN_FIELDS = {
@@ -122,7 +103,7 @@ def labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
             f'{where}: "problem_type" is {kind!r} with {count} labels; supported are one label of several, and '
             "regression to one number"
         )
-    return encoders.label_names(given, where)
+    return hub_settings.label_names(given, where)
 
 
 def preprocessing(path: str | os.PathLike[str]) -> Preprocess | None:
@@ -157,10 +138,9 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
     where = str(folder / "config.json")
     given = weights.read_json(folder / "config.json")
     model_type = given.get("model_type")
-    formats = {name: format for format in FORMATS for name in format.MODEL_TYPES}
-    format = formats.get(str(model_type))
+    format = models.format_of(str(model_type))
     if format is None:
-        raise InputError(f'{where}: "model_type" is {model_type!r}; supported are {", ".join(formats)}')
+        raise InputError(f'{where}: "model_type" is {model_type!r}; supported are {", ".join(models.FORMATS)}')
     return given, format, where
 
 
@@ -262,7 +242,7 @@ def _label_settings(config: Any, labels: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{len(labels)} labels are given to export, but the model has no head that tells labels apart")
     if len(labels) != count or len(set(labels)) != len(labels):
         raise InputError(f"the labels to export are {', '.join(labels)}; the model's head needs {count}, each once")
-    return encoders.write_labels(labels)
+    return hub_settings.write_labels(labels)
 
 
 def _check_preprocess(preprocess: Preprocess, config: Any) -> None:
@@ -308,7 +288,7 @@ def _say_types(path: Path) -> None:
 
 
 def _format_of(config: Any) -> Any:
-    for format in FORMATS:
+    for format in models.formats():
         if format.holds(config):
             return format
     position = getattr(config, "position", None)

@@ -53,6 +53,16 @@ class Table(NamedTuple):
     old_names: Mapping[str, str] = {}
 
 
+def dense(leaf: str, tensor: str) -> tuple[Row, ...]:
+    """A torch Linear."""
+    return Row(f"{leaf}/kernel", f"{tensor}.weight", transpose=True), Row(f"{leaf}/bias", f"{tensor}.bias")
+
+
+def norm(leaf: str, tensor: str) -> tuple[Row, ...]:
+    """A torch LayerNorm."""
+    return Row(f"{leaf}/scale", f"{tensor}.weight"), Row(f"{leaf}/bias", f"{tensor}.bias")
+
+
 class _Piece(NamedTuple):
     row: Row
     layer: int | None

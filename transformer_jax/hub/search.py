@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.beam import Beam
 from transformer_jax.data.tokenizers import Languages
+from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.hub import weights
 

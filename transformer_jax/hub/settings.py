@@ -6,7 +6,7 @@ skipped because nobody knew it gives a model that loads and is wrong.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformer_jax.errors import InputError
@@ -111,3 +111,24 @@ def activation(name: Any, setting: str, where: str) -> Activation:
     if name not in ACTIVATIONS:
         raise InputError(f'{where}: "{setting}" is {name!r}; the activations known are {", ".join(ACTIVATIONS)}')
     return ACTIVATIONS[name]
+
+
+def label_names(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The labels in the order of their numbers; LABEL_0, LABEL_1, ... where config.json does not name them."""
+    names, count = given.get("id2label"), given.get("num_labels", 2)
+    if names is None:
+        if type(count) is not int or count < 1:
+            raise InputError(f'{where}: "num_labels" is {count!r}; it must be a positive integer')
+        return tuple(f"LABEL_{i}" for i in range(count))
+    numbers = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
+    if not numbers or names.keys() != set(numbers) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f'{where}: "id2label" is {names!r}; it must name the labels 0, 1, ... in strings')
+    return tuple(names[number] for number in numbers)
+
+
+def write_labels(names: Sequence[str]) -> dict[str, Any]:
+    """The settings that name the labels."""
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }

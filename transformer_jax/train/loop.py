@@ -24,20 +24,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from transformer_jax import config_json, hosts, sharding
+from transformer_jax import config_json, hosts, observe, sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
+from transformer_jax.runs import checkpoint, fingerprint, lock, store, store_lock
+from transformer_jax.runs import workdir as workdirs
+from transformer_jax.runs.writer import Writer
 from transformer_jax.train import batch as batch_lib
-from transformer_jax.train import checkpoint, diagnose, fingerprint, lock, observe, start, store, store_lock
+from transformer_jax.train import diagnose, start
 from transformer_jax.train import evaluate as evaluation
 from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
-from transformer_jax.train import workdir as workdirs
 from transformer_jax.train.stop import StopSignals
-from transformer_jax.train.writer import Writer
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # what a disk may answer to a write
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from transformer_jax import sharding
+from transformer_jax.contracts import TrainState
 from transformer_jax.errors import InputError
 from transformer_jax.optim import skippable
-from transformer_jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]  # every leaf leads with the batch's rows
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # {"name": (sum, weight)}

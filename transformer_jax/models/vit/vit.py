@@ -1,0 +1,147 @@
+"""ViT (Dosovitskiy et al. 2021) as Hugging Face stores it: `model_type: vit`; and what DeiT has in common with it.
+
+Which head a checkpoint holds, its tensors say: `classifier`, or the pooler of a ViTModel, which is the paper's tanh
+layer from pre-training, or none. A pooler beside a classifier is read by nothing.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from transformer_jax.errors import InputError
+from transformer_jax.hub import settings
+from transformer_jax.hub.mapping import Row, Table, dense, norm
+from transformer_jax.models import vit
+
+MODEL_TYPES = ("vit",)
+
+DEFAULTS = {
+    "hidden_size": settings.REQUIRED,
+    "num_hidden_layers": settings.REQUIRED,
+    "num_attention_heads": settings.REQUIRED,
+    "intermediate_size": settings.REQUIRED,
+    "image_size": settings.REQUIRED,
+    "patch_size": settings.REQUIRED,
+    "num_channels": settings.REQUIRED,
+    "pooler_output_size": settings.OPTIONAL,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "qkv_bias": True,
+}
+NEUTRAL = {"pooler_act": "tanh"}
+UNREAD = ("encoder_stride",)  # of the decoder of masked image modelling
+
+
+def table(cfg: vit.Config) -> Table:
+    """Where each leaf lives."""
+    return make_table(cfg, "vit", dense("head", "classifier"))
+
+
+def read_config(given: Mapping[str, Any], names: Collection[str], where: str) -> vit.Config:
+    """The config of a config.json's object and the tensors' names. Errors: `InputError` for what `vit` does not
+    compute."""
+    return vit.Config(**read_fields(given, names, where, classifies="classifier.weight" in names))
+
+
+def holds(cfg: Any) -> bool:
+    """Whether this is the format to try for a config."""
+    return isinstance(cfg, vit.Config) and cfg.distillation == "none"
+
+
+def write_config(cfg: vit.Config) -> dict[str, Any]:
+    """The settings that say `cfg`, as far as ViT has them."""
+    return write_fields(cfg, "vit", "ViTForImageClassification" if cfg.num_classes else "ViTModel")
+
+
+# ---------------------------------------------------------------------------------------------------- with DeiT's
+
+
+def make_table(cfg: vit.Config, trunk: str, heads: tuple[Row, ...]) -> Table:
+    """The rows of the trunk, of its pooler and of the given heads; `trunk` is what the names begin with."""
+    layer, side = f"{trunk}.encoder.layer.{{}}", cfg.patch_size
+    projection, conv = f"{trunk}.embeddings.patch_embeddings.projection", (cfg.channels, side, side)
+    return Table(
+        rows=(
+            Row("embed/patch/kernel", f"{projection}.weight", transpose=True, unfolded=conv),
+            Row("embed/patch/bias", f"{projection}.bias"),
+            Row("embed/class/embedding", f"{trunk}.embeddings.cls_token", one_row=True),
+            Row("embed/distillation/embedding", f"{trunk}.embeddings.distillation_token", one_row=True),
+            Row("embed/position/embedding", f"{trunk}.embeddings.position_embeddings", one_row=True),
+            *norm("blocks/attention_norm", f"{layer}.layernorm_before"),
+            *dense("blocks/attention/query", f"{layer}.attention.attention.query"),
+            *dense("blocks/attention/key", f"{layer}.attention.attention.key"),
+            *dense("blocks/attention/value", f"{layer}.attention.attention.value"),
+            *dense("blocks/attention/out", f"{layer}.attention.output.dense"),
+            *norm("blocks/mlp_norm", f"{layer}.layernorm_after"),
+            *dense("blocks/mlp/up", f"{layer}.intermediate.dense"),
+            *dense("blocks/mlp/down", f"{layer}.output.dense"),
+            *norm("final_norm", f"{trunk}.layernorm"),
+            *dense("pre_logits", f"{trunk}.pooler.dense"),
+            *heads,
+        ),
+        prefix=f"{trunk}.",
+        buffers=rf"({trunk}\.)?"
+        + ("embeddings.mask_token" if cfg.pre_logits else r"(embeddings\.mask_token|pooler\..*)"),
+        tied={},
+    )
+
+
+def read_fields(given: Mapping[str, Any], names: Collection[str], where: str, *, classifies: bool) -> dict[str, Any]:
+    """The fields of `vit.Config` that both formats say alike."""
+    known = {name: value for name, value in given.items() if name not in UNREAD}
+    known |= {name: _side(given[name], name, where) for name in ("image_size", "patch_size") if name in given}
+    s = settings.read(known, DEFAULTS, NEUTRAL, where)
+    pools = not classifies and any(name.endswith("pooler.dense.weight") for name in names)
+    return {
+        "image_size": s["image_size"],
+        "patch_size": s["patch_size"],
+        "channels": s["num_channels"],
+        "num_classes": len(settings.label_names(given, where)) if classifies else 0,
+        "width": s["hidden_size"],
+        "num_layers": s["num_hidden_layers"],
+        "num_heads": s["num_attention_heads"],
+        "mlp_width": s["intermediate_size"],
+        "pre_logits": (s["pooler_output_size"] or s["hidden_size"]) if pools else 0,
+        "activation": settings.activation(s["hidden_act"], "hidden_act", where),
+        "qkv_bias": s["qkv_bias"],
+        "norm_eps": s["layer_norm_eps"],
+        "dropout": s["hidden_dropout_prob"],
+        "attention_dropout": s["attention_probs_dropout_prob"],
+        "initializer": "normal",
+        "init_std": s["initializer_range"],
+    }
+
+
+def _side(value: Any, name: str, where: str) -> Any:
+    """One number, which a list may say twice."""
+    if isinstance(value, list):
+        if len(value) != 2 or value[0] != value[1]:
+            raise InputError(f'{where}: "{name}" is {value!r}; only squares are supported')
+        return value[0]
+    return value
+
+
+def write_fields(cfg: vit.Config, model_type: str, architecture: str) -> dict[str, Any]:
+    """The settings that `read_fields` reads."""
+    names = [f"LABEL_{i}" for i in range(cfg.num_classes)]
+    return {
+        "model_type": model_type,
+        "architectures": [architecture],
+        "hidden_size": cfg.width,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "intermediate_size": cfg.mlp_features,
+        "image_size": cfg.image_size,
+        "patch_size": cfg.patch_size,
+        "num_channels": cfg.channels,
+        "qkv_bias": cfg.qkv_bias,
+        "hidden_act": settings.THEIR_ACTIVATIONS[cfg.activation],
+        "hidden_dropout_prob": cfg.dropout,
+        "attention_probs_dropout_prob": cfg.attention_dropout,
+        "initializer_range": cfg.init_std,
+        "layer_norm_eps": cfg.norm_eps,
+        **({"pooler_output_size": cfg.pre_logits, "pooler_act": "tanh"} if cfg.pre_logits else {}),
+        **(settings.write_labels(names) if names else {}),
+    }

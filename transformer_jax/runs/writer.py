@@ -1,0 +1,358 @@
+"""How a step is saved while training goes on: `with Writer(folder, ...) as writer: writer.save(state, ...)`.
+
+A step is wholly there or absent, whatever instant the process is killed or the power fails at:
+
+ 1. Orbax writes the items into 1200.part. A folder of that name is no step: readers look for a number.
+ 2. Every file and every folder in it is synced. Now the items are on the disk.
+ 3. The files are digested, and the manifest is written and synced: it cannot be on the disk before what it lists.
+ 4. 1200.part is renamed to 1200, in one operation of the file system, and the folder of steps is synced. A power cut
+    before that leaves 1200.part; after it, 1200 with all its files, which were on the disk before its name was.
+ 5. The files are read back, from the disk where the kernel can be told to forget its copies, and compared with the
+    manifest. Only then are older steps deleted: renamed first (800.deleting), so that none is ever half there.
+
+What a killed save leaves (*.part, *.deleting) is removed by the next run, which says so. With several processes each
+digests its share of the files, and process 0 does the rest between two barriers.
+
+In an object store (`train/store.py`) there is no rename and no sync. Orbax writes the items to 1200/ itself, they are
+digested by reading them back, listed once more, and the manifest, which makes 1200 a step there, comes last; it goes
+first when an old step is deleted. A 1200/ without one is what a killed save leaves.
+"""
+
+import contextlib
+import math
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from transformer_jax import hosts
+from transformer_jax.contracts import TrainState
+from transformer_jax.errors import InputError, RunError
+from transformer_jax.runs import checkpoint, lock, manifest, store
+from transformer_jax.runs.manifest import Damaged
+
+PAUSES = (1.0, 10.0)  # seconds before a save that failed is tried again; after as many tries the run ends
+BARRIER = 600.0  # seconds that processes wait for each other at the end of a save
+_LEFT = re.compile(r"\d+\.(part|deleting|orbax-checkpoint-tmp)\b.*")  # what a killed save leaves; the last, of format 1
+
+
+class Writer:
+    """Saves states of one run into one folder, asynchronously, and deletes the old ones.
+
+        with Writer(workdir / "checkpoints", family="gpt", config=experiment_json, keep=2, keep_best=1) as writer:
+            writer.save(state, rows=step * batch_size, metric=validation_loss)
+            ...
+            if writer.check():  # at every step: the save failed, and is to be tried again with the state of now
+                writer.save(state, ...)
+
+    `save` returns when the arrays have left the device and may be donated; a thread writes them. Leaving the block
+    waits, and raises where the last save failed.
+
+    Arguments:
+      folder: made if it is missing; what killed saves left in it is removed.
+      family: the name of the model's family. config: the resolved experiment as JSON values.
+      keep: the newest n are kept. keep_best: and the n best by their metric, of which the `best` one, "lowest" or
+        "highest", is best; of equals the earliest.
+      averaged: the steps of which the parameters are the mean (`average.create`).
+      resumed: the step that the run goes on from. Newer ones are damaged; they are set aside as STEP.damaged.
+      still_ours: called before a save writes anything, and before what it wrote becomes a step. It raises `lock.Lost`
+        where another run has the folder, and that ends this one.
+      before: called before what was written becomes a step: what a step needs beside it is made safe there. What these
+        two raise fails the save; the thread that saves calls them.
+      say: told what is cleaned up, set aside, and tried again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        family: str,
+        config: dict[str, Any],
+        keep: int = 2,
+        keep_best: int = 0,
+        best: str = "lowest",
+        averaged: Sequence[int] = (),
+        resumed: int | None = None,
+        still_ours: Callable[[], object] = lambda: None,
+        before: Callable[[], object] = lambda: None,
+        say: Callable[[str], object] = warnings.warn,
+    ) -> None:
+        self.folder, self.say = store.absolute(folder), say
+        self._still_ours, self._before = still_ours, before
+        self._remote = store.remote(folder)
+        self._keep, self._keep_best, self._best = keep, keep_best, best
+        self._facts = {"format": checkpoint.FORMAT, "family": family, "config": config, "versions": _versions()}
+        if averaged:
+            self._facts["averaged"] = list(averaged)
+        self._first = jax.process_index() == 0
+        if self._first:
+            if not self._remote:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                manifest.sync_folder(self.folder.parent)
+            _clean(self.folder, resumed, say)
+        # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which goes on waiting:
+        # an interrupt inside Orbax would leave its bookkeeping and the folder at odds.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._checkpointer: Any = None
+        self._step = 0
+        self._saving: Future[None] | None = None
+        self._failures, self._retry_at = 0, 0.0
+
+    def save(self, state: TrainState, *, rows: int, metric: float | None = None) -> None:
+        """Begins to save `state` under its step; does nothing when that step is there already.
+
+        Waits for a save that is under way; if it failed, this one takes its place. Arguments:
+          rows: examples consumed, all that the input pipeline needs to go on.
+          metric: the reported number that says which checkpoint is best, where there was one.
+        Errors: as `check`.
+        """
+        ocp = checkpoint.orbax()
+        self._settle()
+        self._step = int(state.step)
+        items = checkpoint.state_items(state)
+        dtypes = {item: sorted({str(x.dtype) for x in jax.tree.leaves(tree)}) for item, tree in items.items()}
+        meta = {**self._facts, "step": self._step, "rows": rows, "metric": metric, "dtypes": dtypes}
+        saves = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
+        args = ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta))
+        begun = self._thread.submit(self._begin, args)
+        self._saving = self._thread.submit(self._finish, begun)
+        _outlast_interrupts(begun)
+
+    def check(self) -> bool:
+        """Whether the last save has failed and the state of now is to be saved in its place; waits for nothing.
+
+        What went wrong is said. Errors: `RunError` when it is the last of `len(PAUSES) + 1` tries in a row, or one of
+        several processes, which have no way to agree on another try.
+        """
+        if self._saving is not None and self._saving.done():
+            self._settle()
+        return self._failures > 0 and time.monotonic() >= self._retry_at
+
+    def wait(self) -> bool:
+        """Waits until what was saved is wholly there; True when it failed and is to be saved again, as of `check`.
+
+        Ctrl-C is raised afterwards.
+        """
+        self._settle()
+        if self._failures:
+            time.sleep(max(0.0, self._retry_at - time.monotonic()))
+        return self._failures > 0
+
+    def __enter__(self) -> "Writer":
+        checkpoint.quieten()
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            self._settle()
+            if self._failures and kind is None:
+                raise RunError(f"saving step {self._step} to {self.folder} failed; the message above says how")
+        finally:
+            _outlast_interrupts(self._thread.submit(self._close))
+            self._thread.shutdown()
+
+    def _settle(self) -> None:
+        """Waits for the save that is under way and takes note of how it ended."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        try:
+            _outlast_interrupts(saving)
+        finally:
+            failure = saving.exception()
+            if failure is None:
+                self._failures = 0
+            else:
+                self._failed(failure)
+
+    def _failed(self, failure: BaseException) -> None:
+        if isinstance(failure, lock.Lost):
+            raise failure
+        what = f"saving step {self._step} to {self.folder} failed: {checkpoint.first_line(failure)}"
+        self._failures += 1
+        if self._failures > len(PAUSES) or jax.process_count() > 1:
+            left = "which step is the newest there cannot be read either"
+            with contextlib.suppress(store.Failed):
+                newest = checkpoint.latest_step(self.folder)
+                left = "no step is there yet" if newest is None else f"the newest step there is {newest:,}"
+            mend = "see the store" if self._remote else "make room or mend the disk"
+            raise RunError(f"{what}; {left}; {mend}, and give the command again") from failure
+        pause = PAUSES[self._failures - 1]
+        self._retry_at = time.monotonic() + pause
+        self.say(f"{what}; trying again in {pause:.0f} s (try {self._failures + 1} of {len(PAUSES) + 1})")
+
+    # On the checkpoint thread:
+
+    def _begin(self, args: Any) -> bool:
+        """Copies the arrays off the device and begins to write them to STEP.part, in a store to STEP; False where the
+        step is there: it became one, and then an old one could not be deleted."""
+        ocp = checkpoint.orbax()
+        self._still_ours()
+        if self._step in checkpoint.steps(self.folder):
+            return False
+        if self._checkpointer is None:
+            self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        part = self._part()
+        if self._first and not self._remote and part.exists():  # of a try that failed
+            shutil.rmtree(part)
+        if self._first and self._remote:
+            if store.there(part / manifest.NAME):  # a step that is there but was not counted as one
+                _set_aside(part, self.say)
+            store.delete_folder(part, manifest.NAME)
+        self._checkpointer.save(part, args=args)
+        return True
+
+    def _part(self) -> Path:
+        return self.folder / (str(self._step) if self._remote else f"{self._step}.part")
+
+    def _finish(self, begun: Future[bool]) -> None:
+        """Waits for the arrays, and turns what was written into a step: the steps 2 to 5 above."""
+        part, final = self._part(), self.folder / str(self._step)
+        index, count = jax.process_index(), jax.process_count()
+        try:
+            if not begun.result():
+                if self._first:
+                    self._delete_old()
+                return
+            self._checkpointer.wait_until_finished()
+        except BaseException:
+            self._checkpointer = None  # its bookkeeping is at odds with the folder; the next try gets a new one
+            raise
+        if not self._remote:
+            manifest.sync(part)
+        files = manifest.digest(part, manifest.names(part)[index::count])
+        if count > 1:
+            if not self._first:
+                manifest.write(self.folder / f"{self._step}.part.{index}.json", files)
+            self._barrier("digested")
+        if self._first:
+            for shared in [self.folder / f"{self._step}.part.{i}.json" for i in range(1, count)]:
+                files |= manifest.read(shared)
+            if self._remote:
+                manifest.compare(part, files)  # with one listing, whichever hosts digested them
+            self._before()
+            self._still_ours()
+            manifest.write(part / manifest.NAME, files)
+            if not self._remote:
+                if final.exists():  # a step that is there but was not counted as one
+                    _set_aside(final, self.say)
+                part.rename(final)
+                manifest.sync_folder(self.folder)
+                self._read_back(final)
+            for i in range(1, count):
+                shared = self.folder / f"{self._step}.part.{i}.json"
+                store.delete(shared) if self._remote else shared.unlink()
+            self._delete_old()
+        self._barrier("committed")
+
+    def _read_back(self, final: Path) -> None:
+        try:
+            manifest.forget(final)
+            manifest.verify(final)
+        except Damaged:
+            _set_aside(final, self.say)
+            raise
+
+    def _delete_old(self) -> None:
+        """Deletes the steps that are neither among the newest nor among the best, each at once and for good."""
+        held = [step for step in checkpoint.steps(self.folder) if _can_be_read(self.folder / str(step))]
+        metrics = {step: _metric(self.folder / str(step)) for step in held}
+        sign = 1 if self._best == "lowest" else -1
+        ranked = sorted((sign * metric, step) for step, metric in metrics.items() if metric is not None)
+        kept = {*held[-self._keep :], *(step for _, step in ranked[: self._keep_best])}
+        for step in held:
+            if step not in kept and self._remote:
+                store.delete_folder(self.folder / str(step), manifest.NAME)
+            elif step not in kept:
+                doomed = self.folder / f"{step}.deleting"
+                (self.folder / str(step)).rename(doomed)
+                manifest.sync_folder(self.folder)
+                shutil.rmtree(doomed)
+
+    def _barrier(self, name: str) -> None:
+        """Waits for the other processes, by the coordination service: the devices are busy with training."""
+        hosts.gather(f"step {self._step} {name}", "", wait=BARRIER)
+
+    def _close(self) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+
+
+def _outlast_interrupts(future: Future[Any]) -> None:
+    """Waits for what the checkpoint thread does, through any number of Ctrl-C, the last of which is raised then."""
+    interrupt: KeyboardInterrupt | None = None
+    while not future.done():
+        try:
+            future.exception()
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _clean(folder: Path, resumed: int | None, say: Callable[[str], object]) -> None:
+    """Removes what killed saves left, and sets aside the steps after the one that a run goes on from."""
+    if store.remote(folder):
+        _clean_store(folder, say)
+    for path in sorted(folder.iterdir()) if not store.remote(folder) else ():
+        if _LEFT.fullmatch(path.name):
+            say(f"{path.name}: left by a save that was cut short; removed")
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    for step in checkpoint.numbered(folder):
+        if resumed is not None and step > resumed:
+            _set_aside(folder / str(step), say)
+
+
+def _clean_store(folder: Path, say: Callable[[str], object]) -> None:
+    """Removes the prefixes that are no steps, and the digests that hosts had shared for one."""
+    numbers = [name for name in store.folders(folder) if name.isdecimal()]
+    for name in numbers:
+        if not store.there(folder / name / manifest.NAME):
+            say(f"{name}: left by a save, or a deletion, that was cut short; removed")
+            store.delete_folder(folder / name, manifest.NAME)
+    for name in store.names(folder):
+        if _LEFT.fullmatch(name):
+            say(f"{name}: left by a save that was cut short; removed")
+            store.delete(folder / name)
+
+
+def _set_aside(step_folder: Path, say: Callable[[str], object]) -> None:
+    """Renames a damaged step, so that it can be looked at and its number used again. In a store it is copied first."""
+    for i in range(1, 1000):
+        aside = step_folder.with_name(f"{step_folder.name}.damaged" + (f"-{i}" if i > 1 else ""))
+        if not aside.exists():
+            if store.remote(step_folder):
+                store.copy_folder(step_folder, aside)
+                store.delete_folder(step_folder, manifest.NAME)
+            else:
+                step_folder.rename(aside)
+            say(f"{step_folder} is set aside as {aside.name}; delete it when you have looked at it")
+            return
+    raise RunError(f"{step_folder.parent} holds 1,000 damaged copies of step {step_folder.name}; look at the disk")
+
+
+def _metric(step_folder: Path) -> float | None:
+    """The metric of a stored step; None where there was none, or no number."""
+    metric = checkpoint.read_meta(step_folder).get("metric")
+    return metric if isinstance(metric, float | int) and math.isfinite(metric) else None
+
+
+def _can_be_read(step_folder: Path) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(checkpoint.read_meta(step_folder))
+    return False
+
+
+def _versions() -> dict[str, str]:
+    from transformer_jax import __version__
+
+    return {"transformer_jax": __version__, "jax": jax.__version__}

@@ -1,0 +1,193 @@
+"""Causal language modelling: predict each token of a corpus from those before it.
+
+Reported are nats and perplexity per token, which depend on the tokenizer, and bits per byte of the original text, which
+does not: it compares with any model and with any compressor of the same bytes.
+"""
+
+import dataclasses
+import itertools
+import math
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer_jax import losses, models
+from transformer_jax.data import corpus, tokenizers
+from transformer_jax.decoding import decode
+from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
+from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+
+GZIP_AT_MOST = 64 << 20  # bytes of validation text that are worth compressing for comparison: about 3 s
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What bits per byte need to know of the validation text: the UTF-8 bytes that the model predicts, and gzip's
+    figure where the text was worth compressing."""
+
+    predicted_bytes: int
+    gzip_bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True)
+class CausalLM(Task):
+    """Cross-entropy of the next token."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over the vocabulary (Szegedy et al. 2016, section 7). Not in what is reported."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (Chowdhery et al. 2022, section 5)."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end what is sampled, besides the tokenizer's end of text: the end of a turn, in imported models."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
+        if self.z_loss < 0.0:
+            raise InputError(f"task.z_loss = {self.z_loss}: must be 0 or more")
+
+    def example(self, data: corpus.TextCorpus) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example, [T]."""
+        T = data.length
+        dtypes = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        return {name: jax.ShapeDtypeStruct((T,), dtype) for name, dtype in dtypes.items()}
+
+    def prepare(self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
+        """Tokenises the corpus (once: it is cached) and makes the train and validation sets.
+
+        Arguments:
+          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
+        Errors: `InputError` for a missing, empty or too short corpus, and a tokenizer with more ids than the model.
+        """
+        made = corpus.prepare(data, seed=seed, tokenizer=workdir_tokenizer)
+        if made.tokenizer.vocab_size > model_cfg.vocab_size:
+            raise InputError(
+                f"the tokenizer has ids up to {made.tokenizer.vocab_size - 1}, but model.vocab_size is "
+                f"{model_cfg.vocab_size}; give --model.vocab-size {made.tokenizer.vocab_size} or more"
+            )
+        validation = data.source.documents("validation")
+        facts: dict[str, Any] = {
+            "vocabulary": made.tokenizer.vocab_size,
+            "training_tokens": len(made.train_tokens.tokens),
+            "training_bytes": made.train_tokens.bytes,
+            "validation_tokens": len(made.validation_tokens.tokens),
+            "validation_bytes": made.validation_tokens.bytes,
+        }
+        if validation.nbytes <= GZIP_AT_MOST:
+            facts["gzip_bits_per_byte"] = gzip_bits_per_byte(validation)
+        return Prepared(
+            made.tokenizer,
+            made.train,
+            Evaluation(
+                made.validation, Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))
+            ),
+            facts,
+            identity=made.train_tokens.content + made.validation_tokens.content,
+        )
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's targets; dropout only with a key.
+
+        The first pair is what training minimises, the one in the dict plain cross-entropy without smoothing and z-loss.
+        The logits are never whole in memory when they are large: `losses.linear_cross_entropy` decides.
+        """
+        family = models.family(model_cfg)
+        x_BTD = family.hidden(params, model_cfg, batch["inputs"], segments=batch.get("segments"), key=key)
+        kernel_DV = family.head(params, model_cfg)
+        total, weight, plain = losses.linear_cross_entropy(
+            x_BTD,
+            kernel_DV,
+            batch["targets"],
+            batch["weights"],
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
+        return total, weight, {"loss": (plain, weight)}
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """The numbers of an evaluation, from the sums over the whole validation set."""
+        nats, reference = sums["loss"][0] / sums["loss"][1], evaluation.reference
+        report = {
+            "loss_nats_per_token": nats,
+            "perplexity_per_token": math.exp(min(nats, 700.0)),
+            "bits_per_byte": sums["loss"][0] / math.log(2) / reference.predicted_bytes,
+        }
+        if reference.gzip_bits_per_byte is not None:
+            report["gzip_bits_per_byte"] = reference.gzip_bits_per_byte
+        return report
+
+    def flops(self, model_cfg: Any, data: corpus.TextCorpus) -> float:
+        """FLOPs of one training step on one example, forward and backward (PaLM, appendix B).
+
+        For each of the T tokens 6 for each parameter that multiplies it (kernels and the output matrix; embeddings are
+        looked up), and 12 * L * N * H * T for attention, its masked half included.
+        """
+        leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
+        kernels = sum(
+            math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel") and name != "head/kernel"
+        )
+        head = model_cfg.width * model_cfg.vocab_size
+        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * data.length
+        return data.length * (6.0 * (kernels + head) + 12.0 * attention)
+
+    def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
+        """The prompt and its continuation as text, in pieces as it is made.
+
+        Arguments:
+          options: an `experiment.Sample`.
+        A prompt that leaves no room for the new tokens loses its beginning (`decode.fit`), and stderr says so.
+        """
+        family, asked = models.family(model_cfg), options.max_new_tokens
+        if asked == 0:
+            return
+        if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
+            model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
+        eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        stop_ids = tuple(dict.fromkeys((*eos, *self.stop_ids)))
+        ids = [int(i) for i in tokenizer.encode(options.prompt)] or [*eos] or [int(tokenizer.encode("\n")[0])]
+        kept, new = decode.fit(len(ids), asked, model_cfg.max_length)
+        if kept < len(ids) or new < asked:
+            print(
+                f"the prompt's {len(ids)} tokens and {asked} new ones exceed the context of {model_cfg.max_length}: "
+                f"reading the last {kept} of the prompt, making {new}",
+                file=sys.stderr,
+            )
+        # Prompts of about the same length share one compilation.
+        columns = min(-(-kept // 32) * 32, model_cfg.max_length + 1 - new)
+        tokens_B = decode.stream(
+            family,
+            params,
+            model_cfg,
+            family.init_cache(model_cfg, 1, columns + new - 1),
+            decode.left_pad([ids[-kept:]], length=columns),
+            decode.row_keys(jax.random.key(seed), 1),
+            options.sampling(max_new_tokens=new, stop_ids=stop_ids),
+        )
+        made = itertools.takewhile(lambda token: token not in stop_ids, (int(token_B[0]) for token_B in tokens_B))
+        yield options.prompt
+        yield from tokenizers.stream_decode(tokenizer, made)
+
+
+def gzip_bits_per_byte(documents: Iterable[tuple[str, str]]) -> float:
+    """What `gzip -9` needs for these documents, each compressed by itself: all its bits over all their bytes.
+
+    Arguments:
+      documents: (name, text); consecutive pieces with one name are one document.
+    """
+    read = written = 0
+    name, compressor = None, None
+    for piece_name, text in documents:
+        if piece_name != name or compressor is None:
+            written += len(compressor.flush()) if compressor else 0
+            name, compressor = piece_name, zlib.compressobj(9, wbits=31)  # 31: with gzip's header and checksum
+        piece = text.encode()
+        read += len(piece)
+        written += len(compressor.compress(piece))
+    written += len(compressor.flush()) if compressor else 0
+    return 8 * written / max(read, 1)

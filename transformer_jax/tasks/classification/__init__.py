@@ -1,0 +1,225 @@
+"""Classification of texts and pairs of texts, and regression: which label, or which value?
+
+The encoder's first hidden state goes through the pooler and a linear head (Devlin et al. 2019, section 4.1).
+
+Letters: B rows, T length, D width, C labels, E examples of a set.
+"""
+
+import itertools
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax import metrics, models
+from transformer_jax.errors import InputError
+from transformer_jax.tasks import encoder
+from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+
+PREDICT_ROWS = 32  # inputs that `predict` computes together
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Cross-entropy of the label, or the squared error of a value."""
+
+    labels: tuple[str, ...] = ("negative", "positive")
+    """The names, in the order of the model's outputs; (): the label is a number to predict (regression)."""
+    class_weights: tuple[float, ...] = ()
+    """What an example of each label weighs in the loss; (): all the same. The mean is over the weights."""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
+            raise InputError(f"task.labels = {self.labels}: give two or more different names, or none for regression")
+        if self.class_weights and len(self.class_weights) != len(self.labels):
+            raise InputError(
+                f"task.class_weights has {len(self.class_weights)} weights for {len(self.labels)} labels; give one each"
+            )
+        if not all(0 < weight < math.inf for weight in self.class_weights):
+            raise InputError(f"task.class_weights = {self.class_weights}: each must be a positive number")
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    def example(self, data: labelled.LabelledText) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example: "types" only for pairs."""
+        row = jax.ShapeDtypeStruct((data.length,), np.int32)
+        return (
+            {"tokens": row}
+            | ({"types": row} if data.source.pairs else {})
+            | {
+                "lengths": jax.ShapeDtypeStruct((), np.int32),
+                "labels": jax.ShapeDtypeStruct((), np.float32 if self.is_regression else np.int32),
+                "weights": jax.ShapeDtypeStruct((), np.float32),
+            }
+        )
+
+    def prepare(
+        self, data: labelled.LabelledText, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
+    ) -> Prepared:
+        """Reads, checks and tokenises the rows of train, validation and, where there are some, test.
+
+        Errors: `InputError` for a model without the head for these labels, a bad row (its file and line are named), and
+        a tokenizer with more ids than the model or without the tokens that stand around a text.
+        """
+        encoder.check_head(model_cfg, "classification", labels=len(self.labels) or 1)
+        made = labelled.prepare(data, self.labels, seed=seed, tokenizer=workdir_tokenizer)
+        encoder.check_ids(model_cfg, made.tokenizer)
+        facts: dict[str, Any] = {"vocabulary": made.tokenizer.vocab_size}
+        for name, examples in (("training", made.train), ("validation", made.validation), ("test", made.test)):
+            if examples is not None:
+                facts[f"{name}_examples"] = len(examples.labels)
+                facts[f"{name}_examples_cut_to_{data.length}_tokens"] = examples.truncated
+        if not self.is_regression:
+            counts = Counter(made.train.labels.tolist())
+            facts["training_examples_of_each_label"] = ", ".join(
+                f"{name} {counts[number]:,}" for number, name in enumerate(self.labels)
+            )
+        return Prepared(
+            made.tokenizer,
+            made.train,
+            Evaluation(made.validation, made.validation.labels),
+            facts,
+            None if made.test is None else Evaluation(made.test, made.test.labels),
+        )
+
+    def logits(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> Any:
+        """float32 [B, C]; C = 1 for regression. Dropout only with a key."""
+        trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
+        x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
+        return models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key)
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}); squared errors in regression.
+
+        With class weights w, training minimises sum w[y] loss / sum w[y], as `torch.nn.CrossEntropyLoss` does;
+        the pair in the dict counts every example alike.
+        """
+        return self._losses(self.logits(params, model_cfg, batch, key=key), batch)
+
+    def _losses(self, logits_BC: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
+        labels_B, weights_B = batch["labels"], batch["weights"]
+        examples = jnp.sum(weights_B)
+        if self.is_regression:
+            plain = jnp.sum(weights_B * jnp.square(logits_BC[:, 0] - labels_B)), examples
+            return (*plain, {"loss": plain})
+        one_hot_BC = jax.nn.one_hot(labels_B, len(self.labels))
+        nats_B = -jnp.sum(one_hot_BC * jax.nn.log_softmax(logits_BC), axis=-1)
+        plain = jnp.sum(weights_B * nats_B), examples
+        right = jnp.sum(weights_B * (jnp.argmax(logits_BC, axis=-1) == labels_B))
+        total, weight = plain
+        if self.class_weights:
+            scaled_B = weights_B * (one_hot_BC @ jnp.array(self.class_weights, jnp.float32))
+            total, weight = jnp.sum(scaled_B * nats_B), jnp.sum(scaled_B)
+        return total, weight, jax.lax.stop_gradient({"loss": plain, "accuracy": (right, examples)})
+
+    def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+        """The sums of `loss`, and {"logits": float32 [B, C]}."""
+        logits_BC = self.logits(params, model_cfg, batch)
+        return self._losses(logits_BC, batch)[2], {"logits": logits_BC}
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """Every score of `metrics.classification` and the loss, or all of `metrics.regression`."""
+        if self.is_regression:
+            return metrics.regression(outputs["logits"][:, 0], evaluation.reference)
+        nats = sums["loss"][0] / sums["loss"][1]
+        scores = metrics.classification(outputs["logits"], evaluation.reference, self.labels)
+        return {"loss_nats_per_example": nats} | scores
+
+    def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
+        """The confusion matrix, and the ROC curve: of the second label of two, of all decisions one-vs-rest of more."""
+        if self.is_regression:
+            return []
+        logits_EC, labels_E = outputs["logits"], np.asarray(evaluation.reference)
+        confusion, roc = folder / f"{name}_confusion.png", folder / f"{name}_roc.png"
+        metrics.plot_confusion(labels_E, logits_EC.argmax(-1), self.labels, confusion)
+        if len(np.unique(labels_E)) < 2 or not np.isfinite(logits_EC).all():  # there is no curve
+            return [confusion]
+        if len(self.labels) == 2:
+            metrics.plot_roc(logits_EC[:, 1] - logits_EC[:, 0], labels_E, roc)
+        else:
+            is_label_EC = labels_E[:, None] == np.arange(len(self.labels))
+            metrics.plot_roc(_softmax(logits_EC).ravel(), is_label_EC.ravel().astype(int), roc)
+        return [confusion, roc]
+
+    def flops(self, model_cfg: Any, data: labelled.LabelledText) -> float:
+        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        return encoder.flops(model_cfg, data.length)
+
+    def predict(
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+    ) -> Iterator[dict[str, Any]]:
+        """For each line of text, or two texts with a TAB between: {"text", "text_b" (pairs), "label", "probability",
+        "top": [{"label", "probability"}, ...]}, or {"text", "text_b", "value"} in regression.
+
+        Errors: `InputError` for a line without text.
+        """
+        step = jax.jit(lambda params, batch: self.logits(params, model_cfg, batch))
+        special, lines = labelled.around(tokenizer), iter(inputs)
+        while group := list(itertools.islice(lines, PREDICT_ROWS)):
+            pairs = [_pair(line) for line in group]
+            framed = [_frame(pair, tokenizer, special, model_cfg.max_length) for pair in pairs]
+            if cut := sum(f.truncated for f in framed):
+                print(f"{cut} of {len(group)} inputs cut to the model's {model_cfg.max_length} tokens", file=sys.stderr)
+            logits_EC = np.asarray(step(params, _batch(framed, model_cfg.max_length)))[: len(group)]
+            for (text, text_b), logits_C in zip(pairs, logits_EC, strict=True):
+                given = {"text": text} | ({} if text_b is None else {"text_b": text_b})
+                yield given | self._answer(logits_C, top)
+
+    def _answer(self, logits_C: np.ndarray, top: int) -> dict[str, Any]:
+        if self.is_regression:
+            return {"value": float(logits_C[0])}
+        probability_C = _softmax(logits_C)
+        order = np.argsort(-logits_C, kind="stable")[:top]
+        best = [{"label": self.labels[c], "probability": float(probability_C[c])} for c in order]
+        return best[0] | {"top": best}
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """One line: the answers, then the beginning of the text."""
+        text = " | ".join(prediction[name] for name in ("text", "text_b") if name in prediction)
+        if self.is_regression:
+            answers = f"{prediction['value']:.3f}"
+        else:
+            answers = ", ".join(f"{best['label']} {best['probability']:.1%}" for best in prediction["top"])
+        return f"{answers}: {text if len(text) <= 100 else text[:99] + '…'}"
+
+
+def _pair(line: str) -> tuple[str, str | None]:
+    text, tab, text_b = line.rstrip("\r\n").partition("\t")
+    if not text.strip() or (tab and not text_b.strip()):
+        raise InputError(f"input {line!r}: a line holds a text, or two texts with a TAB between")
+    return text, text_b if tab else None
+
+
+def _frame(pair: tuple[str, str | None], tokenizer: Any, special: labelled.Around, length: int) -> labelled.Framed:
+    text, text_b = pair
+    b = None if text_b is None else tokenizer.encode(text_b)
+    return labelled.frame(tokenizer.encode(text), b, special, length)
+
+
+def _batch(framed: list[labelled.Framed], max_length: int) -> dict[str, np.ndarray]:
+    """Few shapes, so few compilations: rows filled up to 1 or PREDICT_ROWS, tokens to a multiple of 32."""
+    B = 1 if len(framed) == 1 else PREDICT_ROWS
+    T = min(-(-max(len(f.ids) for f in framed) // 32) * 32, max_length)
+    batch = {"tokens": np.zeros((B, T), np.int32), "types": np.zeros((B, T), np.int32), "lengths": np.ones(B, np.int32)}
+    for b, f in enumerate(framed):
+        batch["tokens"][b, : len(f.ids)] = f.ids
+        batch["types"][b, f.first : len(f.ids)] = 1
+        batch["lengths"][b] = len(f.ids)
+    return batch
+
+
+def _softmax(logits_EC: np.ndarray) -> np.ndarray:
+    odds_EC = np.exp(logits_EC - logits_EC.max(-1, keepdims=True))
+    return odds_EC / odds_EC.sum(-1, keepdims=True)

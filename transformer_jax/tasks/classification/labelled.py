@@ -1,0 +1,200 @@
+"""Labelled text as random-access examples for classification and regression.
+
+An example is a fixed shape:
+
+    {"tokens": int32[T], "types": int32[T] (pairs only), "lengths": int32[], "labels": int32[], "weights": float32[]}
+
+the tokens [CLS] text [SEP], or [CLS] text [SEP] text_b [SEP] with types 0 up to the first [SEP] and 1 after it (Devlin
+et al. 2019, section 3), then padding. Labels are numbers of a set of names, or float32 where there is no such set.
+
+Letters: B rows, T length.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer_jax.data import pipeline, tokenizers, tokens
+from transformer_jax.data.tables import Row, Rows, Side, Table, TfdsTable
+from transformer_jax.errors import InputError
+from transformer_jax.tasks.classification.stdlib_topics import StdlibTopics
+
+Source = Table | TfdsTable | StdlibTopics
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """The data of a classification experiment: which rows, which tokens, how many."""
+
+    source: Source
+    """Where rows come from."""
+    tokenizer: tokenizers.Spec
+    """How their texts become tokens."""
+    length: int = 128
+    """Tokens in an example, special ones included. Longer texts lose their end (of a pair, the longer loses first)."""
+
+    def __post_init__(self) -> None:
+        if self.length < 8:
+            raise InputError(f"data.length = {self.length} must be at least 8, of which special tokens take up to 4")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """`examples[i]` is example i; `examples.stacked([i, j, ...])` the same ones stacked, at once."""
+
+    tokens: np.ndarray
+    """int32: the tokens of all rows, end to end, special ones included."""
+    starts: np.ndarray
+    """int64 [rows + 1]: where each row begins in it."""
+    firsts: np.ndarray | None
+    """int32 [rows]: tokens of type 0 in each row; None for single texts."""
+    labels: np.ndarray
+    """int32 or float32 [rows]."""
+    order: Sequence[int]
+    """Example -> row."""
+    length: int
+    truncated: int
+    """Rows that were longer than `length`."""
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        return {name: array[0] for name, array in self.stacked([i]).items()}
+
+    def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Examples with the leading dimension B."""
+        rows_B = np.array([self.order[i] for i in numbers], np.int64)
+        length_B = (self.starts[rows_B + 1] - self.starts[rows_B]).astype(np.int32)
+        column_T = np.arange(self.length)
+        inside_BT = column_T < length_B[:, None]
+        at_BT = np.where(inside_BT, self.starts[rows_B][:, None] + column_T, 0)
+        batch = {"tokens": np.where(inside_BT, self.tokens[at_BT], 0).astype(np.int32)}
+        if self.firsts is not None:
+            batch["types"] = (inside_BT & (column_T >= self.firsts[rows_B][:, None])).astype(np.int32)
+        return batch | {
+            "lengths": length_B,
+            "labels": self.labels[rows_B],
+            "weights": np.ones(len(rows_B), np.float32),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A LabelledText made ready. `train` is endless."""
+
+    tokenizer: tokenizers.Tokenizer
+    train: Examples
+    validation: Examples
+    test: Examples | None
+
+
+def prepare(
+    data: LabelledText, labels: Sequence[str], *, seed: int, tokenizer: tokenizers.Tokenizer | None = None
+) -> Labelled:
+    """Reads, checks and tokenises every row, once, into memory.
+
+    Arguments:
+      labels: the names; () where labels are numbers to predict.
+      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training texts.
+    Errors: `InputError` for what is wrong with a row, and a tokenizer without the tokens that stand around a text.
+    """
+    sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
+    rows = {side: data.source.rows(side) for side in sides}
+    numbers = {side: [_number(row, labels) for row in rows[side]] for side in sides}  # before a tokenizer is learned
+    if tokenizer is None:
+        tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir())
+    made = {side: _examples(rows[side], numbers[side], tokenizer, labels, data) for side in sides}
+    train = dataclasses.replace(made["train"], order=pipeline.epochs(len(rows["train"]), seed))
+    return Labelled(tokenizer, train, made["validation"], made.get("test"))
+
+
+def _examples(
+    rows: Rows, numbers: Sequence[float], tokenizer: tokenizers.Tokenizer, labels: Sequence[str], data: LabelledText
+) -> Examples:
+    pairs, special = data.source.pairs, around(tokenizer)
+    texts = tokenizer.encode_batch([row.text for row in rows])
+    texts_b = tokenizer.encode_batch([row.text_b or "" for row in rows]) if pairs else [None] * len(rows)
+    framed = [frame(a, b, special, data.length) for a, b in zip(texts, texts_b, strict=True)]
+    return Examples(
+        tokens=np.concatenate([f.ids for f in framed]),
+        starts=np.cumsum([0, *(len(f.ids) for f in framed)]),
+        firsts=np.array([f.first for f in framed], np.int32) if pairs else None,
+        labels=np.array(numbers, np.int32 if labels else np.float32),
+        order=range(len(rows)),
+        length=data.length,
+        truncated=sum(f.truncated for f in framed),
+    )
+
+
+def _number(row: Row, labels: Sequence[str]) -> float:
+    """A label as the target: its place among the names (where no name is a number, a number is one), or itself."""
+    text = str(row.label).strip()
+    if not labels:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"{row.where}: label {text!r} is not a number, and task.labels = () asks for numbers")
+        return value
+    if text in labels:
+        return labels.index(text)
+    if text.isascii() and text.isdecimal() and int(text) < len(labels) and not any(n.isdecimal() for n in labels):
+        return int(text)
+    raise InputError(
+        f"{row.where}: label {text!r} is not in task.labels ({', '.join(labels)}); mend it or add the name"
+    )
+
+
+class Around(NamedTuple):
+    """The tokens that stand before a text, between the two of a pair, and at the end, int32."""
+
+    cls: np.ndarray
+    between: np.ndarray
+    sep: np.ndarray
+
+
+def around(tokenizer: tokenizers.Tokenizer) -> Around:
+    """[CLS], [SEP] and [SEP]; vocabularies with RoBERTa's <s> put two separators between the texts of a pair.
+
+    Errors: `InputError` for a tokenizer that has none.
+    """
+    special = getattr(tokenizer, "special", None)
+    if special is None or special.cls is None or special.sep is None:
+        raise InputError(
+            "the tokenizer has no tokens to stand at the beginning and the end of a text ([CLS] and [SEP], or <s> and "
+            "</s>); train one that has, TrainWordPiece(), or take the one of a checkpoint with --init-from"
+        )
+    cls, sep = np.array([special.cls], np.int32), np.array([special.sep], np.int32)
+    return Around(cls, np.repeat(sep, 2) if tokenizer.decode(cls).strip() == "<s>" else sep, sep)
+
+
+class Framed(NamedTuple):
+    """A text or a pair with the tokens around: int32 ids, how many of them are of type 0, whether it was too long."""
+
+    ids: np.ndarray
+    first: int
+    truncated: bool
+
+
+def frame(a: np.ndarray, b: np.ndarray | None, special: Around, length: int) -> Framed:
+    """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], of at most `length` tokens.
+
+    Of a pair that is too long the longer text loses its end until the texts are equal, then both in turns (BERT's
+    run_classifier.py, `_truncate_seq_pair`).
+    """
+    if b is None:
+        ids = np.concatenate([special.cls, a[: length - 2], special.sep])
+        return Framed(ids, len(ids), len(a) + 2 > length)
+    room = length - 2 - len(special.between)
+    keep_b = min(len(b), max(room - len(a), room // 2))
+    keep_a = min(len(a), room - keep_b)
+    ids = np.concatenate([special.cls, a[:keep_a], special.between, b[:keep_b], special.sep])
+    return Framed(ids, 1 + keep_a + len(special.between), len(a) + len(b) > room)

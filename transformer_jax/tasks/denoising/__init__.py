@@ -1,0 +1,151 @@
+"""Denoising: fill the gaps of a text, T5's and BART's way of pre-training an encoder-decoder.
+
+What is hidden, and what the decoder has to say, is the objective's: `objectives.spans`. Reported are nats and
+perplexity per target token, sentinels and ends among them, beside what the frequencies of tokens in training targets
+would score.
+
+Letters: B rows, S source length, T target length, V vocabulary.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer_jax import models
+from transformer_jax.data import corpus
+from transformer_jax.decoding import translate
+from transformer_jax.decoding.beam import Beam
+from transformer_jax.errors import InputError
+from transformer_jax.objectives import spans
+from transformer_jax.tasks import encoder, text_to_text
+from transformer_jax.tasks.denoising import corrupted
+from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+
+# To a type checker it is Any: replacing a field of "one of these" has no type.
+if typing.TYPE_CHECKING:
+    Objective: typing.TypeAlias = Any
+else:
+    Objective = spans.SpanCorruption | spans.TextInfilling | spans.PrefixLM
+
+COUNTED = 1000  # rows of each set that the unigram baseline is made of, at most
+WIDTH = 4  # beams of a prediction, unless more answers are asked for
+
+
+@dataclass(frozen=True)
+class Denoising(Task):
+    """Cross-entropy of what fills the gaps."""
+
+    objective: Objective = field(default_factory=spans.SpanCorruption)
+    """What is hidden, and what the target says."""
+
+    def example(self, data: corpus.TextCorpus) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example."""
+        _, S, T = self.objective.sizes(data.length)
+        return text_to_text.example(S, T)
+
+    def prepare(self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
+        """Tokenises the corpus (once: it is cached), cuts it into rows and scores the unigram baseline.
+
+        Arguments:
+          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
+        Errors: `InputError` for a model that is no encoder-decoder, targets longer than it, a tokenizer without the
+          objective's special tokens, with others or more ids than the model, and a missing or too short corpus.
+        """
+        text_to_text.check(model_cfg)
+        sizes = self.objective.sizes(data.length)
+        if max(sizes.source, sizes.target) > model_cfg.max_length:
+            raise InputError(
+                f"data.length = {data.length} makes sources of {sizes.source} and targets of {sizes.target} tokens, "
+                f"and model.max_length is {model_cfg.max_length}; lower the one or raise the other"
+            )
+        made = corrupted.prepare(data, self.objective, model_cfg, seed=seed, tokenizer=workdir_tokenizer)
+        encoder.check_ids(model_cfg, made.tokenizer)
+        baseline = unigram(made.train, made.validation, made.tokenizer.vocab_size)
+        facts = {
+            "vocabulary": made.tokenizer.vocab_size,
+            "training_tokens": len(made.train_tokens.tokens),
+            "training_rows": len(made.train_tokens.tokens) // sizes.raw,
+            "validation_tokens": len(made.validation_tokens.tokens),
+            "validation_rows": len(made.validation),
+            "text_tokens_per_row": sizes.raw,
+            "unigram_loss_nats_per_token": baseline,
+        }
+        identity = made.train_tokens.content + made.validation_tokens.content
+        return Prepared(made.tokenizer, made.train, Evaluation(made.validation, baseline), facts, identity=identity)
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's target tokens; dropout only with a key."""
+        return text_to_text.loss(params, model_cfg, batch, key=key)
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """The numbers of an evaluation, from the sums over the whole validation set, and the baseline's."""
+        return text_to_text.report(sums) | {"unigram_loss_nats_per_token": evaluation.reference}
+
+    def tokens(self, data: corpus.TextCorpus) -> int:
+        """Of source and target together."""
+        _, S, T = self.objective.sizes(data.length)
+        return S + T
+
+    def flops(self, model_cfg: Any, data: corpus.TextCorpus) -> float:
+        """FLOPs of one training step on one example, forward and backward."""
+        _, S, T = self.objective.sizes(data.length)
+        return text_to_text.flops(model_cfg, S, T)
+
+    # ---- Prediction ----
+
+    def predict(
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+    ) -> Iterator[dict[str, Any]]:
+        """For each text {"text", "answers": [{"text", "score"}, ...]}, the `top` likeliest ones by beam search.
+
+        Gaps are written as the tokenizer spells them: "<extra_id_0>", "<extra_id_1>", ... in this order for span
+        corruption, "<mask>" for text infilling; a prefix has none. An answer is the whole text with its gaps filled;
+        its score is the mean log-probability of the tokens that the decoder made.
+        Errors: `InputError` for a text without a token, or longer than the model.
+        """
+        texts = list(inputs)
+        known = corrupted.marks(tokenizer, self.objective, model_cfg, raw=2)
+        asked = [tokenizer.encode_prompt(text) for text in texts]
+        for text, ids in zip(texts, asked, strict=True):
+            if not len(ids):
+                raise InputError(f"input {text!r} has no token; give some text")
+        sources = [known.frame(ids) for ids in asked]
+        if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
+            model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
+        found = translate.translate(
+            models.family(model_cfg),
+            params,
+            model_cfg,
+            sources,
+            Beam(width=max(WIDTH, top), nbest=top, stop_ids=(model_cfg.eos_id,)),
+            start=(model_cfg.decoder_start_id, *known.begin),
+        )
+        for text, source, hypotheses in zip(texts, sources, found, strict=True):
+            answers = [
+                {"text": tokenizer.decode(self.objective.restore(source, made, known)), "score": score}
+                for made, score in hypotheses
+            ]
+            yield {"text": text, "answers": answers}
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """The text, and below it a line for each answer."""
+        lines = [f"  {answer['score']:6.2f}  {answer['text']!r}" for answer in prediction["answers"]]
+        return "\n".join([prediction["text"], *lines])
+
+
+def unigram(train: Any, validation: Any, vocab_size: int) -> float:
+    """What the frequencies of tokens in training targets, each plus one, score on the targets of the validation set, in
+    nats per token; of `COUNTED` rows each."""
+
+    def targets(examples: Any) -> np.ndarray:
+        rows = (examples[i] for i in range(min(COUNTED, len(examples))))
+        return np.concatenate([row["targets"][row["weights"] == 1] for row in rows])
+
+    counts_V = np.bincount(targets(train), minlength=vocab_size) + 1.0
+    return float(math.log(counts_V.sum()) - np.log(counts_V[targets(validation)]).mean())

@@ -1,0 +1,161 @@
+"""A corpus of text as random-access pairs for denoising: a source with gaps, and a target that fills them.
+
+The stream of tokens, an end-of-text token before each document, is cut into stretches of equal length side by side,
+over the borders of documents; what is over at the end is left out. Each makes a pair (`objectives.spans`), and a pair
+is an example:
+
+    {"source": int32[S], "source_segments": int32[S], "inputs": int32[T], "targets": int32[T],
+     "target_segments": int32[T], "weights": float32[T]}
+
+inputs are the targets one position later, behind the decoder's start token; segments are 1, or 0 in padding; weights
+likewise. Training goes over the stretches in an order drawn anew each epoch, each time with gaps of their own: a
+function of (seed, example). In validation gaps are a function of the row alone: the same at every evaluation, in every
+run.
+
+S source length, T target length, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from transformer_jax import objectives
+from transformer_jax.data import corpus, pipeline, tokenizers, tokens
+from transformer_jax.errors import InputError
+from transformer_jax.objectives import spans
+from transformer_jax.tasks.masked_lm import masked
+from transformer_jax.tasks.translation import parallel
+
+TRAIN, VALIDATION = 0, 1  # streams of `objectives.generator`
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """`examples[i]` is example i: stretch order[i] of the tokens, with gaps."""
+
+    tokens: np.ndarray
+    order: Sequence[int]
+    objective: spans.Objective
+    sizes: spans.Sizes
+    marks: spans.Marks
+    start_id: int
+    seed: int
+    stream: int
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        begin = self.order[i] * self.sizes.raw
+        ids = self.tokens[begin : begin + self.sizes.raw].astype(np.int32)
+        return example(self.objective.make(ids, objectives.generator(self.seed, i, self.stream), self.marks), self)
+
+
+def example(pair: spans.Pair, of: Examples) -> dict[str, np.ndarray]:
+    """The pair in rows of S and T tokens."""
+    (S, T), (s, t) = of.sizes[1:], map(len, pair)
+    source_S, inputs_T, targets_T = (np.zeros(size, np.int32) for size in (S, T, T))
+    source_S[:s], targets_T[:t] = pair
+    inputs_T[0], inputs_T[1:t] = of.start_id, pair.target[:-1]
+    target_segments_T = (np.arange(T) < t).astype(np.int32)
+    return {
+        "source": source_S,
+        "source_segments": (np.arange(S) < s).astype(np.int32),
+        "inputs": inputs_T,
+        "targets": targets_T,
+        "target_segments": target_segments_T,
+        "weights": target_segments_T.astype(np.float32),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A TextCorpus made ready for denoising."""
+
+    tokenizer: tokenizers.Tokenizer
+    train: Examples
+    validation: Examples
+    train_tokens: tokens.TokenFile
+    validation_tokens: tokens.TokenFile
+
+
+def prepare(
+    data: corpus.TextCorpus,
+    objective: spans.Objective,
+    model_cfg: Any,
+    *,
+    seed: int,
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Corpus:
+    """Tokenises the corpus (once: it is cached) and gives the training and validation examples.
+
+    Arguments:
+      model_cfg: an encoder-decoder's, for its special ids.
+      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training text.
+    Errors: `InputError` for a missing, empty or too short corpus, a tokenizer without the special tokens that the
+      objective writes or with others than the model's, and settings of `data` that are for causal language models
+      alone.
+    """
+    if data.sampling != "epochs" or data.eval_stride:
+        raise InputError(
+            f"data.sampling = {data.sampling!r} and data.eval_stride = {data.eval_stride}: "
+            "denoising goes over epochs, without a stride"
+        )
+    sizes = objective.sizes(data.length)
+    sides = {side: data.source.documents(side) for side in ("train", "validation")}  # type: ignore[arg-type]
+    cache = tokens.cache_dir()
+    tokenizer = tokenizer or tokenizers.build(data.tokenizer, sides["train"], cache)
+    known = marks(tokenizer, objective, model_cfg, sizes.raw)
+    (start_id,) = parallel.framing(tokenizer, model_cfg).start
+    files = {side: tokens.prepare(documents, tokenizer, cache) for side, documents in sides.items()}
+    rows = {side: len(file.tokens) // sizes.raw for side, file in files.items()}
+    for side, count in rows.items():
+        if not count:
+            raise InputError(
+                f"{sides[side].origin} has {len(files[side].tokens):,} tokens, and one row needs {sizes.raw}; "
+                f"give more text or lower data.length = {data.length}"
+            )
+
+    def examples(side: str, order: Sequence[int], seed: int, stream: int) -> Examples:
+        return Examples(files[side].tokens, order, objective, sizes, known, start_id, seed, stream)
+
+    return Corpus(
+        tokenizer,
+        train=examples("train", pipeline.epochs(rows["train"], seed), seed, TRAIN),
+        validation=examples("validation", range(rows["validation"]), 0, VALIDATION),
+        train_tokens=files["train"],
+        validation_tokens=files["validation"],
+    )
+
+
+def marks(tokenizer: tokenizers.Tokenizer, objective: spans.Objective, model_cfg: Any, raw: int) -> spans.Marks:
+    """The special tokens that the objective writes into pairs of texts of `raw` tokens.
+
+    Errors: `InputError` for a tokenizer without them, one whose ids are not the model's, and mBART's.
+    """
+    if tokenizer.languages is not None:
+        raise InputError("denoising does not know mBART's language codes; use the tokenizer of a BART or a T5")
+    begin, (end_id,) = parallel.framing(tokenizer, model_cfg).target_around
+    match objective:
+        case spans.SpanCorruption():
+            found, needed = tokenizers.sentinels(tokenizer), objective.hidden(raw)[1]
+            if len(found) < needed:
+                raise InputError(
+                    f"the tokenizer has {len(found)} sentinels <extra_id_n>, and span corruption writes {needed} into "
+                    f"a text of {raw} tokens; use TrainBPE(special=t5_special({needed})) or T5's tokenizer.json"
+                )
+            return spans.Marks(end_id, sentinels=found)
+        case spans.TextInfilling():
+            if tokenizer.special.mask is None or not begin:
+                raise InputError(
+                    "the tokenizer has no token for <s>, </s> or <mask>, which text infilling writes; use "
+                    'TrainBPE(special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")) or the file of a BART'
+                )
+            ends = masked.vocabulary(tokenizer).ends_sentence
+            ends[end_id] = True
+            return spans.Marks(end_id, tuple(begin), tokenizer.special.mask, ends_sentence=ends)
+    return spans.Marks(end_id, tuple(begin))

@@ -1,0 +1,199 @@
+"""Extractive question answering: the answer is a span of the context, its first and last token are classified
+(Devlin et al. 2019, section 4.2).
+
+Of all windows of a context the span with the highest sum of start and end logit is the answer. Reported are exact match
+and F1 in percent, as the official SQuAD v1.1 script computes them.
+
+E windows, T length, M the longest answer.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax import losses, metrics, models, sharding
+from transformer_jax.errors import InputError
+from transformer_jax.tasks import encoder
+from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.span_qa import questions
+from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+
+WINDOW, STRIDE = 384, 128  # of `predict`: the published ones
+ROWS = 64  # windows whose spans are scored at a time
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The questions of a set, the places of their contexts' tokens, and which window is of which."""
+
+    asked: Sequence[questions.Question]
+    encoded: Sequence[questions.Encoded]
+    windows: Sequence[questions.Window]
+
+
+@dataclass(frozen=True)
+class SpanQA(Task):
+    """The mean of two cross-entropies: of the answer's first token and of its last."""
+
+    max_answer_tokens: int = 30
+    """The longest answer that is looked for."""
+
+    def __post_init__(self) -> None:
+        if self.max_answer_tokens < 1:
+            raise InputError(f"task.max_answer_tokens = {self.max_answer_tokens}: must be 1 or more")
+
+    def example(self, data: questions.Questions) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example."""
+        row, number = jax.ShapeDtypeStruct((data.length,), np.int32), jax.ShapeDtypeStruct((), np.int32)
+        numbers = {"lengths": number, "starts": number, "ends": number}
+        return {"tokens": row, "types": row, **numbers, "weights": jax.ShapeDtypeStruct((), np.float32)}
+
+    def prepare(
+        self, data: questions.Questions, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
+    ) -> Prepared:
+        """Reads, checks and tokenises the questions into memory.
+
+        Errors: `InputError` for bad data (`questions.prepare`), and a model without the head or ids for them.
+        """
+        encoder.check_head(model_cfg, "span")
+        made = questions.prepare(data, seed=seed, tokenizer=workdir_tokenizer)
+        encoder.check_ids(model_cfg, made.tokenizer)
+
+        def evaluation(examples: questions.Examples, side: str) -> Evaluation:
+            return Evaluation(examples, Reference(made.questions[side], examples.encoded, examples.windows))
+
+        facts = {"vocabulary": made.tokenizer.vocab_size, **made.facts}
+        test = None if made.test is None else evaluation(made.test, "test")
+        return Prepared(made.tokenizer, made.train, evaluation(made.validation, "validation"), facts, test)
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, sums) in nats over the windows; dropout only with a key."""
+        return self._scored(self._logits(params, model_cfg, batch, key), batch)
+
+    def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+        """The sums of `loss`, and {"start_logits", "end_logits": float32 [B, T]}."""
+        logits_B2T = self._logits(params, model_cfg, batch, None)
+        return self._scored(logits_B2T, batch)[2], {"start_logits": logits_B2T[:, 0], "end_logits": logits_B2T[:, 1]}
+
+    def _logits(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
+        """Start and end logits [B, 2, T]. Only [CLS] and the context can be chosen, not the question, nor padding."""
+        x_BTD = encoder.hidden(params, model_cfg, batch, key=key)
+        logits_B2T = jnp.moveaxis(models.family(model_cfg).spans(params, model_cfg, x_BTD), 2, 1)
+        at_T = jnp.arange(x_BTD.shape[1])
+        allowed_BT = (at_T == 0) | ((batch["types"] == 1) & (at_T < batch["lengths"][:, None]))
+        return jnp.where(allowed_BT[:, None], logits_B2T, jnp.finfo(jnp.float32).min)
+
+    def _scored(self, logits_B2T: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
+        with sharding.whole_length():  # of two labels, start and end
+            labels_B2 = jnp.stack([batch["starts"], batch["ends"]], axis=1)
+            weights_B2 = jnp.repeat(batch["weights"][:, None] / 2, 2, axis=1)
+            total, weight, _ = losses.cross_entropy(logits_B2T, labels_B2, weights_B2)
+        return total, weight, {"loss": (total, weight)}
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """Nats per window, and exact match and F1 of the questions, in percent."""
+        reference = evaluation.reference
+        answers, best = [""] * len(reference.asked), np.full(len(reference.asked), -np.inf)
+        for at in range(0, len(reference.windows), ROWS):
+            some = reference.windows[at : at + ROWS]
+            rows = slice(at, at + len(some))
+            scores_ETM = span_scores(
+                outputs["start_logits"][rows], outputs["end_logits"][rows], some, self.max_answer_tokens
+            )
+            for scores_TM, window in zip(scores_ETM, some, strict=True):
+                first, extra = np.unravel_index(scores_TM.argmax(), scores_TM.shape)
+                number = window.question
+                if scores_TM[first, extra] > best[number]:
+                    best[number], context = scores_TM[first, extra], reference.asked[number].context
+                    start, end = place(reference.encoded[number].offsets, window, int(first), int(extra), context)
+                    answers[number] = context[start:end]
+        return {
+            "loss_nats_per_window": sums["loss"][0] / max(sums["loss"][1], 1.0),
+            **metrics.squad(answers, [question.answers for question in reference.asked]),
+        }
+
+    def flops(self, model_cfg: Any, data: questions.Questions) -> float:
+        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        return encoder.flops(model_cfg, data.length)
+
+    def predict(
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+    ) -> Iterator[dict[str, Any]]:
+        """{"question", "answer", "probability", "start", "end", "others"} for each line question TAB context.
+
+        start and end are characters of the context. The probability is among all spans of all windows that are not
+        longer than `max_answer_tokens`; "others" holds the top - 1 next answers that do not overlap a better one, as
+        {"answer", "probability", "start", "end"}.
+        Errors: `InputError` for a line without a tab, an empty question or context.
+        """
+        length = min(WINDOW, model_cfg.max_length)
+        around, kept = labelled.around(tokenizer), questions.question_tokens(length)
+        stride = min(STRIDE, length - questions.SPECIAL_TOKENS - kept)
+        logits = jax.jit(lambda params, batch: self._logits(params, model_cfg, batch, None))
+        for line in inputs:
+            question, tab, context = line.partition("\t")
+            if not (tab and question.strip() and context.strip()):
+                raise InputError(f"{line[:80]!r}: give a question, a tab and the context that holds its answer")
+            encoded = questions.Encoded(tokenizer.encode(question)[:kept], *tokenizer.encode_with_offsets(context))
+            if not len(encoded.context):
+                raise InputError(f"{line[:80]!r}: the tokenizer has no token for anything in the context")
+            windows = questions.windows(0, encoded.asked, encoded.context, around, length, stride)
+            examples = questions.Examples([encoded], windows, range(len(windows)), around, length)
+            scored = []
+            for i in range(len(windows)):  # one at a time: one compilation for all contexts
+                batch = {name: array[None] for name, array in examples[i].items()}
+                scored.append(np.asarray(logits(params, batch)))
+            logits_E2T = np.concatenate(scored)
+            scores_ETM = span_scores(logits_E2T[:, 0], logits_E2T[:, 1], windows, self.max_answer_tokens)
+            yield {"question": question, **_answers(scores_ETM, windows, encoded.offsets, context, top)}
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """The question, the answer and its probability, and the other answers below."""
+        lines = [f"{prediction['question']} {prediction['answer']} ({prediction['probability']:.1%})"]
+        lines += [f"    {other['answer']} ({other['probability']:.1%})" for other in prediction["others"]]
+        return "\n".join(lines)
+
+
+def span_scores(
+    starts_ET: np.ndarray, ends_ET: np.ndarray, windows: Sequence[questions.Window], max_tokens: int
+) -> np.ndarray:
+    """[E, T, M]: start logit of token t plus end logit of token t + m; -inf where that leaves the window's context."""
+    begin_E1 = np.array([window.begin for window in windows])[:, None]
+    past_E1 = begin_E1 + np.array([window.size for window in windows])[:, None]
+    at_T = np.arange(starts_ET.shape[1])
+    inside_ET = (at_T >= begin_E1) & (at_T < past_E1)
+    starts_ET, ends_ET = (np.where(inside_ET, np.asarray(x, np.float32), -np.inf) for x in (starts_ET, ends_ET))
+    ends_ET = np.pad(ends_ET, ((0, 0), (0, max_tokens - 1)), constant_values=-np.inf)
+    return starts_ET[:, :, None] + np.lib.stride_tricks.sliding_window_view(ends_ET, max_tokens, axis=1)
+
+
+def place(offsets: np.ndarray, window: questions.Window, first: int, extra: int, context: str) -> tuple[int, int]:
+    """The characters of the span of tokens first, ..., first + extra, positions in the window; no space at its ends."""
+    token = first - window.begin + window.first
+    start, end = int(offsets[token, 0]), int(offsets[token + extra, 1])
+    text = context[start:end]
+    return start + len(text) - len(text.lstrip()), end - (len(text) - len(text.rstrip()))
+
+
+def _answers(
+    scores_ETM: np.ndarray, windows: Sequence[questions.Window], offsets: np.ndarray, context: str, top: int
+) -> dict[str, Any]:
+    """The best span, and as "others" the top - 1 next best that share no token with a better one."""
+    shares_ETM = np.exp(scores_ETM - scores_ETM.max(), dtype=np.float64)
+    shares_ETM /= shares_ETM.sum()
+    shift_E = np.array([window.first - window.begin for window in windows])
+    first_ET1 = shift_E[:, None, None] + np.arange(scores_ETM.shape[1])[:, None]  # tokens of the context
+    last_ETM = first_ET1 + np.arange(scores_ETM.shape[2])
+    answers: list[dict[str, Any]] = []
+    while len(answers) < top and shares_ETM.max() > 0:
+        window, first, extra = (int(i) for i in np.unravel_index(shares_ETM.argmax(), shares_ETM.shape))
+        start, end = place(offsets, windows[window], first, extra, context)
+        probability = float(shares_ETM[window, first, extra])
+        answers.append({"answer": context[start:end], "probability": probability, "start": start, "end": end})
+        token = first + shift_E[window]
+        shares_ETM[(first_ET1 <= token + extra) & (last_ETM >= token)] = 0
+    return {**answers[0], "others": answers[1:]}

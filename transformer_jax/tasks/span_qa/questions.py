@@ -1,0 +1,316 @@
+"""Questions whose answer is a span of a context, as random-access examples for extractive question answering.
+
+    SquadJson   files in the format of SQuAD v1.1
+    TfdsSquad   the same that TensorFlow Datasets has prepared, without TensorFlow
+
+An example is a window: {"tokens": int32[T], "types": int32[T], "lengths", "starts", "ends": int32[], "weights":
+float32[]}, the tokens [CLS] question [SEP] context [SEP] with types 1 from the context on, then padding. A context
+longer than a window has several, `stride` tokens apart. starts and ends are the positions of the answer's first and
+last token; both are 0, [CLS], where the answer is not whole in the window (Devlin et al. 2019, section 4.2; windows and
+the limit of 64 tokens for a question are those of its run_squad.py).
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from transformer_jax.data import pipeline, sources, tfds_store, tokenizers, tokens
+from transformer_jax.errors import InputError
+from transformer_jax.tasks.classification import labelled
+
+Side = Literal["train", "validation", "test"]
+
+QUESTION_TOKENS = 64  # a longer question loses its end
+SPECIAL_TOKENS = 4  # at most, in a window: RoBERTa has two between question and context
+
+
+class Question(NamedTuple):
+    """A question about a context, the right answers, at least one, and the character where each begins in it."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+# ---- The sources ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SquadJson:
+    """Files as SQuAD v1.1 publishes them: data > paragraphs > context and qas > question and answers."""
+
+    train: str
+    """The file to train on: "train-v1.1.json"."""
+    validation: str
+    """The file to choose the checkpoint on: "dev-v1.1.json"."""
+    test: str = ""
+    """The file to report the chosen checkpoint on; empty: none."""
+
+    def questions(self, side: Side) -> list[Question] | None:
+        """None: there is no test set."""
+        path = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        if not path and side == "test":
+            return None
+        return list(_squad_json(Path(path).expanduser()))
+
+
+def _squad_json(path: Path) -> Iterator[Question]:
+    try:
+        tree = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); looked in {Path.cwd()}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    for i, article in enumerate(_get(tree, "data", list, str(path))):
+        for j, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: data[{i}]")):
+            where = f"{path}: data[{i}].paragraphs[{j}]"
+            context = _get(paragraph, "context", str, where)
+            for k, asked in enumerate(_get(paragraph, "qas", list, where)):
+                id = _get(asked, "id", str, f"{where}.qas[{k}]")
+                of = f"{path}: question {id!r}"
+                answers = _get(asked, "answers", list, of)
+                texts = tuple(_get(answer, "text", str, of) for answer in answers)
+                starts = tuple(_get(answer, "answer_start", int, of) for answer in answers)
+                yield _checked(Question(id, _get(asked, "question", str, of), context, texts, starts), of)
+
+
+def _get(tree: Any, key: str, kind: type, where: str) -> Any:
+    if not isinstance(tree, dict) or key not in tree:
+        has = f"it has {', '.join(map(repr, tree))}" if isinstance(tree, dict) else "it is not an object"
+        raise InputError(f"{where}: no {key!r} ({has}); the format is that of SQuAD v1.1")
+    if not isinstance(tree[key], kind):
+        raise InputError(f"{where}: {key!r} holds {type(tree[key]).__name__}, not {kind.__name__}")
+    return tree[key]
+
+
+@dataclass(frozen=True)
+class TfdsSquad:
+    """A data set that TensorFlow Datasets has prepared in array_record format with SQuAD's features."""
+
+    name: str = "squad"
+    """As TFDS writes it; "squad" is version 1.1."""
+    train: str = "train"
+    """Slices such as "train[:90%]" work."""
+    validation: str = "validation"
+    """The split to choose the checkpoint on."""
+    test: str = ""
+    """The split to report the chosen checkpoint on; empty: none (SQuAD keeps its test set to itself)."""
+    data_dir: str = ""
+    """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    def questions(self, side: Side) -> list[Question] | None:
+        """None: there is no test set."""
+        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        if not split and side == "test":
+            return None
+        source, full_name, _ = tfds_store.open_split(self.name, split, self.data_dir)
+        features = source.dataset_info.features
+        for feature in ("id", "question", "context", "answers"):
+            if feature not in features:
+                raise InputError(
+                    f"TFDS {full_name}: no feature {feature!r}, which SQuAD has; it has {', '.join(features)}"
+                )
+        made = []
+        for number in range(len(source)):
+            example, where = source[number], f"TFDS {full_name}:{split}:{number}"
+            id, question, context = (tfds_store.text_of(example, name, where) for name in ("id", "question", "context"))
+            answers = tuple(text.decode() for text in example["answers"]["text"])
+            starts = tuple(int(start) for start in example["answers"]["answer_start"])
+            made.append(_checked(Question(id, question, context, answers, starts), f"{where}: question {id!r}"))
+        return made
+
+
+def _checked(question: Question, where: str) -> Question:
+    if not question.answers:
+        raise InputError(f"{where}: no answer; questions without one (SQuAD 2.0) must be left out")
+    for name, text in (("question", question.question), ("context", question.context)):
+        if not text.strip():
+            raise InputError(f"{where}: the {name} is empty")
+    for answer, start in zip(question.answers, question.starts, strict=True):
+        found = question.context[max(start, 0) : max(start, 0) + len(answer)]
+        if not answer.strip() or start < 0 or found != answer:
+            raise InputError(
+                f"{where}: the answer {answer!r} is not at character {start} of the context, where {found!r} stands"
+            )
+    return question
+
+
+# ---- Windows -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The data of a question-answering experiment."""
+
+    source: SquadJson | TfdsSquad
+    """Where the questions come from."""
+    tokenizer: tokenizers.Spec
+    """How texts become tokens."""
+    length: int = 384
+    """Tokens in a window, special ones and the question included."""
+    stride: int = 128
+    """Tokens between the starts of two windows of a context."""
+
+    def __post_init__(self) -> None:
+        room = self.length - SPECIAL_TOKENS - question_tokens(self.length)
+        if room < 1:
+            raise InputError(f"data.length = {self.length} leaves no room for a context; it must be at least 8")
+        if not 1 <= self.stride <= room:
+            raise InputError(
+                f"data.stride = {self.stride} must lie between 1 and {room}, the tokens of context that any window of "
+                f"data.length = {self.length} has room for"
+            )
+
+
+def question_tokens(length: int) -> int:
+    """How many tokens of a question a window keeps at most."""
+    return min(QUESTION_TOKENS, (length - SPECIAL_TOKENS) // 2)
+
+
+class Window(NamedTuple):
+    """Context tokens first, ..., first + size - 1 of question number `question`; `begin` is the position in the window
+    of the first of them; `start` and `end` are those of the answer's first and last token, 0 where it is not whole."""
+
+    question: int
+    first: int
+    size: int
+    begin: int
+    start: int = 0
+    end: int = 0
+
+
+def windows(
+    question: int, asked: np.ndarray, context: np.ndarray, around: labelled.Around, length: int, stride: int
+) -> list[Window]:
+    """The windows over a context of one question, both as ids; no answer is marked."""
+    begin = len(around.cls) + len(asked) + len(around.between)
+    room = length - begin - len(around.sep)
+    count = 1 + max(-(-(len(context) - room) // stride), 0)
+    return [Window(question, at, min(room, len(context) - at), begin) for at in range(0, count * stride, stride)]
+
+
+def tokens_of(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
+    """First and last token that share a character with context[start:end]; None: the tokenizer dropped them all."""
+    inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+    return (int(inside[0]), int(inside[-1])) if len(inside) else None
+
+
+class Encoded(NamedTuple):
+    """Ids of a question and its context, and the context's tokens' places, int32 [n, 2] in characters."""
+
+    asked: np.ndarray
+    context: np.ndarray
+    offsets: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """`examples[i]` is example i."""
+
+    encoded: Sequence[Encoded]
+    windows: Sequence[Window]
+    order: Sequence[int]
+    """Example -> window."""
+    around: labelled.Around
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        window = self.windows[self.order[i]]
+        asked, context, _ = self.encoded[window.question]
+        shown = context[window.first : window.first + window.size]
+        ids = np.concatenate([self.around.cls, asked, self.around.between, shown, self.around.sep])
+        tokens_T, types_T = np.zeros((2, self.length), np.int32)
+        tokens_T[: len(ids)] = ids
+        types_T[window.begin : len(ids)] = 1
+        numbers = {"lengths": len(ids), "starts": window.start, "ends": window.end}
+        return {
+            "tokens": tokens_T,
+            "types": types_T,
+            **{name: np.array(number, np.int32) for name, number in numbers.items()},
+            "weights": np.array(1, np.float32),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A Questions made ready. `train` is endless; `questions` are those of each side; `facts` counts what was cut."""
+
+    tokenizer: tokenizers.Tokenizer
+    train: Examples
+    validation: Examples
+    test: Examples | None
+    questions: dict[str, list[Question]]
+    facts: dict[str, int]
+
+
+def prepare(data: Questions, *, seed: int, tokenizer: tokenizers.Tokenizer | None = None) -> Asked:
+    """Reads, checks and tokenises every question, once, into memory.
+
+    Arguments:
+      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training texts.
+    Errors: `InputError` for what is wrong with a file or a question, and a tokenizer without [CLS] and [SEP].
+    """
+    read: dict[str, list[Question]] = {}
+    for side in ("train", "validation", "test"):
+        if (found := data.source.questions(side)) is not None:
+            if not found:
+                raise InputError(f"data.source.{side} of {data.source} has no questions")
+            read[side] = found
+    if tokenizer is None:
+        texts = dict.fromkeys(text for q in read["train"] for text in (q.context, q.question))
+        tokenizer = tokenizers.build(
+            data.tokenizer, sources.in_memory((str(i), text) for i, text in enumerate(texts)), tokens.cache_dir()
+        )
+    made: dict[str, Examples] = {}
+    facts: dict[str, int] = {}
+    for side, found in read.items():
+        made[side], counts = _examples(found, tokenizer, data)
+        facts |= {f"{'training' if side == 'train' else side}_{what}": count for what, count in counts.items()}
+    endless = dataclasses.replace(made["train"], order=pipeline.epochs(len(made["train"]), seed))
+    return Asked(tokenizer, endless, made["validation"], made.get("test"), read, facts)
+
+
+def _examples(
+    found: Sequence[Question], tokenizer: tokenizers.Tokenizer, data: Questions
+) -> tuple[Examples, dict[str, int]]:
+    around, kept = labelled.around(tokenizer), question_tokens(data.length)
+    contexts = {q.context: tokenizer.encode_with_offsets(q.context) for q in found}
+    asked = tokenizer.encode_batch([q.question for q in found])
+    encoded = [Encoded(ids[:kept], *contexts[q.context]) for ids, q in zip(asked, found, strict=True)]
+    made: list[Window] = []
+    strided = lost = 0
+    for number, (question, tokens_here) in enumerate(zip(found, encoded, strict=True)):
+        plain = windows(number, tokens_here.asked, tokens_here.context, around, data.length, data.stride)
+        first, last = question.starts[0], question.starts[0] + len(question.answers[0])
+        marked = [_marked(window, tokens_of(tokens_here.offsets, first, last)) for window in plain]
+        strided += len(marked) > 1
+        lost += not any(window.end for window in marked)
+        made += marked
+    counts = {
+        "questions": len(found),
+        "questions_cut": sum(len(ids) > kept for ids in asked),
+        "contexts_in_several_windows": strided,
+        "windows": len(made),
+        "windows_without_answer": sum(not window.end for window in made),
+        "answers_in_no_window": lost,
+    }
+    return Examples(encoded, made, range(len(made)), around, data.length), counts
+
+
+def _marked(window: Window, answer: tuple[int, int] | None) -> Window:
+    if answer is None or answer[0] < window.first or answer[1] >= window.first + window.size:
+        return window
+    shift = window.begin - window.first
+    return window._replace(start=answer[0] + shift, end=answer[1] + shift)

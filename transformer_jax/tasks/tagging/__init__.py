@@ -1,0 +1,176 @@
+"""Tagging: a tag for each word, such as the entities of CoNLL-2003 (Devlin et al. 2019, section 5.3).
+
+Reported are precision, recall and F1 of whole entities (conlleval's) and the share of words with the right tag. Every
+word of the set counts: one that was cut off, or that the tokenizer drops, was given the tag "O".
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax import losses, metrics, models
+from transformer_jax.tasks import encoder
+from transformer_jax.tasks.tagging import tagged
+from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+
+CONLL_2003 = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
+
+# A word of running text: letters and digits with single marks between them ("AT&T", "3-1", "U.S"), or one other mark.
+WORD = re.compile(r"\w+(?:[^\w\s]\w+)*|[^\w\s]")
+# `predict` tags a text in parts of at most so many tokens, and pads to a multiple of the other, so that texts of about
+# the same length share one compilation.
+PART, COLUMNS = 128, 64
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Of each sentence the right tags, as numbers [words], and where each word's first token is (-1: it has none)."""
+
+    wanted: Sequence[np.ndarray]
+    first: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tagging(Task):
+    """Cross-entropy of each word's tag at its first token."""
+
+    labels: tuple[str, ...] = CONLL_2003
+    """The tags, in the order of the model's outputs: "O", and "B-TYPE" and "I-TYPE" of each type (IOB2)."""
+
+    def __post_init__(self) -> None:
+        tagged.check_labels(self.labels)
+
+    def example(self, data: tagged.TaggedWords) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example."""
+        T = data.length
+        return {
+            "tokens": jax.ShapeDtypeStruct((T,), np.int32),
+            "lengths": jax.ShapeDtypeStruct((), np.int32),
+            "labels": jax.ShapeDtypeStruct((T,), np.int32),
+            "weights": jax.ShapeDtypeStruct((T,), np.float32),
+        }
+
+    def prepare(
+        self, data: tagged.TaggedWords, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
+    ) -> Prepared:
+        """Reads, checks and tokenises the sentences into memory.
+
+        Errors: `InputError` for bad data (`tagged.prepare`), and a model without the head, labels or ids for them.
+        """
+        encoder.check_head(model_cfg, "tokens", labels=len(self.labels))
+        made = tagged.prepare(data, self.labels, seed=seed, tokenizer=workdir_tokenizer)
+        encoder.check_ids(model_cfg, made.tokenizer)
+
+        def evaluation(examples: tagged.Examples) -> Evaluation:
+            return Evaluation(examples, Reference(examples.labels, [s.first for s in examples.sentences]))
+
+        facts = {"vocabulary": made.tokenizer.vocab_size, "labels": len(self.labels), **made.facts}
+        test = None if made.test is None else evaluation(made.test)
+        return Prepared(made.tokenizer, made.train, evaluation(made.validation), facts, test)
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, sums) in nats over the words; dropout only with a key."""
+        logits_BTC = self._logits(params, model_cfg, batch, key)
+        return self._scored(logits_BTC, batch)
+
+    def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+        """The sums of `loss`, and the likeliest tag of each token, {"tags": int32 [B, T]}."""
+        logits_BTC = self._logits(params, model_cfg, batch, None)
+        return self._scored(logits_BTC, batch)[2], {"tags": jnp.argmax(logits_BTC, -1).astype(jnp.int32)}
+
+    def _logits(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
+        trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
+        x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
+        return models.family(model_cfg).tag(params, model_cfg, x_BTD, key=head_key)
+
+    def _scored(self, logits_BTC: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
+        total, weight, _ = losses.cross_entropy(logits_BTC, batch["labels"], batch["weights"])
+        right = jnp.sum(batch["weights"] * (jnp.argmax(logits_BTC, -1) == batch["labels"]))
+        return total, weight, {"loss": (total, weight), "token_accuracy": (right, weight)}
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """Nats per word with a token; conlleval's scores of the entities; the share of all words whose tag is right."""
+        got = self._tags(outputs, evaluation.reference)
+        wanted = evaluation.reference.wanted
+        right = sum(int((a == b).sum()) for a, b in zip(got, wanted, strict=True))
+        return {
+            "loss_nats_per_word": sums["loss"][0] / max(sums["loss"][1], 1.0),
+            **metrics.entities([self._names(tags) for tags in got], [self._names(tags) for tags in wanted]),
+            "token_accuracy": right / sum(map(len, wanted)),
+        }
+
+    def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
+        """The confusion matrix of the words' tags."""
+        path = folder / f"{name}_confusion.png"
+        got, wanted = self._tags(outputs, evaluation.reference), evaluation.reference.wanted
+        metrics.plot_confusion(np.concatenate(wanted), np.concatenate(got), self.labels, path)
+        return [path]
+
+    def _tags(self, outputs: Outputs, reference: Reference) -> list[np.ndarray]:
+        """The predicted tag of each word: its first token's, or "O" where it has none."""
+        outside = self.labels.index("O")
+        return [
+            np.where(first < 0, outside, tags_T[first])
+            for tags_T, first in zip(outputs["tags"], reference.first, strict=True)
+        ]
+
+    def _names(self, tags: np.ndarray) -> list[str]:
+        return [self.labels[tag] for tag in tags]
+
+    def flops(self, model_cfg: Any, data: tagged.TaggedWords) -> float:
+        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        return encoder.flops(model_cfg, data.length)
+
+    def predict(
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+    ) -> Iterator[dict[str, Any]]:
+        """{"text", "entities": [{"text", "type", "start", "end", "probability"}]} for each text.
+
+        start and end are characters of the text; the probability is the product of the words' tags' probabilities.
+        `top` does not matter: a word has one tag.
+        """
+        length = min(PART, model_cfg.max_length)
+        compiled = jax.jit(lambda params, batch: jax.nn.softmax(self._logits(params, model_cfg, batch, None)))
+        shares = partial(compiled, params)
+        for text in inputs:
+            places = [match.span() for match in WORD.finditer(text)]
+            made = self._tag_words([text[start:end] for start, end in places], tokenizer, length, shares)
+            entities = []
+            for kind, first, past in metrics.entity_spans([tag for tag, _ in made]):
+                start, end = places[first][0], places[past - 1][1]
+                probability = math.prod(probability for _, probability in made[first:past])
+                entity = {"text": text[start:end], "type": kind, "start": start, "end": end, "probability": probability}
+                entities.append(entity)
+            yield {"text": text, "entities": entities}
+
+    def _tag_words(
+        self, words: Sequence[str], tokenizer: Any, length: int, shares: Callable[[Any], jax.Array]
+    ) -> list[tuple[str, float]]:
+        """(tag, probability) of each word, from parts of at most `length` tokens."""
+        made: list[tuple[str, float]] = []
+        while len(made) < len(words):
+            ids, first, cut = tagged.encode(words[len(made) : len(made) + length], tokenizer, length)
+            columns = min(-(-len(ids) // COLUMNS) * COLUMNS, length)
+            tokens_BT, lengths_B = np.pad(ids, (0, columns - len(ids)))[None], np.array([len(ids)], np.int32)
+            shares_TC = np.asarray(shares({"tokens": tokens_BT, "lengths": lengths_B})[0])
+            whole = np.flatnonzero(first >= 0).max(initial=0) + 1 if cut else len(first)
+            for at in first[:whole]:  # a word that is nothing to the tokenizer is no entity
+                best = int(shares_TC[at].argmax())
+                made.append((self.labels[best], float(shares_TC[at, best])) if at >= 0 else ("O", 1.0))
+        return made
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """The text, each entity in brackets with its type: "[Jim Henson PER] was a puppeteer"."""
+        pieces, at = [], 0
+        for entity in prediction["entities"]:
+            pieces += [prediction["text"][at : entity["start"]], f"[{entity['text']} {entity['type']}]"]
+            at = entity["end"]
+        return "".join([*pieces, prediction["text"][at:]])

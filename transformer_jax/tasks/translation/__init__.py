@@ -1,0 +1,279 @@
+"""Translation, summarisation, and whatever else makes one text of another: parallel text in, text out.
+
+Trained is the cross-entropy of the target's tokens, smoothed; reported are nats and perplexity per token, which depend
+on the tokenizer. The numbers to compare with others' are those of text, at the end: each source of a set goes through
+beam search, and what is found is detokenised and written line by line beside the sources and references.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from transformer_jax import metrics, models, sharding
+from transformer_jax.decoding import translate
+from transformer_jax.decoding.beam import Beam
+from transformer_jax.errors import InputError
+from transformer_jax.tasks import encoder, text_to_text
+from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+from transformer_jax.tasks.translation import parallel
+
+Metric = Literal["bleu", "chrf", "rouge", "exact_match"]
+Progress = Callable[[int, int], None]
+
+EXAMPLES = 10  # that `score` says
+PREDICT_LINES = 4096  # that `predict` sorts by length and searches before it gives the first of them
+
+
+def _nothing(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Translation(Task):
+    """Label-smoothed cross-entropy of the target's tokens; scored by what beam search makes of the sources."""
+
+    label_smoothing: float = 0.1
+    """Share of the target spread over the vocabulary (Szegedy et al. 2016, section 7). Not in what is reported."""
+    metrics: tuple[Metric, ...] = ("bleu", "chrf")
+    """What the final text is scored by: sacreBLEU's BLEU and chrF2, ROUGE for summaries, exact match; none: no text."""
+    beam: Beam = field(
+        default_factory=lambda: Beam(4, max_new_tokens=1024, length_penalty=0.6, length_convention="gnmt")
+    )
+    """The search. Without stop_ids and forced_first, a hypothesis ends and begins as the tokenizer frames targets."""
+    extra_tokens: int = 50
+    """A hypothesis has at most its source's tokens and so many more (Vaswani et al. 2017, section 6.1), and never more
+    than beam.max_new_tokens."""
+    prefix: str = ""
+    """Text before every source, such as T5's "translate English to German: "."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
+        if self.extra_tokens < 0:
+            raise InputError(f"task.extra_tokens = {self.extra_tokens}: must be 0 or more")
+        for metric in self.metrics:
+            if metric not in get_args(Metric):
+                raise InputError(f"task.metrics has {metric!r}; there are {', '.join(get_args(Metric))}")
+
+    def example(self, data: parallel.ParallelText) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example."""
+        return text_to_text.example(data.source_length, data.target_length)
+
+    def prepare(
+        self, data: parallel.ParallelText, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
+    ) -> Prepared:
+        """Reads and filters the pairs, encodes and packs them.
+
+        Arguments:
+          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
+        Errors: `InputError` for a model that is no encoder-decoder, a tokenizer with more ids than it, and what
+          `parallel.prepare` refuses.
+        """
+        text_to_text.check(model_cfg)
+        made = parallel.prepare(data, model_cfg, seed=seed, prefix=self.prefix, tokenizer=workdir_tokenizer)
+        encoder.check_ids(model_cfg, made.tokenizer)
+        test = None if made.test is None else Evaluation(made.test.rows, made.test)
+        validation = Evaluation(made.validation.rows, made.validation)
+        return Prepared(made.tokenizer, made.train, validation, made.facts, test, identity=made.identity)
+
+    def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
+        """(sum, weight, {"loss": (sum, weight)}), as `text_to_text.loss`; dropout only with a key."""
+        return text_to_text.loss(params, model_cfg, batch, label_smoothing=self.label_smoothing, key=key)
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """The numbers of an evaluation, from the sums over the whole set."""
+        return text_to_text.report(sums)
+
+    def tokens(self, data: parallel.ParallelText) -> int:
+        """The target's slots of one example, padding included."""
+        return data.target_length
+
+    def flops(self, model_cfg: Any, data: parallel.ParallelText) -> float:
+        """FLOPs of one training step on one example, forward and backward (PaLM, appendix B)."""
+        return text_to_text.flops(model_cfg, data.source_length, data.target_length)
+
+    # ---- Text ----
+
+    def score(
+        self,
+        params: Any,
+        model_cfg: Any,
+        tokenizer: Any,
+        evaluation: Evaluation,
+        folder: Path,
+        name: str,
+        *,
+        mesh: Mesh,
+        say: Callable[[str], None],
+        progress: Progress = _nothing,
+    ) -> dict[str, float | str]:
+        """`metrics` of the best hypotheses for the set's sources, against its references.
+
+        Writes FOLDER/NAME.sources.txt, .references.txt and .hypotheses.txt, line n of each belonging together (a line
+        break inside a text becomes a space), and NAME_by_length.png; says ten examples. Each process searches a share
+        of the sources on its own devices, with a copy of the parameters.
+        """
+        if not self.metrics:
+            return {}
+        held = evaluation.reference
+        count, here = jax.process_count(), jax.process_index()
+        if count > 1:
+            from jax.experimental import multihost_utils
+
+            params = multihost_utils.process_allgather(params, tiled=True)
+            mesh = sharding.make_mesh(devices=jax.local_devices())
+        mine = held.sources[here::count]
+        lines, cut = self._encode(tokenizer, model_cfg, mine)
+        if cut:
+            say(_cut_notice(cut, len(mine), model_cfg))
+        with jax.set_mesh(mesh):
+            found = self._search(params, model_cfg, tokenizer, lines, self.beam, mesh, progress)
+            best = [texts[0][0] if texts else "" for texts in found]
+        hypotheses = _gathered(best)
+        sources, references = ([one_line(text) for text in texts] for texts in (held.sources, held.references))
+        scores: dict[str, float | str] = {}
+        for metric in self.metrics:
+            scores |= getattr(metrics, metric)(hypotheses, references)
+        if here == 0:
+            for kind, texts in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
+                (folder / f"{name}.{kind}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            picture, words_E = folder / f"{name}_by_length.png", np.array([len(text.split()) for text in sources])
+            metrics.plot_by_length(getattr(metrics, self.metrics[0]), words_E, hypotheses, references, picture)
+        for i in sorted(set(np.linspace(0, len(sources) - 1, EXAMPLES).astype(int).tolist())):
+            say(f"source      {sources[i]}\n    reference   {references[i]}\n    hypothesis  {hypotheses[i]}")
+        say(f"{len(hypotheses):,} hypotheses: {folder / name}.hypotheses.txt; picture: {folder / name}_by_length.png")
+        return scores
+
+    def predict(
+        self,
+        params: Any,
+        model_cfg: Any,
+        tokenizer: Any,
+        inputs: Iterable[str],
+        *,
+        top: int,
+        progress: Progress = _nothing,
+    ) -> Iterator[dict[str, Any]]:
+        """For each text {"source", "hypotheses": [...], "scores": [...]}, the `top` best, best first.
+
+        A score is the sum of log-probabilities over the length penalty. A blank text has no hypotheses. Texts longer
+        than the model's positions are cut, and stderr says how many. `progress` is called with (done, total).
+        """
+        texts = list(inputs)
+        lines, cut = self._encode(tokenizer, model_cfg, texts)
+        if cut:
+            print(_cut_notice(cut, len(texts), model_cfg), file=sys.stderr)
+        beam = dataclasses.replace(self.beam, nbest=top, width=max(self.beam.width, top))
+        for first in range(0, len(texts), PREDICT_LINES):
+            part = slice(first, first + PREDICT_LINES)
+
+            def so_far(done: int, total: int, first: int = first) -> None:
+                progress(first + done, len(texts))
+
+            found = self._search(params, model_cfg, tokenizer, lines[part], beam, None, so_far)
+            for text, hypotheses in zip(texts[part], found, strict=True):
+                made, scores = [made for made, _ in hypotheses], [score for _, score in hypotheses]
+                yield {"source": text, "hypotheses": made, "scores": scores}
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """The best hypothesis, on one line."""
+        return prediction["hypotheses"][0] if prediction["hypotheses"] else ""
+
+    def _encode(
+        self, tokenizer: Any, model_cfg: Any, texts: Sequence[str]
+    ) -> tuple[list[np.ndarray | None], list[int]]:
+        """What the encoder reads for each text, None for a blank one; and the lengths of those that had to be cut."""
+        framing = parallel.framing(tokenizer, model_cfg)
+        asked = [self.prefix + text for text in texts if text.strip()]
+        encoded, cut = iter(tokenizer.encode_batch(asked)), []
+
+        def line(text: str) -> np.ndarray | None:
+            if not text.strip():
+                return None
+            ids = next(encoded)
+            framed = framing.source(ids)
+            over = len(framed) - model_cfg.max_length
+            if over > 0:
+                cut.append(len(framed))
+                framed = framing.source(ids[: len(ids) - over])
+            return framed
+
+        return [line(text) for text in texts], cut
+
+    def _search(
+        self,
+        params: Any,
+        model_cfg: Any,
+        tokenizer: Any,
+        lines: Sequence[np.ndarray | None],
+        beam: Beam,
+        mesh: Mesh | None,
+        progress: Progress,
+    ) -> Iterator[list[tuple[str, float]]]:
+        """(text, score) of the best hypotheses for each line, best first; none for a blank line."""
+        framing, spoken = parallel.framing(tokenizer, model_cfg), tokenizer.target
+        around = [*framing.start, *framing.target_around[0], *framing.target_around[1]]
+        silent = {*around, *spoken.special.present().values()}
+        if not beam.stop_ids:
+            beam = dataclasses.replace(beam, stop_ids=tuple(framing.target_around[1][-1:]))
+        if beam.forced_first is None:
+            beam = dataclasses.replace(beam, forced_first=framing.forced_first)
+        if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
+            model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
+        found = translate.translate(
+            models.family(model_cfg),
+            params,
+            model_cfg,
+            [ids for ids in lines if ids is not None],
+            beam,
+            start=framing.start,
+            extra_tokens=self.extra_tokens,
+            mesh=mesh,
+            progress=progress,
+        )
+        for ids in lines:
+            if ids is None:
+                yield []
+            else:
+                yield [
+                    (one_line(spoken.decode(i for i in tokens.tolist() if i not in silent)), score)
+                    for tokens, score in next(found)
+                ]
+
+
+def one_line(text: str) -> str:
+    """The text with a space in place of each line break."""
+    return re.sub(r"[\r\n]+", " ", text)
+
+
+def _cut_notice(cut: Sequence[int], total: int, model_cfg: Any) -> str:
+    return (
+        f"{len(cut)} of {total:,} sources exceed the model's {model_cfg.max_length} tokens, the longest with "
+        f"{max(cut):,}: their ends are cut off"
+    )
+
+
+def _gathered(texts: list[str]) -> list[str]:
+    """All processes' texts, where process p has every n-th of them from number p on; in order, on every process."""
+    if jax.process_count() == 1:
+        return texts
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(json.dumps(texts).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(mine)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(mine)] = mine
+    shares = [
+        json.loads(row[:size].tobytes())
+        for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)
+    ]
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]

@@ -1,0 +1,467 @@
+"""Parallel text as random-access examples for encoder-decoders: several pairs in each row, told apart by segments.
+
+An example:
+
+    {"source": int32[S], "source_segments": int32[S],
+     "inputs": int32[T], "targets": int32[T], "target_segments": int32[T], "weights": float32[T]}
+
+Pair k of a row is segment k on both sides, counted from 1; 0 is padding. The decoder's inputs are each pair's targets
+one position on, behind the start token. Weights are 1 on targets, the end of text among them.
+
+Sentences are of all lengths, so a row for each would be mostly padding. Pairs are packed whole into rows with S source
+and T target slots instead (`objectives.packing`), once: the rows are shuffled anew each epoch, and what stands in a row
+stays together. Texts are tokenised once into token files (`data.tokens`), one for each side.
+
+Training pairs are filtered by length, as fairseq's and Moses' recipes do. Validation and test are whole: every source
+is there to translate, and what is longer than a row is cut for the loss alone.
+
+Letters: P pairs, B rows, Q pairs of the rows of a batch, S source slots, T target slots.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from transformer_jax import objectives
+from transformer_jax.data import pipeline, sources, tokenizers, tokens
+from transformer_jax.data.tables import Side
+from transformer_jax.errors import InputError
+from transformer_jax.objectives import packing
+from transformer_jax.tasks.translation import bitext, cldr
+
+Source = bitext.Lines | bitext.Columns | bitext.TfdsPairs | cldr.Cldr
+
+
+@dataclass(frozen=True)
+class ParallelText:
+    """The data of a translation or summarisation experiment: which pairs, which tokens, how many in a row."""
+
+    source: Source
+    """Where pairs come from."""
+    tokenizer: tokenizers.Spec
+    """How their texts become tokens. One that is trained learns from both sides together."""
+    source_length: int = 128
+    """S, source tokens in a row, special ones included."""
+    target_length: int = 128
+    """T, target tokens in a row, special ones included."""
+    max_tokens: int = 250
+    """Training pairs with more tokens on a side are dropped (fairseq's WMT recipe); 0: those that no row holds."""
+    max_ratio: float = 9.0
+    """Training pairs with a side this many times as long as the other are dropped (Moses' default; fairseq's recipes
+    for WMT say 1.5, which short pairs of distant languages do not meet); 0: none."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """cut: longer training texts lose their end, as articles to be summarised do."""
+    empty: Literal["refuse", "skip"] = "refuse"
+    """What happens where a side of a pair is empty: the run does not begin, or it is counted and left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("source_length", "target_length"):
+            if getattr(self, name) < 4:
+                raise InputError(
+                    f"data.{name} = {getattr(self, name)} must be at least 4, of which up to 2 are special"
+                )
+        if self.max_tokens < 0:
+            raise InputError(f"data.max_tokens = {self.max_tokens} must be 1 or more, or 0 for what a row holds")
+        if self.max_ratio and not self.max_ratio >= 1:
+            raise InputError(f"data.max_ratio = {self.max_ratio} must be 1 or more, or 0 for no filter")
+        if self.too_long not in ("drop", "cut"):
+            raise InputError(f"data.too_long = {self.too_long!r} must be 'drop' or 'cut'")
+        if self.empty not in ("refuse", "skip"):
+            raise InputError(f"data.empty = {self.empty!r} must be 'refuse' or 'skip'")
+
+    @property
+    def length(self) -> int:
+        """The longest sequence that the model is given."""
+        return max(self.source_length, self.target_length)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A finite set: packed rows for the loss, and the texts of each pair, in order, to translate and compare with."""
+
+    rows: "Rows"
+    sources: list[str]
+    """As they stand, without the prefix."""
+    references: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Parallel:
+    """A ParallelText made ready. `train` is endless."""
+
+    tokenizer: tokenizers.Tokenizer
+    train: "Rows"
+    validation: Held
+    test: Held | None
+    facts: dict[str, Any]
+    """Counts of pairs, of what each filter dropped, and shares of padding."""
+    identity: str
+    """A hash of the pairs of all sides."""
+
+
+def prepare(
+    data: ParallelText,
+    model_cfg: Any,
+    *,
+    seed: int,
+    prefix: str = "",
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Parallel:
+    """Reads and checks every pair, tokenises (once: it is cached), filters and packs.
+
+    Arguments:
+      model_cfg: an encoder-decoder's, for its special ids.
+      prefix: stands before every source, as T5's "translate English to German: ".
+      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training pairs.
+    Errors: `InputError` for what is wrong with a file or a pair, a tokenizer that does not suit, and filters that leave
+      nothing.
+    """
+    sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
+    cache = tokens.cache_dir()
+    found = {side: data.source.pairs(side) for side in sides}
+    empty = {side: _check(pairs, data.empty, cache) for side, pairs in found.items()}  # before a tokenizer is learned
+    if tokenizer is None:
+        tokenizer = tokenizers.build(data.tokenizer, _documents(found["train"], ("source", "target")), cache)
+    frame = framing(tokenizer, model_cfg)
+    texts = {side: _tokenised(pairs, tokenizer, prefix, cache) for side, pairs in found.items()}
+
+    train, filtered = _training_rows(*texts["train"], frame, data, seed)
+    facts: dict[str, Any] = {
+        "vocabulary": tokenizer.vocab_size,
+        "training_pairs": len(train.packing.pieces),
+        "training_pairs_dropped_empty": empty["train"],
+        **{f"training_pairs_{what}": count for what, count in filtered.items()},
+        "training_rows": len(train.packing),
+        "training_target_tokens": int(train.sizes_P2[train.packing.pieces, 1].sum()),
+        **{f"padding_share_{name}": share for name, share in train.padding_shares().items()},
+    }
+    held = {}
+    for side in sides[1:]:
+        held[side], cut = _held(found[side], *texts[side], frame, data)
+        facts[f"{side}_pairs"] = len(held[side].sources)
+        facts[f"{side}_pairs_skipped_empty"] = empty[side]
+        facts[f"{side}_pairs_cut_for_the_loss"] = cut
+    identity = hashlib.sha256("".join(text.content for side in texts.values() for text in side).encode()).hexdigest()
+    return Parallel(tokenizer, train, held["validation"], held.get("test"), facts, identity)
+
+
+# ---- Special tokens ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Framing:
+    """The special tokens around a source and a target."""
+
+    source_around: tuple[list[int], list[int]]
+    """Ids before and after a source."""
+    target_around: tuple[list[int], list[int]]
+    """Ids before and after a target; the last one ends it."""
+    start: tuple[int]
+    """What the decoder reads before it says anything."""
+
+    @property
+    def forced_first(self) -> int | None:
+        """The token that every target begins with, which a search may take for granted; None where it is text."""
+        return next(iter(self.target_around[0]), None)
+
+    def source(self, ids: np.ndarray) -> np.ndarray:
+        """What the encoder reads, int32."""
+        return _between(self.source_around, ids)
+
+    def target(self, ids: np.ndarray) -> np.ndarray:
+        """What the decoder is to say, int32; its inputs are `start` and all of these but the last."""
+        return _between(self.target_around, ids)
+
+
+def _between(around: tuple[list[int], list[int]], ids: np.ndarray) -> np.ndarray:
+    return np.concatenate([around[0], ids, around[1]]).astype(np.int32)
+
+
+def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
+    """The special tokens that this vocabulary and this model have, as Transformers has them:
+
+        T5, Marian      source </s>             target </s>             behind <pad>
+        BART            <s> source </s>         <s> target </s>         behind </s>
+        mBART           source </s> en_XX       target </s>             behind de_DE
+        mBART-50        en_XX source </s>       de_DE target </s>       behind </s>
+
+    The start token is the model's `decoder_start_id`, else its pad token, else its end of text; mBART's is the code.
+
+    Errors: `InputError` for a vocabulary without an end of text, one whose ids are not those that `model_cfg` names,
+      and mBART's where nobody has said the languages.
+    """
+    special, codes = tokenizer.special, tokenizer.languages
+    eos = special.sep if tokenizer.eos_id is None else tokenizer.eos_id
+    if eos is None:
+        raise InputError(
+            "the tokenizer has no token that ends a text (</s> or [SEP]), which an encoder-decoder needs; use "
+            'TrainBPE(special=("<pad>", "</s>", "<unk>")), TrainUnigram, or the tokenizer of a checkpoint'
+        )
+    for name, id in (("pad_id", special.pad), ("eos_id", eos)):
+        if (wanted := getattr(model_cfg, name)) is not None and wanted != id:
+            has = f"the tokenizer has {'no such token' if id is None else id}"
+            raise InputError(
+                f"model.{name} = {wanted}, but {has}; set model.{name} to {id}, or use the tokenizer that the model "
+                "was made for"
+            )
+    start = next(id for id in (model_cfg.decoder_start_id, model_cfg.pad_id, special.pad, eos) if id is not None)
+    if start >= tokenizer.vocab_size:
+        raise InputError(
+            f"model.decoder_start_id = {start} is not in the tokenizer's vocabulary of {tokenizer.vocab_size:,} tokens"
+        )
+    if codes is not None:
+        if codes.source is None or codes.target is None:
+            raise InputError(
+                "the tokenizer is mBART's, and nobody says which of its languages are meant; say it with "
+                "--data.tokenizer.source-language and --data.tokenizer.target-language"
+            )
+        if codes.leading:
+            return Framing(([codes.source], [eos]), ([codes.target], [eos]), (start,))
+        return Framing(([], [eos, codes.source]), ([], [eos]), (codes.target,))
+    begin = [special.cls] if special.cls is not None and tokenizer.decode([special.cls]).strip() == "<s>" else []
+    return Framing((begin, [eos]), (begin, [eos]), (start,))
+
+
+# ---- Rows ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """One side of all pairs as tokens, without special ones."""
+
+    tokens: np.ndarray
+    """Of all texts, end to end: a map of a token file."""
+    begins_P: np.ndarray
+    """int64: where each text begins in it."""
+    sizes_P: np.ndarray
+    """int64: how many tokens it has."""
+    content: str
+    """A hash of the texts."""
+
+    def __getitem__(self, pair: int) -> np.ndarray:
+        return self.tokens[self.begins_P[pair] :][: self.sizes_P[pair]]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """`rows[i]` is example i; `rows.stacked([i, j, ...])` the same ones stacked, at once."""
+
+    source: Texts
+    target: Texts
+    framing: Framing
+    packing: packing.Packing
+    """Rows of pair numbers."""
+    order: Sequence[int]
+    """Example -> row."""
+    source_length: int
+    target_length: int
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        return {name: array[0] for name, array in self.stacked([i]).items()}
+
+    def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Examples with the leading dimension B."""
+        pairs_of_row = [self.packing[self.order[i]] for i in numbers]
+        count_B = np.array([len(pairs) for pairs in pairs_of_row])
+        pairs_Q = np.concatenate(pairs_of_row)
+        source_BS, source_segments_BS, _ = _fill(
+            self.source, self.framing.source_around, pairs_Q, count_B, self.source_length
+        )
+        targets_BT, target_segments_BT, first_Q = _fill(
+            self.target, self.framing.target_around, pairs_Q, count_B, self.target_length
+        )
+        inputs_BT = np.zeros_like(targets_BT)
+        inputs_BT[:, 1:] = np.where(target_segments_BT[:, 1:] > 0, targets_BT[:, :-1], 0)
+        inputs_BT.reshape(-1)[first_Q] = self.framing.start[0]
+        return {
+            "source": source_BS,
+            "source_segments": source_segments_BS,
+            "inputs": inputs_BT,
+            "targets": targets_BT,
+            "target_segments": target_segments_BT,
+            "weights": (target_segments_BT > 0).astype(np.float32),
+        }
+
+    @property
+    def sizes_P2(self) -> np.ndarray:
+        """Tokens of source and target of each pair, special ones included."""
+        return _framed_sizes(self.source, self.target, self.framing)
+
+    def padding_shares(self) -> dict[str, float]:
+        """The share of slots that hold nothing: {"source", "target", "both"}."""
+        filled_2 = self.sizes_P2[self.packing.pieces].sum(axis=0)
+        slots_2 = len(self.packing) * np.array([self.source_length, self.target_length])
+        source, target = (1 - filled_2 / slots_2).tolist()
+        return {"source": source, "target": target, "both": 1 - float(filled_2.sum() / slots_2.sum())}
+
+
+def _fill(
+    texts: Texts, around: tuple[list[int], list[int]], pairs_Q: np.ndarray, count_B: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One side of a batch: tokens and segments, int32 [B, length], and the flat position of each pair's first token."""
+    before, after = around
+    B, Q = len(count_B), len(pairs_Q)
+    body_Q = texts.sizes_P[pairs_Q]
+    size_Q = body_Q + len(before) + len(after)
+    row_Q = np.repeat(np.arange(B), count_B)
+    start_B = np.cumsum(count_B) - count_B  # each row's first pair among the Q
+    filled_Q = np.cumsum(size_Q) - size_Q
+    first_Q = row_Q * length + filled_Q - filled_Q[start_B][row_Q]
+
+    flat, segments = np.zeros(B * length, np.int32), np.zeros(B * length, np.int32)
+    segments[_ranges(first_Q, size_Q)] = np.repeat(np.arange(Q) - start_B[row_Q] + 1, size_Q)
+    flat[_ranges(first_Q + len(before), body_Q)] = texts.tokens[_ranges(texts.begins_P[pairs_Q], body_Q)]
+    for i, id in enumerate(before):
+        flat[first_Q + i] = id
+    for i, id in enumerate(after):
+        flat[first_Q + len(before) + body_Q + i] = id
+    return flat.reshape(B, length), segments.reshape(B, length), first_Q
+
+
+def _ranges(start_Q: np.ndarray, size_Q: np.ndarray) -> np.ndarray:
+    """The numbers from each start on, `size` of them, one range after the other."""
+    return np.arange(size_Q.sum()) + np.repeat(start_Q - (np.cumsum(size_Q) - size_Q), size_Q)
+
+
+def _framed_sizes(source: Texts, target: Texts, frame: Framing) -> np.ndarray:
+    return np.stack([source.sizes_P, target.sizes_P], axis=1) + _special(frame)
+
+
+def _special(frame: Framing) -> np.ndarray:
+    """How many special tokens stand around a source and a target."""
+    return np.array([len(before) + len(after) for before, after in (frame.source_around, frame.target_around)])
+
+
+# ---- Which pairs ---------------------------------------------------------------------------------------------------
+
+
+def _training_rows(
+    source: Texts, target: Texts, frame: Framing, data: ParallelText, seed: int
+) -> tuple[Rows, dict[str, int]]:
+    """Endless rows of the pairs that pass the filters, and counts of those that do not."""
+    sizes_P2 = np.stack([source.sizes_P, target.sizes_P], axis=1)
+    room_2 = (data.source_length, data.target_length)
+    most_2 = np.minimum(room_2 - _special(frame), data.max_tokens or room_2)
+    too_long_P = (sizes_P2 > most_2).any(axis=1)
+    shorter_P, longer_P = sizes_P2.min(axis=1), sizes_P2.max(axis=1)
+    fails = {"without_tokens": shorter_P < 1}  # a normaliser may leave nothing of a text
+    if data.too_long == "drop":
+        fails["too_long"] = too_long_P
+    fails["by_ratio"] = longer_P > (data.max_ratio or np.inf) * np.maximum(shorter_P, 1)
+    kept_P, counts = np.ones(len(sizes_P2), bool), {}
+    for reason, fails_P in fails.items():  # a pair counts under the first that it fails
+        counts[f"dropped_{reason}"] = int((kept_P & fails_P).sum())
+        kept_P &= ~fails_P
+    counts["cut"] = int((kept_P & too_long_P).sum())
+    if not kept_P.any():
+        said = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
+        raise InputError(
+            f"the filters leave none of the {len(kept_P):,} training pairs ({said}); raise data.max_tokens, "
+            "data.max_ratio, data.source_length or data.target_length"
+        )
+    source, target = _cut(source, most_2[0]), _cut(target, most_2[1])
+    shuffled = objectives.generator(seed, 0).permutation(np.flatnonzero(kept_P))
+    packed = packing.pack_pairs(_framed_sizes(source, target, frame)[shuffled], room_2)
+    packed = packing.Packing(shuffled[packed.pieces], packed.starts)
+    return Rows(source, target, frame, packed, pipeline.epochs(len(packed), seed), *room_2), counts
+
+
+def _held(pairs: bitext.Pairs, source: Texts, target: Texts, frame: Framing, data: ParallelText) -> tuple[Held, int]:
+    """Every pair of a finite set, and how many of them are cut in its rows."""
+    room_2 = (data.source_length, data.target_length)
+    most_2 = room_2 - _special(frame)
+    cut = int(((source.sizes_P > most_2[0]) | (target.sizes_P > most_2[1])).sum())
+    source, target = _cut(source, most_2[0]), _cut(target, most_2[1])
+    packed = packing.pack_pairs(_framed_sizes(source, target, frame), room_2)
+    texts = [pair for pair in pairs if not _empty_side(pair)]
+    rows = Rows(source, target, frame, packed, range(len(packed)), *room_2)
+    return Held(rows, [pair.source for pair in texts], [pair.target for pair in texts]), cut
+
+
+def _cut(texts: Texts, most: int) -> Texts:
+    return dataclasses.replace(texts, sizes_P=np.minimum(texts.sizes_P, most))
+
+
+# ---- Texts to tokens -----------------------------------------------------------------------------------------------
+
+
+def _check(pairs: bitext.Pairs, empty: Literal["refuse", "skip"], cache: Path) -> int:
+    """Reads all pairs once and counts those with an empty side. The cache keeps the count: millions take minutes.
+
+    Errors: `InputError` where such pairs are refused, and where there are no others.
+    """
+    kept = cache / "pairs" / hashlib.sha256(pairs.identity().encode()).hexdigest()[:32]
+    if kept.is_file() and ((skipped := int(kept.read_text())) == 0 or empty == "skip"):
+        return skipped
+    count = skipped = 0
+    for pair in pairs:
+        count += 1
+        if side := _empty_side(pair):
+            if empty == "refuse":
+                raise InputError(
+                    f"{pair.where}: the {side} is empty; mend or remove the pair, or leave such pairs out with "
+                    "--data.empty skip"
+                )
+            skipped += 1
+    if count == skipped:
+        raise InputError(f"{pairs.origin}: no pairs{' but empty ones' if count else ''}; give it some")
+    with contextlib.suppress(OSError):  # then it is counted again
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary.write_text(str(skipped))
+        temporary.replace(kept)
+    return skipped
+
+
+def _empty_side(pair: bitext.Pair) -> str | None:
+    if pair.source.strip():
+        return None if pair.target.strip() else "target"
+    return "source"
+
+
+def _documents(
+    pairs: bitext.Pairs, which: tuple[Literal["source", "target"], ...], prefix: str = ""
+) -> sources.Documents:
+    """Texts of the pairs as documents, a name for each; `prefix` goes before the sources."""
+
+    def read() -> Iterator[tuple[str, str]]:
+        for pair in pairs:
+            if not _empty_side(pair):
+                if "source" in which:
+                    yield f"{pair.where} (source)", prefix + pair.source
+                if "target" in which:
+                    yield f"{pair.where} (target)", pair.target
+
+    return sources.Documents(
+        origin=f"{pairs.origin} ({' and '.join(which)})",
+        read=read,
+        identity=lambda: f"{pairs.identity()} {which} {prefix!r}",
+        nbytes=pairs.nbytes * len(which) // 2,
+    )
+
+
+def _tokenised(pairs: bitext.Pairs, tokenizer: tokenizers.Tokenizer, prefix: str, cache: Path) -> tuple[Texts, Texts]:
+    """Sources and targets from token files, in which an end of text, if the tokenizer has one, begins each text."""
+    source = tokens.prepare(_documents(pairs, ("source",), prefix), tokenizer, cache)
+    target = tokens.prepare(_documents(pairs, ("target",)), tokenizer.target, cache)
+    if len(source.starts) != len(target.starts):
+        raise ValueError(f"{pairs.origin}: {len(source.starts)} sources and {len(target.starts)} targets")
+    return _texts(source, tokenizer), _texts(target, tokenizer.target)
+
+
+def _texts(file: tokens.TokenFile, tokenizer: tokenizers.Tokenizer) -> Texts:
+    begins_P = file.starts + (tokenizer.eos_id is not None)
+    sizes_P = np.append(file.starts[1:], len(file.tokens)) - begins_P
+    return Texts(file.tokens, begins_P, sizes_P, file.content)
