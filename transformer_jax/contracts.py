@@ -1,15 +1,36 @@
-"""What anyone may bring, and the values that pass between rooms."""
+"""What anyone may bring: a model, a task, a source, a tokenizer, an optimiser, an observer, a Hugging Face format.
 
-from typing import Any
+Each contract is a small Protocol. A value that has its methods satisfies it; inheriting from it brings the methods that
+have a default. Nothing is registered: an experiment holds the value, and what ships with the package stands on the same
+contracts. Values that pass between rooms, such as the state of a run, are here as well.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from flax import struct
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+    import optax
+
+Sums = Mapping[str, tuple[float, float]]  # {"name": (sum, weight)}
+Outputs = Mapping[str, "np.ndarray"]  # {"name": [examples, ...]}
+Row = Mapping[str, float]  # one row of metrics, with "step"
+Report = Mapping[str, float | str]  # the numbers of an evaluation by name, and as strings their conventions
+
+# --------------------------------------------------------------------------------------------------------------- values
 
 
 @struct.dataclass
 class TrainState:
     """What a step reads and writes. All arrays, so the whole of it can be donated.
 
-    The same structure carries what there is to say about each leaf: shapes and dtypes (`abstract`), shardings.
+    The same structure carries what there is to say about each leaf: shapes and dtypes (`state.abstract`), shardings.
 
     Fields:
       step: int32 scalar, steps taken, the skipped ones included.
@@ -28,3 +49,328 @@ class TrainState:
     ema: Any
     skipped: Any
     recent: Any = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finite set to evaluate on.
+
+    Fields:
+      examples: `examples[i]` is a dict of arrays without the batch dimension; it has "weights".
+      reference: what the task's `report` needs to know of the set beside the model's outputs, such as gold answers.
+    """
+
+    examples: Any
+    reference: Any = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run.
+
+    Fields:
+      train: example i of an endless stream, `train[i]`, a dict of arrays without the batch dimension.
+      validation: the set that is watched while training, and that chooses the best checkpoint.
+      facts: what to print and store about the data.
+      tokenizer: with the vocabulary that the model's ids mean; None where there are none (`Task.reads_text`).
+      test: the set that the best checkpoint is reported on, once, at the end; None where there is none.
+      identity: a hash of the whole data where that is known anyway; several hosts compare it.
+    """
+
+    train: Any
+    validation: Evaluation
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None
+    test: Evaluation | None = None
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What an observer is told when a run starts.
+
+    Fields:
+      folder: where files may be written: the workdir, or the local mirror of one that is in an object store.
+      workdir: the workdir's own path or URL.
+      run_id: names the run; the same when the run is resumed, on all hosts.
+      config: the resolved experiment, as config.json holds it.
+      first_step: the step that the run goes on from; 0 for a new run.
+      steps: the run's last step.
+      metric: the reported number that the run is judged by (`checkpoint.best_metric`).
+    """
+
+    folder: Path
+    workdir: str
+    run_id: str
+    config: Mapping[str, Any]
+    first_step: int
+    steps: int
+    metric: str
+
+
+# ------------------------------------------------------------------------------------------------------------ contracts
+
+
+class Family(Protocol):
+    """A model: the module that its Config, a frozen dataclass, is defined in.
+
+    Training needs `declare` alone; a task calls whatever else it asks of a model (`hidden`, `apply`, `head`, ...). The
+    module may define any of the other functions and constants here, and has these defaults otherwise (`models.hooks`).
+    """
+
+    TRUNK: ClassVar[tuple[str, ...] | None] = None
+    """The top-level names of the parameter tree that are no head, which `init_from` must fill; None: all of them."""
+    LAUNCH_FIELDS: ClassVar[tuple[str, ...]] = ("dtype", "scan_layers", "remat", "attention")
+    """Fields of the Config that say how a run computes and not what the function is: a resume may change them, and
+    `init_from` leaves them as the experiment states them."""
+    OWN_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Further fields that the experiment decides when it starts from a checkpoint, such as the number of labels."""
+
+    @staticmethod
+    def declare(cfg: Any) -> Any:
+        """The tree of `nn.params.Param`: shape, axes and initialiser of each parameter."""
+
+    @staticmethod
+    def mesh_sizes(cfg: Any) -> Mapping[str, tuple[str, int]]:
+        """{field: (logical axis, size)} of what a mesh must divide besides the parameters, such as whole heads."""
+        return {}
+
+    @staticmethod
+    def resized(params: Any, cfg: Any, wanted: Any, say: Callable[[str], None]) -> Any:
+        """The parameters of `cfg` for `wanted`, which differs in `OWN_FIELDS`: a Vision Transformer resamples its
+        positions for another size of images."""
+        return params
+
+
+class Task(Protocol):
+    """From data to batches, a loss, reported numbers and predictions: a frozen dataclass.
+
+    A task defines `example`, `prepare`, `loss` and `report`; the rest has defaults.
+    """
+
+    reads_text: ClassVar[bool] = False
+    """Whether a model means nothing without a tokenizer."""
+    unit: ClassVar[str] = "examples"
+    """What `tokens` counts, for people."""
+    RUN_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Fields of the task that a resume may change, such as the width of a beam."""
+
+    def settle(self, data: Any) -> "Task":
+        """This task with what it leaves to the data, such as the names of classes: what config.json is to hold."""
+        return self
+
+    def check(self, model_cfg: Any, data: Any) -> None:
+        """Raises `InputError` where model and data contradict each other, as far as their settings show it."""
+
+    def adopt(self, theirs: "Task", say: Callable[[str], None], origin: str) -> "Task":
+        """This task for a run that starts from a checkpoint of task `theirs`, such as its normalisation of images."""
+        return self
+
+    def example(self, data: Any) -> dict[str, "jax.ShapeDtypeStruct"]:
+        """The shapes and dtypes of one example, "weights" among them."""
+        ...
+
+    def prepare(self, data: Any, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
+        """Reads and checks the data. `workdir_tokenizer`: the one that the parameters were trained with, if any."""
+        ...
+
+    def loss(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, "jax.Array"], *, key: "jax.Array | None" = None
+    ) -> Any:
+        """(sum, weight, {"name": (sum, weight)}): what training minimises, and what a row of metrics shows."""
+        ...
+
+    def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, "jax.Array"]) -> tuple[Any, Any]:
+        """(sums, outputs): sums are added up over the set; outputs, {"name": [B, ...]}, are kept for every example."""
+        return self.loss(params, model_cfg, batch)[2], {}
+
+    def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
+        """The numbers of an evaluation, each named with its unit where it has one."""
+        ...
+
+    def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
+        """Draws what is better seen than read into FOLDER/NAME_*.png and returns the paths."""
+        return []
+
+    def score(
+        self,
+        params: Any,
+        model_cfg: Any,
+        tokenizer: Any,
+        evaluation: Evaluation,
+        folder: Path,
+        name: str,
+        *,
+        mesh: Any,
+        say: Callable[[str], None],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, float | str]:
+        """The final numbers that need text which the model makes, and the conventions they are computed by, as strings.
+
+        They join those of `report`. The text is written into FOLDER/NAME.* and some of it is printed.
+
+        Args:
+          params: on the devices of `mesh`; every process calls, and gets the same numbers.
+          say: takes a line for people.
+          progress: called with (done, total) every now and then; what it raises ends the scoring.
+        """
+        return {}
+
+    def tokens(self, data: Any) -> int:
+        """What throughput counts of one example, padding included: tokens, or 1 where examples are counted."""
+        return 1
+
+    def flops(self, model_cfg: Any, data: Any) -> float:
+        """FLOPs of one training step on one example, forward and backward; 0 where nobody has counted them."""
+        return 0.0
+
+    def default_sample(self) -> Any:
+        """What to ask of a model when nothing is said: the defaults of `predict`, as a frozen dataclass."""
+        return Predict()
+
+    def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
+        """What to show of the model when training ends, in pieces: by default the predictions for `options.inputs`."""
+        for prediction in self.predict(params, model_cfg, tokenizer, options.inputs, top=options.top):
+            yield self.describe(prediction) + "\n"
+
+    def predict(
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+    ) -> Iterator[dict[str, Any]]:
+        """One JSON-able dict for each input, a line of text; `top`: how many answers of each to give."""
+        raise NotImplementedError(f"{type(self).__name__} makes no predictions")
+
+    def describe(self, prediction: Mapping[str, Any]) -> str:
+        """A prediction as text for people."""
+        return str(dict(prediction))
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What a model is asked when training ends, and `predict`'s defaults."""
+
+    inputs: tuple[str, ...] = ()
+    """Texts, each on one line; the two of a pair are separated by a tab. Of images the files."""
+    top: int = 5
+    """Answers to give for each."""
+
+
+class Source(Protocol):
+    """Where a corpus of text comes from: a frozen dataclass. Sources of tables, pairs and images have contracts of
+    their own, beside the data that read them (`rows`, `pairs`, `images`)."""
+
+    def documents(self, split: Any) -> Any:
+        """The `data.sources.Documents` of "train" or "validation", which can be read again and again."""
+        ...
+
+
+class Optimizer(Protocol):
+    """A frozen dataclass that makes an Optax transformation. Every count is in updates of the optimiser."""
+
+    def schedule(self, total_updates: int) -> "optax.Schedule":
+        """The learning rate as a function of the number of updates applied so far, for the rows of metrics."""
+        ...
+
+    def make(self, total_updates: int, declaration: Any) -> "optax.GradientTransformation":
+        """The transformation for parameters of this declaration, a tree of `nn.params.Param`.
+
+        Its `update` may take `grad_norm=`, the global norm of the gradients, and `finite=`, a bool scalar: where it is
+        False the state must stay as it is. A plain transformation is wrapped so that it holds.
+        """
+        ...
+
+
+class EvaluatesOther(Optimizer, Protocol):
+    """An optimiser whose evaluated weights are not the trained ones, such as schedule-free."""
+
+    def evaluated(self, opt_state: Any, params: Any) -> Any:
+        """The parameters to evaluate, which each checkpoint stores beside the trained ones."""
+        ...
+
+
+class Observer(Protocol):
+    """Something that hears what happens in a run: a logger, a plot, a message. Called on host 0 alone.
+
+    Every method has a default that does nothing. What a method raises is logged once and never ends the run, and from
+    then on the observer is left alone.
+    """
+
+    def start(self, run: RunFacts) -> None:
+        """The run starts, or goes on."""
+
+    def row(self, row: Row) -> None:
+        """One row of training metrics."""
+
+    def evaluation(self, step: int, name: str, report: Report) -> None:
+        """The numbers of the set `name`, "validation" or "test", after `step` steps."""
+
+    def save(self, step: int) -> None:
+        """A checkpoint is about to be written: bring what was heard to the disk."""
+
+    def end(self, results: Mapping[str, Any]) -> None:
+        """The run has ended; `results` is what results.json holds, or {} when a signal or an error ended it."""
+
+
+class Format(Protocol):
+    """A kind of Hugging Face folder, in and out: a module."""
+
+    MODEL_TYPES: tuple[str, ...]
+    """The values of "model_type" in config.json that this format reads."""
+
+    @staticmethod
+    def read_config(given: Mapping[str, Any], names: Any, where: str) -> Any:
+        """The Config of a config.json's object. `names`: of the tensors in the folder."""
+        ...
+
+    @staticmethod
+    def holds(cfg: Any) -> bool:
+        """Whether this is the format to try for a Config."""
+        ...
+
+    @staticmethod
+    def write_config(cfg: Any) -> dict[str, Any]:
+        """The object of a config.json that says `cfg`."""
+        ...
+
+    @staticmethod
+    def table(cfg: Any) -> Any:
+        """The `hub.mapping.Table` from our leaves to their tensors."""
+        ...
+
+    @staticmethod
+    def task(folder: Path, cfg: Any) -> Task | None:
+        """What the model in this folder is for; None where no task here is."""
+        ...
+
+    @staticmethod
+    def write_task(task: Any, cfg: Any, tokenizer: Any) -> Mapping[str, Any]:
+        """What the task says of an exported folder: {file: JSON object}, merged into config.json or written beside it.
+
+        Raises `InputError` where the format cannot say it.
+        """
+        ...
+
+
+CONTRACTS = (Task, Source, Optimizer, Observer)
+
+
+def missing(value: Any, contract: Any) -> list[str]:
+    """The methods of a contract that have no default and that a value lacks."""
+    return [name for name in required(contract) if not callable(getattr(value, name, None))]
+
+
+def required(contract: Any) -> tuple[str, ...]:
+    """The names of a contract's methods without a default."""
+    return {
+        Task: ("example", "prepare", "loss", "report"),
+        Source: ("documents",),
+        Optimizer: ("schedule", "make"),
+        Observer: (),
+        Family: ("declare",),
+    }[contract]
+
+
+def module_of(value: Any) -> ModuleType | None:
+    """The module that a value's type is defined in."""
+    import sys
+
+    return sys.modules.get(type(value).__module__)
