@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from transformer_jax.train import lock
+from transformer_jax.runs import lock
 with lock.hold(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)

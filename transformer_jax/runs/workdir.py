@@ -1,17 +1,19 @@
-"""A run's folder: what may be taken up again in it, and its small JSON files."""
+"""A run's folder: what may be taken up again in it, the name of the run, and its small JSON files."""
 
 import json
-import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from transformer_jax import config_json, hosts
+from transformer_jax import config_json, files, hosts
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import lock, manifest, store
+from transformer_jax.runs import lock, store
+
+RUN = "run.json"
 
 
 def stored_experiment(workdir: Path) -> Experiment | None:
@@ -28,7 +30,7 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
         raise InputError(f"{workdir} is a file; give a folder to --workdir")
     if (stored := stored_experiment(workdir)) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
-    begun = {lock.NAME, "config.json.part"}  # of a run that was killed as it wrote its first file
+    begun = {lock.NAME, RUN, RUN + ".part", "config.json.part"}  # of a run that was killed as it wrote its first files
     if workdir.exists() and any(path.name not in begun for path in workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
     return []
@@ -49,18 +51,63 @@ def refuse_unshared(workdir: Path) -> None:
         time.sleep(0.5)
 
 
-def read_results(workdir: Path) -> dict[str, Any]:
-    """results.json, or an empty dict where a run has not come to its end."""
+def run_id(workdir: Path) -> str:
+    """The id of the run in this folder, 32 hexadecimal digits: made at the first call, and the same ever after.
+
+    Every process calls it; process 0, which holds the workdir's lock, makes and reads WORKDIR/run.json.
+    """
+    made = None
+    if jax.process_index() == 0 and (made := stored_run_id(workdir)) is None:
+        made = uuid.uuid4().hex
+        if store.remote(workdir):
+            store.put(workdir / RUN, _json({"run": made}).encode(), generation=0)
+        else:
+            write_json(workdir / RUN, {"run": made})
+    return str(hosts.first("the run's id", made))
+
+
+def stored_run_id(workdir: Path) -> str | None:
+    """The id of the run in this folder; None where it has none: a run of an earlier version, or no run."""
+    path = workdir / RUN
     try:
-        return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        stored = files.read_json(path, inside=workdir)
+        return uuid.UUID(hex=stored["run"]).hex
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'{path} does not hold {{"run": 32 hexadecimal digits}}; delete it: another is made') from None
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """results.json, or an empty dict where a run has not come to its end.
+
+    Errors: `InputError` where it is not what a run writes: the file may be a stranger's.
+    """
+    path = workdir / "results.json"
+    try:
+        results = files.read_json(path, inside=workdir)
+    except FileNotFoundError:
         return {}
+    whole, table = (int, type(None)), (dict,)
+    kinds = {"step": whole, "best_step": whole, "stopped_by_patience": whole, "report": table, "test": table}
+    wrong = not isinstance(results, dict) or next(
+        (name for name, kind in kinds.items() if name in results and type(results[name]) not in kind), None
+    )
+    if not wrong:
+        numbers = [*results.get("report", {}).items(), *results.get("test", {}).items()]
+        wrong = next((name for name, x in numbers if not isinstance(x, int | float | str)), None)
+    if wrong:
+        what = "is no table" if wrong is True else f"has a wrong value of {str(wrong)[:80]!r}"
+        raise InputError(f"{path} {what}, so no run has written it; move it away, and evaluate the run")
+    return results
 
 
 def chosen(path: Path) -> Path:
     """The checkpoint that a run's numbers are of: with a test set the best one, else `path`, whose newest counts."""
     done = read_results(path)
-    best = path / "checkpoints" / str(done.get("best_step"))
+    best = path / "checkpoints" / str(done.get("best_step"))  # a number: `read_results`
     return best if done.get("test") and best.is_dir() else path
 
 
@@ -71,11 +118,9 @@ def kind(loaded: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes beside the target, syncs and renames, so that the file is whole or as it was, after a power cut too."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    manifest.sync_folder(path.parent)
+    """Writes a value as JSON, so that the file is whole or as it was, after a power cut too."""
+    files.write(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"

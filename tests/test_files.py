@@ -1,0 +1,99 @@
+"""Files are read within limits and never through links out of their folder, and replaced whole."""
+
+import os
+
+import pytest
+
+from transformer_jax import files
+from transformer_jax.errors import InputError
+
+
+def refused(path, **options) -> str:
+    with pytest.raises(InputError) as error:
+        files.read(path, 100, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_only_regular_files_of_a_folder_are_read(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "good").write_bytes(b"data")
+    assert files.read(folder / "good", 100, inside=folder) == b"data"
+    with pytest.raises(FileNotFoundError):
+        files.read(folder / "none", 100, inside=folder)
+
+    os.mkfifo(folder / "pipe")
+    assert "is a pipe" in refused(folder / "pipe", inside=folder), "and nothing waits for it"
+    assert "is a folder" in refused(folder, inside=tmp_path)
+    (folder / "device").symlink_to("/dev/zero")
+    assert "is a link to /dev/zero" in refused(folder / "device", inside=folder)
+    assert "is a device" in refused(folder / "device")
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(3 * 2**30)
+    assert "3,221,225,472 bytes" in refused(folder / "sparse", inside=folder)
+
+    (tmp_path / "secret").write_text("secret")
+    (folder / "out").symlink_to("../secret")
+    assert "is a link to" in refused(folder / "out", inside=folder)
+    assert files.read(folder / "out", 100) == b"secret", "a user's own data may be anywhere"
+    (folder / "deep").symlink_to(tmp_path)
+    assert "is a link to" in refused(folder / "deep" / "secret", inside=folder)
+    (folder / "within").symlink_to("good")
+    assert files.read(folder / "within", 100, inside=folder) == b"data"
+    (folder / "loop").symlink_to("loop")
+    assert "cannot be read" in refused(folder / "loop", inside=folder)
+    (tmp_path / "link").symlink_to(folder)
+    assert files.read(tmp_path / "link" / "good", 100, inside=tmp_path / "link") == b"data"
+
+
+def test_the_hubs_cache_is_made_of_links(tmp_path):
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/5f0c"
+    blobs.mkdir(parents=True), snapshot.mkdir(parents=True)
+    (blobs / "1").write_bytes(b"{}")
+    (tmp_path / "models--a--b/refs").write_bytes(b"x")
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    (snapshot / "other.json").symlink_to("../../refs")
+    assert files.read_json(snapshot / "config.json", inside=snapshot) == {}
+    assert "is a link to" in refused(snapshot / "other.json", inside=snapshot)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"\xff", "cannot be read as JSON"),
+        (b"1" * 5000, "cannot be read as JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"[" + b"{}," * files.JSON_VALUES + b"{}]", "more than 8,388,608 values"),
+    ],
+)
+def test_json_is_read_within_limits(data, message):
+    with pytest.raises(InputError, match=f"^x.json .*{message}"):
+        files.parse_json(data, "x.json")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    assert files.write(path, "one")
+    before = path.stat()
+    assert not files.write(path, "one"), "what is there already is left alone"
+    assert (before.st_ino, before.st_mtime_ns) == (path.stat().st_ino, path.stat().st_mtime_ns)
+    (tmp_path / "a.json.part").symlink_to(tmp_path / "elsewhere")  # nothing is written through it
+    with path.open() as reader:
+        assert files.write(path, "two")
+        assert (reader.read(), path.read_text()) == ("one", "two"), "who has the old file open reads it to its end"
+    with pytest.raises(KeyError), files.replacing(path) as part:
+        part.write_text("half")
+        raise KeyError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and path.read_text() == "two"
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    (tmp_path / "other").write_text("theirs")
+    (tmp_path / "link").symlink_to("other")
+    with pytest.raises(InputError, match="is a link"):
+        files.write(tmp_path / "link", "mine")
+    with pytest.raises(InputError, match="is no file"):
+        files.write(tmp_path, "mine")
+    assert (tmp_path / "other").read_text() == "theirs"
