@@ -188,6 +188,24 @@ def test_a_rows_draws_are_independent():
     assert chi_square(np.asarray(4 * made[:, 1] + made[:, 2]), np.full(16, 1 / 16)) < 44.3  # 15 degrees of freedom
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-45, 1e-300])
+def test_the_smaller_the_temperature_the_surer_the_largest(temperature):
+    """Whatever float32 makes of the division: the limit is greedy, with and without the filters."""
+    close = np.array([40.0, 0.0, 39.0, -100.0], np.float32)
+    for sampling in (Sampling(1, temperature), Sampling(1, temperature, top_k=2, top_p=0.9, min_p=0.1)):
+        assert not draw(close, None, sampling, number=8).any()
+
+
+def test_extreme_settings_leave_numbers():
+    """Temperatures and penalties beyond float32 neither divide by zero nor subtract infinity from infinity."""
+    hot = draw(LOGITS, None, Sampling(1, 1e300), number=400)
+    assert len(np.unique(hot)) == len(LOGITS)  # close to uniform
+    favoured = draw(LOGITS, SEEN, Sampling(1, 0.7, repetition_penalty=1e-300), number=50)
+    assert set(favoured.tolist()) <= {0, 3}  # seen and positive
+    shunned = draw(LOGITS, SEEN, Sampling(1, 1e-6, repetition_penalty=1e300), number=50)
+    assert set(shunned.tolist()) == {1}
+
+
 def test_greedy_takes_the_largest_after_the_penalty():
     tokens = draw(LOGITS, None, Sampling(1, temperature=0.0, top_k=3, top_p=0.5), number=4)
     assert tokens.tolist() == [0] * 4

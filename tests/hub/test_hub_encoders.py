@@ -314,7 +314,7 @@ def test_labels_without_names_and_regression(tmp_path):
         ({"problem_type": "multi_label_classification"}, "'multi_label_classification' with 3 labels"),
         ({"problem_type": "regression"}, "'regression' with 3 labels"),
         ({"id2label": {"0": "a", "2": "b", "3": "c"}}, '"id2label" is'),
-        ({"id2label": {"0": "a", "1": 5, "2": "c"}}, '"id2label" is'),
+        ({"id2label": {"0": "a", "1": None, "2": "c"}}, '"id2label" is'),
         ({"id2label": []}, '"id2label" is'),
         ({"id2label": None, "num_labels": 0}, '"num_labels" is 0'),
     ],
@@ -541,3 +541,29 @@ def test_half_precision(tmp_path):
     exact = hub.load(FIXTURES / "AlbertForPreTraining")[1]
     narrow = hub.load(folder, dtype=jnp.bfloat16)[1]
     assert_equal(narrow, jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact))
+
+
+def test_notes_of_people_and_training_scripts_do_not_keep_a_model_from_loading(tmp_path, capsys):
+    """Published folders hold "language", "save_step" and labels that are numbers; old files have no model_type."""
+    name = "RobertaForQuestionAnswering"
+    notes = {"language": "english", "base": "Roberta", "save_step": 58, "train_batch_size": 96, "classes": ["a", "b"]}
+    folder = snapshot(tmp_path / "notes", name, **notes)
+    assert hub.load(folder)[0] == hub.load(FIXTURES / name)[0]
+    said = capsys.readouterr().err
+    assert all(f'"{note}"' in said for note in notes)
+    for change in ({"attention_kind": "sparse"}, {"mlp_type": "gated"}, {"brand_new_trick": 1}):
+        with pytest.raises(InputError, match="is not a setting known here"):
+            hub.load(snapshot(tmp_path / next(iter(change)), name, **change))
+    old = snapshot(tmp_path / "old", name, drop=("model_type",))
+    assert hub.is_snapshot(old) and hub.load(old)[0] == hub.load(FIXTURES / name)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"id2label": {"0": 0, "1": 1, "2": 2}}, ("0", "1", "2")),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+    ],
+)
+def test_labels_that_are_numbers_and_a_number_of_labels_beside_the_default_names(tmp_path, changes, labels):
+    assert hub.labels(snapshot(tmp_path / "s", "BertForTokenClassification", **changes)) == labels

@@ -132,6 +132,8 @@ def row_keys(key: jax.Array, rows: int | Sequence[int]) -> jax.Array:
 
 # ---------------------------------------------------------------------------------------------- Choosing the next token
 
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 
 def choose(
     logits_BV: jax.Array, seen_BV: jax.Array | None, keys_B: jax.Array, step: Any, sampling: Sampling
@@ -142,7 +144,9 @@ def choose(
         logits_BV = penalize_repetition(logits_BV, seen_BV, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
+    # Their maximum first: however small the temperature, the largest stays 0 and no two of them become infinite.
+    logits_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    logits_BV = logits_BV / min(max(sampling.temperature, SMALLEST), LARGEST)
     if sampling.top_k:
         logits_BV = keep_top_k(logits_BV, sampling.top_k)
     if sampling.top_p < 1.0:
@@ -155,7 +159,9 @@ def choose(
 
 def penalize_repetition(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
     """Logits of the seen tokens, divided by the penalty where positive and multiplied where negative."""
-    return jnp.where(seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
+    penalty = min(max(penalty, SMALLEST), LARGEST)
+    penalized_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+    return jnp.where(seen_BV, jnp.minimum(penalized_BV, LARGEST), logits_BV)
 
 
 def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:

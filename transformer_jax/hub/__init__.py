@@ -55,9 +55,9 @@ TORCH_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def is_snapshot(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder looks like a Hugging Face snapshot: its config.json states a model type."""
+    """Whether a folder looks like a Hugging Face snapshot: its config.json says a model type."""
     try:
-        return isinstance(weights.read_json(Path(path) / "config.json").get("model_type"), str)
+        return hub_settings.model_type(weights.read_json(Path(path) / "config.json"), models.FORMATS) is not None
     except InputError:
         return False
 
@@ -137,11 +137,12 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
     """(the object in config.json, the format of its model type, where it is)."""
     where = str(folder / "config.json")
     given = weights.read_json(folder / "config.json")
-    model_type = given.get("model_type")
+    model_type = hub_settings.model_type(given, models.FORMATS)
     format = models.format_of(str(model_type))
     if format is None:
-        raise InputError(f'{where}: "model_type" is {model_type!r}; supported are {", ".join(models.FORMATS)}')
-    return given, format, where
+        said = given.get("model_type")
+        raise InputError(f'{where}: "model_type" is {said!r}; supported are {", ".join(models.FORMATS)}')
+    return given | {"model_type": model_type}, format, where
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:

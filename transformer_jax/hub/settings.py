@@ -3,10 +3,16 @@
 Every setting is either read into our config, required to have the one value that our functions compute with, or known
 not to change the function (what is null or begins with an underscore never does). Any other is refused: a setting
 skipped because nobody knew it gives a model that loads and is wrong.
+
+Published files also hold what people and training scripts noted: "language": "english", "save_step": 58. A setting that
+nothing here knows is taken for such a note, and printed, where its name is one of training (`_NOTES`) or its value is
+made of strings, unless the name also speaks of the model's parts (`_PARTS`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from transformer_jax.errors import InputError
@@ -32,6 +38,16 @@ _DESCRIPTIVE = """
     task_specific_params temperature top_k top_p typical_p
 """
 DESCRIPTIVE = frozenset(_DESCRIPTIVE.split())
+
+# Words in the names of notes about training and provenance, and words in the names of what may change the function.
+_NOTES = re.compile(
+    r"(^|_)(steps?|seed|epochs?|batch|lr|learning|optimizer|warmup|train|training|finetuned?|eval|save|logging|loss"
+    r"|metrics?|accuracy|f1|date|time|author|version|license|tags?|dataset|corpus|task|language|lang|name|seq|doc)(_|$)"
+)
+_PARTS = re.compile(
+    "act|norm|pos|att|mlp|ffn|embed|rope|rotary|scal|quant|type|mode|pool|rout|expert|layer|head|mask|bias|tie|window"
+    "|impl|order|kind|arch|drop|alibi|proj|conv|state|kernel|share|width|dim|hidden|adapter|lora|prun|gat"
+)
 
 # Settings of every model type that do change the function, with the value that leaves it as it is.
 NEUTRAL: dict[str, Any] = {
@@ -88,6 +104,9 @@ def read(
     for name, value in settings.items():
         if name in defaults or name in DESCRIPTIVE or name.startswith("_") or value is None:
             continue
+        if name not in accepted and is_note(name, value):
+            print(f'{where}: "{name}": {value!r} is taken for a note, which changes nothing', file=sys.stderr)
+            continue
         if name not in accepted:
             raise InputError(
                 f'{where}: "{name}": {value!r} is not a setting known here, so whether it changes the model cannot be '
@@ -96,6 +115,35 @@ def read(
         if value != accepted[name]:
             raise InputError(f'{where}: "{name}" is {value!r}; only {accepted[name]!r} is supported')
     return values
+
+
+def is_note(name: str, value: Any) -> bool:
+    """Whether an unknown setting is a note of people or of a training script, which cannot change the function."""
+    if _PARTS.search(name.lower()):
+        return False
+    return bool(_NOTES.search(name.lower())) or _is_strings(value)
+
+
+def _is_strings(value: Any) -> bool:
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(isinstance(one, str) for one in held)
+
+
+def model_type(given: Mapping[str, Any], known: Collection[str]) -> str | None:
+    """The model type of a config.json's object: as it says, or in a file from before there was "model_type", by its
+    "architectures" ("BertForMaskedLM"), or by the settings that one type alone had then. None where nothing says it.
+
+    Args:
+      known: the types to choose from.
+    """
+    if given.get("model_type") is not None:
+        return given["model_type"] if isinstance(given["model_type"], str) else None
+    architectures = given.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if found := [one for one in known if str(name).lower().startswith(one)]:
+            return max(found, key=len)
+    signs = {"gpt2": ("n_embd", "n_head"), "t5": ("d_kv", "d_ff"), "bert": ("type_vocab_size", "hidden_act")}
+    return next((one for one, names in signs.items() if one in known and all(n in given for n in names)), None)
 
 
 def token_id(settings: Mapping[str, Any], name: str, where: str, *, default: int | None = None) -> int | None:
@@ -114,16 +162,23 @@ def activation(name: Any, setting: str, where: str) -> Activation:
 
 
 def label_names(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The labels in the order of their numbers; LABEL_0, LABEL_1, ... where config.json does not name them."""
-    names, count = given.get("id2label"), given.get("num_labels", 2)
+    """The labels in the order of their numbers; LABEL_0, LABEL_1, ... where config.json does not name them.
+
+    As in Transformers, a "num_labels" that differs from the number of names counts, and the names, which are then those
+    that a file has by default, do not.
+    """
+    names, count = given.get("id2label"), given.get("num_labels")
+    if count is not None and (type(count) is not int or count < 1):
+        raise InputError(f'{where}: "num_labels" is {count!r}; it must be a positive integer')
     if names is None:
-        if type(count) is not int or count < 1:
-            raise InputError(f'{where}: "num_labels" is {count!r}; it must be a positive integer')
-        return tuple(f"LABEL_{i}" for i in range(count))
+        return tuple(f"LABEL_{i}" for i in range(count or 2))
     numbers = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
-    if not numbers or names.keys() != set(numbers) or not all(isinstance(name, str) for name in names.values()):
+    plain = isinstance(names, dict) and all(isinstance(name, str | int | float) for name in names.values())
+    if not numbers or names.keys() != set(numbers) or not plain:
         raise InputError(f'{where}: "id2label" is {names!r}; it must name the labels 0, 1, ... in strings')
-    return tuple(names[number] for number in numbers)
+    if count not in (None, len(names)):
+        return tuple(f"LABEL_{i}" for i in range(count))
+    return tuple(str(names[number]) for number in numbers)
 
 
 def write_labels(names: Sequence[str]) -> dict[str, Any]:
