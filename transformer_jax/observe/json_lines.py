@@ -1,0 +1,81 @@
+"""metrics.jsonl: the rows of a run, one JSON object a line.
+
+Training rows have `loss`; evaluation rows `validation/...` or `test/...`. A resumed run reads its best step and its
+patience from this file, so what cannot be written here ends the run. Lines are appended; when lines have to go, a new
+file takes the old one's place.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer_jax.contracts import Observer, Report, Row, RunFacts
+from transformer_jax.runs import manifest
+
+NAME = "metrics.jsonl"
+
+
+class JsonLines(Observer):
+    """Writes FOLDER/metrics.jsonl. Raises what the disk answers."""
+
+    def start(self, run: RunFacts) -> None:
+        """Opens the file. Rows after the run's first step, which a killed run has left, are removed."""
+        self.path = run.folder / NAME
+        if self.path.exists():
+            _remove_after(self.path, run.first_step)
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def row(self, row: Row) -> None:
+        self._write(row)
+
+    def evaluation(self, step: int, name: str, report: Report) -> None:
+        numbers = {f"{name}/{key}": value for key, value in report.items() if not isinstance(value, str)}
+        if numbers:
+            self._write({"step": step} | numbers)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        """One line, which is in the file when this returns. JSON has no NaN: a number that is not finite is null."""
+        self.file.write(json.dumps({name: x if math.isfinite(x) else None for name, x in row.items()}) + "\n")
+        self.file.flush()
+
+    def save(self, step: int) -> None:
+        """No checkpoint is on the disk before its rows: the choice of the best step needs them."""
+        os.fsync(self.file.fileno())
+
+    def end(self, results: Mapping[str, Any]) -> None:
+        self.file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none where there is no file. A last line that a kill truncated is left out."""
+    return [row for _, row in _lines(path) if row is not None] if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Each line with its row; None where it is no row."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            step = row.get("step") if isinstance(row, dict) else None
+            yield line, row if isinstance(step, int | float) and not isinstance(step, bool) else None
+
+
+def _remove_after(path: Path, step: int) -> None:
+    """Removes the lines of later steps and those that are no rows; leaves the file alone where there are none."""
+    lines = list(_lines(path))
+    kept = [line for line, row in lines if line.endswith("\n") and row is not None and row["step"] <= step]
+    if len(kept) == len(lines):
+        return
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    manifest.sync_folder(path.parent)

@@ -1,0 +1,115 @@
+"""How fast a run goes: rows of metrics from the metrics of steps, and the share of the time that is training.
+
+FLOPs are those of the model's mathematics, not of the hardware: no recomputation, no masked half subtracted (PaLM,
+appendix B: 6 per parameter that multiplies and token, 12*L*N*H*T for attention). MFU is their rate over the peak dense
+bfloat16 rate in `PEAK_FLOPS`.
+"""
+
+import collections
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from transformer_jax.observe.terminal import duration
+
+# Peak dense bfloat16 FLOP/s of one device, by a part of its `device_kind`, the more particular first.
+# Sources: cloud.google.com/tpu/docs (system architecture pages), NVIDIA's data sheets (SXM parts, without sparsity).
+PEAK_FLOPS = {
+    "TPU v6": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+
+
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+    """The peak dense bfloat16 FLOP/s of these devices together; None where it is not known (every CPU)."""
+    known = next((peak for part, peak in PEAK_FLOPS.items() if part in devices[0].device_kind), None)
+    return None if known is None else known * len(devices)
+
+
+class Meter:
+    """Turns the metrics of steps into rows, and knows how fast they come.
+
+    Arguments:
+      first_step: the step the run goes on from.
+      steps: the run's last step, for the time left.
+      tokens_per_step: positions of one batch, padding included; of the targets where there are sources and targets.
+      unit: what these are if not tokens, "images".
+      flops_per_step: of one batch, forward and backward.
+      peak: the peak FLOP/s of all devices together; None where it is not known, and no MFU is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        first_step: int,
+        steps: int,
+        tokens_per_step: int,
+        flops_per_step: float,
+        peak: float | None,
+        unit: str = "tokens",
+    ) -> None:
+        self.last_step, self.steps, self.tokens_per_step = first_step, steps, tokens_per_step
+        self.flops_per_step, self.peak, self.unit = flops_per_step, peak, unit
+        self.began = self.since = time.perf_counter()
+        self.waited = 0.0
+        self.spent: dict[str, float] = collections.defaultdict(float)  # seconds of the loop that were not steps
+
+    def row(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
+        """The row of this step. Waits for its metrics; rates are over the steps since the last row."""
+        values = jax.device_get(metrics)
+        row = {"step": float(step)}
+        row |= {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in values["sums"].items()}
+        row |= {name: float(values[name]) for name in ("learning_rate", "grad_norm", "skipped")}
+        now = time.perf_counter()
+        seconds, waited = max(now - self.since, 1e-9), self.waited
+        seconds_per_step = seconds / max(step - self.last_step, 1)
+        self.since, self.last_step, self.waited = now, step, 0.0
+        row["seconds_per_step"] = seconds_per_step
+        row["data_wait"] = min(waited / seconds, 1.0)
+        row[f"{self.unit}_per_second"] = self.tokens_per_step / seconds_per_step
+        if self.peak is not None:
+            row["mfu"] = self.flops_per_step / seconds_per_step / self.peak
+        row["seconds_left"] = seconds_per_step * (self.steps - step)
+        return row
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is the wait for a batch: its share of the time is a row's "data_wait". The device may
+        still be busy meanwhile, so it idles for no more than this."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+        self.spent["waiting for data"] += time.perf_counter() - before
+
+    @contextmanager
+    def pause(self, what: str) -> Iterator[None]:
+        """What happens inside, such as "evaluating" or "saving", is not counted as time of training."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.since += time.perf_counter() - before
+            self.spent[what] += time.perf_counter() - before
+
+    def stop(self) -> None:
+        """The last step has been taken."""
+        self.ended = time.perf_counter()
+
+    def goodput(self, seconds: float) -> float:
+        """The share of `seconds`, a run's whole time, that went into steps."""
+        return max(0.0, self.ended - self.began - sum(self.spent.values())) / seconds
+
+    def goodput_in_words(self, seconds: float) -> str:
+        """The goodput, and what the loop did beside steps."""
+        pauses = ", ".join(f"{what} {spent:.1f} s" for what, spent in self.spent.items()) or "no pauses"
+        return f"goodput {self.goodput(seconds):.1%}: the share of {duration(seconds)} spent in steps; {pauses}"

@@ -1,0 +1,105 @@
+"""Passes what happens in a run to its observers.
+
+The terminal and metrics.jsonl belong to the run: what they raise ends it. Any other observer that raises is logged in
+one line and dropped, and the run goes on with the same bits.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformer_jax.contracts import Observer, Report, Row, RunFacts
+from transformer_jax.observe.json_lines import JsonLines
+from transformer_jax.observe.tensorboard import TensorBoard
+from transformer_jax.observe.terminal import Terminal
+
+DEFAULT = (JsonLines, Terminal, TensorBoard)  # every run has these, before all others
+
+
+def start(observers: Sequence[Observer], facts: RunFacts, *, primary: bool) -> "Observing":
+    """The observers of a run, started: those of `DEFAULT` and the given ones, in this order.
+
+    Args:
+      observers: values with any of the methods of `contracts.Observer`; a method that is absent does nothing.
+      facts: passed to the `start` of each.
+      primary: whether this is host 0; on any other host nothing is called.
+
+    Returns: an `Observing`, to use as a context manager, whose exit ends the observers if `end` has not been called.
+
+    Raises: `OSError` where metrics.jsonl cannot be written.
+    """
+    return Observing(observers if primary else (), facts, primary)
+
+
+class Observing:
+    """The observers of one run. `start` makes it."""
+
+    def __init__(self, observers: Sequence[Observer], facts: RunFacts, primary: bool) -> None:
+        self.terminal = Terminal()
+        self.required: list[Observer] = [JsonLines(), self.terminal] if primary else []
+        self.optional: list[Observer] = [TensorBoard(), *observers] if primary else []
+        self.ended = False
+        self._call("start", facts)
+
+    def __enter__(self) -> "Observing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end({})
+
+    def row(self, row: Row) -> None:
+        """A row of training metrics."""
+        self._call("row", row)
+
+    def evaluation(self, step: int, name: str, report: Report) -> None:
+        """The numbers of the set `name` after `step` steps."""
+        self._call("evaluation", step, name, report)
+
+    def save(self, step: int) -> None:
+        """A checkpoint is about to be written: the rows up to it are on the disk when this returns."""
+        self._call("save", step)
+
+    def end(self, results: Mapping[str, Any]) -> None:
+        """The run has ended. `say` still prints; a second call does nothing."""
+        if self.ended:
+            return
+        self.ended = True
+        try:
+            self._call_required("end", results)
+        finally:
+            self._call_optional("end", results)
+
+    def say(self, line: str) -> None:
+        """Prints a line on the terminal."""
+        if self.required:
+            self.terminal.say(line)
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        self._call_required(method, *arguments)
+        self._call_optional(method, *arguments)
+
+    def _call_required(self, method: str, *arguments: Any) -> None:
+        for observer in self.required:
+            _hear(observer, method, arguments)
+
+    def _call_optional(self, method: str, *arguments: Any) -> None:
+        """Calls a method of the observers that the run can do without; drops those that raise."""
+        for observer in list(self.optional):
+            try:
+                _hear(observer, method, arguments)
+            except Exception as error:
+                self.optional.remove(observer)
+                print(dropped(observer, error), file=sys.stderr, flush=True)
+
+
+def _hear(observer: Observer, method: str, arguments: Sequence[Any]) -> None:
+    """Calls the method, if the observer has it, with mappings that are its own to change."""
+    if hasattr(observer, method):
+        getattr(observer, method)(*(dict(x) if isinstance(x, Mapping) else x for x in arguments))
+
+
+def dropped(observer: object, error: Exception) -> str:
+    """The line that is logged when an observer is dropped."""
+    message = " ".join(str(error).split())[:300]
+    why = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"observer {type(observer).__name__} is dropped and the run goes on without it: {why}"

@@ -1,0 +1,46 @@
+"""TensorBoard's event files in the run's folder."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from transformer_jax.contracts import Observer, Report, Row, RunFacts
+
+FLUSH_EVERY = 120.0  # seconds
+
+
+class TensorBoard(Observer):
+    """Writes FOLDER/events.out.tfevents...: `train/loss`, `validation/...`, `test/...`."""
+
+    def start(self, run: RunFacts) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        # Not its SummaryWriter: that one's thread dies of a full disk, and the caller then waits forever.
+        self.events, self.flushed = EventsWriter(str(run.folder / "events")), time.monotonic()
+        start = SessionLog(status=SessionLog.START)  # TensorBoard drops what a killed run has left after this step
+        self.events.write_event(Event(wall_time=time.time(), step=run.first_step + 1, session_log=start))
+
+    def row(self, row: Row) -> None:
+        self._write(int(row["step"]), {f"train/{name}": value for name, value in row.items() if name != "step"})
+
+    def evaluation(self, step: int, name: str, report: Report) -> None:
+        self._write(step, {f"{name}/{key}": value for key, value in report.items() if not isinstance(value, str)})
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            if math.isfinite(value):
+                self.events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self.flushed > FLUSH_EVERY:
+            self.events.flush()
+            self.flushed = time.monotonic()
+
+    def save(self, step: int) -> None:
+        self.events.flush()
+
+    def end(self, results: Mapping[str, Any]) -> None:
+        self.events.close()
