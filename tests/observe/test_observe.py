@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from transformer_jax import contracts, observe
@@ -53,15 +54,24 @@ def test_a_run_as_its_observers_hear_it(tmp_path, capsys):
         observing.row({"step": 1, "loss": 2.5, "skipped": 0.0})
         observing.evaluation(1, "validation", {"f1": 0.5, "signature": "v2"})
         observing.save(1)
-        observing.evaluation(9, "test", {"f1": math.inf})
+        observing.evaluation(9, "test", {"f1": math.inf, "loss": np.float32(0.5)})
         observing.end({"step": 9})
         observing.say("a line")
     calls = [("start", "a1"), ("row", 1), ("evaluation", 1, "validation", {"f1": 0.5, "signature": "v2"}), ("save", 1)]
-    calls += [("evaluation", 9, "test", {"f1": math.inf}), ("end", {"step": 9})]
+    calls += [("evaluation", 9, "test", {"f1": math.inf, "loss": 0.5}), ("end", {"step": 9})]
     assert first.calls == second.calls == calls
-    lines = ["step 1/9  loss 2.5000", "step 1/9  validation  f1 0.5000", "step 9/9  test  f1 inf", "a line"]
+    lines = [
+        "step 1/9  loss 2.5000",
+        "step 1/9  validation  f1 0.5000",
+        "step 9/9  test  f1 inf  loss 0.5000",
+        "a line",
+    ]
     assert capsys.readouterr().out.splitlines() == lines
-    rows = [{"step": 1, "loss": 2.5, "skipped": 0.0}, {"step": 1, "validation/f1": 0.5}, {"step": 9, "test/f1": None}]
+    rows = [
+        {"step": 1, "loss": 2.5, "skipped": 0.0},
+        {"step": 1, "validation/f1": 0.5},
+        {"step": 9, "test/f1": None, "test/loss": 0.5},
+    ]
     assert observe.read_rows(tmp_path / "metrics.jsonl") == rows
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformer_jax import files
 from transformer_jax.contracts import Observer, Report, Row, RunFacts
-from transformer_jax.runs import manifest
 
 NAME = "metrics.jsonl"
+LONGEST = 2**20  # bytes of a line
 
 
 class JsonLines(Observer):
@@ -38,7 +39,9 @@ class JsonLines(Observer):
 
     def _write(self, row: Mapping[str, Any]) -> None:
         """One line, which is in the file when this returns. JSON has no NaN: a number that is not finite is null."""
-        self.file.write(json.dumps({name: x if math.isfinite(x) else None for name, x in row.items()}) + "\n")
+        self.file.write(
+            json.dumps({name: x if math.isfinite(x) else None for name, x in row.items()}, default=float) + "\n"
+        )
         self.file.flush()
 
     def save(self, step: int) -> None:
@@ -50,14 +53,15 @@ class JsonLines(Observer):
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none where there is no file. A last line that a kill truncated is left out."""
+    """The rows of a metrics.jsonl; none where there is no file. Lines that are no rows are left out, such as a last one
+    that a kill truncated. Raises `InputError` where it is no regular file."""
     return [row for _, row in _lines(path) if row is not None] if path.exists() else []
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Each line with its row; None where it is no row."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+    with files.opened(path) as file:
+        while line := file.readline(LONGEST):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -69,13 +73,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
 def _remove_after(path: Path, step: int) -> None:
     """Removes the lines of later steps and those that are no rows; leaves the file alone where there are none."""
     lines = list(_lines(path))
-    kept = [line for line, row in lines if line.endswith("\n") and row is not None and row["step"] <= step]
-    if len(kept) == len(lines):
-        return
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    manifest.sync_folder(path.parent)
+    kept = [line for line, row in lines if line.endswith(b"\n") and row is not None and row["step"] <= step]
+    if len(kept) < len(lines):
+        with files.replacing(path) as part:
+            part.write_bytes(b"".join(kept))

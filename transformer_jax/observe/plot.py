@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformer_jax import files
+
 
 def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
     """The training and validation curves as a PNG. The validation loss is the first number of its rows that begins with
@@ -23,4 +25,5 @@ def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    figure.savefig(path, dpi=150)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
