@@ -207,19 +207,21 @@ def test_nothing_left(tmp_path):
 @pytest.mark.parametrize(("pair", "side"), [(("", "eins"), "source"), (("one", " \t"), "target"), (("", ""), "source")])
 def test_an_empty_side_is_refused_or_skipped(tmp_path, pair, side, capfd):
     train = [*GOOD[:2], pair, GOOD[2]]
-    with pytest.raises(InputError, match=rf"train.en:3 and \S+train.de:3: the {side} is empty; .*--data.empty skip"):
+    places = rf"\S+train.en:3 and \S+train.de:3 \({side}\)"
+    with pytest.raises(InputError, match=rf"a pair has an empty side: {places}; .*--data.empty skip"):
         filtered(tmp_path, train, tokenizer=BPE)
     assert "learning" not in capfd.readouterr().err, "it is said before a tokenizer is learned"
     for _ in range(2):  # the second time the count comes from the cache
         made = filtered(tmp_path, train, empty="skip")
         assert dropped(made) == {"dropped_empty": 1} and made.facts["training_pairs"] == 3
-    with pytest.raises(InputError, match=r"the \w+ is empty"):  # whatever the cache holds
+    with pytest.raises(InputError, match=r"a pair has an empty side"):  # whatever the cache holds
         filtered(tmp_path, train)
 
 
 def test_an_empty_reference_is_said(tmp_path):
-    with pytest.raises(InputError, match=r"validation.de:2: the target is empty"):
-        filtered(tmp_path, GOOD) and parallel.prepare(data(tmp_path, GOOD, [("a", "b"), ("c", "")]), MODEL, seed=0)
+    places = r"\S+train.de:2 \(source\), \S+ and \S+validation.de:2 \(target\), .* \(target\)"  # it is the test too
+    with pytest.raises(InputError, match=rf"3 pairs have an empty side: \S+ and {places}; mend"):
+        parallel.prepare(data(tmp_path, [GOOD[0], ("", "x")], [("a", "b"), ("c", "")]), MODEL, seed=0)
     with pytest.raises(InputError, match=r"no pairs but empty ones"):
         filtered(tmp_path, [("", "")], empty="skip")
 

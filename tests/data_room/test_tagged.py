@@ -164,7 +164,7 @@ def test_bad_files(tmp_path, tokenizer, text, columns, message):
 
 def test_unreadable_files(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 O\n")
-    with pytest.raises(InputError, match=r"latin\.txt: not UTF-8 at byte 3"):
+    with pytest.raises(InputError, match=r"latin\.txt:1: not UTF-8 at byte 3"):
         Conll(str(tmp_path / "latin.txt"), "").sentences("train")
     with pytest.raises(InputError, match=r"nowhere cannot be read \(No such file"):
         Conll(f"{tmp_path}/nowhere", "").sentences("train")

@@ -1,41 +1,66 @@
-"""Lines and records of text files in UTF-8, read as they are asked for: however large a file is, little of it is held.
+"""Records of tables, compressed or not, as `text_files` reads them: .csv (quoted as RFC 4180 says), .tsv (no quoting: a
+TAB always ends a field) and .jsonl.
 
-    lines    plain text: "\\n" alone ends a line (not U+2028, not a form feed), a "\\r" before it belongs to the end
-    read     .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl, by the suffix
-
-A byte-order mark, which spreadsheets and Windows write, is left out. What is wrong is an `InputError` with file and
-line.
+A header's names lose the white space around them; a column without a name is called by its number. Blank lines are
+left out and counted. What is wrong with a record is an `InputError` with file and line.
 """
 
 import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformer_jax.data import text_files
 from transformer_jax.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+BLANK = "blank lines"
 
 
-def lines(path: Path) -> Iterator[str]:
-    """The lines of a file without their ends. A file that ends in "\\n" has no empty line after it."""
-    return (line.removesuffix("\n").removesuffix("\r") for line in _decoded(path, newline="\n"))
+def read(path: Path, *, headed: bool, left_out: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line where the record begins, from 1; column -> field) of each record.
+
+    Args:
+      headed: whether the first line of .csv and .tsv names the columns; else they are "0", "1", ...
+      left_out: counts the blank lines.
+    """
+    left_out = Counter() if left_out is None else left_out
+    ending = text_files.suffix(path)
+    if ending == ".csv":
+        return _records(
+            path, _csv(path), headed, left_out, "a text with commas, quotes or line ends is written in quotes"
+        )
+    if ending == ".tsv":
+        rows = ((number, line.split("\t")) for number, line in enumerate(text_files.lines(path), 1))
+        fix = "a TAB or line end cannot be within a text; write such texts as .csv or .jsonl"
+        return _records(path, rows, headed, left_out, fix)
+    if ending == ".jsonl":
+        return json_lines(path, left_out)
+    raise InputError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}, which say how to read it")
 
 
-def read(path: Path, *, headed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line where the record begins, from 1; column -> field). Columns are named "0", "1", ... where not `headed`."""
-    reader = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}, which say how to read it")
-    return reader(path, headed)
+def json_lines(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read`, of a file of any name with a JSON object on each line."""
+    for number, line in enumerate(text_files.lines(path), 1):
+        if not line.strip():
+            left_out[BLANK] += 1
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not a JSON object ({error}); each line must hold one") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: {type(record).__name__}, not a JSON object; each line must hold one")
+        yield number, record
 
 
 def string(record: dict[str, Any], column: str, where: str) -> str:
-    """The text in a column of a record. What there is instead of one is refused."""
+    """The text in a column of a record, "" for null. What there is instead of a text is refused."""
     value = record[column]
     if value is None:
-        raise InputError(f"{where}: column {column!r} is null; fill it in or remove the row")
+        return ""
     if not isinstance(value, str):
         raise InputError(f"{where}: column {column!r} holds {type(value).__name__}, not text")
     try:
@@ -45,37 +70,34 @@ def string(record: dict[str, Any], column: str, where: str) -> str:
     return value
 
 
-def _decoded(path: Path, newline: str) -> Iterator[str]:
-    """Lines with their ends, which `newline` tells as `open` does."""
-    try:
-        with path.open(encoding="utf-8-sig", newline=newline) as file:
-            yield from file
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+def no_column(record: dict[str, Any], column: str, where: str, options: str) -> InputError:
+    """The refusal of a record that lacks a column.
+
+    Args:
+      options: the settings that say which columns to read.
+    """
+    names = list(record)
+    if len(record) == 1:
+        shown = f"{names[0]}{record[names[0]]}"
+        if (mark := max(";,\t|", key=shown.count)) in shown:
+            return InputError(
+                f"{where}: no column {column!r}; the whole line is one field with {mark!r} in it: save the table with "
+                "commas as .csv, or with tabs as .tsv"
+            )
+    return InputError(
+        f"{where}: no column {column!r}; there are {', '.join(map(repr, names))}; say which to read with {options}"
+    )
 
 
-def _not_utf8(path: Path) -> InputError:
-    """Where it is, which a decoder of a stream does not say: no character of UTF-8 has the byte of "\\n" inside."""
-    at = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                where = f"{path}:{number}: not UTF-8 at byte {at + error.start} ({error.reason})"
-                return InputError(f"{where}; convert the file to UTF-8 or leave the line out")
-            at += len(line)
-    return InputError(f"{path}: changed while it was read")
+def places(found: Sequence[str]) -> str:
+    """The first few of the places where something stands, and how many more there are."""
+    more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
+    return ", ".join(found[:5]) + more
 
 
-def _csv(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    return _records(path, _csv_rows(path), headed, "a text with commas, quotes or line ends is written in quotes")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(_decoded(path, newline=""), strict=True)
+def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(text_files.LONGEST_LINE)  # the module's own, 131,072, is less than a long article
+    reader = csv.reader(_csv_lines(path), strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -83,25 +105,32 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise InputError(f"{path}:{line}: not CSV ({error}); a quote within a quoted text is doubled") from None
+            why = str(error).partition(" - ")[0]
+            raise InputError(
+                f"{path}:{line}: not CSV ({why}); a text with quotes, commas or line ends is written in quotes, and a "
+                "quote within it is doubled"
+            ) from None
 
 
-def _tsv(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    fields = ((number, line.split("\t")) for number, line in enumerate(lines(path), 1))
-    return _records(
-        path, fields, headed, "a TAB or line end cannot be within a text; write such texts as .csv or .jsonl"
-    )
+def _csv_lines(path: Path) -> Iterator[str]:
+    """Lines with their ends. "\\r" may end a row, even in a file whose quoted texts have "\\n": Excel on a Mac."""
+    for line in text_files.lines(path):
+        *rows, last = line.split("\r")
+        yield from (f"{row}\r" for row in rows)
+        yield f"{last}\n"
 
 
 def _records(
-    path: Path, fields: Iterator[tuple[int, list[str]]], headed: bool, fix: str
+    path: Path, rows: Iterator[tuple[int, list[str]]], headed: bool, left_out: Counter[str], fix: str
 ) -> Iterator[tuple[int, dict[str, str]]]:
     columns: list[str] = []
-    for line, row in fields:
-        if row in ([], [""]):
+    for line, row in rows:
+        # A line of one column may be an empty text in quotes, which is a record.
+        if not row or (len(row) == 1 and not row[0].strip() and len(columns) != 1):
+            left_out[BLANK] += 1
             continue
         if not columns:
-            columns = row if headed else [str(i) for i in range(len(row))]
+            columns = [(headed and name.strip()) or str(i) for i, name in enumerate(row)]
             if twice := {column for column in columns if columns.count(column) > 1}:
                 raise InputError(f"{path}:{line}: two columns are named {min(twice)!r}; rename one")
             if headed:
@@ -112,16 +141,3 @@ def _records(
                 f"{len(columns)}; {fix}"
             )
         yield line, dict(zip(columns, row, strict=True))
-
-
-def _jsonl(path: Path, headed: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not a JSON object ({error}); each line must hold one") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: {type(record).__name__}, not a JSON object; each line must hold one")
-        yield number, record

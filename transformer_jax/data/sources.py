@@ -2,35 +2,35 @@
 
     Embedded     the source tree of the Python that is running: real code and prose on every machine, no network
     TextFiles    plain text: files, folders, globs
-    Jsonl        one JSON object per line, also gzipped
+    Jsonl        one JSON object per line
     Tfds         any text data set that TensorFlow Datasets has prepared, without TensorFlow
 
-Reading streams: no corpus is ever held in memory whole. A plain text file comes in pieces cut at line ends, and
-consecutive pieces under one name are one document.
+Files may be compressed, and are read as `text_files` says. Reading streams: no corpus is ever held in memory whole. A
+plain text file comes in pieces cut at line ends, and consecutive pieces under one name are one document.
 
 A document is on one side only. Where a source has no validation set of its own, the sides are told apart by a hash of
 the document's relative path (of its text, in JSONL), so the answer depends neither on the machine nor on what else is
 in the folder.
 """
 
-import codecs
 import glob
-import gzip
 import hashlib
 import json
 import os
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transformer_jax.data import records, text_files
 from transformer_jax.errors import InputError
 
 Split = Literal["train", "validation"]
 Files = list[tuple[str, Path]]  # (name: the path relative to where the search began, file), sorted, names unique
 
-PIECE = 1 << 20  # bytes of a plain text file read at a time
+ANY = ("",)  # the suffixes of `find_files` for files of every kind
 READ_TO_IDENTIFY = 1 << 30  # bytes; see `identity`
 
 
@@ -97,7 +97,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Plain UTF-8 text. Paths are files, folders (every file below them that is not hidden) or globs.
+    """Plain text. Paths are files, folders (every file below them that is not hidden) or globs.
 
     Without `validation`, one file is cut: the first characters train, the last `validation_fraction` of them validate
     (nanoGPT's split). Several are split by a hash of their path below the folder, or the fixed part of the glob,
@@ -129,13 +129,13 @@ class TextFiles:
 
 @dataclass(frozen=True)
 class Jsonl:
-    """JSON objects, one a line, in UTF-8; a name that ends in .gz is decompressed on the way.
+    """JSON objects, one a line. Empty texts hold nothing to predict and are left out.
 
     Without `validation`, each text falls on a side by its own hash, so no text is on both, not even a duplicate.
     """
 
     paths: tuple[str, ...]
-    """Files, globs, or folders (their *.jsonl, *.json, *.jsonl.gz and *.json.gz)."""
+    """Files, globs, or folders (their *.jsonl and *.json, compressed or not)."""
     field: str = "text"
     """The key that holds the text."""
     validation: tuple[str, ...] = ()
@@ -147,14 +147,18 @@ class Jsonl:
         _check_paths(self)
 
     def documents(self, split: Split) -> Documents:
-        suffixes = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
         own = bool(self.validation)
-        files = find_files(self.validation if own and split == "validation" else self.paths, split, suffixes)
+        paths = self.validation if own and split == "validation" else self.paths
+        files = find_files(paths, split, (".jsonl", ".json"))
         fraction = self.validation_fraction
 
         def read() -> Iterator[tuple[str, str]]:
             for name, path in files:
-                for number, text in _json_lines(path, self.field):
+                for number, record in records.json_lines(path, Counter()):
+                    where = f"{path}:{number}"
+                    if self.field not in record:
+                        raise records.no_column(record, self.field, where, "--data.source.field")
+                    text = records.string(record, self.field, where)
                     if own or (position(text) < fraction) == (split == "validation"):
                         yield f"{name}:{number}", text
 
@@ -229,15 +233,25 @@ def _check_paths(source: "TextFiles | Jsonl") -> None:
         )
 
 
-def find_files(paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = ("",)) -> Files:
-    """The files that the paths name, each once. An explicit file may have any suffix, one in a folder only these."""
+def find_files(
+    paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = ANY, left_out: Counter[str] | None = None
+) -> Files:
+    """The files that the paths name, each once. An explicit file may have any suffix, one in a folder only these.
+
+    Args:
+      suffixes: in lower case, as `text_files.suffix` gives them.
+      left_out: counts the files in folders that have other suffixes, by suffix.
+    """
     found: dict[Path, str] = {}
     for given in paths:
         start = Path(given).expanduser()
         if start.is_file():
             matches, root = [start], start.parent
         elif start.is_dir():
-            matches, root = [p for p in start.rglob("*") if p.name.endswith(suffixes)], start
+            root, inside = start, [p for p in start.rglob("*") if p.is_file() and not _hidden(p.relative_to(start))]
+            matches = [p for p in inside if suffixes == ANY or text_files.suffix(p) in suffixes]
+            if left_out is not None:
+                left_out.update(f"{p.suffix or 'other'} files" for p in set(inside) - set(matches))
         elif glob.has_magic(given):
             matches, root = [Path(p) for p in glob.glob(str(start), recursive=True)], start.parent
             while glob.has_magic(str(root)):
@@ -246,7 +260,7 @@ def find_files(paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = (
             raise InputError(f"no such file or folder: {given} (the {split} text; looked in {Path.cwd()})")
         matches = [p for p in matches if p.is_file() and not _hidden(p.relative_to(root))]
         if not matches:
-            of_kind = "" if suffixes == ("",) else f" ending in {', '.join(suffixes)}"
+            of_kind = "" if suffixes == ANY else f" ending in {', '.join(suffixes)}"
             raise InputError(f"no files{of_kind} in {given} (the {split} text)")
         for path in matches:
             found.setdefault(path.resolve(), path.relative_to(root).as_posix())
@@ -267,8 +281,8 @@ def _file_documents(files: Files, origin: str) -> Documents:
         raise InputError(f"{origin}: no files; give it more of them, or name the validation files")
     return Documents(
         origin=origin,
-        read=lambda: ((name, piece) for name, path in files for piece in _pieces(path)),
-        identity=lambda: identity(files, "text"),
+        read=lambda: ((name, piece) for name, path in files for piece in text_files.pieces(path)),
+        identity=lambda: identity(files, "text_files"),
         nbytes=sum(path.stat().st_size for _, path in files),
     )
 
@@ -278,9 +292,9 @@ def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Docum
     ((name, path),) = files
 
     def read() -> Iterator[tuple[str, str]]:
-        cut = int(sum(map(len, _pieces(path))) * (1 - fraction))
+        cut = int(sum(map(len, text_files.pieces(path))) * (1 - fraction))
         at = 0
-        for piece in _pieces(path):
+        for piece in text_files.pieces(path):
             side = piece[: max(cut - at, 0)] if split == "train" else piece[max(cut - at, 0) :]
             at += len(piece)
             if side:
@@ -288,31 +302,8 @@ def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Docum
 
     share = 1 - fraction if split == "train" else fraction
     return Documents(
-        origin, read, lambda: identity(files, f"{split} {fraction}"), nbytes=int(path.stat().st_size * share)
+        origin, read, lambda: identity(files, f"text_files {split} {fraction}"), nbytes=int(path.stat().st_size * share)
     )
-
-
-def _pieces(path: Path) -> Iterator[str]:
-    """The text of a file in pieces of about PIECE bytes that end at the end of a line, wherever one does."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    carried = ""
-    with path.open("rb") as file:
-        while True:
-            start = file.tell() - len(decoder.getstate()[0])
-            data = file.read(PIECE)
-            try:
-                carried += decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                at = start + error.start
-                raise InputError(
-                    f"{path}: not UTF-8 at byte {at} ({error.reason}); convert it to UTF-8 or leave it out"
-                ) from None
-            end = carried.rfind("\n") + 1 if data and "\n" in carried else len(carried)
-            if end:
-                yield carried[:end]
-            carried = carried[end:]
-            if not data:
-                return
 
 
 def is_utf8(path: Path) -> bool:
@@ -321,32 +312,6 @@ def is_utf8(path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _json_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text)."""
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _json_text(line, field, f"{path}:{number}")
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise InputError(f"{path}: not a whole gzip file ({error})") from None
-
-
-def _json_text(line: bytes, field: str, where: str) -> str:
-    try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 at byte {error.start} of the line ({error.reason})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not a JSON object ({error}); each line must hold one") from None
-    if not isinstance(record, dict) or field not in record:
-        has = f"it has {', '.join(map(repr, record))}" if isinstance(record, dict) else "it is not an object"
-        raise InputError(f"{where}: no field {field!r} ({has}); say which with field=...")
-    if not isinstance(record[field], str):
-        raise InputError(f"{where}: field {field!r} holds {type(record[field]).__name__}, not a string")
-    return record[field]
 
 
 def identity(files: Files, how: str) -> str:

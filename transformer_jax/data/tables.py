@@ -10,8 +10,9 @@ whether there are rows to test on.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,6 +40,8 @@ class Rows:
     origin: str
     """What was read, for messages: "reviews.csv (train)"."""
     held: Sequence[Row]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What is no row, and how often it occurs: {"blank lines": 2}."""
 
     def __post_init__(self) -> None:
         if not self.held:
@@ -68,12 +71,17 @@ class Rows:
         return sources.Documents(self.origin, read, self.identity, nbytes)
 
 
-def _row(text: str, text_b: str | None, label: str | int | float, where: str) -> Row:
-    if not text.strip():
-        raise InputError(f"{where}: the text is empty; fill it in or remove the row")
-    if text_b is not None and not text_b.strip():
-        raise InputError(f"{where}: the second text of the pair is empty; fill it in or remove the row")
-    return Row(text, text_b, label, where)
+def refuse_empty(sides: Sequence[Rows]) -> None:
+    """Raises `InputError` that names all rows without a text, or without the second text of a pair, at once."""
+    empty = [
+        row.where
+        for rows in sides
+        for row in rows
+        if not row.text.strip() or (row.text_b is not None and not row.text_b.strip())
+    ]
+    if empty:
+        are = f"{len(empty):,} rows have" if len(empty) > 1 else "a row has"
+        raise InputError(f"{are} an empty text: {records.places(empty)}; fill in the text or remove the row")
 
 
 # ---- The sources ---------------------------------------------------------------------------------------------------
@@ -81,7 +89,7 @@ def _row(text: str, text_b: str | None, label: str | int | float, where: str) ->
 
 @dataclass(frozen=True)
 class Table:
-    """Files of rows in UTF-8: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+    """Files of rows: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
 
     The first line of .csv and .tsv names the columns; columns given by number ("0", "1") say that there is none.
     Without `validation`, each row falls on a side by a hash of its text, so no text is on both, not even a duplicate.
@@ -130,29 +138,27 @@ class Table:
 
     def rows(self, side: Side) -> Rows:
         own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
-        files = sources.find_files(own or self.train, side, records.SUFFIXES)
-        held = [row for _, path in files for row in self._read(path)]
+        left_out: Counter[str] = Counter()
+        files = sources.find_files(own or self.train, side, records.SUFFIXES, left_out)
+        held = [row for _, path in files for row in self._read(path, left_out)]
         if side != "test" and not self.validation:
             wanted, below = side == "validation", self.validation_fraction
             held = [r for r in held if (sources.position(f"{r.text}\0{r.text_b}") < below) == wanted]
-        return Rows(f"{', '.join(own or self.train)} ({side})", held)
+        return Rows(f"{', '.join(own or self.train)} ({side})", held, left_out)
 
-    def _read(self, path: Path) -> Iterator[Row]:
-        for line, record in records.read(path, headed=not self.text.isdecimal()):
+    def _read(self, path: Path, left_out: Counter[str]) -> Iterator[Row]:
+        for line, record in records.read(path, headed=not self.text.isdecimal(), left_out=left_out):
             where = f"{path}:{line}"
             for column in self._columns:
                 if column not in record:
-                    here = ", ".join(map(repr, record))
-                    raise InputError(
-                        f"{where}: no column {column!r}; there are {here}; say which to read with "
-                        "--data.source.text, --data.source.text-b and --data.source.label"
-                    )
+                    options = "--data.source.text, --data.source.text-b and --data.source.label"
+                    raise records.no_column(record, column, where, options)
             text = records.string(record, self.text, where)
             text_b = records.string(record, self.text_b, where) if self.text_b else None
             label = record[self.label]
             if not isinstance(label, str | int | float) or isinstance(label, bool):
                 raise InputError(f"{where}: column {self.label!r} holds {json.dumps(label)}, not a name or a number")
-            yield _row(text, text_b, label, where)
+            yield Row(text, text_b, label, where)
 
 
 @dataclass(frozen=True)
@@ -211,5 +217,5 @@ class TfdsTable:
                     label = names[label]
                 text = tfds_store.text_of(example, self.text, where)
                 text_b = tfds_store.text_of(example, self.text_b, where) if self.text_b else None
-                held.append(_row(text, text_b, label.decode() if isinstance(label, bytes) else label, where))
+                held.append(Row(text, text_b, label.decode() if isinstance(label, bytes) else label, where))
         return Rows(f"TFDS {full_name} ({split})", held)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data import pipeline, tokenizers, tokens
+from transformer_jax.data import pipeline, tables, tokenizers, tokens
 from transformer_jax.data.tables import Row, Rows, Side, Table, TfdsTable
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification.stdlib_topics import StdlibTopics
@@ -107,6 +107,7 @@ def prepare(
     """
     sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
     rows = {side: data.source.rows(side) for side in sides}
+    tables.refuse_empty(list(rows.values()))
     numbers = {side: [_number(row, labels) for row in rows[side]] for side in sides}  # before a tokenizer is learned
     if tokenizer is None:
         tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir())

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from transformer_jax.data import pipeline, sources, tfds_store, tokenizers, tokens
+from transformer_jax.data import pipeline, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
 
@@ -63,9 +63,7 @@ class SquadJson:
 
 def _squad_json(path: Path) -> Iterator[Question]:
     try:
-        tree = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); looked in {Path.cwd()}") from None
+        tree = json.loads(text_files.whole(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     for i, article in enumerate(_get(tree, "data", list, str(path))):

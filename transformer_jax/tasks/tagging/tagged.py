@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from transformer_jax.data import pipeline, sources, tfds_store, tokenizers, tokens
+from transformer_jax.data import pipeline, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
 
@@ -42,7 +42,7 @@ class Sentence(NamedTuple):
 
 @dataclass(frozen=True)
 class Conll:
-    """Files in UTF-8 with columns separated by blanks or tabs. "-DOCSTART-" lines are passed over."""
+    """Files with columns separated by blanks or tabs. "-DOCSTART-" lines are passed over."""
 
     train: str
     """The file to train on."""
@@ -64,18 +64,12 @@ class Conll:
 
 
 def _conll(path: Path, token_column: int, tag_column: int) -> Iterator[Sentence]:
-    try:
-        lines = path.read_bytes().decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start} ({error.reason}); convert it to UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); looked in {Path.cwd()}") from None
     columns: list[str] | None = None  # of the file's first line, which all others must match
     words: list[str] = []
     tags: list[str] = []
     first = 1
-    for number, line in enumerate([*lines, ""], 1):
-        cells = [cell for cell in re.split(r"[ \t\r]+", line) if cell]
+    for number, line in enumerate(itertools.chain(text_files.lines(path), [""]), 1):
+        cells = [cell for cell in re.split(r"[ \t]+", line) if cell]
         if cells and cells[0] != "-DOCSTART-":
             columns = columns or cells
             if len(cells) != len(columns):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformer_jax.data import records, sources
+from transformer_jax.data import records, sources, text_files
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 
@@ -60,7 +60,7 @@ def in_memory(pairs: Iterable[Pair], origin: str) -> Pairs:
 
 @dataclass(frozen=True)
 class Lines:
-    """Plain UTF-8 text in two files, as WMT, IWSLT and Multi30k have it: (source file, target file) for each side."""
+    """Plain text in two files, as WMT, IWSLT and Multi30k have it: (source file, target file) for each side."""
 
     train: tuple[str, str]
     """Two files, as in ("train.en", "train.de")."""
@@ -84,7 +84,7 @@ class Lines:
         source, target = (_file(name, side) for name in getattr(self, side))
         if source.samefile(target):
             raise InputError(f"{source} is named as the source and as the target ({side}); name the translation's file")
-        counts = [_count_lines(path) for path in (source, target)]
+        counts = [sum(1 for _ in text_files.lines(path)) for path in (source, target)]
         for path, count in zip((source, target), counts, strict=True):
             if not count:
                 raise InputError(f"{path} is empty ({side}); there must be a line for each line of the other side")
@@ -95,7 +95,7 @@ class Lines:
             )
 
         def read() -> Iterator[Pair]:
-            both = zip(records.lines(source), records.lines(target), strict=True)
+            both = zip(text_files.lines(source), text_files.lines(target), strict=True)
             for number, (one, other) in enumerate(both, 1):
                 yield Pair(one, other, f"{source}:{number} and {target}:{number}")
 
@@ -103,14 +103,14 @@ class Lines:
         return Pairs(
             origin=f"{source} and {target}",
             read=read,
-            identity=lambda: sources.identity(files, "lines"),
+            identity=lambda: sources.identity(files, "text_files lines"),
             nbytes=source.stat().st_size + target.stat().st_size,
         )
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Files of pairs in UTF-8: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+    """Files of pairs: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
 
     The first line of .csv and .tsv names the columns; columns given by number ("0", "1") say that there is none. In
     .jsonl "translation.en" is the "en" of the object "translation".
@@ -150,7 +150,7 @@ class Columns:
         return Pairs(
             origin=f"{', '.join(paths)} ({side})",
             read=lambda: (pair for _, path in files for pair in self._read(path)),
-            identity=lambda: sources.identity(files, f"columns {self.source} {self.target}"),
+            identity=lambda: sources.identity(files, f"text_files columns {self.source} {self.target}"),
             nbytes=sum(path.stat().st_size for _, path in files),
         )
 
@@ -228,15 +228,6 @@ def _file(name: str, side: Side) -> Path:
     return path
 
 
-def _count_lines(path: Path) -> int:
-    """As `records.lines` counts them."""
-    count, last = 0, b"\n"
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            count, last = count + data.count(b"\n"), data
-    return count + (not last.endswith(b"\n"))
-
-
 def _within(record: dict[str, Any], name: str, where: str) -> tuple[dict[str, Any], str]:
     """The record that holds the field, and its name there: "translation.en" may be within another record."""
     inner, own = record, name
@@ -244,8 +235,5 @@ def _within(record: dict[str, Any], name: str, where: str) -> tuple[dict[str, An
         outer, _, own = own.partition(".")
         inner = inner[outer]
     if own not in inner:
-        raise InputError(
-            f"{where}: no {name!r}; there are {', '.join(map(repr, inner))}; say which to read with "
-            "--data.source.source and --data.source.target"
-        )
+        raise records.no_column(inner, name, where, "--data.source.source and --data.source.target")
     return inner, own

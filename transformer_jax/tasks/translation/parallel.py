@@ -22,7 +22,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transformer_jax import objectives
-from transformer_jax.data import pipeline, sources, tokenizers, tokens
+from transformer_jax.data import pipeline, records, sources, tokenizers, tokens
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import packing
@@ -126,7 +126,7 @@ def prepare(
     sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
     cache = tokens.cache_dir()
     found = {side: data.source.pairs(side) for side in sides}
-    empty = {side: _check(pairs, data.empty, cache) for side, pairs in found.items()}  # before a tokenizer is learned
+    empty = _empty_pairs(found, data.empty, cache)  # before a tokenizer is learned
     if tokenizer is None:
         tokenizer = tokenizers.build(data.tokenizer, _documents(found["train"], ("source", "target")), cache)
     frame = framing(tokenizer, model_cfg)
@@ -397,32 +397,39 @@ def _cut(texts: Texts, most: int) -> Texts:
 # ---- Texts to tokens -----------------------------------------------------------------------------------------------
 
 
-def _check(pairs: bitext.Pairs, empty: Literal["refuse", "skip"], cache: Path) -> int:
-    """Reads all pairs once and counts those with an empty side. The cache keeps the count: millions take minutes.
+def _empty_pairs(found: Mapping[Side, bitext.Pairs], empty: Literal["refuse", "skip"], cache: Path) -> dict[Side, int]:
+    """Reads all pairs once and counts those with an empty side. The cache keeps the counts: millions take minutes.
 
-    Errors: `InputError` where such pairs are refused, and where there are no others.
+    Raises:
+      InputError: names all such pairs at once where they are refused; and a side that has no others.
     """
-    kept = cache / "pairs" / hashlib.sha256(pairs.identity().encode()).hexdigest()[:32]
-    if kept.is_file() and ((skipped := int(kept.read_text())) == 0 or empty == "skip"):
-        return skipped
-    count = skipped = 0
-    for pair in pairs:
-        count += 1
-        if side := _empty_side(pair):
-            if empty == "refuse":
-                raise InputError(
-                    f"{pair.where}: the {side} is empty; mend or remove the pair, or leave such pairs out with "
-                    "--data.empty skip"
-                )
-            skipped += 1
-    if count == skipped:
-        raise InputError(f"{pairs.origin}: no pairs{' but empty ones' if count else ''}; give it some")
-    with contextlib.suppress(OSError):  # then it is counted again
-        kept.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}")
-        temporary.write_text(str(skipped))
-        temporary.replace(kept)
-    return skipped
+    counts: dict[Side, int] = {}
+    named: list[str] = []
+    for side, pairs in found.items():
+        kept = cache / "pairs" / hashlib.sha256(pairs.identity().encode()).hexdigest()[:32]
+        if kept.is_file() and ((counted := int(kept.read_text())) == 0 or empty == "skip"):
+            counts[side] = counted
+            continue
+        total, places = 0, []
+        for pair in pairs:
+            total += 1
+            if of_pair := _empty_side(pair):
+                places.append(f"{pair.where} ({of_pair})")
+        if total == len(places):
+            raise InputError(f"{pairs.origin}: no pairs{' but empty ones' if total else ''}; give it some")
+        counts[side], named = len(places), named + places
+        with contextlib.suppress(OSError):  # then it is counted again
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary = kept.with_suffix(f".{os.getpid()}")
+            temporary.write_text(str(len(places)))
+            temporary.replace(kept)
+    if named and empty == "refuse":
+        are = f"{len(named):,} pairs have" if len(named) > 1 else "a pair has"
+        raise InputError(
+            f"{are} an empty side: {records.places(named)}; mend or remove the pair, or leave such pairs out with "
+            "--data.empty skip"
+        )
+    return counts
 
 
 def _empty_side(pair: bitext.Pair) -> str | None:

@@ -1,0 +1,187 @@
+"""Text files as characters: compressed or not, in an encoding that they declare, with one kind of line end.
+
+    compression   gzip, bzip2, xz and Zstandard, recognised by the first bytes and not by the name
+    encoding      UTF-8, or UTF-16 and UTF-32 with their byte-order mark; marks at the head are removed
+    line ends     "\\n" and "\\r\\n" become "\\n", and so does "\\r" in a file that has no "\\n"; nothing else ends a
+                  line: not U+2028, not a form feed
+
+Every reader of text in this package goes through `pieces`, `lines` or `whole`, in training and in prediction. A file is
+read as it is asked for: however large it is, little of it is held. What cannot be read is an `InputError` that names
+file, line and byte.
+"""
+
+import bz2
+import codecs
+import gzip
+import itertools
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from transformer_jax.errors import InputError
+
+PIECE = 1 << 20  # bytes that are read at a time
+HEAD = 1 << 20  # bytes at the head of a file that show its encoding and its line ends
+LONGEST_LINE = 1 << 28  # characters: a longer line would fill the memory, and is no line of text
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+MARKS = (  # UTF-32's first: its mark begins as UTF-16's does
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+AS_JSON_LINES = "write it as .jsonl, one JSON object a line, which Jsonl, Table and Columns read"
+NO_TEXT = {
+    b"PAR1": f"a Parquet file; {AS_JSON_LINES}",
+    b"ARROW1": f"an Arrow file; {AS_JSON_LINES}",
+    b"PK\x03\x04": "a ZIP archive, as .xlsx and .docx files are; unpack it, or export it as CSV or plain text",
+    b"%PDF": "a PDF; extract its text",
+}
+
+
+def suffix(path: str | Path) -> str:
+    """How the name ends, in lower case and without the ending of a compressed file: ".csv" of "A.CSV.gz"."""
+    name = Path(path)
+    return Path(name.stem if name.suffix.lower() in COMPRESSED else name.name).suffix.lower()
+
+
+def pieces(path: Path) -> Iterator[str]:
+    """The text of a file in pieces of about PIECE bytes that end at the end of a line, wherever one does."""
+    try:
+        with path.open("rb") as file:
+            yield from decoded(file, str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); looked in {Path.cwd()}") from None
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a file without their ends. A file that ends in a line end has no empty line after it."""
+    return split(pieces(path), str(path))
+
+
+def whole(path: Path) -> str:
+    """The text of a file."""
+    return "".join(pieces(path))
+
+
+def split(text: Iterable[str], where: str) -> Iterator[str]:
+    """The lines of a text that comes in pieces, as `lines` gives those of a file."""
+    carried, line = "", 1
+    for piece in text:
+        *ended, carried = (carried + piece).split("\n")
+        line += len(ended)
+        if len(carried) > LONGEST_LINE:
+            raise InputError(f"{where}:{line}: a line of more than {LONGEST_LINE:,} characters; break it into lines")
+        yield from ended
+    if carried:
+        yield carried
+
+
+def decoded(file: Any, where: str) -> Iterator[str]:
+    """The text of a buffered binary stream, such as `sys.stdin.buffer`, in pieces as `pieces` gives them.
+
+    Args:
+      file: has `peek` and `read`.
+      where: names the stream in messages.
+    """
+    unpacked = _unpacked(file, where)
+    head = _read(unpacked, HEAD, where)
+    mark, encoding = next(((m, e) for m, e in MARKS if head.startswith(m)), (b"", "utf-8"))
+    _check_is_text(head, mark, where)
+    decoder = codecs.getincrementaldecoder(encoding)()
+    blocks = itertools.chain(
+        (head[at : at + PIECE] for at in range(len(mark), len(head), PIECE)),
+        iter(lambda: _read(unpacked, PIECE, where), b""),
+        (b"",),
+    )
+    at, line, carried, first = len(mark), 1, "", True
+    returns = _ends_in_returns(head, encoding)
+    for block in blocks:
+        start = at - len(decoder.getstate()[0])
+        try:
+            text = carried + decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            good = carried + error.object[: error.start].decode(encoding)
+            line += _one_end(good, returns).count("\n")
+            raise InputError(
+                f"{where}:{line}: not {encoding.upper()} at byte {start + error.start} ({error.reason}); convert the "
+                "file to UTF-8 or leave the line out"
+            ) from None
+        at += len(block)
+        if first and text:
+            text, first = text.lstrip("\ufeff"), False
+        if block:  # a "\r" at the end may belong to a "\n" that comes next
+            kept = len(text.rstrip("\r"))
+            text, carried = _one_end(text[:kept], returns), text[kept:]
+            end = text.rfind("\n") + 1 or len(text)
+            text, carried = text[:end], text[end:] + carried
+        else:
+            text = _one_end(text, returns)
+            text = text if returns else text.rstrip("\r")
+        line += text.count("\n")
+        if text:
+            yield text
+
+
+def _one_end(text: str, returns: bool) -> str:
+    """The text with "\\n" as its only line end."""
+    if "\r" not in text:
+        return text
+    if returns:
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+    *ended, last = text.split("\n")
+    return "\n".join([*(line.rstrip("\r") for line in ended), last])
+
+
+def _ends_in_returns(head: bytes, encoding: str) -> bool:
+    """Whether the lines of a file end in "\\r", as on Macs before OS X."""
+    text = head.decode(encoding, "ignore")
+    return "\r" in text and "\n" not in text
+
+
+def _check_is_text(head: bytes, mark: bytes, where: str) -> None:
+    for magic, what in NO_TEXT.items():
+        if head.startswith(magic):
+            raise InputError(f"{where} is {what}")
+    start = head[:1024]
+    if (not mark or mark == codecs.BOM_UTF8) and start.count(0) > len(start) // 4:
+        raise InputError(
+            f"{where} is no text, or UTF-16 without a byte-order mark: {start.count(0)} of its first {len(start)} "
+            "bytes are 0; convert the file to UTF-8"
+        )
+
+
+def _unpacked(file: Any, where: str) -> IO[bytes] | BinaryIO:
+    """The bytes inside a compressed stream; a plain one as it is."""
+    magic = file.peek(8)[:10]
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", magic):
+        return bz2.BZ2File(file)
+    if magic.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMAFile(file)
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            from compression import zstd  # type: ignore[import-not-found,unused-ignore]
+        except ImportError:
+            raise InputError(
+                f"{where} is compressed by Zstandard, which Python reads from version 3.14 on; unpack it (zstd -d)"
+            ) from None
+        return zstd.ZstdFile(file)
+    return file
+
+
+def _read(file: IO[bytes] | BinaryIO, count: int, where: str) -> bytes:
+    try:
+        return file.read(count)
+    except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise InputError(f"{where}: not a whole compressed file ({error}); fetch or pack it again") from None
+    except OSError as error:
+        if error.strerror:  # the disk's, not the decompressor's
+            raise
+        raise InputError(f"{where}: not a whole compressed file ({error}); fetch or pack it again") from None
