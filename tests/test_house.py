@@ -92,7 +92,7 @@ def _wrong_arrows(source: str, module: str) -> list[str]:
 def test_the_table_is_read():
     assert TABLE["nn"] == {"sharding"}
     assert TABLE["data"] == {"objectives"}
-    assert TABLE["losses"] == TABLE["decoding"] == {"nn", "sharding"}
+    assert TABLE["losses"] == TABLE["decoding"] == {"nn", "sharding", "words"}
     assert "experiment" in TABLE["train"] and FAMILIES not in TABLE["train"]
     assert "restore" not in TABLE["train"]
     assert "train" in TABLE["restore"]

@@ -198,3 +198,12 @@ def test_split_digits_makes_a_token_of_each():
     tokenizer = tokenizers.build(spec, [("a", "am 7. Mai 2026, 2026 Meter " * 50)])
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode(" Meter 2026")]
     assert pieces == [" Meter", " ", "2", "0", "2", "6"]
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [tokenizers.ByteTokenizer(), tokenizers.CharacterTokenizer("abc")], ids=["bytes", "characters"]
+)
+def test_an_id_that_is_no_token_is_decoded_as_nothing(tokenizer):
+    """A model whose vocabulary is padded to a multiple of 64 can sample such an id."""
+    ids = [*tokenizer.encode("ab").tolist(), 300, -1, *tokenizer.encode("c").tolist(), 10**6]
+    assert tokenizer.decode(ids) == "".join(tokenizer.pieces(ids)) == "abc"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +259,31 @@ def test_a_long_text_is_cut_and_said(params, made, capsys):
     (answer,) = LAYOUTS["full"].predict(params, CFG, made["full"].tokenizer, ["<mask> fox" + " dog" * 40], top=1)
     assert len(answer["masks"]) == 1
     assert "1 of 1 texts cut to the model's 14 tokens" in capsys.readouterr().err
+
+
+def test_masks_beyond_the_cut_are_filled(params, made):
+    """The part of a long text around its masks is read; the fox of 13 tokens before it is that of any text before."""
+    task, tokenizer = LAYOUTS["full"], made["full"].tokenizer
+    before, after = tokenizer.encode(" dog" * 40), tokenizer.encode(" fox" * 40)
+    mask = tokenizer.special.mask
+    for ids, wanted in (
+        ([*before, mask], [*before[-13:], mask]),
+        ([*before, mask, *after], [*before[-6:], mask, *after[:7]]),
+        ([mask, *after], [mask, *after[:13]]),
+    ):
+        assert masked_lm._around_masks(np.array(ids), mask, 14, "a text").tolist() == wanted
+    (answer,) = task.predict(params, CFG, tokenizer, ["the fox" * 40 + " <mask>"], top=1)
+    assert len(answer["masks"]) == 1
+    with pytest.raises(
+        InputError, match=r"input 'the <mask>.*: its masks stand \d+ tokens apart, and the model reads 14"
+    ):
+        list(task.predict(params, CFG, tokenizer, ["the <mask>" + " dog" * 40 + "<mask>"], top=1))
+
+
+@pytest.mark.parametrize("spelled", ["[MASK]", "[mask]", "<MASK>"])
+def test_the_mask_of_another_tokenizer_is_said(params, made, spelled):
+    with pytest.raises(InputError, match=rf"{re.escape(spelled)} is text here; the mask token is <mask>"):
+        list(LAYOUTS["full"].predict(params, CFG, made["full"].tokenizer, [f"the {spelled} fox"], top=1))
 
 
 # ---- What is refused

@@ -8,7 +8,8 @@ from tests.data_room.test_questions import LONG, PIECES, SHORT, squad_file
 from transformer_jax.data.tokenizers import TokenizerFile, load
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
-from transformer_jax.tasks.span_qa import SpanQA, questions, span_scores
+from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.span_qa import SpanQA, _answers, questions, span_scores
 from transformer_jax.tasks.span_qa.questions import Questions, SquadJson
 
 TASK = SpanQA(max_answer_tokens=4)
@@ -115,7 +116,7 @@ def test_predict_is_the_best_of_all_spans(folder, params):
                 scores.setdefault((first + a, first + b), []).append(logits[5 + a, 0] + logits[5 + b, 1])
         if first + 6 >= len(ids):
             break
-    total = sum(np.exp(score) for of_span in scores.values() for score in of_span)
+    total = sum(np.exp(max(of_span)) for of_span in scores.values())
     ranked: list[tuple[int, int]] = []
     for a, b in sorted(scores, key=lambda span: -max(scores[span])):
         if all(b < first or a > last for first, last in ranked):
@@ -160,3 +161,19 @@ def test_roberta_has_no_second_type(tmp_path, folder):
     x_BTD = APPLY(params, cfg, batch["tokens"], lengths=batch["lengths"])
     np.testing.assert_allclose(outputs["start_logits"][0, 5:], bert.spans(params, cfg, x_BTD)[0, 5:, 0], rtol=1e-5)
     assert (np.asarray(outputs["start_logits"])[:, 1:5] < -1e30).all()
+
+
+@pytest.mark.parametrize("stride", [10, 5])
+def test_an_answer_in_several_windows_is_one_answer(stride):
+    """The certain answer of a context is certain, however many windows show it."""
+    tokens, length = 45, 38
+    around = labelled.Around(np.zeros(1), np.zeros(1), np.zeros(1))
+    windows = questions.windows(0, np.zeros(5), np.arange(tokens), around, length, stride)
+    at = [20 - window.first + window.begin for window in windows]
+    inside = [w.begin <= p < w.begin + w.size for w, p in zip(windows, at, strict=True)]
+    assert len(windows) > 2 and all(inside)
+    logits = np.full((len(windows), length), -10.0, np.float32)
+    logits[range(len(windows)), at] = 10.0
+    offsets = np.stack([np.arange(tokens), np.arange(tokens) + 1], 1)
+    found = _answers(span_scores(logits, logits, windows, 10), windows, offsets, "x" * tokens, 2)
+    assert (found["start"], found["end"]) == (20, 21) and found["probability"] > 0.999

@@ -59,7 +59,10 @@ class ByteTokenizer:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        return END_OF_TEXT.encode() if token == self.eos_id else bytes([token])
+        """Nothing for an id that is no token, as a model with a padded vocabulary may give."""
+        if token == self.eos_id:
+            return END_OF_TEXT.encode()
+        return bytes([token]) if 0 <= token < 256 else b""
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         return whole_characters(map(self.token_bytes, ids))
@@ -130,7 +133,7 @@ class CharacterTokenizer:
         return "".join(self.pieces(ids))
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        return (self.characters[token] for token in ids)
+        return (self.characters[token] for token in ids if 0 <= token < self.vocab_size)  # else it is no token
 
     def save(self, folder: str | os.PathLike) -> None:
         write_json(Path(folder) / "characters.json", {"characters": self.characters})

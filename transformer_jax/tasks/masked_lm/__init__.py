@@ -10,6 +10,7 @@ Letters: B rows, T length, P predictions of a row, D width, E embedding width, V
 import functools
 import itertools
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
 Pairs = Literal["none", "next_sentence", "sentence_order"]
 
 COUNTED = 1 << 27  # tokens of the training text that the unigram baseline is counted on, at most
+ANY_MASK = re.compile(r"<mask>|\[MASK\]", re.IGNORECASE)  # as most tokenizers spell their mask token
 PREDICT_ROWS = 32  # rows that are computed together in `predict` and `pseudo_log_likelihood`
 
 
@@ -178,18 +180,22 @@ class MaskedLM(Task):
         """For each text {"text", "masks": [[{"token", "probability"}, ...], ...], "pseudo_perplexity_per_token"}.
 
         "masks" has the `top` tokens for each mask token in the text, which is written as the tokenizer spells it
-        ("[MASK]", "<mask>"). A text without one is scored instead: its "pseudo_perplexity_per_token" is exp of minus
-        the mean of `pseudo_log_likelihood`, and null in a text with masks. Errors: `InputError` for a text without a
-        token.
+        ("[MASK]", "<mask>"); of a text that is too long, the part around the masks is read. A text without one is
+        scored instead: its "pseudo_perplexity_per_token" is exp of minus the mean of `pseudo_log_likelihood`, and null
+        in a text with masks. Errors: `InputError` for a text without a token, with masks that are too far apart, and
+        with the mask of another tokenizer.
         """
         known, room = masked.vocabulary(tokenizer), model_cfg.max_length - 2
         top = min(top, model_cfg.vocab_size)
         for text in inputs:
-            ids = _cut([tokenizer.encode_prompt(text)], room)[0]
+            ids = _around_masks(tokenizer.encode_prompt(text), known.mask, room, text)
             if not len(ids):
                 raise InputError(f"input {text!r} has no token; give some text")
             at = np.flatnonzero(ids == known.mask) + 1
             if not len(at):
+                if other := ANY_MASK.search(text):
+                    spelled = tokenizer.decode([known.mask]).strip()
+                    raise InputError(f"input {text[:80]!r}: {other[0]} is text here; the mask token is {spelled}")
                 (log_probs,) = pseudo_log_likelihood(params, model_cfg, tokenizer, [text])
                 yield {"text": text, "masks": [], "pseudo_perplexity_per_token": math.exp(-float(log_probs.mean()))}
                 continue
@@ -310,6 +316,18 @@ def _cut(encoded: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
     if over := sum(len(ids) > room for ids in encoded):
         print(f"{over} of {len(encoded)} texts cut to the model's {room} tokens", file=sys.stderr)
     return [ids[:room] for ids in encoded]
+
+
+def _around_masks(ids: np.ndarray, mask: int, room: int, text: str) -> np.ndarray:
+    """At most `room` tokens: the first ones, or later ones where the masks would be cut off."""
+    at = np.flatnonzero(ids == mask)
+    if not len(at) or len(ids) <= room:
+        return _cut([ids], room)[0]
+    apart = int(at[-1] - at[0]) + 1
+    if apart > room:
+        raise InputError(f"input {text[:80]!r}: its masks stand {apart} tokens apart, and the model reads {room}")
+    middle = int(np.clip(at[0] - (room - apart) // 2, 0, len(ids) - room))
+    return _cut([ids if at[-1] < room else ids[middle:]], room)[0]
 
 
 def _rows(

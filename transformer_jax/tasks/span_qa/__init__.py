@@ -125,9 +125,9 @@ class SpanQA(Task):
     ) -> Iterator[dict[str, Any]]:
         """{"question", "answer", "probability", "start", "end", "others"} for each line question TAB context.
 
-        start and end are characters of the context. The probability is among all spans of all windows that are not
-        longer than `max_answer_tokens`; "others" holds the top - 1 next answers that do not overlap a better one, as
-        {"answer", "probability", "start", "end"}.
+        start and end are characters of the context. The probability is among all spans of the context that are not
+        longer than `max_answer_tokens`, each with its score in the window that gives it the highest. "others" holds the
+        top - 1 next answers that do not overlap a better one, as {"answer", "probability", "start", "end"}.
         Errors: `InputError` for a line without a tab, an empty question or context.
         """
         length = min(WINDOW, model_cfg.max_length)
@@ -182,18 +182,25 @@ def place(offsets: np.ndarray, window: questions.Window, first: int, extra: int,
 def _answers(
     scores_ETM: np.ndarray, windows: Sequence[questions.Window], offsets: np.ndarray, context: str, top: int
 ) -> dict[str, Any]:
-    """The best span, and as "others" the top - 1 next best that share no token with a better one."""
-    shares_ETM = np.exp(scores_ETM - scores_ETM.max(), dtype=np.float64)
-    shares_ETM /= shares_ETM.sum()
-    shift_E = np.array([window.first - window.begin for window in windows])
-    first_ET1 = shift_E[:, None, None] + np.arange(scores_ETM.shape[1])[:, None]  # tokens of the context
-    last_ETM = first_ET1 + np.arange(scores_ETM.shape[2])
+    """The best span, and as "others" the top - 1 next best that share no token with a better one.
+
+    A span that several windows show is one answer, with its score in the window that gives it the highest.
+    """
+    N, M = len(offsets), scores_ETM.shape[2]
+    scores_NM = np.full((N, M), -np.inf)
+    for scores_TM, window in zip(scores_ETM, windows, strict=True):
+        shown = slice(window.first, window.first + window.size)
+        scores_NM[shown] = np.maximum(scores_NM[shown], scores_TM[window.begin : window.begin + window.size])
+    shares_NM = np.exp(scores_NM - scores_NM.max())
+    shares_NM /= shares_NM.sum()
+    first_N1 = np.arange(N)[:, None]
+    last_NM = first_N1 + np.arange(M)
+    whole = questions.Window(0, first=0, size=N, begin=0)
     answers: list[dict[str, Any]] = []
-    while len(answers) < top and shares_ETM.max() > 0:
-        window, first, extra = (int(i) for i in np.unravel_index(shares_ETM.argmax(), shares_ETM.shape))
-        start, end = place(offsets, windows[window], first, extra, context)
-        probability = float(shares_ETM[window, first, extra])
+    while len(answers) < top and shares_NM.max() > 0:
+        first, extra = (int(i) for i in np.unravel_index(shares_NM.argmax(), shares_NM.shape))
+        start, end = place(offsets, whole, first, extra, context)
+        probability = float(shares_NM[first, extra])
         answers.append({"answer": context[start:end], "probability": probability, "start": start, "end": end})
-        token = first + shift_E[window]
-        shares_ETM[(first_ET1 <= token + extra) & (last_ETM >= token)] = 0
+        shares_NM[(first_N1 <= first + extra) & (last_NM >= first)] = 0
     return {**answers[0], "others": answers[1:]}

@@ -5,7 +5,6 @@ word of the set counts: one that was cut off, or that the tokenizer drops, was g
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import losses, metrics, models
+from transformer_jax import losses, metrics, models, words
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.tagging import tagged
 from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
 
 CONLL_2003 = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 
-# A word of running text: letters and digits with single marks between them ("AT&T", "3-1", "U.S"), or one other mark.
-WORD = re.compile(r"\w+(?:[^\w\s]\w+)*|[^\w\s]")
 # `predict` tags a text in parts of at most so many tokens, and pads to a multiple of the other, so that texts of about
 # the same length share one compilation.
 PART, COLUMNS = 128, 64
@@ -141,7 +138,7 @@ class Tagging(Task):
         compiled = jax.jit(lambda params, batch: jax.nn.softmax(self._logits(params, model_cfg, batch, None)))
         shares = partial(compiled, params)
         for text in inputs:
-            places = [match.span() for match in WORD.finditer(text)]
+            places = words.spans(text)
             made = self._tag_words([text[start:end] for start, end in places], tokenizer, length, shares)
             entities = []
             for kind, first, past in metrics.entity_spans([tag for tag, _ in made]):
@@ -152,12 +149,12 @@ class Tagging(Task):
             yield {"text": text, "entities": entities}
 
     def _tag_words(
-        self, words: Sequence[str], tokenizer: Any, length: int, shares: Callable[[Any], jax.Array]
+        self, sentence: Sequence[str], tokenizer: Any, length: int, shares: Callable[[Any], jax.Array]
     ) -> list[tuple[str, float]]:
         """(tag, probability) of each word, from parts of at most `length` tokens."""
         made: list[tuple[str, float]] = []
-        while len(made) < len(words):
-            ids, first, cut = tagged.encode(words[len(made) : len(made) + length], tokenizer, length)
+        while len(made) < len(sentence):
+            ids, first, cut = tagged.encode(sentence[len(made) : len(made) + length], tokenizer, length)
             columns = min(-(-len(ids) // COLUMNS) * COLUMNS, length)
             tokens_BT, lengths_B = np.pad(ids, (0, columns - len(ids)))[None], np.array([len(ids)], np.int32)
             shares_TC = np.asarray(shares({"tokens": tokens_BT, "lengths": lengths_B})[0])
