@@ -1,10 +1,13 @@
 """One trainer a workdir: a living owner is named, a dead one is taken over, and a frozen one finds out."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,7 +49,7 @@ def test_the_owner_is_named_and_a_dead_one_taken_over(tmp_path, other):
     owner = json.loads(path.read_text())
     assert owner["pid"] == other.pid
     message = refused(tmp_path / "run")
-    assert f"is being written by process {other.pid} on {owner['host']}, started {owner['started']}, alive " in message
+    assert f"is being written by process {other.pid} on {owner['host']}, started {owner['started']} (" in message
     assert json.loads(path.read_text()) == owner, "a refusal changes nothing"
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
@@ -60,8 +63,50 @@ def test_the_owner_is_named_and_a_dead_one_taken_over(tmp_path, other):
     assert list((tmp_path / "run").iterdir()) == [], "nothing is left"
 
 
-def elsewhere(folder: Path, age: float) -> Path:
-    """A lock of another machine, touched so many seconds ago."""
+def without_kernel(monkeypatch, *, links: bool = True) -> None:
+    """As on a file system that has no locks, or neither locks nor hard links."""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    if not links:
+        monkeypatch.setattr(lock.os, "link", unsupported)
+
+
+def test_without_locks_the_process_itself_is_looked_at(tmp_path, other, monkeypatch):
+    without_kernel(monkeypatch)
+    began = time.monotonic()
+    assert f"is being written by process {other.pid}" in refused(tmp_path / "run")
+    other.kill()
+    other.wait()
+    with lock.hold(tmp_path / "run", print) as check:
+        check()
+    assert time.monotonic() - began < 5, "neither answer waits"
+
+
+def test_reading_the_lock_does_not_drop_it(tmp_path):
+    """A POSIX record lock would end as this process closes the copy's source."""
+    with lock.hold(tmp_path / "run", print) as check:
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        words = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert f"is being written by process {os.getpid()}" in done.stderr and "held" not in done.stdout
+        check()
+
+
+def test_the_lock_in_a_copy_is_nobodys(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE", 1.0)
+    said: list[str] = []
+    with lock.hold(tmp_path / "run", print):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        with lock.hold(tmp_path / "copy", said.append):
+            pass
+    assert "watching for 1 s" in said[0] and "is taken over" in said[1]
+
+
+def elsewhere(folder: Path, age: float = 0.0) -> Path:
+    """A lock of another machine, touched so many seconds ago by its clock."""
     folder.mkdir()
     path = folder / "lock"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "today", "run": "x"}))
@@ -69,24 +114,66 @@ def elsewhere(folder: Path, age: float) -> Path:
     return path
 
 
-def test_another_machine_is_known_by_its_signs_of_life(tmp_path, monkeypatch):
+@pytest.mark.parametrize("slow", [-60, 60, 10**6])
+def test_another_machine_is_known_by_its_signs_of_life(tmp_path, monkeypatch, slow):
+    """Whatever its clock says: by seconds that it is slow."""
+    monkeypatch.setattr(lock, "STALE", 0.8)
     said: list[str] = []
-    elsewhere(tmp_path / "old", age=100)
-    with lock.hold(tmp_path / "old", said.append):
-        pass
-    assert len(said) == 1 and "process 7 on elsewhere, started today is gone; its lock is taken over" in said[0]
-
-    elsewhere(tmp_path / "young", age=0)
-    signs = iter([time.time(), time.time() + 1])
-    monkeypatch.setattr(lock, "_touched", lambda path: next(signs, time.time()))  # it gives a sign meanwhile
-    assert "is being written by process 7 on elsewhere" in refused(tmp_path / "young")
-    monkeypatch.undo()
-    monkeypatch.setattr(lock, "STALE", 1.0)
-    said.clear()
-    elsewhere(tmp_path / "silent", age=0)
+    elsewhere(tmp_path / "silent", slow)
     with lock.hold(tmp_path / "silent", said.append):
         pass
-    assert "waiting for up to 1 s" in said[0] and "is taken over" in said[1]
+    assert "process 7 on elsewhere, started today; watching for" in said[0]
+    assert "process 7 on elsewhere, started today is gone; its lock is taken over" in said[1]
+
+    path, then = elsewhere(tmp_path / "alive", slow), time.time() - slow + 10
+    beat = threading.Timer(0.3, os.utime, (path, (then, then)))
+    beat.start()
+    assert "is being written by process 7 on elsewhere" in refused(tmp_path / "alive")
+
+
+CONTEND = """
+import errno, os, sys, time
+from pathlib import Path
+from transformer_jax.errors import InputError
+from transformer_jax.runs import lock
+folder, links = Path(sys.argv[1]), sys.argv[2] == "links"
+def unsupported(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+if sys.argv[3] == "none":
+    lock.fcntl.flock = unsupported
+if not links:
+    os.link = unsupported
+lock.STALE, lock.HEARTBEAT = 1.0, 0.1
+lock._machine = lambda: ""  # each is a machine of its own
+wins = 0
+ends = time.monotonic() + float(sys.argv[4])
+while time.monotonic() < ends:
+    try:
+        with lock.hold(folder, lambda line: None) as check:
+            check()
+            inside = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)  # fails where another is inside
+            time.sleep(0.02)
+            check()
+            os.close(inside)
+            os.unlink(folder / "inside")
+            wins += 1
+    except InputError:
+        time.sleep(0.01)
+print(wins)
+"""
+
+
+@pytest.mark.parametrize(("links", "locks"), [("links", "all"), ("no links", "none")])
+def test_of_several_who_succeed_a_dead_owner_one_has_the_folder(tmp_path, links, locks):
+    elsewhere(tmp_path / "run")
+    words = [sys.executable, "-c", CONTEND, str(tmp_path / "run"), links, locks, "2"]
+    processes = [
+        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [errors for _, errors in outputs] == ["", "", ""]
+    assert sum(int(wins) for wins, _ in outputs) > 0
+    assert list((tmp_path / "run").iterdir()) == [], "nothing is left"
 
 
 def test_who_was_frozen_and_taken_over_saves_no_more(tmp_path):

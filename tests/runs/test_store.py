@@ -280,7 +280,7 @@ def test_a_dead_process_of_this_machine_is_known_at_once(server):
     """Though nobody has reaped it, and though another process had its number since."""
     path, said = store.path("gs://drill/dead"), []
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    machine, born = store_lock._machine(), store_lock._born(process.pid)
+    machine, born = lock._machine(), lock._born(process.pid)
     assert machine and born
     for ended in (True, False):
         if ended:

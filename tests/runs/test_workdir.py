@@ -50,3 +50,20 @@ def test_the_best_step_is_chosen(tmp_path):
     assert workdir.chosen(tmp_path) == tmp_path
     workdir.write_json(tmp_path / "results.json", {"step": 9, "best_step": 4, "test": {"loss": 1.0}})
     assert workdir.chosen(tmp_path) == tmp_path / "checkpoints/4"
+
+
+def test_what_another_run_writes_before_the_lock_is_seen(tmp_path):
+    before = workdir.seen(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/lock").touch()
+    workdir.refuse_changed(tmp_path / "run", before)
+    workdir.write_json(tmp_path / "run/config.json", {})
+    workdir.run_id(tmp_path / "run")
+    with pytest.raises(
+        InputError, match=r"another run has written config\.json, run\.json in .*give the command again"
+    ):
+        workdir.refuse_changed(tmp_path / "run", before)
+    before = workdir.seen(tmp_path / "run")
+    (tmp_path / "run/checkpoints/30").mkdir(parents=True)
+    with pytest.raises(InputError, match="has written checkpoints"):
+        workdir.refuse_changed(tmp_path / "run", before)

@@ -10,7 +10,6 @@ known than its age: whether it still runs.
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,7 @@ from transformer_jax.runs import lock, store
 def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """As `lock.hold`, of a workdir in a store."""
     path = workdir / lock.NAME
-    mine = {**lock.myself(), "machine": _machine(), "born": _born(os.getpid())}
-    data = json.dumps(mine).encode()
+    data = json.dumps(lock.myself()).encode()
     try:
         held = _Held(path, data, _take(path, data, say))
     except store.Failed as error:
@@ -60,14 +58,9 @@ class _Held:
             try:
                 found, _ = store.get(self.path)
             except FileNotFoundError:
-                raise lock.Lost(
-                    f"{self.path} is gone: deleted, or taken over by a run that has ended since; this run stops, and "
-                    "saves no more"
-                ) from None
+                raise lock.lost(self.path, None) from None
         if found != self.data:
-            raise lock.Lost(
-                f"{self.path} was taken over by {lock.describe(_owner(found))}; this run stops, and saves no more"
-            )
+            raise lock.lost(self.path, lock.read_owner(found))
 
 
 def _take(path: Path, data: bytes, say: Callable[[str], None]) -> int:
@@ -79,8 +72,8 @@ def _take(path: Path, data: bytes, say: Callable[[str], None]) -> int:
             found, seen = store.get(path)
         except FileNotFoundError:  # its owner took it away between our two calls
             continue
-        owner = _owner(found)
-        if not _dead(owner):
+        owner = lock.read_owner(found)
+        if not lock.ended(owner):
             seen = _watch(path, owner, seen, say)
         with contextlib.suppress(store.Changed):
             generation = store.put(path, data, generation=seen.generation)
@@ -100,38 +93,5 @@ def _watch(path: Path, owner: dict[str, Any], seen: store.Seen, say: Callable[[s
         except FileNotFoundError:
             return store.Seen(0, 0.0)
         if seen.generation != first.generation:
-            raise InputError(
-                f"{path.parent} is being written by {lock.describe(_owner(found))}, alive {seen.age:.0f} s ago "
-                f"({path}); stop that run, or give another --workdir"
-            )
+            raise InputError(lock.refusal(path, lock.read_owner(found), f", alive {seen.age:.0f} s ago"))
     return seen
-
-
-def _dead(owner: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine that has ended; False where that cannot be known."""
-    here = owner.get("machine") and owner["machine"] == _machine() and isinstance(owner.get("pid"), int)
-    return bool(here and owner.get("born")) and _born(owner["pid"]) != owner["born"]
-
-
-def _machine() -> str:
-    """What processes share that see each other's numbers: the boot of the kernel and the namespace; "" elsewhere."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
-def _born(pid: int) -> str:
-    """When a process started, in the kernel's ticks, which no later process of its number shares; "" of one that has
-    ended, be it that nobody has asked how."""
-    with contextlib.suppress(OSError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]
-    return ""
-
-
-def _owner(data: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):
-        owner = json.loads(data)
-        return owner if isinstance(owner, dict) else {}
-    return {}

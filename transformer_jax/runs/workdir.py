@@ -1,5 +1,7 @@
 """A run's folder: what may be taken up again in it, the name of the run, and its small JSON files."""
 
+import contextlib
+import hashlib
 import json
 import time
 import uuid
@@ -11,7 +13,7 @@ import jax
 from transformer_jax import config_json, files, hosts
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import lock, store
+from transformer_jax.runs import checkpoint, lock, store
 
 RUN = "run.json"
 
@@ -31,9 +33,34 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
     if (stored := stored_experiment(workdir)) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
     begun = {lock.NAME, RUN, RUN + ".part", "config.json.part"}  # of a run that was killed as it wrote its first files
-    if workdir.exists() and any(path.name not in begun for path in workdir.iterdir()):
+    left = lambda name: name in begun or name.startswith(f"{lock.NAME}.")  # noqa: E731
+    if workdir.exists() and not all(left(path.name) for path in workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
     return []
+
+
+def seen(workdir: Path) -> dict[str, str]:
+    """What a folder holds of a run: digests of its settings and results, and the names of its steps.
+
+    A trainer looks before it decides whether the run is new, and again when it holds the lock (`refuse_changed`):
+    another may have begun, or gone on with, the run in between.
+    """
+    found = {}
+    for name in ("config.json", RUN, "results.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = hashlib.sha256(files.read(workdir / name, files.JSON_BYTES, inside=workdir)).hexdigest()
+    return found | {"checkpoints": " ".join(map(str, checkpoint.numbered(workdir / "checkpoints")))}
+
+
+def refuse_changed(workdir: Path, before: dict[str, str]) -> None:
+    """Raises `InputError` where the folder holds something other than `seen` said: call it when its lock is held."""
+    now = seen(workdir)
+    changed = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
+    if changed:
+        raise InputError(
+            f"another run has written {', '.join(sorted(changed))} in {workdir} while this one was starting; give the "
+            "command again to go on with that run, or give another --workdir"
+        )
 
 
 def refuse_unshared(workdir: Path) -> None:
