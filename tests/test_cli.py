@@ -81,7 +81,7 @@ def refused(capsys, *arguments: object) -> str:
         (["--steps", "9"], "unknown override --steps"),
         (["--train.steps", "many"], "error: Error parsing --train.steps: invalid literal"),
         (["--train.steps", "3.5"], "--train.steps"),
-        (["--optim.schedule", "cosin"], "--optim.schedule"),
+        (["--optim.lr-schedule", "cosin"], "--optim.lr-schedule"),
         (["--train.steps"], "--train.steps"),
         (["--train.steps", "0"], "train.steps = 0"),
         (["--train.batch-size", "9"], "9"),

@@ -27,7 +27,7 @@ def nanogpt_lr(it: int, lr: float, min_lr: float, warmup: int, decay: int) -> fl
 
 
 def rates(cfg: Optim, total_steps: int, counts) -> np.ndarray:
-    return np.asarray(jax.vmap(optim.schedule(cfg, total_steps))(jnp.asarray(counts, jnp.int32)), np.float64)
+    return np.asarray(jax.vmap(cfg.schedule(total_steps))(jnp.asarray(counts, jnp.int32)), np.float64)
 
 
 def test_cosine_is_nanogpts():
@@ -43,7 +43,7 @@ def test_cosine_ends_with_the_run_when_no_end_is_given():
 
 
 def test_linear():
-    cfg = Optim(peak_lr=1.0, schedule="linear", warmup_steps=3, final_lr_fraction=0.2)
+    cfg = Optim(peak_lr=1.0, lr_schedule="linear", warmup_steps=3, final_lr_fraction=0.2)
     want = [0.25, 0.5, 0.75, *(1 - 0.8 * k / 8 for k in range(9)), 0.2, 0.2]
     np.testing.assert_allclose(rates(cfg, 11, range(14)), want, rtol=1e-6)
 
@@ -51,14 +51,14 @@ def test_linear():
 def test_rsqrt_is_that_of_the_transformer():
     width, warmup = 512, 4000
     published = [width**-0.5 * min(step**-0.5, step * warmup**-1.5) for step in (1, 2, 1000, 4000, 4001, 100_000)]
-    cfg = Optim(peak_lr=(width * warmup) ** -0.5, schedule="rsqrt", warmup_steps=warmup - 1)
+    cfg = Optim(peak_lr=(width * warmup) ** -0.5, lr_schedule="rsqrt", warmup_steps=warmup - 1)
     np.testing.assert_allclose(rates(cfg, 100, [0, 1, 999, 3999, 4000, 99_999]), published, rtol=1e-6)
 
 
 def test_constant_and_wsd():
-    constant = Optim(peak_lr=0.5, schedule="constant", warmup_steps=1)
+    constant = Optim(peak_lr=0.5, lr_schedule="constant", warmup_steps=1)
     np.testing.assert_allclose(rates(constant, 9, [0, 1, 2, 1000]), [0.25, 0.5, 0.5, 0.5])
-    wsd = Optim(peak_lr=1.0, schedule="wsd", warmup_steps=1, cooldown_steps=4, final_lr_fraction=0.0)
+    wsd = Optim(peak_lr=1.0, lr_schedule="wsd", warmup_steps=1, cooldown_steps=4, final_lr_fraction=0.0)
     np.testing.assert_allclose(rates(wsd, 10, range(12)), [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0], atol=1e-7)
 
 
@@ -110,7 +110,7 @@ def test_adamw_is_pytorchs():
 
 def test_decay_reaches_matrices_alone():
     """With zero gradients the update is the decay: -lr * decay * p on matrices, nothing on a stacked vector."""
-    cfg = Optim(peak_lr=0.1, schedule="constant", weight_decay=0.5)
+    cfg = Optim(peak_lr=0.1, lr_schedule="constant", weight_decay=0.5)
     params = params_lib.init(jax.random.key(0), DECLARATION)
     optimizer = optim.make(cfg, 10, DECLARATION)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
@@ -155,11 +155,14 @@ def test_moments_are_float32():
     ("values", "message"),
     [
         ({"peak_lr": -1.0}, "optim.peak_lr is -1.0; it must be above 0"),
-        ({"schedule": "cosin"}, "optim.schedule is 'cosin'; it must be one of cosine, linear, rsqrt, constant, wsd"),
+        (
+            {"lr_schedule": "cosin"},
+            "optim.lr_schedule is 'cosin'; it must be one of cosine, linear, rsqrt, constant, wsd",
+        ),
         ({"beta2": 1.0}, "optim.beta2 is 1.0; it must lie in [0, 1)"),
         ({"final_lr_fraction": 2.0}, "optim.final_lr_fraction is 2.0; it must lie in [0, 1]: final over peak"),
         (
-            {"schedule": "wsd"},
+            {"lr_schedule": "wsd"},
             "optim.cooldown_steps is 0 with schedule 'wsd'; wsd decays over the last cooldown_steps, "
             "and no other schedule uses them",
         ),
@@ -173,7 +176,7 @@ def test_bad_values_are_named(values, message):
 
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(InputError, match="optim.warmup_steps 20 is more than the 10 steps that the linear schedule"):
-        optim.schedule(Optim(schedule="linear", warmup_steps=20), 10)
+        Optim(lr_schedule="linear", warmup_steps=20).schedule(10)
 
 
 # ---- Learning rates of their own -------------------------------------------------------------------------------------

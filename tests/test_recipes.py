@@ -3,7 +3,6 @@
 import pytest
 
 from experiments.translation import bart_denoising, summarize, t5_span_corruption, wmt14_base, wmt14_big
-from transformer_jax import optim
 from transformer_jax.models import seq2seq
 from transformer_jax.nn import params
 
@@ -11,7 +10,7 @@ from transformer_jax.nn import params
 @pytest.mark.parametrize(("recipe", "width"), [(wmt14_base.experiment, 512), (wmt14_big.experiment, 1024)])
 def test_learning_rate_of_attention_is_all_you_need(recipe, width):
     """Section 5.3, equation 3, with steps counted from 1."""
-    schedule = optim.schedule(recipe().optim, recipe().train.steps)
+    schedule = recipe().optim.schedule(recipe().train.steps)
     for step in (1, 2, 100, 3999, 4000, 4001, 10_000, 100_000):
         paper = width**-0.5 * min(step**-0.5, step * 4000**-1.5)
         assert float(schedule(step - 1)) == pytest.approx(paper, rel=1e-5)

@@ -56,10 +56,13 @@ TYPES: dict[str, type] = {
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
         *(tokenizers.Bytes, tokenizers.Characters, tokenizers.TrainBPE, tokenizers.TokenizerFile),
         *(tokenizers.TrainWordPiece, tokenizers.TrainUnigram),
-        optimizers.Optim,
+        optimizers.AdamW,
     )
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}
+
+# Types and fields that had another name once: {old type: (type, {old field: field})}.
+_RENAMED = {"optim.Optim": ("adamw.AdamW", {"schedule": "lr_schedule"})}
 
 
 def to_json(value: Any) -> Any:
@@ -111,6 +114,9 @@ def _decode(tree: Any, annotation: Any, where: str) -> Any:
 
 
 def _decode_dataclass(tree: dict[str, Any], options: list[Any], where: str) -> Any:
+    if tree.get("type") in _RENAMED:
+        renamed, old_fields = _RENAMED[tree["type"]]
+        tree = {old_fields.get(key, key): value for key, value in tree.items()} | {"type": renamed}
     name = tree.get("type")
     names = [_NAMES[o] for o in options]
     if not isinstance(name, str) or name not in names:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from flax import struct
 
@@ -279,6 +279,17 @@ class Optimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class ScalesRates(Optimizer, Protocol):
+    """An optimiser with learning rates by parameter, and with frozen ones. All that inherit `optim.Rates` are."""
+
+    def lr_scales(self, declaration: Any) -> Any:
+        """What each parameter's learning rate is multiplied by: a tree like the parameters, of arrays that broadcast to
+        them. A parameter whose factor is 0 is frozen: its gradient is not computed."""
+        ...
+
+
+@runtime_checkable
 class EvaluatesOther(Optimizer, Protocol):
     """An optimiser whose evaluated weights are not the trained ones, such as schedule-free."""
 

@@ -204,7 +204,7 @@ class Experiment:
     model: Model
     data: Data
     task: TaskOf = field(default_factory=causal_lm.CausalLM)
-    optim: optimizers.Optim = field(default_factory=optimizers.Optim)
+    optim: optimizers.AdamW = field(default_factory=optimizers.AdamW)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -47,7 +47,7 @@ def experiment() -> Experiment:
         data=TextCorpus(source=Tfds("c4/en"), tokenizer=TokenizerFile("gpt2/tokenizer.json"), length=1024),
         optim=Optim(
             peak_lr=6e-4,
-            schedule="cosine",
+            lr_schedule="cosine",
             warmup_steps=2000,
             final_lr_fraction=0.1,  # 6e-5
             beta1=0.9,
@@ -77,7 +77,7 @@ def finetune() -> Experiment:
     base = text()
     return dataclasses.replace(
         base,
-        optim=Optim(peak_lr=3e-5, schedule="constant", weight_decay=0.1, beta1=0.9, beta2=0.95, clip_norm=1.0),
+        optim=Optim(peak_lr=3e-5, lr_schedule="constant", weight_decay=0.1, beta1=0.9, beta2=0.95, clip_norm=1.0),
         train=Train(steps=20, batch_size=32, accumulate=32, log_every=1),
         evaluate=Evaluate(every=5, batch_size=4),
         checkpoint=Checkpoint(every=0),

@@ -42,7 +42,7 @@ def experiment() -> Experiment:
         data=TextCorpus(source=TextFiles(("input.txt",)), tokenizer=Characters(), length=64, sampling="random"),
         optim=Optim(
             peak_lr=1e-3,
-            schedule="cosine",
+            lr_schedule="cosine",
             warmup_steps=100,
             decay_steps=2000,
             final_lr_fraction=0.1,  # min_lr 1e-4

@@ -100,7 +100,7 @@ def _glue(
         task=Classification(labels=labels),
         optim=Optim(
             peak_lr=2e-5,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=steps // 10,
             final_lr_fraction=0.0,
             beta2=0.999,

@@ -41,7 +41,7 @@ def experiment() -> Experiment:
         task=Tagging(),
         optim=Optim(
             peak_lr=5e-5,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=3 * STEPS // 10,
             final_lr_fraction=0.0,
             beta2=0.999,

@@ -50,7 +50,7 @@ def experiment() -> Experiment:
         ),
         data=LabelledText(SENTENCES, TrainWordPiece(8000), length=64),
         task=Classification(labels=("negative", "positive")),
-        optim=Optim(peak_lr=1e-3, schedule="linear", warmup_steps=50, final_lr_fraction=0.0, beta2=0.98),
+        optim=Optim(peak_lr=1e-3, lr_schedule="linear", warmup_steps=50, final_lr_fraction=0.0, beta2=0.98),
         train=Train(steps=870, batch_size=64, log_every=20),  # 8 epochs
         evaluate=Evaluate(every=109, batch_size=64, patience=3),
         checkpoint=Checkpoint(every=109, best_metric="accuracy", best="highest"),
@@ -73,7 +73,7 @@ def finetune() -> Experiment:
         data=LabelledText(SENTENCES, TokenizerFile("downloads/bert-base-uncased"), length=64),
         optim=Optim(
             peak_lr=2e-5,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=65,
             final_lr_fraction=0.0,
             beta2=0.999,

@@ -52,7 +52,7 @@ def experiment() -> Experiment:
             StdlibTopics(), TrainBPE(4096, special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")), length=128
         ),
         task=Classification(labels=tuple(TOPICS)),
-        optim=Optim(peak_lr=1e-3, schedule="linear", warmup_steps=30, final_lr_fraction=0.0, beta2=0.98),
+        optim=Optim(peak_lr=1e-3, lr_schedule="linear", warmup_steps=30, final_lr_fraction=0.0, beta2=0.98),
         train=Train(steps=300, batch_size=32, log_every=20),
         evaluate=Evaluate(every=100, batch_size=64),
         checkpoint=Checkpoint(every=100, best_metric="f1_macro", best="highest"),

@@ -49,7 +49,7 @@ def experiment() -> Experiment:
         task=MaskedLM(masking=Masking(rate=0.15, unit="ngram"), pairs="sentence_order"),
         optim=Optim(
             peak_lr=6e-4,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=3125,
             final_lr_fraction=0.0,
             beta1=0.9,

@@ -45,7 +45,7 @@ def experiment() -> Experiment:
         task=MaskedLM(masking=Masking(rate=0.15), pairs="next_sentence"),
         optim=Optim(
             peak_lr=1e-4,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=10_000,
             decay_steps=1_000_000,  # of both phases
             final_lr_fraction=0.0,

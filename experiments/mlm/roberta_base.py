@@ -46,7 +46,7 @@ def experiment() -> Experiment:
         task=MaskedLM(masking=Masking(rate=0.15)),
         optim=Optim(
             peak_lr=6e-4,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=24_000,
             final_lr_fraction=0.0,
             beta1=0.9,

@@ -63,7 +63,7 @@ def experiment() -> Experiment:
         task=Denoising(TextInfilling(rate=0.3, mean_span=3.0)),
         optim=Optim(
             peak_lr=6e-4,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=24_000,
             final_lr_fraction=0.0,
             beta1=0.9,

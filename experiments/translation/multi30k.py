@@ -42,7 +42,7 @@ def experiment() -> Experiment:
         data=dataclasses.replace(recipe.data, tokenizer=TrainBPE(6000, special=("<pad>", "</s>"))),
         optim=Optim(
             peak_lr=3e-3,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=200,
             final_lr_fraction=0.0,
             beta2=0.98,
@@ -80,7 +80,7 @@ def full() -> Experiment:
         task=Translation(label_smoothing=0.1, beam=Beam(5, max_new_tokens=128, length_penalty=1.0)),
         optim=Optim(
             peak_lr=5e-3,
-            schedule="rsqrt",
+            lr_schedule="rsqrt",
             warmup_steps=2000,
             beta2=0.98,
             weight_decay=0.0,

@@ -81,7 +81,7 @@ def experiment() -> Experiment:
         ),
         optim=Optim(
             peak_lr=3e-5,
-            schedule="linear",
+            lr_schedule="linear",
             warmup_steps=500,
             final_lr_fraction=0.0,
             beta2=0.999,
@@ -127,7 +127,7 @@ def t5_small() -> Experiment:
             beam=Beam(4, max_new_tokens=192, length_penalty=0.6, length_convention="gnmt"),
             prefix="summarize: ",
         ),
-        optim=Optim(peak_lr=3e-4, schedule="constant", weight_decay=0.0, beta2=0.999),
+        optim=Optim(peak_lr=3e-4, lr_schedule="constant", weight_decay=0.0, beta2=0.999),
         train=Train(steps=262_144, batch_size=128, log_every=100),
         evaluate=Evaluate(every=5000, batch_size=128),
         checkpoint=Checkpoint(every=5000),

@@ -54,7 +54,7 @@ def experiment() -> Experiment:
         ),
         optim=Optim(
             peak_lr=512**-0.5 * 4000**-0.5,
-            schedule="rsqrt",
+            lr_schedule="rsqrt",
             warmup_steps=3999,  # the 4,000th update has the peak
             beta1=0.9,
             beta2=0.98,

@@ -147,7 +147,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
     optimizer = optim.make(Optim(peak_lr=1e-2), 6, declaration)
-    learning_rate = optim.schedule(Optim(peak_lr=1e-2), 6)
+    learning_rate = Optim(peak_lr=1e-2).schedule(6)
     step = step_lib.make_step(loss, optimizer, learning_rate, accumulate=2, ema_decay=0.9)
     shardings = state_lib.state_shardings(declaration, optimizer, mesh, ema=True)
     with jax.set_mesh(mesh), writer(tmp_path) as w:
@@ -209,7 +209,8 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 from transformer_jax import optim
 from transformer_jax.nn.params import Param, zeros
-from transformer_jax.train import state, writer
+from transformer_jax.runs import writer
+from transformer_jax.train import state
 params = {"a": jax.random.normal(jax.random.key(0), (4096, 2048))}
 s = state.create(params, optim.make(optim.Optim(), 10, {"a": Param((4096, 2048), (None, None), zeros)}))
 writer.Writer(Path(sys.argv[1]), family="toy", config={}).save(s, rows=0)

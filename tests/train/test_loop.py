@@ -189,7 +189,7 @@ def test_init_from_starts_from_those_parameters(tiny, whole, tmp_path):
     still = dataclasses.replace(
         tiny,
         init_from=str(whole),
-        optim=Optim(peak_lr=1e-12, schedule="constant"),
+        optim=Optim(peak_lr=1e-12, lr_schedule="constant"),
         train=dataclasses.replace(tiny.train, steps=1),
         ema=Ema(decay=0.0),
     )
@@ -219,7 +219,7 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
     though a signal comes while it is made."""
     still = dataclasses.replace(
         tiny,
-        optim=Optim(peak_lr=1e-12, schedule="constant", weight_decay=0.0),
+        optim=Optim(peak_lr=1e-12, lr_schedule="constant", weight_decay=0.0),
         train=dataclasses.replace(tiny.train, steps=9),
         evaluate=Evaluate(every=1, patience=2),
         ema=Ema(decay=0.0),

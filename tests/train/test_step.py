@@ -67,7 +67,7 @@ def build(mesh=None, *, dropout=0.0, recent=0, **options):
     optimizer = optim.make(CFG, TOTAL, DECLARATION)
     ema = bool(options.get("ema_decay"))
     state = state_lib.init(jax.random.key(0), DECLARATION, optimizer, mesh, ema=ema, recent=recent)
-    step = step_lib.make_step(make_loss(dropout), optimizer, optim.schedule(CFG, TOTAL), **options)
+    step = step_lib.make_step(make_loss(dropout), optimizer, CFG.schedule(TOTAL), **options)
     places = state_lib.state_shardings(DECLARATION, optimizer, mesh, ema=ema, recent=recent)
     return state, step_lib.jit_step(step, places, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
@@ -171,7 +171,7 @@ def test_a_finite_loss_with_a_non_finite_gradient_is_skipped():
     def loss(params, batch, key):
         return jnp.sqrt(0 * params["a"]).sum(), jnp.float32(1), {}
 
-    step = step_lib.make_step(loss, optimizer, optim.schedule(CFG, TOTAL))
+    step = step_lib.make_step(loss, optimizer, CFG.schedule(TOTAL))
     state, metrics = step(state_lib.create({"a": jnp.ones(3)}, optimizer), {}, KEY)
     assert float(metrics["loss"]) == 0.0 and int(state.skipped) == 1
     assert np.array_equal(state.params["a"], np.ones(3))
@@ -199,7 +199,7 @@ def test_ema_is_the_average_of_the_parameters():
 def test_ema_decay_and_state_must_agree():
     state, _ = build()
     optimizer = optim.make(CFG, TOTAL, DECLARATION)
-    step = step_lib.make_step(make_loss(), optimizer, optim.schedule(CFG, TOTAL), ema_decay=0.5)
+    step = step_lib.make_step(make_loss(), optimizer, CFG.schedule(TOTAL), ema_decay=0.5)
     with pytest.raises(ValueError, match=r"ema_decay 0.5 with a state whose ema is off"):
         step(state, make_batch(), KEY)
 

@@ -2,7 +2,8 @@
 
     checkpoints/1200/params         the parameters, a nested dict of float32 arrays
                      optimizer      the optimiser's state and the count of skipped steps
-                     ema            the averaged parameters, where the run keeps an average
+                     ema            the parameters to evaluate, where they are not the trained ones: averaged by
+                                    the run, or made by an optimiser such as schedule-free
                      meta           JSON: format, step, rows consumed, family, the resolved experiment, dtypes,
                                     versions and, where it is a mean of steps, which ("averaged")
                      manifest.json  size and SHA-256 of every file (`train/manifest.py`)
@@ -148,7 +149,9 @@ def read_meta(step_folder: Path) -> dict[str, Any]:
 def restore_state(step_folder: Path, target: TrainState, *, verify: bool = True) -> tuple[TrainState, dict[str, Any]]:
     """The whole state, placed as `target` (of `state.abstract`) says, and the step's meta.
 
-    The shardings may differ from those of the run that saved. Arguments: verify, False where the files were checked
+    The shardings may differ from those of the run that saved. What only a reader of parameters needs is not read:
+    averages that the state does not hold (`state.to_store`), and moments of frozen parameters, which older versions
+    wrote. Arguments: verify, False where the files were checked
     already (`newest`), or are not to be. Errors: `Damaged`; `InputError` naming the leaf that is missing, extra,
     misshapen or of another dtype.
     """
@@ -156,11 +159,18 @@ def restore_state(step_folder: Path, target: TrainState, *, verify: bool = True)
         check_files(step_folder)
     meta = read_meta(step_folder)
     wanted = state_items(target)
-    for item in ("params", "optimizer", "ema"):
-        if (item in wanted) != (step_folder / item).is_dir():
-            here, there = ("the run", step_folder) if item in wanted else (step_folder, "the run")
-            raise InputError(f"{here} has {item!r} but {there} has not; resume with the same experiment (--ema.decay)")
-    items = {item: _named(_restore(step_folder / item, tree)) for item, tree in wanted.items()}
+    for item in wanted:
+        if not (step_folder / item).is_dir():
+            raise InputError(
+                f"the run has {item!r} but {step_folder} has not; resume with the same experiment (--ema.decay)"
+            )
+    with_moments = _named(target.opt_state)
+    frozen = tuple(f"/{name}" for name in _named(target.params) if not any(m.endswith(name) for m in with_moments))
+    unused = lambda name: name.startswith("state/") and name.endswith(frozen)  # noqa: E731
+    items = {
+        item: _named(_restore(step_folder / item, tree, unused=unused if item == "optimizer" else None))
+        for item, tree in wanted.items()
+    }
     state = TrainState(
         step=jax.device_put(jnp.asarray(meta["step"], jnp.int32), target.step.sharding),
         params=_like(target.params, items["params"]),
@@ -223,8 +233,14 @@ def weights(step_folder: Path, *, ema: bool = True) -> str:
     return "ema" if ema and there else "params"
 
 
-def _restore(item: Path, target: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
-    """The arrays of one item, after its tree has been compared with the target's."""
+def _restore(
+    item: Path,
+    target: Any,
+    dtype: jax.typing.DTypeLike | None = None,
+    unused: Callable[[str], bool] | None = None,
+) -> Any:
+    """The arrays of one item, after its tree has been compared with the target's; leaves with an `unused` name may be
+    there and are not read."""
     ocp = orbax()
     if not item.is_dir():
         raise InputError(f"{item} does not exist, so {item.parent} is not a complete step; give another step")
@@ -233,12 +249,20 @@ def _restore(item: Path, target: Any, dtype: jax.typing.DTypeLike | None = None)
         stored = _named(handler.metadata(store.absolute(item)).item_metadata.tree)
     except Exception as error:  # whatever a damaged file raises, three libraries down
         raise InputError(f"{item} cannot be read: {first_line(error)}") from error
+    whole = len(stored)
+    stored = {name: leaf for name, leaf in stored.items() if unused is None or not unused(name)}
     wanted = _named(target)
     if dtype is not None:
         wanted = {name: _cast(leaf, dtype) for name, leaf in wanted.items()}
     _compare(stored, wanted, item, any_float=dtype is not None)
+    tree = _nested(wanted)
+    args = ocp.args.StandardRestore(tree)
+    if len(stored) < whole:
+        handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        options = ocp.checkpoint_utils.construct_restore_args(tree)
+        args = ocp.args.PyTreeRestore(tree, restore_args=options, partial_restore=True)
     try:
-        return handler.restore(store.absolute(item), args=ocp.args.StandardRestore(_nested(wanted)))
+        return handler.restore(store.absolute(item), args=args)
     except Exception as error:
         quieten()
         raise InputError(f"{item} cannot be read: {first_line(error)}") from error

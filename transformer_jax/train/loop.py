@@ -330,7 +330,7 @@ def _run(
             nonlocal report, outputs
             report = {}
             with meter.pause("evaluating"), contextlib.suppress(evaluation.Stopped):
-                report, outputs = evaluate(averaged(state), prepared.validation, stop)
+                report, outputs = evaluate(state_lib.evaluated(state, experiment.optim), prepared.validation, stop)
                 observer.row({"step": step} | {f"validation/{name}": value for name, value in report.items()})
                 history.append((step, report.get(best_metric, math.nan)))
 
@@ -353,7 +353,7 @@ def _run(
         def save(state: state_lib.TrainState, report: Mapping[str, Any]) -> None:
             with meter.pause("saving"):
                 observer.flush()
-                writer.save(state, rows=rows, metric=report.get(best_metric))
+                writer.save(state_lib.to_store(state, experiment.optim), rows=rows, metric=report.get(best_metric))
 
         batch = batch_lib.place(next(batches), batch_places)
         step, saved_at, tracing = first, first, False
@@ -415,7 +415,7 @@ def _run(
         while writer.wait():
             save(state, report if step >= train.steps or impatient else {})
         if report and (step >= train.steps or impatient):
-            scores = score(averaged(state), prepared.validation, "validation")
+            scores = score(state_lib.evaluated(state, experiment.optim), prepared.validation, "validation")
             if scores:
                 row = {f"validation/{name}": x for name, x in scores.items() if not isinstance(x, str)}
                 observer.row({"step": step} | row)
@@ -424,7 +424,7 @@ def _run(
         there = hosts.first("the steps that are kept", checkpoint.steps(folder / "checkpoints"))
         best_step = _best([h for h in history if h[0] in there], chooses.best)[0]
         if prepared.test is not None and not stop.number:
-            params = averaged(state)
+            params = state_lib.evaluated(state, experiment.optim)
             if best_step not in (None, step):  # None: no evaluation gave a number
                 best = folder / "checkpoints" / str(best_step)
                 damage = checkpoint.damage_of(best, items=[checkpoint.weights(best)], together=True)
@@ -449,7 +449,9 @@ def _run(
     if primary:
         for path in task.pictures(outputs, pictured, near, name):
             say(8, named(f"picture: {path}"))
-    params = _here(averaged(state), program.declaration)  # host 0 writes the text by itself
+    params = _here(
+        state_lib.evaluated(state, experiment.optim), program.declaration
+    )  # host 0 writes the text by itself
     made = task.sample(params, model, prepared.tokenizer, experiment.sample, seed=experiment.seed) if primary else ()
     text = "".join(made)
     if text:
@@ -501,11 +503,6 @@ def _publish_last(still_ours: Callable[[], None], publish: Callable[[], None], *
     except RunError:
         if not failed:
             raise
-
-
-def averaged(state: state_lib.TrainState) -> Any:
-    """The parameters to evaluate: the average where the run keeps one."""
-    return state.params if state.ema is None else state.ema
 
 
 def _here(params: Any, declaration: Any) -> Any:

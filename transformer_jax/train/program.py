@@ -14,6 +14,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from transformer_jax import experiment as experiments
 from transformer_jax import models, optim, sharding
+from transformer_jax.contracts import EvaluatesOther
+from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import batch as batch_lib
@@ -69,6 +71,11 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     declaration = family.declare(model)
     optimizer = optim.make(experiment.optim, train.steps, declaration)
     scales = optim.lr_scales(experiment.optim, declaration)
+    if experiment.ema.decay and isinstance(experiment.optim, EvaluatesOther):
+        raise InputError(
+            f"ema.decay is {experiment.ema.decay}, but {type(experiment.optim).__name__} averages the parameters by "
+            "itself; give --ema.decay 0"
+        )
     example = experiment.task.example(experiment.data)
     places = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
@@ -87,7 +94,7 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     step = step_lib.make_step(
         loss,
         optimizer,
-        optim.schedule(experiment.optim, train.steps),
+        experiment.optim.schedule(train.steps),
         accumulate=train.accumulate,
         ema_decay=experiment.ema.decay,
         skip_spikes=train.spike if train.skip_spikes else 0.0,

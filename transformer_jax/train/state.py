@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.contracts import TrainState
+from transformer_jax.contracts import EvaluatesOther, TrainState
 from transformer_jax.nn import params as params_lib
+from transformer_jax.optim import shardings
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False, recent: int = 0) -> TrainState:
@@ -70,21 +71,41 @@ def state_shardings(
     ema: bool = False,
     recent: int = 0,
 ) -> TrainState:
-    """A tree like the state with a `NamedSharding` at each leaf: moments and average where their parameter lies.
+    """A tree like the state with a `NamedSharding` at each leaf: the average's are its parameters', those of the
+    optimiser's state are derived by `optim.shardings`.
 
-    What is not shaped like the parameters (the counts) is a scalar, and every device holds it.
+    Raises: `InputError` naming a leaf of the optimiser's state for which no sharding can be derived.
     """
     places = params_lib.shardings(declaration, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    moments = jax.eval_shape(optimizer.init, params_lib.abstract(declaration))
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda moment, place: place, moments, places, transform_non_params=lambda leaf: everywhere
-    )
+    opt_state = jax.eval_shape(optimizer.init, params_lib.abstract(declaration))
     return TrainState(
         step=everywhere,
         params=places,
-        opt_state=opt_state,
+        opt_state=shardings.of_state(opt_state, declaration, mesh),
         ema=places if ema else None,
         skipped=everywhere,
         recent=everywhere if recent else None,
     )
+
+
+def evaluated(state: TrainState, optimizer: Any) -> Any:
+    """The parameters to evaluate: the average where the run keeps one, those of the optimiser where it has others than
+    the trained ones, such as schedule-free, and else the trained ones.
+
+    Args:
+      optimizer: the experiment's `contracts.Optimizer`, not its transformation.
+    """
+    if state.ema is not None:
+        return state.ema
+    if isinstance(optimizer, EvaluatesOther):
+        return jax.jit(optimizer.evaluated)(state.opt_state, state.params)
+    return state.params
+
+
+def to_store(state: TrainState, optimizer: Any) -> TrainState:
+    """The state as a checkpoint holds it: with the parameters to evaluate as its average where they are not the trained
+    ones, so that a reader of parameters needs no optimiser. `checkpoint.restore_state` leaves them out again."""
+    if state.ema is None and isinstance(optimizer, EvaluatesOther):
+        return state.replace(ema=evaluated(state, optimizer))  # type: ignore[attr-defined]
+    return state
