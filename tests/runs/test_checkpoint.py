@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -374,13 +375,28 @@ def test_moments_are_compared_as_well(saved):
     assert message.startswith(f"{saved / '3' / 'optimizer'}: leaf state/mu/blocks/kernel is float32[2,256,256] there")
 
 
-def test_an_average_on_one_side_only_is_refused(saved, tmp_path):
-    assert refused(checkpoint.restore_state, saved / "3", target()) == (
-        f"{saved / '3'} has 'ema' but the run has not; resume with the same experiment (--ema.decay)"
-    )
+def test_an_average_that_the_state_does_not_hold_is_left_out_and_a_missing_one_refused(saved, tmp_path):
+    """Schedule-free stores the weights to evaluate in the average's place, and a state has no use for them."""
+    state, _ = checkpoint.restore_state(saved / "3", target())
+    assert state.ema is None
     with writer(tmp_path) as w:
         w.save(make_state(1), rows=1)
-    assert "the run has 'ema'" in refused(checkpoint.restore_state, tmp_path / "1", target(ema=True))
+    assert refused(checkpoint.restore_state, tmp_path / "1", target(ema=True)) == (
+        f"the run has 'ema' but {tmp_path / '1'} has not; resume with the same experiment (--ema.decay)"
+    )
+
+
+def test_moments_of_frozen_parameters_are_left_out(saved):
+    """Older versions wrote them; what else is extra is refused still."""
+    frozen = optim.make(Optim(groups=(("embed", 0.0),)), 10, DECLARATION)
+    wanted = state_lib.abstract(DECLARATION, frozen, ONE_DEVICE, ema=True)
+    state, _ = checkpoint.restore_state(saved / "3", wanted)
+    before = make_state(3, ema=True)
+    assert isinstance(state.opt_state.mu["embed"]["embedding"], optax.MaskedNode)
+    assert_identical(state.params, before.params)
+    np.testing.assert_array_equal(state.opt_state.nu["blocks"]["kernel"], before.opt_state.nu["blocks"]["kernel"])
+    lacking = wanted.replace(opt_state=wanted.opt_state._replace(count=None))
+    assert "leaf state/count int32[] is extra" in refused(checkpoint.restore_state, saved / "3", lacking)
 
 
 def test_a_meta_that_cannot_be_trusted_is_refused(saved, tmp_path):
