@@ -184,3 +184,41 @@ def test_a_small_batch_is_quick(file):
         next(iterator)
         times.append(time.perf_counter() - started)
     assert min(times) < 1e-3
+
+
+# ---- Orders --------------------------------------------------------------------------------------------------------
+
+
+def orders(rule, rows=97, seeds=10, epochs=5):
+    """{(seed, epoch): the order of that epoch}."""
+    made = {seed: pipeline.epochs(rows, seed, rule) for seed in range(seeds)}
+    return {
+        (seed, epoch): tuple(made[seed][i] for i in range(epoch * rows, (epoch + 1) * rows))
+        for seed in range(seeds)
+        for epoch in range(epochs)
+    }
+
+
+@pytest.mark.parametrize("rule", [1, 2])
+def test_each_epoch_has_each_example_once(rule):
+    assert all(sorted(order) == list(range(97)) for order in orders(rule).values())
+
+
+def test_no_two_seeds_share_an_order():
+    made = orders(2)
+    assert len(set(made.values())) == len(made) == 50
+
+
+def test_a_run_keeps_the_rule_that_it_began_with(file):
+    """Of rule 1 the second epoch of a seed is the first of the next; its orders are those of the versions before."""
+    old = orders(1)
+    assert old[0, 1] == old[1, 0]
+    assert old[3, 0][:8] == (4, 7, 27, 57, 67, 55, 42, 78)
+    assert orders(2)[3, 0][:8] == (19, 52, 83, 35, 92, 73, 85, 30)
+    with pipeline.order_rule(1):
+        assert tuple(pipeline.epochs(97, 3)[i] for i in range(97)) == old[3, 0]
+        before = corpus.training_windows(file, 16, "epochs", seed=0)
+    after = corpus.training_windows(file, 16, "epochs", seed=0)
+    assert [before.starts[i] for i in range(54)] != [after.starts[i] for i in range(54)]
+    with pytest.raises(InputError, match=r"follows rule 3, and this version knows 1 and 2"):
+        pipeline.epochs(97, 3, 3)

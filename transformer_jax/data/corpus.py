@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from transformer_jax.data import sources, tokenizers, tokens
+from transformer_jax.data import pipeline, sources, tokenizers, tokens
 from transformer_jax.errors import InputError
 
 Source = sources.Embedded | sources.TextFiles | sources.Jsonl | sources.Tfds
@@ -138,7 +138,8 @@ def training_windows(
     if not 0 <= seed < 1 << 32:
         raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
     if sampling == "epochs":
-        return Windows(file.tokens, _epochs((count - 1) // length, length, seed), length)
+        numbers = pipeline.epochs((count - 1) // length, seed)
+        return Windows(file.tokens, _SideBySide(numbers, length), length)
     return Windows(file.tokens, _Random(count - length, seed), length)
 
 
@@ -154,11 +155,18 @@ def validation_windows(
     return Windows(file.tokens, range(0, windows * stride, stride), length, overlap=length - stride)
 
 
-def _epochs(windows: int, length: int, seed: int) -> Sequence[int]:
-    """Window number times length, shuffled anew each epoch, for ever."""
-    import grain
+@dataclass(frozen=True)
+class _SideBySide(Sequence[int]):
+    """Row -> the position of a window, each once an epoch."""
 
-    return grain.MapDataset.range(0, windows * length, length).shuffle(seed=seed).repeat()
+    numbers: Sequence[int]
+    length: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.numbers[row] * self.length
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,16 @@ rows of every global batch that its devices hold; put in their places, they are 
 """
 
 import atexit
+import contextlib
+import contextvars
+import functools
 import queue
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,13 +41,62 @@ class Dataset(Protocol):
     def __getitem__(self, row: int, /) -> Any: ...
 
 
-def epochs(rows: int, seed: int) -> Sequence[int]:
-    """Numbers below `rows` for ever: each once an epoch, in an order drawn anew each epoch (Grain's shuffle)."""
+RULE = 2  # the rule of the order of examples that a new run follows; a run keeps the one that it began with
+_rule = contextvars.ContextVar("rule", default=RULE)
+
+
+@contextlib.contextmanager
+def order_rule(rule: int) -> Iterator[None]:
+    """Orders that are made in this block follow a rule of `epochs`: a run that goes on prepares its data so."""
+    token = _rule.set(rule)
+    try:
+        yield
+    finally:
+        _rule.reset(token)
+
+
+def epochs(rows: int, seed: int, rule: int | None = None) -> Sequence[int]:
+    """Numbers below `rows` for ever: each once an epoch, in an order drawn anew each epoch (Grain's shuffle).
+
+    Args:
+      rule: 2: the order of an epoch is drawn from (seed, epoch) hashed together, so no two seeds share one. 1, of runs
+        from before: from seed + epoch, so that the second epoch of seed 0 is the first of seed 1. None: that of
+        `order_rule`, else RULE.
+    Raises:
+      InputError: for a seed or a rule that there is not.
+    """
     import grain
+
+    rule = _rule.get() if rule is None else rule
 
     if not 0 <= seed < 1 << 32:
         raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
-    return grain.MapDataset.range(rows).shuffle(seed=seed).repeat()
+    if rule == 1:
+        return grain.MapDataset.range(rows).shuffle(seed=seed).repeat()
+    if rule != 2:
+        raise InputError(f"the order of the data follows rule {rule}, and this version knows 1 and 2; update it")
+    return _Epochs(rows, seed)
+
+
+@dataclass(frozen=True)
+class _Epochs(Sequence[int]):
+    rows: int
+    seed: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, i: Any) -> Any:
+        epoch, row = divmod(i, self.rows)
+        return int(_epoch(self.rows, self.seed, epoch)[row])
+
+
+@functools.lru_cache(maxsize=8)  # a batch may lie across the border of two epochs
+def _epoch(rows: int, seed: int, epoch: int) -> Any:
+    import grain
+
+    (folded,) = np.random.SeedSequence((seed, epoch)).generate_state(1)
+    return grain.MapDataset.range(rows).shuffle(seed=int(folded))
 
 
 def batches(

@@ -1,0 +1,167 @@
+"""What a model is asked, read as training reads it, and its answers: one for each input, in order.
+
+asked = inputs.arguments(["a text", ""])                      # what stands on the command line
+asked = inputs.lines("new.txt")                               # of a file, or "-": stdin
+asked = inputs.table("new.csv", ("review",))                  # by column, the other columns kept
+asked = inputs.images(["photo.jpg", "folder"])
+for one, answer in inputs.answered(asked, predict): ...       # {"error": why} where there is no answer
+inputs.write(Path("answers.csv"), inputs.answered(asked, predict))
+"""
+
+import csv
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformer_jax import files
+from transformer_jax.data import image_files, records, text_files
+from transformer_jax.errors import InputError
+
+Ask = str | tuple[str, ...]  # a text; or the two of a pair, or the words of a sentence
+Answer = Mapping[str, Any]
+OUT = (".csv", ".jsonl")
+ECHOED = ("text", "text_b", "source", "question", "image")  # what tasks repeat of an input in its answer
+
+
+class Input(NamedTuple):
+    """One thing to answer."""
+
+    ask: Ask
+    where: str
+    """For messages: "new.csv:17"."""
+    columns: Mapping[str, Any]
+    """The record it is from, in a table; {} elsewhere."""
+    error: str = ""
+    """Why there is nothing to answer; "" where there is."""
+
+
+# ---- Reading -------------------------------------------------------------------------------------------------------
+
+
+def arguments(given: Sequence[str]) -> list[Input]:
+    """Texts of the command line. Raises `InputError` for one that is not UTF-8."""
+    for text in given:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            at = len(text[: error.start].encode())
+            raise InputError(
+                f"the input {text[: error.start]!r}... is not UTF-8 at byte {at}; give it in UTF-8"
+            ) from None
+    return [_input(text, f"input {number}") for number, text in enumerate(given, 1)]
+
+
+def lines(path: str) -> list[Input]:
+    """Every line of a text file, blank ones too; of stdin where the path is "-".
+
+    Raises:
+      InputError: for a file that cannot be read, and for a table, of which a line is no input.
+    """
+    if path == "-":
+        text = text_files.split(text_files.decoded(sys.stdin.buffer, "stdin"), "stdin")
+        return [_input(line, f"stdin:{number}") for number, line in enumerate(text, 1)]
+    if text_files.suffix(path) in records.SUFFIXES:
+        names = ", ".join(map(repr, next((record for _, record in records.read(Path(path), headed=True)), {})))
+        raise InputError(f"{path} is a table; say with --text which of its columns is the input: {names}")
+    return [_input(line, f"{path}:{number}") for number, line in enumerate(text_files.lines(Path(path)), 1)]
+
+
+def table(path: str, columns: Sequence[str]) -> list[Input]:
+    """Every record of a .csv, .tsv or .jsonl file.
+
+    Args:
+      columns: of the text, or of the two texts of a pair; by number from 0 where the file has no header.
+    Raises:
+      InputError: for what `data.tables.Table` refuses of a file, empty texts apart: these have no answer.
+    """
+    found = []
+    for line, record in records.read(Path(path), headed=not columns[0].isdecimal()):
+        where = f"{path}:{line}"
+        if missing := [column for column in columns if column not in record]:
+            raise records.no_column(record, missing[0], where, "--text and --text-b")
+        texts = tuple(records.string(record, column, where) for column in columns)
+        found.append(_input(texts[0] if len(texts) == 1 else texts, where, record))
+    return found
+
+
+def images(paths: Sequence[str]) -> tuple[list[Input], Counter[str]]:
+    """Image files, those below a folder in the order of their names; and how many files of which kind are no images."""
+    found: list[Input] = []
+    left_out: Counter[str] = Counter()
+    for path in paths:
+        if path and Path(path).is_dir():
+            inside = sorted(file for file in Path(path).rglob("[!.]*") if file.is_file())
+            chosen = [file for file in inside if file.suffix.lower() in image_files.SUFFIXES]
+            left_out.update(f"{file.suffix or 'other'} files" for file in inside if file not in set(chosen))
+            found += [Input(str(file), str(file), {}) for file in chosen]
+        else:
+            found.append(_input(path, path))
+    return found, left_out
+
+
+def _input(ask: Ask, where: str, columns: Mapping[str, Any] | None = None) -> Input:
+    texts = (ask,) if isinstance(ask, str) else ask
+    return Input(ask, where, columns or {}, "" if all(text.strip() for text in texts) else "the input is empty")
+
+
+# ---- Answering -----------------------------------------------------------------------------------------------------
+
+
+def answered(
+    asked: Sequence[Input], predict: Callable[[list[Ask]], Iterable[Answer]]
+) -> Iterator[tuple[Input, Answer]]:
+    """Each input and its answer, in order; {"error": why} where there is none.
+
+    Args:
+      predict: gives an answer for each input, {"error": why} for one that it cannot answer.
+    """
+    answers = iter(predict([one.ask for one in asked if not one.error]))
+    for one in asked:
+        yield one, {"error": one.error} if one.error else next(answers)
+
+
+# ---- Writing -------------------------------------------------------------------------------------------------------
+
+
+def check_out(path: Path) -> None:
+    """Raises `InputError` where `write` would: before anything is computed."""
+    if path.suffix.lower() not in OUT:
+        raise InputError(f"--out {path}: its name ends in none of {', '.join(OUT)}, which say how to write it")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: there is no folder {path.parent}; make it, or name another")
+
+
+def write(path: Path, rows: Iterable[tuple[Input, Answer]]) -> None:
+    """Writes a row for each input: its columns, or its text, and then what was answered, whole or not at all.
+
+    An answer's field that has the name of a column is called "predicted_NAME". In .csv a list or an object is JSON,
+    and what there is not stays empty.
+    """
+    check_out(path)
+    made = [_row(one, answer) for one, answer in rows]
+    if path.suffix.lower() == ".jsonl":
+        files.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
+        return
+    names = dict.fromkeys(name for row in made for name in row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in made)
+    files.write(path, text.getvalue())
+
+
+def _row(one: Input, answer: Answer) -> dict[str, Any]:
+    texts = (one.ask,) if isinstance(one.ask, str) else one.ask
+    given = dict(one.columns) or dict(zip(("text", "text_b"), texts, strict=False))
+    new = {name: value for name, value in answer.items() if not (name in ECHOED and value in texts)}
+    return given | {f"predicted_{name}" if name in given else name: value for name, value in new.items()}
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return json.dumps(value, ensure_ascii=False)
