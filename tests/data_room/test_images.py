@@ -42,6 +42,7 @@ def prepare(folder: Path | str, **changes) -> images.Prepared:
 
 def test_an_example_is_the_pixels_of_its_file(tmp_path):
     made = prepare(write(tmp_path))
+    assert made.facts.pop("share_of_each_picture_that_is_seen") == 0.79  # 8 of 9 pixels
     assert made.facts == {"classes": 3, "train_images": 12, "validation_images": 12, "test_images": 12}
     example = made.validation[5]  # the second of the bees: classes and files by name
     assert example["labels"] == 1 and example["weights"] == 1
@@ -235,3 +236,44 @@ def test_cifar10(shared_data):
     for i in range(20):
         np.testing.assert_array_equal(made.test[i]["images"], theirs[i]["image"])
         assert made.test[i]["labels"] == theirs[i]["label"]
+
+
+def test_files_that_are_no_images_are_counted(tmp_path):
+    """Also in upper case; JPEG under its other names is read."""
+    write(tmp_path, each=2)
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    for name in ("a.bmp", "b.BMP", "c.gif", "d.tif", ".hidden.gif", "README"):
+        (tmp_path / "train/ant" / name).write_bytes(b"")
+    for name in ("e.jfif", "f.JPG", "g.PNG"):
+        image.save(tmp_path / "train/bee" / name, "PNG" if name.endswith("PNG") else "JPEG")
+    made = prepare(tmp_path)
+    assert made.facts["train_images"] == 3 * 2 + 3 and made.facts["validation_images"] == 6
+    assert made.facts["train_files_left_out"] == "2 .bmp files, 1 .gif files, 1 .tif files, 1 other files"
+    assert "validation_files_left_out" not in made.facts
+    for path in (tmp_path / "train/cow").iterdir():
+        path.rename(path.with_suffix(".tiff"))
+    with pytest.raises(InputError, match=r"cow: no images in it \(2 .tiff files\); they end in .jpg, .jpeg"):
+        prepare(tmp_path)
+
+
+def test_broken_images_that_are_found_late_are_counted(tmp_path):
+    """A set that does not fit into the memory is decoded as it is asked for; results.json holds these facts."""
+    write(tmp_path)
+    (tmp_path / "train/ant/0.png").write_bytes(b"no image")
+    made = prepare(tmp_path, memory=0, broken="skip")
+    assert "train_images_left_out" not in made.facts
+    for _ in range(2):
+        made.train.stacked(range(12))
+    assert made.facts["train_images_left_out"] == f"1: {tmp_path}/train/ant/0.png: neither JPEG, PNG nor WebP"
+
+
+def test_a_size_without_its_resize_is_refused(tmp_path):
+    data = ImageSet(Folder(str(write(tmp_path))))
+    published = Preprocess(size=224, resize=256, fit="shortest")
+    with pytest.raises(InputError, match=r"the model sees 1.6% of each; give --task.preprocess.resize 37"):
+        images.prepare(data, Preprocess(size=32, resize=256, fit="shortest"), NAMES, seed=0)
+    scaled = published.scaled(32)
+    assert scaled == Preprocess(size=32, resize=37, fit="shortest") and scaled.seen == pytest.approx(
+        published.seen, 0.03
+    )
+    assert images.prepare(data, scaled, NAMES, seed=0).facts["share_of_each_picture_that_is_seen"] == 0.748

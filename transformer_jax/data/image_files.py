@@ -11,15 +11,34 @@ Letters: Y and X pixels, C channels.
 """
 
 import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from transformer_jax.data.preprocess import Preprocess
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MAX_PIXELS = 2**27  # of an image, before or after resizing; the largest that a camera makes have as many
 DRAFT_PIXELS = 2**24  # a JPEG with more is decoded at a half, a quarter or an eighth of its size, where that suffices
+
+
+def below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The image files anywhere below a folder, by name, and how many files there are of each other kind. Hidden files
+    are neither."""
+    seen = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+    images = [path for path in seen if path.suffix.lower() in SUFFIXES]
+    others = Counter(f"{path.suffix.lower() or 'other'} files" for path in seen)
+    for path in images:
+        others[f"{path.suffix.lower()} files"] -= 1
+    return images, +others
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """Counts of what was left out, in words: "3 .bmp files, 1 .gif files"."""
+    return ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()))
 
 
 class Broken(Exception):

@@ -9,8 +9,9 @@ A source has `.classes()`, the names in the order of their numbers, and `.images
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -38,6 +39,8 @@ class Images:
     """What is read, for messages."""
     count: int
     read: Callable[[Sequence[int]], list[Item]]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files that are no images, by kind, and how many: {".gif files": 2}."""
 
     def __post_init__(self) -> None:
         if not self.count:
@@ -79,10 +82,11 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Folder:
-    """PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg with PATH/val (or validation) and, if there is one, PATH/test.
+    """PATH/CLASS/*.jpg (.png, .webp), or PATH/train/CLASS/*.jpg with PATH/val (or validation) and, if there is one,
+    PATH/test.
 
-    The classes are the folders to train on, in the order of their names. Without a validation folder a part of the
-    files, chosen by a hash of their names, is held out.
+    The classes are the folders to train on, in the order of their names; other files in them are counted. Without a
+    validation folder a part of the files, chosen by a hash of their names, is held out.
     """
 
     path: str
@@ -108,13 +112,15 @@ class Folder:
             return None
         names = self.classes()
         found: list[tuple[str, Path, int]] = []
+        left_out: Counter[str] = Counter()
         for folder in _subfolders(root):
             if folder.name not in names:
                 raise InputError(f"{folder}: there is no class {folder.name!r} to train on; {_few(names)}")
-            files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in image_files.SUFFIXES)
-            files = [path for path in files if not path.name.startswith(".")]
+            files, others = image_files.below(folder)
+            left_out += others
             if not files:
-                raise InputError(f"{folder}: no images in it; they end in {', '.join(image_files.SUFFIXES)}")
+                have = f" ({image_files.counted(others)})" if others else ""
+                raise InputError(f"{folder}: no images in it{have}; they end in {', '.join(image_files.SUFFIXES)}")
             found += [(path.relative_to(root).as_posix(), path, names.index(folder.name)) for path in files]
         if side != "test" and self._root("validation") == self._root("train"):
             held, below = side == "validation", self.validation_fraction
@@ -123,7 +129,7 @@ class Folder:
         def read(numbers: Sequence[int]) -> list[Item]:
             return [Item(_bytes(found[i][1]), found[i][2], str(found[i][1])) for i in numbers]
 
-        return Images(f"{root} ({side})", len(found), read)
+        return Images(f"{root} ({side})", len(found), read, left_out)
 
     def _root(self, side: Side) -> Path:
         """The folder with the class folders of a side; `path` itself where they are not divided into sides."""

@@ -31,6 +31,7 @@ from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 
 Source = Digits | Folder | TfdsImages
+LEAST_SEEN = 0.25  # of a picture: less is a `resize` that was not changed with the size
 BLOCK = 512  # images decoded together
 REPEATED = 64  # images that come one after the other before they come again, where they do
 CROPS = 7  # the stream of `objectives.generator` that random crops draw from
@@ -114,8 +115,11 @@ class OnDemand(_Examples):
     seed: int
     crop: tuple[float, float] | None = None
     repeats: int = 1
-    named: set[str] = field(default_factory=set)
-    """Images that were skipped."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Where images that were left out are counted, as they are found."""
+    side: Side = "train"
+    named: dict[str, str] = field(default_factory=dict)
+    """Images that were left out, and why."""
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""
@@ -132,7 +136,8 @@ class OnDemand(_Examples):
             if self.data.broken == "refuse":
                 raise _refusal(item, found)
             if item.where not in self.named:
-                self.named.add(item.where)
+                self.named[item.where] = f"{item.where}: {found}"
+                self.facts[f"{self.side}_images_left_out"] = _few(list(self.named.values()))
                 print(f"left out, number {len(self.named)}: {item.where}: {found}", file=sys.stderr, flush=True)
         return {"images": images, "labels": self.numbers[[item.label for item in items]], "weights": weights_B}
 
@@ -155,6 +160,12 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
     Errors: `InputError` for a side without images, an unknown class, an image that is none (or a label that is out of
       range) as far as they are decoded here; the others when their turn comes.
     """
+    if preprocess.seen < LEAST_SEEN:
+        fit = f"--task.preprocess.resize {round(preprocess.size * 8 / 7)}"
+        raise InputError(
+            f"task.preprocess resizes pictures to {preprocess.resize} pixels and cuts out the central "
+            f"{preprocess.size}: the model sees {preprocess.seen:.1%} of each; give {fit}"
+        )
     names = data.source.classes()
     if unknown := [name for name in names if name not in labels]:
         raise InputError(
@@ -163,27 +174,33 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
         )
     numbers = np.array([labels.index(name) for name in names], np.int32)
     facts: dict[str, Any] = {"classes": len(labels)}
+    if preprocess.resize != preprocess.size:
+        facts["share_of_each_picture_that_is_seen"] = round(preprocess.seen, 3)
     sides: tuple[Side, ...] = ("train", "validation", "test")
     found = {side: images for side in sides if (images := data.source.images(side)) is not None}
     each, left = preprocess.size**2 * len(preprocess.mean), data.memory
     made: dict[str, _Examples] = {}
     for side, images in found.items():
         facts[f"{side}_images"] = images.count
+        if images.left_out:
+            facts[f"{side}_files_left_out"] = image_files.counted(images.left_out)
         crops, repeats = side == "train" and data.train_crop == "inception", data.repeats if side == "train" else 1
         if not crops and each * images.count <= left:
             left -= each * images.count
             pixels, kept, broken = _decode_all(images, preprocess, data)
             if broken:
-                facts[f"{side}_images_left_out"] = f"{len(broken)}: {'; '.join(broken[:3])}" + "; ..." * (
-                    len(broken) > 3
-                )
+                facts[f"{side}_images_left_out"] = _few(broken)
             order = pipeline.epochs(len(kept), seed) if side == "train" else range(len(kept))
             made[side] = Held(pixels, numbers[kept], order, repeats)
         else:
             order = pipeline.epochs(images.count, seed) if side == "train" else range(images.count)
             crop = data.crop_area if crops else None
-            made[side] = OnDemand(images, numbers, preprocess, data, order, seed, crop, repeats)
+            made[side] = OnDemand(images, numbers, preprocess, data, order, seed, crop, repeats, facts, side)
     return Prepared(made["train"], made["validation"], made.get("test"), facts)
+
+
+def _few(broken: Sequence[str]) -> str:
+    return f"{len(broken)}: {'; '.join(broken[:3])}" + "; ..." * (len(broken) > 3)
 
 
 def _once(i: int, repeats: int) -> int:

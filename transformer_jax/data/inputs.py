@@ -94,10 +94,9 @@ def images(paths: Sequence[str]) -> tuple[list[Input], Counter[str]]:
     left_out: Counter[str] = Counter()
     for path in paths:
         if path and Path(path).is_dir():
-            inside = sorted(file for file in Path(path).rglob("[!.]*") if file.is_file())
-            chosen = [file for file in inside if file.suffix.lower() in image_files.SUFFIXES]
-            left_out.update(f"{file.suffix or 'other'} files" for file in inside if file not in set(chosen))
-            found += [Input(str(file), str(file), {}) for file in chosen]
+            inside, others = image_files.below(Path(path))
+            found += [Input(str(file), str(file), {}) for file in inside]
+            left_out += others
         else:
             found.append(_input(path, path))
     return found, left_out

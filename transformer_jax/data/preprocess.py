@@ -3,6 +3,7 @@
 `data.images` does it; `hub` reads it from a snapshot's preprocessor_config.json and writes it there.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,3 +45,12 @@ class Preprocess:
             raise InputError(
                 f"preprocess.mean is {self.mean} and std {self.std}; they need one number for each channel, std above 0"
             )
+
+    @property
+    def seen(self) -> float:
+        """The share of the resized square that is cut out for the model."""
+        return (self.size / self.resize) ** 2
+
+    def scaled(self, size: int) -> "Preprocess":
+        """The same for another size: `resize` grows with it, so that the model sees the same part of each picture."""
+        return dataclasses.replace(self, size=size, resize=round(self.resize * size / self.size))
