@@ -19,7 +19,7 @@ SOURCES = sorted(path for folder in (PACKAGE, ROOT / "experiments", ROOT / "tool
 # Imported where they are used, never on the way in. (flax imports rich by itself.)
 HEAVY = [
     *("tensorflow", "torch", "transformers", "orbax", "grain", "tensorflow_datasets", "array_record", "tokenizers"),
-    *("tyro", "rich", "matplotlib", "tensorboardX", "PIL"),
+    *("tyro", "rich", "matplotlib", "tensorboardX", "PIL", "wandb", "mlflow", "trackio"),
 ]
 
 
@@ -183,8 +183,10 @@ def test_import_is_cheap(statement, heavy, bound, capsys):
 def test_what_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn", "Pillow": "PIL", "Babel": "babel"}
+    names["mlflow-skinny"] = "mlflow"
     extras = project["optional-dependencies"]
-    declarations = project["dependencies"] + extras["experiments"] + extras["gcs"] + ["fsspec"]  # gcsfs is one of its
+    declarations = project["dependencies"] + ["fsspec"]  # gcsfs is one of its
+    declarations += [line for name in ("experiments", "gcs", "wandb", "mlflow", "trackio") for line in extras[name]]
     declared = {"jaxlib"} | {  # jax brings the one jaxlib it works with
         names.get(word, word.replace("-", "_")) for word in (re.split(r"[^\w-]", line)[0] for line in declarations)
     }

@@ -14,23 +14,30 @@ from transformer_jax.observe.legacy import Observer, Row
 from transformer_jax.observe.meter import PEAK_FLOPS, Meter, peak_flops
 from transformer_jax.observe.observing import DEFAULT, Observing, start
 from transformer_jax.observe.plot import plot_loss
+from transformer_jax.observe.scalars import Scalars
+from transformer_jax.observe.sending import Sending
+from transformer_jax.observe.services import SERVICES, named
 from transformer_jax.observe.tensorboard import TensorBoard
 from transformer_jax.observe.terminal import Terminal, banner, counting, describe, duration, table
 
 __all__ = [
     "DEFAULT",
     "PEAK_FLOPS",
+    "SERVICES",
     "JsonLines",
     "Meter",
     "Observer",
     "Observing",
     "Row",
+    "Scalars",
+    "Sending",
     "TensorBoard",
     "Terminal",
     "banner",
     "counting",
     "describe",
     "duration",
+    "named",
     "peak_flops",
     "plot_loss",
     "read_rows",

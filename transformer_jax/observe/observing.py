@@ -80,25 +80,25 @@ class Observing:
 
     def _call_required(self, method: str, *arguments: Any) -> None:
         for observer in self.required:
-            _hear(observer, method, arguments)
+            call(observer, method, arguments)
 
     def _call_optional(self, method: str, *arguments: Any) -> None:
         """Calls a method of the observers that the run can do without; drops those that raise."""
         for observer in list(self.optional):
             try:
-                _hear(observer, method, arguments)
+                call(observer, method, arguments)
             except Exception as error:
                 self.optional.remove(observer)
                 print(dropped(observer, error), file=sys.stderr, flush=True)
 
 
-def _hear(observer: Observer, method: str, arguments: Sequence[Any]) -> None:
+def call(observer: Observer, method: str, arguments: Sequence[Any]) -> None:
     """Calls the method, if the observer has it, with mappings that are its own to change."""
     if hasattr(observer, method):
         getattr(observer, method)(*(dict(x) if isinstance(x, Mapping) else x for x in arguments))
 
 
-def dropped(observer: object, error: Exception) -> str:
+def dropped(observer: object, error: BaseException) -> str:
     """The line that is logged when an observer is dropped."""
     message = " ".join(str(error).split())[:300]
     why = f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -5,12 +5,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.contracts import Observer, Report, Row, RunFacts
+from transformer_jax.contracts import RunFacts
+from transformer_jax.observe.scalars import Scalars
 
 FLUSH_EVERY = 120.0  # seconds
 
 
-class TensorBoard(Observer):
+class TensorBoard(Scalars):
     """Writes FOLDER/events.out.tfevents...: `train/loss`, `validation/...`, `test/...`."""
 
     def start(self, run: RunFacts) -> None:
@@ -22,17 +23,11 @@ class TensorBoard(Observer):
         start = SessionLog(status=SessionLog.START)  # TensorBoard drops what a killed run has left after this step
         self.events.write_event(Event(wall_time=time.time(), step=run.first_step + 1, session_log=start))
 
-    def row(self, row: Row) -> None:
-        self._write(int(row["step"]), {f"train/{name}": value for name, value in row.items() if name != "step"})
-
-    def evaluation(self, step: int, name: str, report: Report) -> None:
-        self._write(step, {f"{name}/{key}": value for key, value in report.items() if not isinstance(value, str)})
-
-    def _write(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        for name, value in values.items():
+        for name, value in numbers.items():
             if math.isfinite(value):
                 self.events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         if time.monotonic() - self.flushed > FLUSH_EVERY:
