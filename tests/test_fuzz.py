@@ -80,7 +80,7 @@ def test_an_input_is_a_function_of_seed_and_number(tmp_path):
 
 def test_a_manifest_that_lists_half_a_character(tmp_path):
     name = "\ud800"
-    (tmp_path / manifest.NAME).write_bytes(manifest._render({name: manifest.File(1, "a")}))
+    (tmp_path / manifest.NAME).write_bytes(manifest.render(manifest.Manifest({name: manifest.File(1, "a")})))
     with pytest.raises(manifest.Damaged, match=r"lists '\\ud800', which is not a file in this folder"):
         manifest.verify(tmp_path)
 

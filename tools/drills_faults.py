@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformer_jax import files
 from transformer_jax.runs import manifest
 from transformer_jax.runs.writer import Writer
 
@@ -64,10 +65,10 @@ def at(point: str, number: int) -> Callable[[], None]:
         if now() and point == "before a save":
             die()
 
-    def half_a_manifest(path: Path, files: Any) -> None:
+    def half_a_manifest(path: Path, listed: Any, **_: Any) -> None:
         if now() and path.name == manifest.NAME:
             if point == "in the middle of the manifest":
-                data = manifest._render(files)
+                data = manifest.render(manifest.Manifest(listed))
                 path.write_bytes(data[: len(data) // 2])
             die()
 
@@ -109,7 +110,7 @@ def at(point: str, number: int) -> Callable[[], None]:
 
 def failing_sync(times: int) -> None:
     """The first `times` syncs of a file, from the second save on, report an I/O error."""
-    sync, left, saves, threads = manifest._sync, times, 0, threading.Lock()
+    sync, left, saves, threads = files.sync, times, 0, threading.Lock()
 
     def failing(path: Path) -> None:
         nonlocal left, saves
@@ -121,7 +122,7 @@ def failing_sync(times: int) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         sync(path)
 
-    manifest._sync = failing
+    files.sync = failing
 
 
 def main() -> int:

@@ -223,7 +223,8 @@ def _signed(name: str, tree: Any) -> bytes:
         tree["sha256"] = tokens._digest(tree)
     with contextlib.suppress(Exception):  # what it lists may be beyond a manifest by now
         if name == manifest.NAME:
-            return manifest._render({n: manifest.File(f["bytes"], f["sha256"]) for n, f in tree["files"].items()})
+            listed = {n: manifest.File(f["bytes"], f["sha256"]) for n, f in tree["files"].items()}
+            return manifest.render(manifest.Manifest(listed, tree.get("step"), tree.get("run", "")))
     return json.dumps(tree).encode()
 
 

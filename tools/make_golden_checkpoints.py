@@ -22,7 +22,7 @@ from transformer_jax import experiment as experiments
 from transformer_jax.data import corpus, image_sources, images, preprocess, tokenizers
 from transformer_jax.experiment import Ema, Experiment
 from transformer_jax.models import bert, gpt, seq2seq, vit
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import checkpoint, identity
 from transformer_jax.runs.writer import Writer
 from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.train import state as state_lib
@@ -101,7 +101,9 @@ def main() -> None:
             continue
         state = dataclasses.replace(drawn(abstract(experiment), seed=0), step=jnp.int32(STEP))
         config = config_json.to_json(experiment)
-        with Writer(folder / "checkpoints", family=name, config=config) as writer:
+        folder.mkdir(parents=True)
+        run = identity.run_id(folder)
+        with Writer(folder / "checkpoints", family=name, config=config, run=run) as writer:
             writer.save(state, rows=8 * STEP, metric=1.5)
         evaluated = state.params if state.ema is None else state.ema
         np.savez_compressed(

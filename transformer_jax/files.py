@@ -14,8 +14,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from transformer_jax.errors import InputError
 
@@ -26,7 +27,7 @@ JSON_VALUES = 2**23  # of any JSON: Python takes up to 70 bytes for a value that
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def opened(path: Path, *, limit: int | None = None, inside: Path | None = None) -> BinaryIO:
+def opened(path: Path, *, limit: int | None = None, inside: Path | None = None) -> BufferedReader:
     """A local file opened for reading.
 
     Args:
@@ -52,7 +53,7 @@ def opened(path: Path, *, limit: int | None = None, inside: Path | None = None) 
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
         refuse_other(path, os.fstat(descriptor), limit)
-        return os.fdopen(descriptor, "rb")
+        return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise

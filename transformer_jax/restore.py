@@ -13,6 +13,7 @@ go, and in which dtype they compute, is decided here and now, so that a checkpoi
 
 import contextlib
 import dataclasses
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, store
+from transformer_jax.runs import checkpoint, store, versions
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -83,16 +84,18 @@ def load(
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{path} {what}; give a workdir, a step's folder or a local Hugging Face snapshot folder")
     if (folder / "meta").is_dir():
-        if verify:
-            checkpoint.check_files(folder, items=[checkpoint.weights(folder)])
-        return _load_step(folder, dtype, sharding)
+
+        def step(folder: Path) -> Loaded:
+            if verify:
+                checkpoint.check_files(folder, items=[checkpoint.weights(folder)])
+            return _load_step(folder, dtype, sharding)
+
+        return checkpoint.undeleted(folder, step)
     if not store.remote(folder) and hub.is_snapshot(folder):
         return _load_snapshot(folder, dtype, sharding)
     if (folder / "checkpoints").is_dir():
-        step = checkpoint.newest(folder / "checkpoints", weights_only=True, verify=verify)
-        if step is None:
-            raise InputError(f"{folder / 'checkpoints'} holds no complete step yet; train until the first save")
-        return _load_step(folder / "checkpoints" / str(step), dtype, sharding)
+        steps = folder / "checkpoints"  # of which a trainer may delete the one that is being read
+        return checkpoint.of_newest(steps, lambda step: _load_step(step, dtype, sharding), verify=verify)
     raise InputError(
         f"{path} is neither a workdir (no checkpoints/ in it), nor a step's folder (no meta/), nor a Hugging Face "
         "snapshot (no config.json with a model_type)"
@@ -101,6 +104,8 @@ def load(
 
 def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
     meta = checkpoint.read_meta(folder)
+    if others := versions.changed(meta):
+        logging.getLogger("transformer_jax").info("%s was written with other versions: %s", folder, others)
     experiment = config_json.from_json(meta["config"], where=f"{folder / 'meta'}: config")
     config = _compute_in(experiment.model, dtype, experiment.precision)
     family = models.family(config)

@@ -85,7 +85,7 @@ def test_a_state_comes_back_to_the_bit(saved):
     state, meta = checkpoint.restore_state(saved / "3", target(ema=True))
     assert_identical(state, make_state(3, ema=True))
     facts = {name: meta[name] for name in ("format", "step", "rows", "family", "config", "metric")}
-    assert facts == {"format": 2, "step": 3, "rows": 96, "family": "toy", "config": {"type": "toy"}, "metric": 1.5}
+    assert facts == {"format": 3, "step": 3, "rows": 96, "family": "toy", "config": {"type": "toy"}, "metric": 1.5}
     assert meta["dtypes"] == {"params": ["float32"], "optimizer": ["float32", "int32"], "ema": ["float32"]}
 
 
@@ -404,7 +404,7 @@ def test_a_meta_that_cannot_be_trusted_is_refused(saved, tmp_path):
     path = step / "meta" / "metadata"
     meta = json.loads(path.read_text())
     for changes, message in [
-        ({"format": 99}, "format 99 is not 1 or 2, which this version reads; upgrade transformer_jax"),
+        ({"format": 99}, "format 99 is not 1 or 2 or 3, which this version reads; upgrade transformer_jax"),
         ({"rows": "many"}, "'rows' is 'many', which is not of type int"),
         ({"step": True}, "'step' is True, which is not of type int"),
     ]:

@@ -41,7 +41,7 @@ def damage_of(step: Path, **options) -> str:
 
 def test_a_manifest_lists_every_file(run):
     step = run / "checkpoints" / "9"
-    files = manifest.read(step / manifest.NAME)
+    files = manifest.read(step / manifest.NAME).files
     found = {p.relative_to(step).as_posix(): p.stat().st_size for p in step.rglob("*") if p.is_file()}
     found.pop(manifest.NAME)
     assert {name: file.bytes for name, file in files.items()} == found
@@ -55,8 +55,10 @@ def test_a_manifest_lists_every_file(run):
 
 def test_a_manifest_is_written_back_to_the_byte(tmp_path):
     files = {name: manifest.File(n, f"{n:064x}") for n, name in enumerate(["a/b", "%s", 'quote"', "ünïcode", "z"])}
+    manifest.write(tmp_path / manifest.NAME, files, step=3, run="5f0c")
+    assert manifest.read(tmp_path / manifest.NAME) == manifest.Manifest(files, 3, "5f0c")
     manifest.write(tmp_path / manifest.NAME, files)
-    assert manifest.read(tmp_path / manifest.NAME) == files
+    assert manifest.read(tmp_path / manifest.NAME) == manifest.Manifest(files)
     written = (tmp_path / manifest.NAME).read_bytes()
     assert set(json.loads(written)) == {"manifest", "sha256", "files"}
     for at in range(len(written)):  # each single byte, and each length
@@ -102,7 +104,7 @@ def test_what_orbax_restores_wrongly_is_refused(copy):
         spoilt = bytearray(whole)
         spoilt[rng.randrange(len(whole))] ^= 64
         data.write_bytes(spoilt)
-        with pytest.raises(InputError, match="none of the steps in"), pytest.warns(UserWarning, match="is damaged"):
+        with pytest.raises(InputError, match="none of the steps in"), pytest.warns(UserWarning, match="is not used"):
             transformer_jax.load(copy)
         with pytest.raises(manifest.Damaged, match="is not as it was written: its SHA-256 is"):
             transformer_jax.load(step)
@@ -158,7 +160,7 @@ def test_each_damage_has_its_words(copy):
 
 def test_a_step_without_its_average_is_not_taken_for_one_that_had_none(copy):
     shutil.rmtree(copy / "checkpoints" / "9" / "ema")
-    with pytest.warns(UserWarning, match=r"step 9 is damaged and is not used: .*/9/ema/"):
+    with pytest.warns(UserWarning, match=r"step 9 is not used: .*/9/ema/"):
         loaded = transformer_jax.load(copy)
     assert loaded.step == 3
     with pytest.raises(InputError, match=r"/9/ema does not exist, so"):
@@ -187,4 +189,4 @@ def test_damaged_steps_are_set_aside_by_a_run_that_goes_on(copy):
     with Writer(folder, family="gpt", config={}, resumed=3, say=said.append):
         pass
     assert sorted(path.name for path in folder.iterdir()) == ["3", "9.damaged", "9.damaged-2"]
-    assert said[0].startswith("step 9 is damaged and is not used: ") and "is set aside as 9.damaged-2" in said[1]
+    assert said[0].startswith("step 9 is not used: ") and "is set aside as 9.damaged-2" in said[1]

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from transformer_jax.errors import InputError
-from transformer_jax.runs import workdir
+from transformer_jax.runs import identity, workdir
 
 
 def test_a_run_has_one_id(tmp_path):
-    assert workdir.stored_run_id(tmp_path) is None
+    assert identity.stored(tmp_path) is None
     made = workdir.run_id(tmp_path)
-    assert workdir.run_id(tmp_path) == workdir.stored_run_id(tmp_path) == made and len(made) == 32
+    assert workdir.run_id(tmp_path) == identity.stored(tmp_path) == made and len(made) == 32
     (tmp_path / "other").mkdir()
     assert workdir.run_id(tmp_path / "other") != made
 

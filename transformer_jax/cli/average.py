@@ -18,7 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from transformer_jax import config_json, models
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, store
+from transformer_jax.runs import checkpoint, identity, store
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
 
@@ -78,7 +78,8 @@ def create(folder: Path, run: Path, *, last: int) -> list[int]:
             shutil.copyfile(near / "config.json", part / "config.json")
             if (near / "tokenizer").is_dir():
                 shutil.copytree(near / "tokenizer", part / "tokenizer")
-        with Writer(part / "checkpoints", family=meta["family"], config=meta["config"], averaged=chosen) as writer:
+        facts = {"family": meta["family"], "config": meta["config"], "run": identity.run_id(part)}
+        with Writer(part / "checkpoints", averaged=chosen, **facts) as writer:
             writer.save(state, rows=meta["rows"])
         part.rename(folder)
     except BaseException:

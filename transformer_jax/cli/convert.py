@@ -10,7 +10,7 @@ from transformer_jax import experiment as experiments
 from transformer_jax.data import corpus, image_sources, images, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs.workdir import kind, write_json
+from transformer_jax.runs.workdir import kind, run_id, write_json
 from transformer_jax.runs.writer import Writer
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.span_qa import questions
@@ -57,6 +57,6 @@ def create(folder: Path, loaded: Any) -> None:
     experiment = config_json.to_json(Experiment(model=loaded.config, data=data, task=loaded.task, sample=sample))
     write_json(part / "config.json", experiment)
     family = loaded.family.__name__.rpartition(".")[2]
-    with Writer(part / "checkpoints", family=family, config=experiment) as writer:
+    with Writer(part / "checkpoints", family=family, config=experiment, run=run_id(part)) as writer:
         writer.save(state_lib.create(loaded.params, optax.identity()), rows=0)
     part.rename(folder)

@@ -6,46 +6,53 @@
                                     the run, or made by an optimiser such as schedule-free
                      meta           JSON: format, step, rows consumed, family, the resolved experiment, dtypes,
                                     versions and, where it is a mean of steps, which ("averaged")
-                     manifest.json  size and SHA-256 of every file (`train/manifest.py`)
+                     manifest.json  step, run, size and SHA-256 of every file (`manifest.py`)
 
-`train/writer.py` writes it, wholly or not at all.
+`writer.py` writes it, wholly or not at all.
 
 A reader compares files with the manifest before it restores them, and of a run takes the newest step that is as it was
-written, naming each that is not; a damaged step is never deleted. It asks for the items it needs: `restore_params`
-neither reads nor checks the moments. Then the trees are compared. Orbax's own check prints both trees, and it casts
-dtypes silently; here a missing, extra or misshapen leaf, or one of another dtype, is one line that names it.
+written, naming each that is not: files that differ, or a folder whose name is another step's, or that is of another
+run. It asks for the items it needs: `restore_params` neither reads nor checks the moments. Then the trees are compared.
+Orbax's own check prints both trees, and it casts dtypes silently; here a missing, extra or misshapen leaf, or one of
+another dtype, is one line that names it.
 """
 
 import contextlib
-import json
+import dataclasses
 import logging
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from transformer_jax import hosts
+from transformer_jax import files, hosts
 from transformer_jax.contracts import TrainState
 from transformer_jax.errors import InputError
-from transformer_jax.runs import manifest, store
+from transformer_jax.runs import identity, manifest, store
 from transformer_jax.runs.manifest import Damaged
 
-FORMAT = 2  # raised when an older reader would misread what is written; 1 had no manifest
-FORMATS = (1, 2)  # that this version reads
+FORMAT = 3  # raised when an older reader would misread what is written
+FORMATS = (1, 2, 3)  # that this version reads: 1 had no manifest, 2 none that names step and run
+META_BYTES = 2**24
+ROUNDS = 10  # of looking for the newest step while a trainer deletes it
+
+T = TypeVar("T")
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that are wholly there, in order: those with a manifest that is whole, and those of format 1.
+    """The steps that are wholly there, in order: those with a manifest that is whole and names them, and those of
+    earlier formats.
 
     Their files are not compared with it: `newest` and `verify` do.
     """
-    return [step for step in numbered(folder) if _listed(folder / str(step)) is not None]
+    run = _run_of(folder)
+    return [step for step in numbered(folder) if not misplaced(folder / str(step), run)]
 
 
 def latest_step(folder: Path) -> int | None:
@@ -65,25 +72,92 @@ def newest(
 
     Each damaged one that is passed over is named to `say`. Arguments:
       weights_only: check what `restore_params` reads.
-      verify: False checks nothing, and takes the newest that is wholly there.
+      verify: False does not compare the files, and takes the newest that is wholly there.
       together: every process calls this, each reads its part of the files, and all come to the same answer.
     Errors: `InputError` when there are steps and none is good.
     """
-    there = numbered(folder)
-    for step in reversed(there):
-        path = folder / str(step)
-        if verify:
-            damage = damage_of(path, say, items=[weights(path)] if weights_only else None, together=together)
-        else:
-            damage = "" if _listed(path) is not None else f"{path} has no whole manifest"
-        if not damage:
-            return step
-        say(f"step {step:,} is damaged and is not used: {damage}")
-    if there:
-        raise InputError(
-            f"none of the steps in {folder} ({', '.join(map(str, there))}) is as it was written; restore a copy of "
-            "one, or look at what is there with --no-verify"
-        )
+    for _ in range(ROUNDS):
+        said: list[str] = []
+        there, found = numbered(folder), None
+        for step in reversed(there):
+            path = folder / str(step)
+            if verify:
+                damage = damage_of(
+                    path, said.append, items=[weights(path)] if weights_only else None, together=together
+                )
+            else:
+                damage = misplaced(path, _run_of(folder))
+            if not damage:
+                found = step
+                break
+            said.append(f"step {step:,} is not used: {damage}")
+        if said and numbered(folder) != there:
+            continue  # a trainer has deleted what was being looked at, and has a newer step
+        for line in said:
+            say(line)
+        if there and found is None:
+            raise InputError(
+                f"none of the steps in {folder} ({', '.join(map(str, there))}) is as it was written; restore a copy "
+                "of one, or look at what is there with --no-verify"
+            )
+        return found
+    raise _pruned_too_fast(folder)
+
+
+def of_newest(folder: Path, read: Callable[[Path], T], *, verify: bool = True) -> T:
+    """What `read` makes of the newest good step's folder, which it need not check: its weights have been.
+
+    A trainer may delete the step meanwhile. Whatever `read` says or raises then does not count: it is called again with
+    the step that has taken its place.
+
+    Raises: `InputError` where there is no good step, or where every one was deleted before it was read.
+    """
+    for _ in range(ROUNDS):
+        step = newest(folder, weights_only=True, verify=verify)
+        if step is None:
+            raise InputError(f"{folder} holds no complete step yet; train until the first save")
+        with contextlib.suppress(Deleted):
+            return undeleted(folder / str(step), read)
+    raise _pruned_too_fast(folder)
+
+
+def _pruned_too_fast(folder: Path) -> InputError:
+    return InputError(
+        f"{folder}: {ROUNDS} times a trainer deleted the steps that were being read; try again, or have it keep more "
+        "(--checkpoint.keep)"
+    )
+
+
+class Deleted(InputError):
+    """The step was deleted, or replaced, while it was read."""
+
+
+def undeleted(step_folder: Path, read: Callable[[Path], T]) -> T:
+    """`read(step_folder)`. Raises `Deleted` where the folder is not the same afterwards: a step that a trainer deletes
+    loses its name first, so what was read under a name that is still there was whole."""
+    before = _mark(step_folder)
+    try:
+        result = read(step_folder)
+    except Exception as error:
+        if _mark(step_folder) == before is not None:
+            raise
+        raise _deleted(step_folder) from error
+    if _mark(step_folder) != before:
+        raise _deleted(step_folder)
+    return result
+
+
+def _deleted(step_folder: Path) -> Deleted:
+    return Deleted(f"{step_folder} is gone: a trainer deletes old steps; give the workdir, whose newest step is read")
+
+
+def _mark(step_folder: Path) -> Any:
+    """What is another after a step was deleted, or deleted and written again; None where it is not there."""
+    with contextlib.suppress(OSError):
+        if store.remote(step_folder):
+            return store.get(step_folder / manifest.NAME)[1].generation
+        found = step_folder.stat()
+        return found.st_dev, found.st_ino
     return None
 
 
@@ -117,11 +191,53 @@ def check_files(
 
     Arguments: items, part: as of `manifest.verify`. Errors: `Damaged` naming the file and what differs.
     """
-    listed = _listed(step_folder)
-    if listed == set():
+    if damage := misplaced(step_folder, _run_of(store.absolute(step_folder).parent)):
+        raise Damaged(damage)
+    if _is_format_1(step_folder):
         say(f"{step_folder} was written before there were manifests: its files are not verified")
         return 0, 0
     return manifest.verify(step_folder, items, part)
+
+
+def misplaced(step_folder: Path, run: str | None) -> str:
+    """Why a folder is not the step that its name says, of the run that it lies in; "" where it is.
+
+    A manifest that is not whole is a reason. A folder whose name is no number may hold any step: it is a copy.
+
+    Args:
+      run: the id of the run; None where that is not known.
+    """
+    try:
+        found = manifest.read(step_folder / manifest.NAME)
+    except Damaged as error:
+        if _is_format_1(step_folder):
+            found = manifest.Manifest({})
+        else:
+            return str(error)
+    if found.step is None:  # written by an earlier version: meta says it
+        try:
+            found = dataclasses.replace(found, step=read_meta(step_folder)["step"])
+        except InputError as error:
+            return str(error)
+    name = step_folder.name
+    if _is_number(name) and int(name) != found.step:
+        return f"{step_folder} holds step {found.step:,}: it was renamed, copied or exchanged; take it away"
+    if run and found.run and found.run != run:
+        return f"{step_folder} is of run {found.run[:8]}..., and this is run {run[:8]}...; take it away"
+    return ""
+
+
+def _run_of(folder: Path) -> str | None:
+    """The id of the run whose steps are in this folder, where that is WORKDIR/checkpoints and the run has an id."""
+    return identity.stored(folder.parent) if folder.name == "checkpoints" else None
+
+
+def _is_format_1(step_folder: Path) -> bool:
+    with contextlib.suppress(InputError):
+        orbax_was_done = (step_folder / "_CHECKPOINT_METADATA").is_file()
+        if orbax_was_done and not (step_folder / manifest.NAME).exists():
+            return bool(read_meta(step_folder)["format"] == 1)
+    return False
 
 
 def read_meta(step_folder: Path) -> dict[str, Any]:
@@ -131,8 +247,8 @@ def read_meta(step_folder: Path) -> dict[str, Any]:
     """
     path = step_folder / "meta" / "metadata"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        meta = files.read_json(path, META_BYTES, inside=step_folder)
+    except (OSError, InputError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}; is {step_folder} a step's folder?") from None
     if not isinstance(meta, dict) or meta.get("format") not in FORMATS:
         found = meta.get("format") if isinstance(meta, dict) else meta
@@ -213,23 +329,19 @@ def numbered(folder: Path) -> list[int]:
         names = [path.name for path in folder.iterdir() if path.is_dir()]
     else:
         return []
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
+    return sorted(int(name) for name in names if _is_number(name))
 
 
-def _listed(step_folder: Path) -> set[str] | None:
-    """The items that a step's manifest lists; an empty set for a step of format 1, None for one that is not whole."""
-    with contextlib.suppress(Damaged):
-        return {name.partition("/")[0] for name in manifest.read(step_folder / manifest.NAME)}
-    with contextlib.suppress(InputError):
-        orbax_was_done = (step_folder / "_CHECKPOINT_METADATA").is_file()
-        if orbax_was_done and not (step_folder / manifest.NAME).exists() and read_meta(step_folder)["format"] == 1:
-            return set()
-    return None
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 19 and str(int(name)) == name
 
 
 def weights(step_folder: Path, *, ema: bool = True) -> str:
     """The item to evaluate with: the average where the run kept one. A manifest knows of files that are gone."""
-    there = "ema" in (_listed(step_folder) or ()) or (step_folder / "ema").is_dir()
+    there = (step_folder / "ema").is_dir()
+    with contextlib.suppress(Damaged):
+        listed = manifest.read(step_folder / manifest.NAME).files
+        there = there or any(name.startswith("ema/") for name in listed)
     return "ema" if ema and there else "params"
 
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,21 @@ import jax
 from transformer_jax import config_json, files, hosts
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import checkpoint, lock, store
+from transformer_jax.runs import checkpoint, identity, lock, store
+from transformer_jax.runs.identity import run_id
 
-RUN = "run.json"
+__all__ = [
+    "check",
+    "chosen",
+    "kind",
+    "read_results",
+    "refuse_changed",
+    "refuse_unshared",
+    "run_id",
+    "seen",
+    "stored_experiment",
+    "write_json",
+]
 
 
 def stored_experiment(workdir: Path) -> Experiment | None:
@@ -32,7 +43,12 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
         raise InputError(f"{workdir} is a file; give a folder to --workdir")
     if (stored := stored_experiment(workdir)) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
-    begun = {lock.NAME, RUN, RUN + ".part", "config.json.part"}  # of a run that was killed as it wrote its first files
+    begun = {
+        lock.NAME,
+        identity.NAME,
+        f"{identity.NAME}.part",
+        "config.json.part",
+    }  # of a run that was killed as it wrote its first files
     left = lambda name: name in begun or name.startswith(f"{lock.NAME}.")  # noqa: E731
     if workdir.exists() and not all(left(path.name) for path in workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
@@ -46,7 +62,7 @@ def seen(workdir: Path) -> dict[str, str]:
     another may have begun, or gone on with, the run in between.
     """
     found = {}
-    for name in ("config.json", RUN, "results.json"):
+    for name in ("config.json", identity.NAME, "results.json"):
         with contextlib.suppress(FileNotFoundError):
             found[name] = hashlib.sha256(files.read(workdir / name, files.JSON_BYTES, inside=workdir)).hexdigest()
     return found | {"checkpoints": " ".join(map(str, checkpoint.numbered(workdir / "checkpoints")))}
@@ -76,35 +92,6 @@ def refuse_unshared(workdir: Path) -> None:
                 "written config.json there; give a --workdir on a file system that all hosts share"
             )
         time.sleep(0.5)
-
-
-def run_id(workdir: Path) -> str:
-    """The id of the run in this folder, 32 hexadecimal digits: made at the first call, and the same ever after.
-
-    Every process calls it; process 0, which holds the workdir's lock, makes and reads WORKDIR/run.json.
-    """
-    made = None
-    if jax.process_index() == 0 and (made := stored_run_id(workdir)) is None:
-        made = uuid.uuid4().hex
-        if store.remote(workdir):
-            store.put(workdir / RUN, _json({"run": made}).encode(), generation=0)
-        else:
-            write_json(workdir / RUN, {"run": made})
-    return str(hosts.first("the run's id", made))
-
-
-def stored_run_id(workdir: Path) -> str | None:
-    """The id of the run in this folder; None where it has none: a run of an earlier version, or no run."""
-    path = workdir / RUN
-    try:
-        stored = files.read_json(path, inside=workdir)
-        return uuid.UUID(hex=stored["run"]).hex
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'{path} does not hold {{"run": 32 hexadecimal digits}}; delete it: another is made') from None
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
@@ -146,8 +133,4 @@ def kind(loaded: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as JSON, so that the file is whole or as it was, after a power cut too."""
-    files.write(path, _json(value))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"
+    files.write(path, json.dumps(value, indent=2) + "\n")

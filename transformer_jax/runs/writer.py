@@ -13,13 +13,14 @@ A step is wholly there or absent, whatever instant the process is killed or the 
 What a killed save leaves (*.part, *.deleting) is removed by the next run, which says so. With several processes each
 digests its share of the files, and process 0 does the rest between two barriers.
 
-In an object store (`train/store.py`) there is no rename and no sync. Orbax writes the items to 1200/ itself, they are
+In an object store (`store.py`) there is no rename and no sync. Orbax writes the items to 1200/ itself, they are
 digested by reading them back, listed once more, and the manifest, which makes 1200 a step there, comes last; it goes
 first when an old step is deleted. A 1200/ without one is what a killed save leaves.
 """
 
 import contextlib
 import math
+import os
 import re
 import shutil
 import time
@@ -31,10 +32,10 @@ from typing import Any
 
 import jax
 
-from transformer_jax import hosts
+from transformer_jax import files, hosts
 from transformer_jax.contracts import TrainState
 from transformer_jax.errors import InputError, RunError
-from transformer_jax.runs import checkpoint, lock, manifest, store
+from transformer_jax.runs import checkpoint, lock, manifest, store, versions
 from transformer_jax.runs.manifest import Damaged
 
 PAUSES = (1.0, 10.0)  # seconds before a save that failed is tried again; after as many tries the run ends
@@ -56,6 +57,7 @@ class Writer:
 
     Arguments:
       folder: made if it is missing; what killed saves left in it is removed.
+      run: the id of the run (`workdir.run_id`), which each step states; "": of none.
       family: the name of the model's family. config: the resolved experiment as JSON values.
       keep: the newest n are kept. keep_best: and the n best by their metric, of which the `best` one, "lowest" or
         "highest", is best; of equals the earliest.
@@ -74,6 +76,7 @@ class Writer:
         *,
         family: str,
         config: dict[str, Any],
+        run: str = "",
         keep: int = 2,
         keep_best: int = 0,
         best: str = "lowest",
@@ -85,16 +88,22 @@ class Writer:
     ) -> None:
         self.folder, self.say = store.absolute(folder), say
         self._still_ours, self._before = still_ours, before
-        self._remote = store.remote(folder)
+        self._remote, self._run = store.remote(folder), run
         self._keep, self._keep_best, self._best = keep, keep_best, best
-        self._facts = {"format": checkpoint.FORMAT, "family": family, "config": config, "versions": _versions()}
+        self._facts = {
+            "format": checkpoint.FORMAT,
+            "family": family,
+            "config": config,
+            "run": run,
+            "versions": versions.here(),
+        }
         if averaged:
             self._facts["averaged"] = list(averaged)
         self._first = jax.process_index() == 0
         if self._first:
             if not self._remote:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                manifest.sync_folder(self.folder.parent)
+                files.sync(self.folder.parent)
             _clean(self.folder, resumed, say)
         # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which goes on waiting:
         # an interrupt inside Orbax would leave its bookkeeping and the folder at odds.
@@ -199,8 +208,8 @@ class Writer:
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         part = self._part()
-        if self._first and not self._remote and part.exists():  # of a try that failed
-            shutil.rmtree(part)
+        if self._first and not self._remote and os.path.lexists(part):  # of a try that failed
+            _delete(part, self.say)
         if self._first and self._remote:
             if store.there(part / manifest.NAME):  # a step that is there but was not counted as one
                 _set_aside(part, self.say)
@@ -226,24 +235,24 @@ class Writer:
             raise
         if not self._remote:
             manifest.sync(part)
-        files = manifest.digest(part, manifest.names(part)[index::count])
+        listed = manifest.digest(part, manifest.names(part)[index::count])
         if count > 1:
             if not self._first:
-                manifest.write(self.folder / f"{self._step}.part.{index}.json", files)
+                manifest.write(self.folder / f"{self._step}.part.{index}.json", listed)
             self._barrier("digested")
         if self._first:
             for shared in [self.folder / f"{self._step}.part.{i}.json" for i in range(1, count)]:
-                files |= manifest.read(shared)
+                listed |= manifest.read(shared).files
             if self._remote:
-                manifest.compare(part, files)  # with one listing, whichever hosts digested them
+                manifest.compare(part, listed)  # with one listing, whichever hosts digested them
             self._before()
             self._still_ours()
-            manifest.write(part / manifest.NAME, files)
+            manifest.write(part / manifest.NAME, listed, step=self._step, run=self._run)
             if not self._remote:
-                if final.exists():  # a step that is there but was not counted as one
+                if os.path.lexists(final):  # a step that is there but was not counted as one
                     _set_aside(final, self.say)
                 part.rename(final)
-                manifest.sync_folder(self.folder)
+                files.sync(self.folder)
                 self._read_back(final)
             for i in range(1, count):
                 shared = self.folder / f"{self._step}.part.{i}.json"
@@ -260,20 +269,28 @@ class Writer:
             raise
 
     def _delete_old(self) -> None:
-        """Deletes the steps that are neither among the newest nor among the best, each at once and for good."""
+        """Deletes the steps that are neither among the newest nor among the best, each at once and for good.
+
+        One that is damaged is deleted too when it is its turn, and said: the same disk holds the others.
+        """
         held = [step for step in checkpoint.steps(self.folder) if _can_be_read(self.folder / str(step))]
         metrics = {step: _metric(self.folder / str(step)) for step in held}
         sign = 1 if self._best == "lowest" else -1
         ranked = sorted((sign * metric, step) for step, metric in metrics.items() if metric is not None)
         kept = {*held[-self._keep :], *(step for _, step in ranked[: self._keep_best])}
         for step in held:
-            if step not in kept and self._remote:
-                store.delete_folder(self.folder / str(step), manifest.NAME)
-            elif step not in kept:
+            if step in kept:
+                continue
+            folder = self.folder / str(step)
+            if damage := _damage(folder):
+                self.say(f"step {step:,}, which is deleted as an old one, was damaged: {damage}")
+            if self._remote:
+                store.delete_folder(folder, manifest.NAME)
+            else:
                 doomed = self.folder / f"{step}.deleting"
-                (self.folder / str(step)).rename(doomed)
-                manifest.sync_folder(self.folder)
-                shutil.rmtree(doomed)
+                folder.rename(doomed)
+                files.sync(self.folder)
+                _delete(doomed, self.say)
 
     def _barrier(self, name: str) -> None:
         """Waits for the other processes, by the coordination service: the devices are busy with training."""
@@ -303,13 +320,21 @@ def _clean(folder: Path, resumed: int | None, say: Callable[[str], object]) -> N
     for path in sorted(folder.iterdir()) if not store.remote(folder) else ():
         if _LEFT.fullmatch(path.name):
             say(f"{path.name}: left by a save that was cut short; removed")
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _delete(path, say)
     for step in checkpoint.numbered(folder):
         if resumed is not None and step > resumed:
             _set_aside(folder / str(step), say)
+
+
+def _delete(path: Path, say: Callable[[str], object]) -> None:
+    """Deletes a file or a folder; of a link, which leads to another disk, the link alone."""
+    if path.is_symlink():
+        say(f"{path.name} is a link to {os.readlink(path)}: the link is removed, and what it leads to is left there")
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _clean_store(folder: Path, say: Callable[[str], object]) -> None:
@@ -329,7 +354,7 @@ def _set_aside(step_folder: Path, say: Callable[[str], object]) -> None:
     """Renames a damaged step, so that it can be looked at and its number used again. In a store it is copied first."""
     for i in range(1, 1000):
         aside = step_folder.with_name(f"{step_folder.name}.damaged" + (f"-{i}" if i > 1 else ""))
-        if not aside.exists():
+        if not (aside.exists() or os.path.lexists(aside)):
             if store.remote(step_folder):
                 store.copy_folder(step_folder, aside)
                 store.delete_folder(step_folder, manifest.NAME)
@@ -352,7 +377,13 @@ def _can_be_read(step_folder: Path) -> bool:
     return False
 
 
-def _versions() -> dict[str, str]:
-    from transformer_jax import __version__
-
-    return {"transformer_jax": __version__, "jax": jax.__version__}
+def _damage(step_folder: Path) -> str:
+    """The file of a step that is not as it was written; of one in a store, whose bytes are far away, its size alone."""
+    try:
+        if store.remote(step_folder):
+            manifest.compare(step_folder, manifest.read(step_folder / manifest.NAME).files)
+        else:
+            checkpoint.check_files(step_folder, lambda line: None)
+    except Damaged as error:
+        return str(error)
+    return ""
