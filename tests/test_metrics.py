@@ -301,3 +301,50 @@ def test_calibration_by_hand():
     np.testing.assert_allclose(found.accuracy, [1 / 3, 1])
     assert found.error == pytest.approx((3 * abs(0.95 - 1) / 3 + 2 * 0.05) / 5)
     assert metrics.calibration(np.array([]), np.array([], bool)).error == 0
+
+
+# ---- Scripts
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "tokenizer"),
+    [
+        ("我们住在北京的东边。", "我们住在北京的西边。", "zh"),
+        ("わたしは東京に住んでいます", "わたしは京都に住んでいます", "zh"),
+        ("ฉันอาศัยอยู่ในกรุงเทพ", "ฉันอาศัยอยู่ในเชียงใหม่", "char"),
+        ("मैं दिल्ली में अभी रहता हूँ", "मैं मुंबई में अभी रहता हूँ", "13a"),
+        ("we live in the east of Beijing 北京", "we live in the west of Beijing 北京", "13a"),
+    ],
+)
+def test_bleu_finds_the_words_of_any_script(hypothesis, reference, tokenizer):
+    """13a takes a Chinese or Thai sentence for one word, and half a right translation for none."""
+    found = metrics.bleu([hypothesis], [reference])
+    assert f"tok:{tokenizer}" in str(found["bleu_signature"])
+    assert metrics.bleu([reference], [reference])["bleu"] == pytest.approx(100)
+    assert 10 < float(found["bleu"]) < 95
+
+
+@pytest.mark.parametrize("text", ["我们住在北京", "Привет, мир", "मैं दिल्ली में", "été à Genève", "ฉันอาศัยอยู่"])
+def test_rouge_knows_the_words_of_any_script(text):
+    """rouge-score itself finds no word in most of them, and gives an exact copy 0."""
+    found = metrics.rouge([text, text], [text, text.upper()])
+    assert found["rouge1"] == found["rougeL"] == 100 and "tok:words|stem:none" in str(found["rouge_signature"])
+    english = metrics.rouge(["the cats sat"], ["the cat sat"])
+    assert english["rouge1"] == 100 and "stem:porter" in str(english["rouge_signature"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "exact", "f1"),
+    [
+        ("北京市", "北京", 0, 100 * 4 / 5),  # 2 of 3 characters, 2 of 2
+        ("《红楼梦》。", "红楼梦", 100, 100),
+        ("दिल्ली।", "दिल्ली", 100, 100),
+        ("в Москве", "Москве", 0, 100 * 2 / 3),
+        ("the café", "Café", 100, 100),  # Latin: as the official script
+    ],
+)
+def test_answers_in_any_script(answer, right, exact, f1):
+    assert metrics.squad([answer], [[right]]) == {
+        "exact_match_percent": exact,
+        "f1_percent": pytest.approx(f1),
+    }

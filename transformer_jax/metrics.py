@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformer_jax import words
 from transformer_jax.errors import InputError
 
 Z_95 = 1.959964  # the standard normal distribution has 95 % of its mass within this
@@ -202,7 +203,9 @@ def squad(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict
     """Exact match and token F1 in percent, as published and as the official SQuAD v1.1 script computes them.
 
     Each answer counts by its best reference (Rajpurkar et al. 2016, section 6.1), after lower-casing and dropping
-    punctuation, articles and extra white space.
+    punctuation, articles and extra white space. That script knows ASCII punctuation and words between spaces; beside a
+    reference with letters that are not Latin, answers are compared by `words.spoken`: words of any script, each
+    character of Chinese, Japanese or Thai, without punctuation of any kind.
 
     Arguments:
       predicted: one answer a question.
@@ -212,18 +215,30 @@ def squad(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict
     if not predicted or not all(references):
         raise ValueError("no questions to score" if not predicted else "a question without a right answer")
     pairs = list(zip(predicted, references, strict=True))
-    exact = sum(max(_normal(answer) == _normal(right) for right in rights) for answer, rights in pairs)
+    exact = sum(max(_exact(answer, right) for right in rights) for answer, rights in pairs)
     overlap = sum(max(_token_f1(answer, right) for right in rights) for answer, rights in pairs)
     return {"exact_match_percent": 100 * exact / len(pairs), "f1_percent": 100 * overlap / len(pairs)}
 
 
-def _normal(answer: str) -> str:
+def _normal(answer: str, latin: bool) -> str:
+    if not latin:
+        return " ".join(words.spoken(answer))
     bare = "".join(character for character in answer.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
+def _is_latin(text: str) -> bool:
+    return not any(letter.isalpha() and letter > "\u024f" for letter in text)
+
+
+def _exact(answer: str, right: str) -> bool:
+    latin = _is_latin(right)
+    return _normal(answer, latin) == _normal(right, latin)
+
+
 def _token_f1(answer: str, right: str) -> float:
-    got, want = _normal(answer).split(), _normal(right).split()
+    latin = _is_latin(right)
+    got, want = _normal(answer, latin).split(), _normal(right, latin).split()
     same = sum((collections.Counter(got) & collections.Counter(want)).values())
     return 2 * same / (len(got) + len(want)) if same else 0.0
 
@@ -234,7 +249,10 @@ SAMPLES, SEED = 1000, 12345  # of the bootstrap: sacreBLEU's own numbers, which 
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Corpus BLEU (Papineni et al. 2002) as sacreBLEU computes it by default, in [0, 100]: cased, its tokenizer 13a.
+    """Corpus BLEU (Papineni et al. 2002) as sacreBLEU computes it, in [0, 100]: cased, by its tokenizer 13a.
+
+    Where most letters of the references belong to a script without spaces between words, 13a would take a sentence for
+    a word: sacreBLEU's tokenizer is then "zh" for Chinese and Japanese, and "char" for Thai, Lao, Khmer and the like.
 
     Arguments:
       hypotheses, references: detokenised texts, one reference a hypothesis.
@@ -245,7 +263,16 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, floa
     """
     from sacrebleu.metrics import BLEU
 
-    return _sacrebleu("bleu", BLEU(), hypotheses, references)
+    return _sacrebleu("bleu", BLEU(tokenize=_bleu_words(references)), hypotheses, references)
+
+
+def _bleu_words(references: Sequence[str]) -> str:
+    """The name of sacreBLEU's tokenizer for a language with such texts."""
+    text = " ".join(references)
+    if words.unspaced_share(text) <= 0.5:
+        return "13a"
+    wide = sum(letter > "\u2e7f" for letter in text if letter.isalpha())
+    return "zh" if 2 * wide > sum(map(str.isalpha, text)) else "char"
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
@@ -273,6 +300,9 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
     """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) by rouge-score: F1 with Porter's stems, means over the texts, in
     [0, 100].
 
+    rouge-score knows the words of a-z alone. Where more than one letter in 200 of the references is another, words are
+    those of `words.spoken`, without stems, and the signature says so ("tok:words|stem:none").
+
     Returns "rouge1", "rouge1_low", "rouge1_high" and so on, and "rouge_signature". The 95 % interval is that of the
     mean over 1,000 bootstrap resamples of the texts.
     Errors: `InputError` where rouge-score is not installed; ValueError as `bleu`.
@@ -283,7 +313,9 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
         raise InputError("ROUGE needs rouge-score: pip install 'transformer-jax[experiments]'") from None
     _check_texts(hypotheses, references)
     kinds = ("rouge1", "rouge2", "rougeL")
-    scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
+    letters = [letter for reference in references for letter in reference if letter.isalpha()]
+    english = sum(map(str.isascii, letters)) >= 0.995 * len(letters)
+    scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True, tokenizer=None if english else _AnyWords())
     found = [scorer.score(reference, text) for text, reference in zip(hypotheses, references, strict=True)]
     rows = np.random.default_rng(SEED).integers(len(found), size=(SAMPLES, len(found)))
     scores: dict[str, float | str] = {}
@@ -292,8 +324,16 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
         low, high = np.percentile(f1_E[rows].mean(-1), (2.5, 97.5))
         scores |= {kind: float(f1_E.mean()), f"{kind}_low": float(low), f"{kind}_high": float(high)}
     version = importlib.metadata.version("rouge-score")
-    signature = f"nrefs:1|bs:{SAMPLES}|seed:{SEED}|case:lower|stem:porter|score:f1|version:rouge-score-{version}"
+    how = "stem:porter" if english else "tok:words|stem:none"
+    signature = f"nrefs:1|bs:{SAMPLES}|seed:{SEED}|case:lower|{how}|score:f1|version:rouge-score-{version}"
     return scores | {"rouge_signature": signature}
+
+
+class _AnyWords:
+    """A tokenizer of rouge-score's."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words.spoken(text)
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:

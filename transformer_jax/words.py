@@ -29,6 +29,11 @@ def split(text: str) -> list[str]:
     return [text[start:end] for start, end in spans(text)]
 
 
+def spoken(text: str) -> list[str]:
+    """The words of a text that are letters or digits, in lower case: what scores of texts compare."""
+    return [word.lower() for word in split(text) if _kind(word[0]) in "ldu"]
+
+
 def unspaced_share(text: str) -> float:
     """The share of a text's letters that belong to scripts without spaces between words; 0 for a text without any."""
     kinds = "".join(map(_kind, text))
