@@ -97,11 +97,10 @@ def full() -> Experiment:
 def files() -> Experiment:
     """On the files of lines as they are published."""
     short = experiment()
-    sides = {
-        side: (f"multi30k/{name}.en", f"multi30k/{name}.de")
-        for side, name in (("train", "train"), ("validation", "val"), ("test", "test_2016_flickr"))
-    }
-    return dataclasses.replace(short, data=dataclasses.replace(short.data, source=Lines(**sides)))
+    train, validation, test = (
+        (f"multi30k/{name}.en", f"multi30k/{name}.de") for name in ("train", "val", "test_2016_flickr")
+    )
+    return dataclasses.replace(short, data=dataclasses.replace(short.data, source=Lines(train, validation, test)))
 
 
 if __name__ == "__main__":

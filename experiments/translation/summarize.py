@@ -138,8 +138,8 @@ def t5_small() -> Experiment:
 def files() -> Experiment:
     """BART-large on JSON lines of your own."""
     base = experiment()
-    sides = {side: (f"news/{side}.jsonl",) for side in ("train", "validation", "test")}
-    source = Columns(**sides, source="article", target="highlights")
+    train, validation, test = ((f"news/{side}.jsonl",) for side in ("train", "validation", "test"))
+    source = Columns(train, validation, test, source="article", target="highlights")
     return dataclasses.replace(base, data=dataclasses.replace(base.data, source=source))
 
 

@@ -72,11 +72,10 @@ def experiment() -> Experiment:
 def files() -> Experiment:
     """On files of your own, a sentence a line."""
     base = experiment()
-    sides = {
-        side: (f"wmt/{name}.en", f"wmt/{name}.de")
-        for side, name in (("train", "train"), ("validation", "newstest2013"), ("test", "newstest2014"))
-    }
-    return dataclasses.replace(base, data=dataclasses.replace(base.data, source=Lines(**sides)))
+    train, validation, test = (
+        (f"wmt/{name}.en", f"wmt/{name}.de") for name in ("train", "newstest2013", "newstest2014")
+    )
+    return dataclasses.replace(base, data=dataclasses.replace(base.data, source=Lines(train, validation, test)))
 
 
 if __name__ == "__main__":

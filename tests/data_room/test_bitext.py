@@ -159,9 +159,32 @@ def test_columns_refused_in_one_line(tmp_path, name, content, named, message):
 
 
 def test_contradictions(tmp_path):
-    with pytest.raises(InputError, match=r"Columns.validation names no file"):
-        Columns(("a.tsv",), ())
+    with pytest.raises(InputError, match=r"Columns.train names no file"):
+        Columns(())
+    with pytest.raises(InputError, match=r"Lines.validation_fraction = 1 must lie between 0 and 1"):
+        Lines(("a", "b"), validation_fraction=1)
     with pytest.raises(InputError, match=r"columns '0' and 'de': give two, both by name, or both by number"):
         Columns(("a.tsv",), ("a.tsv",), source="0", target="de")
     with pytest.raises(InputError, match=r"TfdsPairs: 'en' is named as the source and as the target"):
         TfdsPairs("x", target="en")
+
+
+def test_two_files_are_enough(tmp_path):
+    """Without validation files a part of the pairs validates: no source is on both sides, whatever its target."""
+    texts = [(f"text {i % 150}", f"Text {i}") for i in range(300)]
+    pair = lines(tmp_path, "\n".join(a for a, _ in texts), "\n".join(b for _, b in texts)).train
+    table = columns(tmp_path, "a.tsv", "source\ttarget\n" + "\n\n".join("\t".join(two) for two in texts)).train
+    for source in (Lines(pair, validation_fraction=0.2), Columns(table, validation_fraction=0.2)):
+        train, validation = ([p[:2] for p in source.pairs(side)] for side in ("train", "validation"))
+        assert sorted([*train, *validation]) == sorted(texts) and 20 <= len(validation) <= 100
+        assert not {a for a, _ in train} & {a for a, _ in validation}
+        assert source.pairs("train").identity() != source.pairs("validation").identity()
+
+
+def test_what_is_no_pair_is_counted(tmp_path):
+    columns(tmp_path, "a.tsv", "source\ttarget\n\na\tb\n\n")
+    (tmp_path / "b.parquet").write_bytes(b"")
+    pairs = Columns((str(tmp_path),), (str(tmp_path),)).pairs("train")
+    for _ in range(2):  # however often it is read
+        assert [pair[:2] for pair in pairs] == [("a", "b")]
+        assert pairs.left_out == {"blank lines": 2, ".parquet files": 1}

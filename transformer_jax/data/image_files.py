@@ -12,7 +12,6 @@ Letters: Y and X pixels, C channels.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,6 @@ def below(folder: Path) -> tuple[list[Path], Counter[str]]:
     for path in images:
         others[f"{path.suffix.lower()} files"] -= 1
     return images, +others
-
-
-def counted(left_out: Mapping[str, int]) -> str:
-    """Counts of what was left out, in words: "3 .bmp files, 1 .gif files"."""
-    return ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()))
 
 
 class Broken(Exception):

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from transformer_jax.data import image_files, sources
+from transformer_jax.data import image_files, records, sources
 from transformer_jax.errors import InputError
 
 Side = Literal["train", "validation", "test"]
@@ -119,7 +119,7 @@ class Folder:
             files, others = image_files.below(folder)
             left_out += others
             if not files:
-                have = f" ({image_files.counted(others)})" if others else ""
+                have = f" ({records.counted(others)})" if others else ""
                 raise InputError(f"{folder}: no images in it{have}; they end in {', '.join(image_files.SUFFIXES)}")
             found += [(path.relative_to(root).as_posix(), path, names.index(folder.name)) for path in files]
         if side != "test" and self._root("validation") == self._root("train"):

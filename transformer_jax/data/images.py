@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transformer_jax import objectives
-from transformer_jax.data import image_files, pipeline
+from transformer_jax.data import image_files, pipeline, records
 from transformer_jax.data.image_sources import Digits, Folder, Images, Item, Side, TfdsImages
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
@@ -183,7 +183,7 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
     for side, images in found.items():
         facts[f"{side}_images"] = images.count
         if images.left_out:
-            facts[f"{side}_files_left_out"] = image_files.counted(images.left_out)
+            facts[f"{side}_files_left_out"] = records.counted(images.left_out)
         crops, repeats = side == "train" and data.train_crop == "inception", data.repeats if side == "train" else 1
         if not crops and each * images.count <= left:
             left -= each * images.count

@@ -8,7 +8,7 @@ left out and counted. What is wrong with a record is an `InputError` with file a
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformer_jax.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 BLANK = "blank lines"
+FEW = 5  # places that a message names
 
 
 def read(path: Path, *, headed: bool, left_out: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,10 +90,15 @@ def no_column(record: dict[str, Any], column: str, where: str, options: str) -> 
     )
 
 
-def places(found: Sequence[str]) -> str:
-    """The first few of the places where something stands, and how many more there are."""
-    more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
-    return ", ".join(found[:5]) + more
+def places(found: Sequence[str], total: int = 0) -> str:
+    """The first few of the places where something stands, and how many more there are of `total`, or of those given."""
+    more = (total or len(found)) - len(found[:FEW])
+    return ", ".join(found[:FEW]) + (f" and {more:,} more" if more else "")
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """Counts of what was left out, in words: "2 blank lines, 1 .gif files"."""
+    return ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()))
 
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.data import pipeline, tables, tokenizers, tokens
+from transformer_jax.data import pipeline, records, tables, tokenizers, tokens
 from transformer_jax.data.tables import Row, Rows, Side, Table, TfdsTable
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification.stdlib_topics import StdlibTopics
@@ -93,6 +93,8 @@ class Labelled:
     train: Examples
     validation: Examples
     test: Examples | None
+    left_out: dict[str, str]
+    """Of each side what is no row, in words: {"train_left_out": "2 blank lines"}."""
 
 
 def prepare(
@@ -113,7 +115,8 @@ def prepare(
         tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir())
     made = {side: _examples(rows[side], numbers[side], tokenizer, labels, data) for side in sides}
     train = dataclasses.replace(made["train"], order=pipeline.epochs(len(rows["train"]), seed))
-    return Labelled(tokenizer, train, made["validation"], made.get("test"))
+    left_out = {f"{side}_left_out": records.counted(r.left_out) for side, r in rows.items() if r.left_out}
+    return Labelled(tokenizer, train, made["validation"], made.get("test"), left_out)
 
 
 def _examples(

@@ -10,8 +10,9 @@ is held. `.has_test` says whether there are pairs to test on.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class Pairs:
     """A hash that changes when a text does; see `sources.identity`."""
     nbytes: int
     """About how much text there is, for progress bars."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What is no pair, and how often it occurs, once all have been read: {"blank lines": 2}."""
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read()
@@ -64,16 +67,19 @@ class Lines:
 
     train: tuple[str, str]
     """Two files, as in ("train.en", "train.de")."""
-    validation: tuple[str, str]
-    """To choose the checkpoint on."""
+    validation: tuple[str, ...] = ()
+    """To choose the checkpoint on; empty: a part of `train`."""
     test: tuple[str, ...] = ()
     """To report the chosen checkpoint on; empty: none."""
+    validation_fraction: float = 0.05
+    """The part of the pairs held out where `validation` is empty."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
             files = getattr(self, name)
-            if isinstance(files, str) or len(files) not in ((0, 2) if name == "test" else (2,)):
+            if isinstance(files, str) or len(files) not in ((2,) if name == "train" else (0, 2)):
                 raise InputError(f"Lines.{name} = {files!r} must name two files, the source and the target")
+        _check_fraction(self)
 
     @property
     def has_test(self) -> bool:
@@ -81,7 +87,8 @@ class Lines:
 
     def pairs(self, side: Side) -> Pairs:
         """Errors: `InputError` for files that are absent, empty, the same, or of different numbers of lines."""
-        source, target = (_file(name, side) for name in getattr(self, side))
+        own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        source, target = (_file(name, side) for name in own or self.train)
         if source.samefile(target):
             raise InputError(f"{source} is named as the source and as the target ({side}); name the translation's file")
         counts = [sum(1 for _ in text_files.lines(path)) for path in (source, target)]
@@ -100,12 +107,7 @@ class Lines:
                 yield Pair(one, other, f"{source}:{number} and {target}:{number}")
 
         files = [(path.name, path) for path in (source, target)]
-        return Pairs(
-            origin=f"{source} and {target}",
-            read=read,
-            identity=lambda: sources.identity(files, "text_files lines"),
-            nbytes=source.stat().st_size + target.stat().st_size,
-        )
+        return _side_of(self, side, f"{source} and {target} ({side})", read, files, "text_files lines")
 
 
 @dataclass(frozen=True)
@@ -118,21 +120,24 @@ class Columns:
 
     train: tuple[str, ...]
     """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
-    validation: tuple[str, ...]
-    """Files to choose the checkpoint on."""
+    validation: tuple[str, ...] = ()
+    """Files to choose the checkpoint on; empty: a part of `train`."""
     test: tuple[str, ...] = ()
     """Files to report the chosen checkpoint on; empty: none."""
     source: str = "source"
     """The column of the source text, by name or by number from 0."""
     target: str = "target"
     """The column of the target text."""
+    validation_fraction: float = 0.05
+    """The part of the pairs held out where `validation` is empty."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
             if isinstance(value := getattr(self, name), str):  # one path, written without the comma of a tuple
                 object.__setattr__(self, name, (value,) if value else ())
-            if not getattr(self, name) and name != "test":
-                raise InputError(f"Columns.{name} names no file; give it files, folders or globs")
+        if not self.train:
+            raise InputError("Columns.train names no file; give it files, folders or globs")
+        _check_fraction(self)
         if self.source == self.target or self.source.isdecimal() != self.target.isdecimal():
             raise InputError(
                 f"columns {self.source!r} and {self.target!r}: give two, both by name, or both by number from 0 where "
@@ -145,17 +150,20 @@ class Columns:
 
     def pairs(self, side: Side) -> Pairs:
         """Errors: `InputError` for paths that name no file."""
-        paths = {"train": self.train, "validation": self.validation, "test": self.test}[side]
-        files = sources.find_files(paths, side, records.SUFFIXES)
-        return Pairs(
-            origin=f"{', '.join(paths)} ({side})",
-            read=lambda: (pair for _, path in files for pair in self._read(path)),
-            identity=lambda: sources.identity(files, f"text_files columns {self.source} {self.target}"),
-            nbytes=sum(path.stat().st_size for _, path in files),
-        )
+        paths = {"train": self.train, "validation": self.validation, "test": self.test}[side] or self.train
+        left_out: Counter[str] = Counter()
+        files = sources.find_files(paths, side, records.SUFFIXES, left_out)
 
-    def _read(self, path: Path) -> Iterator[Pair]:
-        for line, record in records.read(path, headed=not self.source.isdecimal()):
+        def read() -> Iterator[Pair]:
+            blank: Counter[str] = Counter()  # counted anew by every reading
+            yield from (pair for _, path in files for pair in self._read(path, blank))
+            left_out.update(blank - left_out)
+
+        how = f"text_files columns {self.source} {self.target}"
+        return _side_of(self, side, f"{', '.join(paths)} ({side})", read, files, how, left_out)
+
+    def _read(self, path: Path, blank: Counter[str]) -> Iterator[Pair]:
+        for line, record in records.read(path, headed=not self.source.isdecimal(), left_out=blank):
             where = f"{path}:{line}"
             source, target = (records.string(*_within(record, c, where), where) for c in (self.source, self.target))
             yield Pair(source, target, where)
@@ -218,6 +226,38 @@ class TfdsPairs:
 
 
 # ---- Files and fields ----------------------------------------------------------------------------------------------
+
+
+def _check_fraction(source: Any) -> None:
+    if not 0 < source.validation_fraction < 1:
+        kind = type(source).__name__
+        raise InputError(f"{kind}.validation_fraction = {source.validation_fraction} must lie between 0 and 1")
+
+
+def _side_of(
+    source: Any,
+    side: Side,
+    origin: str,
+    read: Callable[[], Iterator[Pair]],
+    files: sources.Files,
+    how: str,
+    left_out: Mapping[str, int] | None = None,
+) -> Pairs:
+    """The pairs of a side. Where there are no validation files, a hash of the source text says which side it is on, so
+    no source is on both, not even with another target."""
+    below, part = source.validation_fraction, side != "test" and not source.validation
+
+    def chosen() -> Iterator[Pair]:
+        return (pair for pair in read() if (sources.position(pair.source) < below) == (side == "validation"))
+
+    size = sum(path.stat().st_size for _, path in files)
+    return Pairs(
+        origin=origin,
+        read=chosen if part else read,
+        identity=lambda: sources.identity(files, f"{how} {(side, below) if part else ''}"),
+        nbytes=int(size * (below if side == "validation" else 1 - below)) if part else size,
+        left_out={} if left_out is None else left_out,
+    )
 
 
 def _file(name: str, side: Side) -> Path:

@@ -21,7 +21,7 @@ Letters: P pairs, B rows, Q pairs of the rows of a batch, S source slots, T targ
 import contextlib
 import dataclasses
 import hashlib
-import os
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from transformer_jax import objectives
+from transformer_jax import files, objectives
 from transformer_jax.data import pipeline, records, sources, tokenizers, tokens
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
@@ -126,7 +126,9 @@ def prepare(
     sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
     cache = tokens.cache_dir()
     found = {side: data.source.pairs(side) for side in sides}
-    empty = _empty_pairs(found, data.empty, cache)  # before a tokenizer is learned
+    counts = {side: _counts(pairs, cache) for side, pairs in found.items()}
+    _check(counts, found, data.empty)  # before a tokenizer is learned
+    left_out = {side: records.counted(count["left_out"]) for side, count in counts.items() if count["left_out"]}
     if tokenizer is None:
         tokenizer = tokenizers.build(data.tokenizer, _documents(found["train"], ("source", "target")), cache)
     frame = framing(tokenizer, model_cfg)
@@ -136,17 +138,18 @@ def prepare(
     facts: dict[str, Any] = {
         "vocabulary": tokenizer.vocab_size,
         "training_pairs": len(train.packing.pieces),
-        "training_pairs_dropped_empty": empty["train"],
+        "training_pairs_dropped_empty": counts["train"]["empty"],
         **{f"training_pairs_{what}": count for what, count in filtered.items()},
         "training_rows": len(train.packing),
         "training_target_tokens": int(train.sizes_P2[train.packing.pieces, 1].sum()),
         **{f"padding_share_{name}": share for name, share in train.padding_shares().items()},
+        **{f"{side}_left_out": what for side, what in left_out.items()},
     }
     held = {}
     for side in sides[1:]:
         held[side], cut = _held(found[side], *texts[side], frame, data)
         facts[f"{side}_pairs"] = len(held[side].sources)
-        facts[f"{side}_pairs_skipped_empty"] = empty[side]
+        facts[f"{side}_pairs_skipped_empty"] = counts[side]["empty"]
         facts[f"{side}_pairs_cut_for_the_loss"] = cut
     identity = hashlib.sha256("".join(text.content for side in texts.values() for text in side).encode()).hexdigest()
     return Parallel(tokenizer, train, held["validation"], held.get("test"), facts, identity)
@@ -397,39 +400,38 @@ def _cut(texts: Texts, most: int) -> Texts:
 # ---- Texts to tokens -----------------------------------------------------------------------------------------------
 
 
-def _empty_pairs(found: Mapping[Side, bitext.Pairs], empty: Literal["refuse", "skip"], cache: Path) -> dict[Side, int]:
-    """Reads all pairs once and counts those with an empty side. The cache keeps the counts: millions take minutes.
+def _counts(pairs: bitext.Pairs, cache: Path) -> dict[str, Any]:
+    """Reads all pairs once: {"pairs": how many, "empty": with an empty side, "where": the first of these, "left_out"}.
+    The cache keeps that: millions take minutes."""
+    kept = cache / "pairs" / hashlib.sha256(f"2 {pairs.identity()}".encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(kept.read_bytes())
+    total, empty, where = 0, 0, []
+    for pair in pairs:
+        total += 1
+        if side := _empty_side(pair):
+            empty += 1
+            where += [f"{pair.where} ({side})"] if empty <= records.FEW else []
+    found = {"pairs": total, "empty": empty, "where": where, "left_out": dict(pairs.left_out)}
+    with contextlib.suppress(OSError):  # then it is read again
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        files.write(kept, json.dumps(found))
+    return found
 
-    Raises:
-      InputError: names all such pairs at once where they are refused; and a side that has no others.
-    """
-    counts: dict[Side, int] = {}
-    named: list[str] = []
-    for side, pairs in found.items():
-        kept = cache / "pairs" / hashlib.sha256(pairs.identity().encode()).hexdigest()[:32]
-        if kept.is_file() and ((counted := int(kept.read_text())) == 0 or empty == "skip"):
-            counts[side] = counted
-            continue
-        total, places = 0, []
-        for pair in pairs:
-            total += 1
-            if of_pair := _empty_side(pair):
-                places.append(f"{pair.where} ({of_pair})")
-        if total == len(places):
-            raise InputError(f"{pairs.origin}: no pairs{' but empty ones' if total else ''}; give it some")
-        counts[side], named = len(places), named + places
-        with contextlib.suppress(OSError):  # then it is counted again
-            kept.parent.mkdir(mode=0o700, exist_ok=True)
-            temporary = kept.with_suffix(f".{os.getpid()}")
-            temporary.write_text(str(len(places)))
-            temporary.replace(kept)
-    if named and empty == "refuse":
-        are = f"{len(named):,} pairs have" if len(named) > 1 else "a pair has"
+
+def _check(counts: Mapping[Side, dict[str, Any]], found: Mapping[Side, bitext.Pairs], empty: str) -> None:
+    """Raises `InputError` for a side without pairs, and where empty ones are refused: all at once."""
+    for side, count in counts.items():
+        if count["pairs"] == count["empty"]:
+            but = " but empty ones" if count["pairs"] else ""
+            raise InputError(f"{found[side].origin}: no pairs{but}; give it some")
+    total = sum(count["empty"] for count in counts.values())
+    if total and empty == "refuse":
+        are = f"{total:,} pairs have" if total > 1 else "a pair has"
+        places = records.places([place for count in counts.values() for place in count["where"]], total)
         raise InputError(
-            f"{are} an empty side: {records.places(named)}; mend or remove the pair, or leave such pairs out with "
-            "--data.empty skip"
+            f"{are} an empty side: {places}; mend or remove the pair, or leave such pairs out with --data.empty skip"
         )
-    return counts
 
 
 def _empty_side(pair: bitext.Pair) -> str | None:
