@@ -51,7 +51,9 @@ def data(tmp_path_factory) -> parallel.ParallelText:
         paths[0].write_text("".join(" ".join(words) + "\n" for words in sentences))
         paths[1].write_text("".join(" ".join(reversed(words)) + "\n" for words in sentences))
         files.append((str(paths[0]), str(paths[1])))
-    return parallel.ParallelText(bitext.Lines(*files), tokenizers.Bytes(), source_length=32, target_length=32)
+    return parallel.ParallelText(
+        bitext.Lines(files[0], files[1], files[2]), tokenizers.Bytes(), source_length=32, target_length=32
+    )
 
 
 @pytest.fixture(scope="module")
