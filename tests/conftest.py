@@ -14,6 +14,14 @@ import jaxlib
 import numpy as np
 import pytest
 
+# Compiling is most of the time here. XLA's passes, which decide what is computed and communicated, all run. How a
+# fusion becomes machine code is left to XLA's older emitters, in one piece and without LLVM's optimisations: a third of
+# the time, for the same meaning. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as a user's process does.
+QUICK = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") not in ("0", "false")
+EMITTERS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if QUICK and EMITTERS not in os.environ.get("XLA_FLAGS", ""):  # read when the first backend is made
+    os.environ["XLA_FLAGS"] = f"{EMITTERS} {os.environ.get('XLA_FLAGS', '')}".strip()
+
 
 def _configure(**settings) -> None:
     """Set jax options here, and in the environment for the processes that tests start."""
@@ -37,9 +45,7 @@ _configure(
     jax_compilation_cache_max_size=2**30,  # a bound also makes several test processes lock what they share
     jax_persistent_cache_min_compile_time_secs=0.1,
     jax_persistent_cache_min_entry_size_bytes=0,
-    # LLVM's optimisations take nearly half of the time here and change no meaning: XLA's own passes, which decide what
-    # is computed and communicated, all run. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what a user's process compiles.
-    jax_disable_most_optimizations=os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") not in ("0", "false"),
+    jax_disable_most_optimizations=QUICK,
 )
 jax.config.update("jax_num_cpu_devices", 8)
 os.environ["HF_HUB_OFFLINE"] = "1"

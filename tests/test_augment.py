@@ -253,11 +253,13 @@ def test_cutout_and_signs(operated):
 
 
 def test_randaugment_picks_among_all_sixteen(operated):
+    """Each row is one of the operations, within one level: two compiled programs may round differently."""
     image, run = operated
-    known = {made.astype(np.uint8).tobytes(): n for sign in (1.0, -1.0) for n, made in enumerate(run(9.0, sign))}
+    known = np.stack([run(9.0, sign) for sign in (1.0, -1.0)])[:, :15]  # without the cutout, whose position varies
     images = np.repeat(image[None].astype(np.float32) / 255, 256, axis=0)
-    made = np.asarray(APPLY(jax.random.key(0), images, (augment.RandAugment(count=1, magnitude=9),)))
-    picked = [known.get(np.round(255 * row).astype(np.uint8).tobytes(), 15) for row in made]  # a cutout's place varies
+    made = 255 * np.asarray(APPLY(jax.random.key(0), images, (augment.RandAugment(count=1, magnitude=9),)))
+    apart = np.stack([np.abs(row - known).max((2, 3, 4)).min(0) for row in made])  # row, operation: the largest error
+    picked = np.where(apart.min(1) <= 1, apart.argmin(1), 15)
     counts = np.bincount(picked, minlength=16)
     assert len(counts) == 16 and counts.min() >= 5 and counts.max() <= 32, counts
 

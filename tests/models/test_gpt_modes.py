@@ -143,7 +143,7 @@ def test_dropout_on_a_mesh_is_dropout_on_one_device():
         mesh = jax.make_mesh((2, 2, 1, 2), sharding.MESH_AXES, axis_types=(kind,) * 4)
         params = params_lib.abstract(gpt.declare(cfg), mesh)
         with jax.set_mesh(mesh):
-            np.testing.assert_array_equal(f(jnp.asarray(x)), one)
+            np.testing.assert_allclose(f(jnp.asarray(x)), one, rtol=1e-6)  # the same zeros, and 1 / 0.7 elsewhere
             jax.eval_shape(jax.grad(lambda params: loss(params, cfg, TOKENS, key=jax.random.key(0))), params)
 
 

@@ -131,7 +131,7 @@ def test_bfloat16_is_near():
 def test_noise_needs_a_key_and_follows_it(change):
     cfg = dataclasses.replace(VIT, **change)
     params = single(cfg)
-    np.testing.assert_array_equal(apply(params, cfg, images(cfg)), apply(params, VIT, images(cfg)))
+    close(apply(params, cfg, images(cfg)), apply(params, VIT, images(cfg)))
     one, same, other = (apply(params, cfg, images(cfg), key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3

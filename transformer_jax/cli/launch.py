@@ -117,7 +117,8 @@ def parse_profile(text: str) -> tuple[int, int] | None:
 
 def use_cpu_cores(experiment: Experiment) -> None:
     """Makes a CPU device of each core, as far as the batches divide over them, where that is faster than one of all."""
-    if {"JAX_NUM_CPU_DEVICES", "XLA_FLAGS"} & os.environ.keys() or jax.config.values["jax_num_cpu_devices"] >= 0:
+    given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if given or jax.config.values["jax_num_cpu_devices"] >= 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     processes = len(several.names()) or 1
