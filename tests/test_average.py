@@ -85,7 +85,12 @@ def test_the_folder_says_what_it_is(run, tmp_path):
     assert meta["averaged"] == [10, 12] and "averaged" not in newest
     assert (meta["step"], meta["rows"], meta["config"]) == (12, 96, newest["config"])
     assert not (step / "ema").exists()
-    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["checkpoints", "config.json", "run.json", "tokenizer"]
+    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "run.json",
+        "tokenizer",
+    ]
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
 
