@@ -44,15 +44,13 @@ class Input(NamedTuple):
 
 def arguments(given: Sequence[str]) -> list[Input]:
     """Texts of the command line. Raises `InputError` for one that is not UTF-8."""
-    for text in given:
+    for one in given:
         try:
-            text.encode()
+            one.encode()
         except UnicodeEncodeError as error:
-            at = len(text[: error.start].encode())
-            raise InputError(
-                f"the input {text[: error.start]!r}... is not UTF-8 at byte {at}; give it in UTF-8"
-            ) from None
-    return [_input(text, f"input {number}") for number, text in enumerate(given, 1)]
+            good = one[: error.start]
+            raise InputError(f"input {good!r}... is not UTF-8 at byte {len(good.encode())}; give it in UTF-8") from None
+    return [text(one, f"input {number}") for number, one in enumerate(given, 1)]
 
 
 def lines(path: str) -> list[Input]:
@@ -62,12 +60,12 @@ def lines(path: str) -> list[Input]:
       InputError: for a file that cannot be read, and for a table, of which a line is no input.
     """
     if path == "-":
-        text = text_files.split(text_files.decoded(sys.stdin.buffer, "stdin"), "stdin")
-        return [_input(line, f"stdin:{number}") for number, line in enumerate(text, 1)]
+        given = text_files.split(text_files.decoded(sys.stdin.buffer, "stdin"), "stdin")
+        return [text(line, f"stdin:{number}") for number, line in enumerate(given, 1)]
     if text_files.suffix(path) in records.SUFFIXES:
         names = ", ".join(map(repr, next((record for _, record in records.read(Path(path), headed=True)), {})))
         raise InputError(f"{path} is a table; say with --text which of its columns is the input: {names}")
-    return [_input(line, f"{path}:{number}") for number, line in enumerate(text_files.lines(Path(path)), 1)]
+    return [text(line, f"{path}:{number}") for number, line in enumerate(text_files.lines(Path(path)), 1)]
 
 
 def table(path: str, columns: Sequence[str]) -> list[Input]:
@@ -81,10 +79,10 @@ def table(path: str, columns: Sequence[str]) -> list[Input]:
     found = []
     for line, record in records.read(Path(path), headed=not columns[0].isdecimal()):
         where = f"{path}:{line}"
-        if missing := [column for column in columns if column not in record]:
-            raise records.no_column(record, missing[0], where, "--text and --text-b")
-        texts = tuple(records.string(record, column, where) for column in columns)
-        found.append(_input(texts[0] if len(texts) == 1 else texts, where, record))
+        texts = tuple(records.string(record, column, where, "--text and --text-b") for column in columns)
+        found.append(text(texts[0] if len(texts) == 1 else texts, where, record))
+    if not found:
+        raise InputError(f"{path}: no rows; give it some, or name a file that has them")
     return found
 
 
@@ -98,13 +96,14 @@ def images(paths: Sequence[str]) -> tuple[list[Input], Counter[str]]:
             found += [Input(str(file), str(file), {}) for file in inside]
             left_out += others
         else:
-            found.append(_input(path, path))
+            found.append(text(path, path))
     return found, left_out
 
 
-def _input(ask: Ask, where: str, columns: Mapping[str, Any] | None = None) -> Input:
+def text(ask: Ask, where: str, columns: Mapping[str, Any] | None = None) -> Input:
+    """An input of one text or several; without a text there is nothing to answer."""
     texts = (ask,) if isinstance(ask, str) else ask
-    return Input(ask, where, columns or {}, "" if all(text.strip() for text in texts) else "the input is empty")
+    return Input(ask, where, columns or {}, "" if all(one.strip() for one in texts) else "the input is empty")
 
 
 # ---- Answering -----------------------------------------------------------------------------------------------------
@@ -146,11 +145,11 @@ def write(path: Path, rows: Iterable[tuple[Input, Answer]]) -> None:
         files.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
         return
     names = dict.fromkeys(name for row in made for name in row)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    written = io.StringIO(newline="")
+    writer = csv.DictWriter(written, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in made)
-    files.write(path, text.getvalue())
+    files.write(path, written.getvalue())
 
 
 def _row(one: Input, answer: Answer) -> dict[str, Any]:

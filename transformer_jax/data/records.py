@@ -57,9 +57,15 @@ def json_lines(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, dict[s
         yield number, record
 
 
-def string(record: dict[str, Any], column: str, where: str) -> str:
-    """The text in a column of a record, "" for null. What there is instead of a text is refused."""
-    value = record[column]
+def string(record: dict[str, Any], column: str, where: str, options: str) -> str:
+    """The text in a column of a record, "" for null. What there is instead of a text is refused.
+
+    Args:
+      column: its name; "translation.en" may be the "en" of the object "translation".
+      options: the settings that say which columns to read, for messages.
+    """
+    inner, name = within(record, column, where, options)
+    value = inner[name]
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -69,6 +75,17 @@ def string(record: dict[str, Any], column: str, where: str) -> str:
     except UnicodeEncodeError:  # JSON can write half of a surrogate pair
         raise InputError(f"{where}: column {column!r} holds half of a surrogate pair, which is no text") from None
     return value
+
+
+def within(record: dict[str, Any], column: str, where: str, options: str) -> tuple[dict[str, Any], str]:
+    """The record that holds a column, and its name there: it may be within another record."""
+    inner, name = record, column
+    while name not in inner and isinstance(inner.get(name.partition(".")[0]), dict):
+        outer, _, name = name.partition(".")
+        inner = inner[outer]
+    if name not in inner:
+        raise no_column(inner, column, where, options)
+    return inner, name
 
 
 def no_column(record: dict[str, Any], column: str, where: str, options: str) -> InputError:

@@ -155,10 +155,7 @@ class Jsonl:
         def read() -> Iterator[tuple[str, str]]:
             for name, path in files:
                 for number, record in records.json_lines(path, Counter()):
-                    where = f"{path}:{number}"
-                    if self.field not in record:
-                        raise records.no_column(record, self.field, where, "--data.source.field")
-                    text = records.string(record, self.field, where)
+                    text = records.string(record, self.field, f"{path}:{number}", "--data.source.field")
                     if own or (position(text) < fraction) == (split == "validation"):
                         yield f"{name}:{number}", text
 

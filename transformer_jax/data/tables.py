@@ -22,6 +22,7 @@ from transformer_jax.data import records, sources
 from transformer_jax.errors import InputError
 
 Side = Literal["train", "validation", "test"]
+OPTIONS = "--data.source.text, --data.source.text-b and --data.source.label"
 
 
 class Row(NamedTuple):
@@ -149,13 +150,10 @@ class Table:
     def _read(self, path: Path, left_out: Counter[str]) -> Iterator[Row]:
         for line, record in records.read(path, headed=not self.text.isdecimal(), left_out=left_out):
             where = f"{path}:{line}"
-            for column in self._columns:
-                if column not in record:
-                    options = "--data.source.text, --data.source.text-b and --data.source.label"
-                    raise records.no_column(record, column, where, options)
-            text = records.string(record, self.text, where)
-            text_b = records.string(record, self.text_b, where) if self.text_b else None
-            label = record[self.label]
+            text = records.string(record, self.text, where, OPTIONS)
+            text_b = records.string(record, self.text_b, where, OPTIONS) if self.text_b else None
+            holder, name = records.within(record, self.label, where, OPTIONS)
+            label = holder[name]
             if not isinstance(label, str | int | float) or isinstance(label, bool):
                 raise InputError(f"{where}: column {self.label!r} holds {json.dumps(label)}, not a name or a number")
             yield Row(text, text_b, label, where)

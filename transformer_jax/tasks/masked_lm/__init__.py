@@ -326,8 +326,9 @@ def _around_masks(ids: np.ndarray, mask: int, room: int, text: str) -> np.ndarra
     apart = int(at[-1] - at[0]) + 1
     if apart > room:
         raise InputError(f"input {text[:80]!r}: its masks stand {apart} tokens apart, and the model reads {room}")
+    (first,) = _cut([ids], room)
     middle = int(np.clip(at[0] - (room - apart) // 2, 0, len(ids) - room))
-    return _cut([ids if at[-1] < room else ids[middle:]], room)[0]
+    return first if at[-1] < room else ids[middle : middle + room]
 
 
 def _rows(

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from transformer_jax.data import inputs as asked
 from transformer_jax.data import pipeline, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
@@ -58,25 +59,39 @@ class SquadJson:
         path = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         if not path and side == "test":
             return None
-        return list(_squad_json(Path(path).expanduser()))
+        return list(_answered(Path(path).expanduser()))
 
 
-def _squad_json(path: Path) -> Iterator[Question]:
+def inputs(path: str) -> list[asked.Input]:
+    """The questions of a file in the format of SQuAD, in order, as (question, context); they need no answers."""
+    return [
+        asked.text((_get(one, "question", str, of), context), of, {"id": id})
+        for id, one, context, of in _squad_json(Path(path).expanduser())
+    ]
+
+
+def _answered(path: Path) -> Iterator[Question]:
+    for id, one, context, of in _squad_json(path):
+        answers = _get(one, "answers", list, of)
+        texts = tuple(_get(answer, "text", str, of) for answer in answers)
+        starts = tuple(_get(answer, "answer_start", int, of) for answer in answers)
+        yield _checked(Question(id, _get(one, "question", str, of), context, texts, starts), of)
+
+
+def _squad_json(path: Path) -> Iterator[tuple[str, Any, str, str]]:
+    """(id, the object of a question, its context, where it is for messages)."""
+    text = text_files.whole(path)
     try:
-        tree = json.loads(text_files.whole(path))
+        tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     for i, article in enumerate(_get(tree, "data", list, str(path))):
         for j, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: data[{i}]")):
             where = f"{path}: data[{i}].paragraphs[{j}]"
             context = _get(paragraph, "context", str, where)
-            for k, asked in enumerate(_get(paragraph, "qas", list, where)):
-                id = _get(asked, "id", str, f"{where}.qas[{k}]")
-                of = f"{path}: question {id!r}"
-                answers = _get(asked, "answers", list, of)
-                texts = tuple(_get(answer, "text", str, of) for answer in answers)
-                starts = tuple(_get(answer, "answer_start", int, of) for answer in answers)
-                yield _checked(Question(id, _get(asked, "question", str, of), context, texts, starts), of)
+            for k, one in enumerate(_get(paragraph, "qas", list, where)):
+                id = _get(one, "id", str, f"{where}.qas[{k}]")
+                yield id, one, context, f"{path}: question {id!r}"
 
 
 def _get(tree: Any, key: str, kind: type, where: str) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from transformer_jax.data import inputs as asked
 from transformer_jax.data import pipeline, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
@@ -61,6 +62,12 @@ class Conll:
         if not path and side == "test":
             return None
         return list(_conll(Path(path).expanduser(), self.token_column, self.tag_column))
+
+
+def inputs(path: str, token_column: int = 0) -> list[asked.Input]:
+    """The sentences of a file with a word on each line, tagged or not, as their words."""
+    sentences = _conll(Path(path).expanduser(), token_column, token_column)
+    return [asked.text(sentence.words, sentence.where) for sentence in sentences]
 
 
 def _conll(path: Path, token_column: int, tag_column: int) -> Iterator[Sentence]:

@@ -20,6 +20,8 @@ from transformer_jax.data import records, sources, text_files
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 
+OPTIONS = "--data.source.source and --data.source.target"
+
 
 class Pair(NamedTuple):
     """A source text and its target. `where` says for messages where they stand, and no two pairs stand there."""
@@ -165,7 +167,7 @@ class Columns:
     def _read(self, path: Path, blank: Counter[str]) -> Iterator[Pair]:
         for line, record in records.read(path, headed=not self.source.isdecimal(), left_out=blank):
             where = f"{path}:{line}"
-            source, target = (records.string(*_within(record, c, where), where) for c in (self.source, self.target))
+            source, target = (records.string(record, c, where, OPTIONS) for c in (self.source, self.target))
             yield Pair(source, target, where)
 
 
@@ -213,7 +215,8 @@ class TfdsPairs:
                 for number, example in zip(numbers, examples.__getitems__(list(numbers)), strict=True):
                     where = f"TFDS {full_name}:{split}:{number}"
                     source, target = (
-                        tfds_store.text_of(*_within(example, f, where), where) for f in (self.source, self.target)
+                        tfds_store.text_of(*records.within(example, f, where, OPTIONS), where)
+                        for f in (self.source, self.target)
                     )
                     yield Pair(source, target, where)
 
@@ -266,14 +269,3 @@ def _file(name: str, side: Side) -> Path:
         held = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{name} {held} (the {side} pairs; looked in {Path.cwd()}); name a file of text")
     return path
-
-
-def _within(record: dict[str, Any], name: str, where: str) -> tuple[dict[str, Any], str]:
-    """The record that holds the field, and its name there: "translation.en" may be within another record."""
-    inner, own = record, name
-    while own not in inner and isinstance(inner.get(own.partition(".")[0]), dict):
-        outer, _, own = own.partition(".")
-        inner = inner[outer]
-    if own not in inner:
-        raise records.no_column(inner, name, where, "--data.source.source and --data.source.target")
-    return inner, own
