@@ -21,6 +21,7 @@ def main(name: str) -> None:
     """Serves until stdin ends; a run that ends without a word, such as one that is killed, ends with no results."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole job; the run says itself when it ends
+    os.nice(10)  # the processors are the run's
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout is the run's
     logging.disable(logging.INFO)
     observer = getattr(importlib.import_module(f"transformer_jax.observe.{name}"), SERVICES[name])()
