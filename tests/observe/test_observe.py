@@ -1,6 +1,7 @@
 """What is reported of a run: rows and what is kept of them after a kill, how they read, and who may fail."""
 
 import errno
+import importlib.util
 import json
 import math
 import os
@@ -227,3 +228,16 @@ def test_peaks_by_device_kind():
     assert peak("NVIDIA H200", "NVIDIA H200") == 2 * 989e12
     assert peak("TPU v5 lite") == 197e12 and peak("TPU v5") == 459e12 and peak("TPU v6 lite") == 918e12
     assert peak("cpu") is None
+
+
+def test_the_observer_of_the_page(tmp_path):
+    """docs/logging.md shows one; it does what the page says."""
+    page = (Path(__file__).parents[2] / "docs/logging.md").read_text()
+    (tmp_path / "page_observer.py").write_text(page.split("```python\n")[1].split("```")[0])
+    spec = importlib.util.spec_from_file_location("page_observer", tmp_path / "page_observer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with observe.start((module.BestSoFar(),), facts(tmp_path, metric="loss"), primary=True) as observing:
+        for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5)):
+            observing.evaluation(step, "validation", {"loss": loss})
+    assert (tmp_path / "best.txt").read_text() == "2.0000 at step 2\n"
