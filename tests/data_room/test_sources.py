@@ -240,3 +240,24 @@ def test_tfds_store_in_tfrecord_format_is_answered_with_the_conversion(shared_da
     command = rf"convert_format --dataset_version_dir={folder} --out_file_format=array_record"
     with pytest.raises(InputError, match=command):
         Tfds("tiny_shakespeare", data_dir=str(tmp_path)).documents("train")
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+def test_no_code_of_a_store_is_run(tmp_path, write_tfds, monkeypatch, key):
+    """TFDS imports the module of a feature's class, which a store from a stranger may name at will."""
+    import tensorflow_datasets as tfds
+
+    store = write_tfds("notes", {"train": [{"text": "a"}]}, {"text": tfds.features.Text()})
+    assert text(Tfds("notes", data_dir=store).documents("train")) == "a"
+    (tmp_path / "strange_module.py").write_text("raise SystemExit('its code was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (path,) = (tmp_path / "tfds").rglob("features.json")
+    tree = json.loads(path.read_text())
+    tree["featuresDict"]["features"]["text"][key] = tree["featuresDict"]["features"]["text"].pop("pythonClassName")
+    tree["featuresDict"]["features"]["text"][key] = "strange_module.Feature"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(
+        InputError, match=r"features.json names the class strange_module.Feature"
+    ):
+        Tfds("notes", data_dir=store).documents("train")
+    assert "strange_module" not in sys.modules

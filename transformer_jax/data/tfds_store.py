@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.errors import InputError
+from transformer_jax.files import read_json
 
 
 def open_split(
@@ -35,6 +36,8 @@ def open_split(
             f"where TensorFlow and a network are: `tfds build {name} --data_dir {store} --file_format array_record`, "
             "or say where it is with TFDS_DATA_DIR or data_dir"
         )
+    for path in (root / base).rglob("features.json"):
+        _refuse_foreign(read_json(path), path)
     found = sorted(p.parent.relative_to(root).as_posix() for p in root.glob(f"{base}/**/dataset_info.json"))
     prepared = f"prepared there: {', '.join(found) or 'nothing'}; another version is named as NAME/CONFIG:VERSION"
     try:
@@ -61,6 +64,20 @@ def open_split(
     folder = Path(builder.data_path)
     files = [(p.name, p) for p in sorted(folder.iterdir()) if any(f".{kind}" in p.name for kind in formats)]
     return source, info.full_name, files
+
+
+def _refuse_foreign(tree: Any, path: Path) -> None:
+    """Raises `InputError` where a features.json names a class from elsewhere: TFDS would import its module, and so run
+    whatever code a store brings along."""
+    if isinstance(tree, list):
+        for value in tree:
+            _refuse_foreign(value, path)
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            names_class = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str)
+            if names_class and "." in value and not value.startswith("tensorflow_datasets."):
+                raise InputError(f"{path} names the class {value}, which is not TFDS's own: no code of a store is run")
+            _refuse_foreign(value, path)
 
 
 def _line(error: Exception) -> str:
