@@ -109,3 +109,12 @@ def test_bombs_are_refused_by_their_header(monkeypatch):
     with pytest.raises(image_files.Broken, match=r"1 x 5000 pixels, too narrow"):
         narrow = Preprocess(size=16, resize=16, fit="shortest")
         image_files.pixels(encoded(Image.new("L", (1, 5000))), narrow)
+
+
+def test_an_image_that_is_nothing_but_long_is_refused(monkeypatch):
+    """Its pixels are few, and resizing it would take many times their memory."""
+    monkeypatch.setattr(image_files, "MAX_SIDE", 100)
+    file = io.BytesIO()
+    Image.new("L", (1, 101)).save(file, "PNG")
+    with pytest.raises(image_files.Broken, match="1 x 101 pixels, a side of more than 100: make it smaller"):
+        image_files.pixels(file.getvalue(), Preprocess(size=8, resize=8))

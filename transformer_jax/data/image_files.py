@@ -21,6 +21,7 @@ from transformer_jax.data.preprocess import Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MAX_PIXELS = 2**27  # of an image, before or after resizing; the largest that a camera makes have as many
+MAX_SIDE = 2**16  # pixels; resizing an image that is nothing but long takes many times its memory
 DRAFT_PIXELS = 2**24  # a JPEG with more is decoded at a half, a quarter or an eighth of its size, where that suffices
 
 
@@ -76,13 +77,16 @@ def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
     image = _open(data)
     if image.width * image.height > MAX_PIXELS:
         raise Broken(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: make it smaller")
+    if max(image.size) > MAX_SIDE:
+        raise Broken(f"{image.width} x {image.height} pixels, a side of more than {MAX_SIDE:,}: make it smaller")
     if image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
         image.draft(None, (2 * side, 2 * side))
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # else a copy is made of any image
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     image.info.pop("transparency", None)
-    return image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _open(data: bytes) -> Any:
