@@ -231,6 +231,8 @@ def start_torch(
         python = sys.executable
     model, cfg = experiment.model, experiment.optim
     kind = KINDS[type(model)]
+    if not isinstance(cfg, optim.AdamW):
+        raise InputError(f"optim is {type(cfg).__name__}; the torch side has AdamW alone")
     if nanogpt and kind != "gpt":
         raise InputError(f"--nanogpt {nanogpt}: nanoGPT's model is a GPT, and this experiment's a {kind}; leave it out")
     if nanogpt and not (Path(nanogpt) / "model.py").is_file():

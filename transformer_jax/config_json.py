@@ -56,7 +56,8 @@ TYPES: dict[str, type] = {
         *(sources.Embedded, sources.TextFiles, sources.Jsonl, sources.Tfds),
         *(tokenizers.Bytes, tokenizers.Characters, tokenizers.TrainBPE, tokenizers.TokenizerFile),
         *(tokenizers.TrainWordPiece, tokenizers.TrainUnigram),
-        optimizers.AdamW,
+        *(optimizers.AdamW, optimizers.Adafactor, optimizers.Lamb, optimizers.Lion, optimizers.Muon),
+        *(optimizers.ScheduleFree, optimizers.Sgd),
     )
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}

@@ -187,6 +187,16 @@ else:
     )
 
 
+Optimizer = (
+    optimizers.AdamW
+    | optimizers.Adafactor
+    | optimizers.Lamb
+    | optimizers.Lion
+    | optimizers.Muon
+    | optimizers.ScheduleFree
+    | optimizers.Sgd
+)
+
 # Beginnings of reported numbers of which the lowest is best, and of which the highest is.
 _BEST = (
     ("loss", "perplexity", "bits_per", "mean_squared", "calibration"),
@@ -204,7 +214,7 @@ class Experiment:
     model: Model
     data: Data
     task: TaskOf = field(default_factory=causal_lm.CausalLM)
-    optim: optimizers.AdamW = field(default_factory=optimizers.AdamW)
+    optim: Optimizer = field(default_factory=optimizers.AdamW)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -50,6 +50,7 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    "matrices": MESH_AXES,  # whole matrices of the optimiser, each worked on by one device
 }
 
 # A context that is part of jit's cache key, so that one function traced under two tables is compiled twice.

@@ -7,11 +7,33 @@ lr_scales(optimizer, declaration)                   what each parameter's learni
 freeze(params, scales)                              the same values, without gradients where the factor is 0
 """
 
+from transformer_jax.optim.adafactor import Adafactor
 from transformer_jax.optim.adamw import AdamW
 from transformer_jax.optim.groups import freeze
+from transformer_jax.optim.lamb import Lamb
+from transformer_jax.optim.momentum import Lion, Sgd
+from transformer_jax.optim.muon import Muon
 from transformer_jax.optim.rates import Rates
-from transformer_jax.optim.transform import Skippable, around, lr_scales, make, skippable
+from transformer_jax.optim.schedule_free import ScheduleFree
+from transformer_jax.optim.transform import Skippable, around, by_layer, lr_scales, make, skippable
 
 Optim = AdamW  # its name in files and scripts from before there were others
 
-__all__ = ["AdamW", "Optim", "Rates", "Skippable", "around", "freeze", "lr_scales", "make", "skippable"]
+__all__ = [
+    "Adafactor",
+    "AdamW",
+    "Lamb",
+    "Lion",
+    "Muon",
+    "Optim",
+    "Rates",
+    "ScheduleFree",
+    "Sgd",
+    "Skippable",
+    "around",
+    "by_layer",
+    "freeze",
+    "lr_scales",
+    "make",
+    "skippable",
+]

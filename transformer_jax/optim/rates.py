@@ -20,17 +20,18 @@ class Rates:
     `peak_lr * (n + 1) / (w + 1)` while n < w. Then, with d = `decay_steps` (0: the run's last step) and
     final = `final_lr_fraction * peak_lr`:
 
-    - "cosine":    final + (peak - final) * (1 + cos(pi * (n - w) / (d - w))) / 2, and final after d
-    - "linear":    the straight line from peak at w to final at d, and final after d
-    - "rsqrt":     peak * sqrt((w + 1) / (n + 1)), the schedule of Vaswani et al. 2017, section 5.3; it has no end
-    - "constant":  peak
-    - "wsd":       peak, then the straight line to final over the `cooldown_steps` before d (warm-up, stable, decay:
-                   Hu et al. 2024, "MiniCPM", section 4)
+    - "cosine": final + (peak - final) * (1 + cos(pi * (n - w) / (d - w))) / 2, and final after d
+    - "linear": the straight line from peak at w to final at d, and final after d
+    - "rsqrt": peak * sqrt((w + 1) / (n + 1)), the schedule of Vaswani et al. 2017, section 5.3; it has no end
+    - "flat_rsqrt": the same after w, and peak before: no warm-up (Raffel et al. 2020, "T5", section 3.1.2)
+    - "constant": peak
+    - "wsd": peak, then the straight line to final over the `cooldown_steps` before d (warm-up, stable, decay: Hu et al.
+      2024, "MiniCPM", section 4)
     """
 
     peak_lr: float = 6e-4
     """The highest learning rate, reached after the warm-up."""
-    lr_schedule: Literal["cosine", "linear", "rsqrt", "constant", "wsd"] = "cosine"
+    lr_schedule: Literal["cosine", "linear", "rsqrt", "flat_rsqrt", "constant", "wsd"] = "cosine"
     """How the learning rate goes on from there."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises linearly."""
@@ -60,7 +61,7 @@ class Rates:
                 raise InputError(f"optim.groups has {pattern!r}, which is no regular expression ({error})") from None
             if not 0 <= factor < float("inf"):
                 raise InputError(f"optim.groups: the factor of {pattern!r} is {factor}; it must be 0 or more")
-        names = ("cosine", "linear", "rsqrt", "constant", "wsd")
+        names = ("cosine", "linear", "rsqrt", "flat_rsqrt", "constant", "wsd")
         self._require(self.lr_schedule in names, "lr_schedule", f"it must be one of {', '.join(names)}")
         self._require(0 < self.peak_lr < float("inf"), "peak_lr", "it must be above 0")
         self._require(self.warmup_steps >= 0, "warmup_steps", "it must be at least 0")
@@ -100,11 +101,12 @@ class Rates:
                 after = final + (peak - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
             elif self.lr_schedule in ("linear", "wsd"):
                 after = peak + (final - peak) * done
-            elif self.lr_schedule == "rsqrt":
+            elif self.lr_schedule in ("rsqrt", "flat_rsqrt"):
                 after = peak * jnp.sqrt((warmup + 1) / (n + 1))
             else:
                 after = jnp.full_like(n, peak)
-            return jnp.where(n < warmup, peak * (n + 1) / (warmup + 1), after)
+            rising = peak if self.lr_schedule == "flat_rsqrt" else peak * (n + 1) / (warmup + 1)
+            return jnp.where(n < warmup, rising, after)
 
         return learning_rate
 

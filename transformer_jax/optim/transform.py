@@ -18,6 +18,7 @@ import optax
 
 from transformer_jax.contracts import Optimizer, ScalesRates
 from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import groups
 from transformer_jax.optim.rates import Rates
 
@@ -92,6 +93,23 @@ def scaled(scales: Any) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, scale: scale * u, updates, groups.trained(scales, scales))
     )
+
+
+def by_layer(inner: optax.GradientTransformation, declaration: Any) -> optax.GradientTransformation:
+    """A transformation that takes each leaf as one parameter, applied to each layer of the stacked ones by itself.
+
+    A stacked leaf [L, D, F] is L matrices: one trust ratio, one pair of factored moments for each.
+    """
+    depths = jax.tree.map(
+        lambda p: p.shape[0] if p.axes[:1] == ("layers",) else 0,
+        declaration,
+        is_leaf=lambda x: isinstance(x, params_lib.Param),
+    )
+    mapped = optax.GradientTransformation(
+        jax.vmap(inner.init), lambda updates, state, params=None: jax.vmap(inner.update)(updates, state, params)
+    )
+    kinds = {str(depth): mapped if depth else inner for depth in jax.tree.leaves(depths)}
+    return optax.partition(kinds, jax.tree.map(str, depths))
 
 
 def without_frozen(inner: optax.GradientTransformation, scales: Any) -> optax.GradientTransformation:

@@ -157,7 +157,7 @@ def test_moments_are_float32():
         ({"peak_lr": -1.0}, "optim.peak_lr is -1.0; it must be above 0"),
         (
             {"lr_schedule": "cosin"},
-            "optim.lr_schedule is 'cosin'; it must be one of cosine, linear, rsqrt, constant, wsd",
+            "optim.lr_schedule is 'cosin'; it must be one of cosine, linear, rsqrt, flat_rsqrt, constant, wsd",
         ),
         ({"beta2": 1.0}, "optim.beta2 is 1.0; it must lie in [0, 1)"),
         ({"final_lr_fraction": 2.0}, "optim.final_lr_fraction is 2.0; it must lie in [0, 1]: final over peak"),
