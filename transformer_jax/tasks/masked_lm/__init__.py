@@ -63,7 +63,7 @@ class MaskedLM(Task):
 
     @property
     def layout(self) -> masked.Layout:
-        """How `data.masked` lays out a row."""
+        """How `masked` lays out a row."""
         if self.pairs != "none":
             return self.pairs
         return "packed" if self.packed else "full"
