@@ -36,7 +36,7 @@ class Heard(contracts.Observer):
         self._hear("start", run.run_id)
 
     def row(self, row):
-        self._hear("row", row["step"])
+        self._hear("row", row["step"], row["loss"])
         row["loss"] = "spoilt"  # its own copy
 
     def evaluation(self, step, name, report):
@@ -58,7 +58,12 @@ def test_a_run_as_its_observers_hear_it(tmp_path, capsys):
         observing.evaluation(9, "test", {"f1": math.inf, "loss": np.float32(0.5)})
         observing.end({"step": 9})
         observing.say("a line")
-    calls = [("start", "a1"), ("row", 1), ("evaluation", 1, "validation", {"f1": 0.5, "signature": "v2"}), ("save", 1)]
+    calls = [
+        ("start", "a1"),
+        ("row", 1, 2.5),
+        ("evaluation", 1, "validation", {"f1": 0.5, "signature": "v2"}),
+        ("save", 1),
+    ]
     calls += [("evaluation", 9, "test", {"f1": math.inf, "loss": 0.5}), ("end", {"step": 9})]
     assert first.calls == second.calls == calls
     lines = [

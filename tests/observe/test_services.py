@@ -167,7 +167,7 @@ def test_services_in_their_processes(tmp_path, package, capfd):
     with observe.start(observe.named("wandb,trackio"), facts(tmp_path), primary=True) as observing:
         for step in (1, 2, 3):
             observing.row({"step": step, "loss": np.float32(0.5) if step < 3 else float("nan")})
-        observing.evaluation(3, "validation", {"f1": 0.25})
+        observing.evaluation(3, "validation", {"f1": np.float32(0.25)})
         observing.end({"step": 3, "folder": Path("a"), "score": np.float32(1.0)})
     assert json.dumps(heard(tmp_path)) == json.dumps(
         [
