@@ -160,10 +160,12 @@ def test_rows_after_a_kill(tmp_path):
 
 
 def test_rows_are_appended_where_nothing_is_removed(tmp_path):
+    """And an evaluation that is there already is not written again."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(BEFORE)
     node = path.stat().st_ino
     with observe.start((), facts(tmp_path, first_step=1), primary=True) as observing:
+        observing.evaluation(1, "validation", {"f1": 0.25})
         observing.row({"step": 2, "loss": 2.5})
     assert path.stat().st_ino == node and path.read_text() == BEFORE + '{"step": 2, "loss": 2.5}\n'
 

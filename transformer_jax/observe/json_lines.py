@@ -25,17 +25,19 @@ class JsonLines(Observer):
     def start(self, run: RunFacts) -> None:
         """Opens the file. Rows after the run's first step, which a killed run has left, are removed."""
         self.path = run.folder / NAME
-        if self.path.exists():
-            _remove_after(self.path, run.first_step)
+        rows = _up_to(self.path, run.first_step) if self.path.exists() else []
+        self.evaluated = {_evaluation(row) for row in rows}
         self.file = self.path.open("a", encoding="utf-8")
 
     def row(self, row: Row) -> None:
         self._write(row)
 
     def evaluation(self, step: int, name: str, report: Report) -> None:
+        """Writes the numbers, unless they are there: a run that is resumed at its end evaluates again."""
         numbers = {f"{name}/{key}": value for key, value in report.items() if not isinstance(value, str)}
-        if numbers:
-            self._write({"step": step} | numbers)
+        row = {"step": step} | numbers
+        if numbers and _evaluation(row) not in self.evaluated:
+            self._write(row)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         """One line, which is in the file when this returns. JSON has no NaN: a number that is not finite is null."""
@@ -70,10 +72,16 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
             yield line, row if isinstance(step, int | float) and not isinstance(step, bool) else None
 
 
-def _remove_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps and those that are no rows; leaves the file alone where there are none."""
+def _up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of steps up to this one. Removes the other lines from the file; leaves it alone where there are none."""
     lines = list(_lines(path))
-    kept = [line for line, row in lines if line.endswith(b"\n") and row is not None and row["step"] <= step]
+    kept = [(line, row) for line, row in lines if line.endswith(b"\n") and row is not None and row["step"] <= step]
     if len(kept) < len(lines):
         with files.replacing(path) as part:
-            part.write_bytes(b"".join(kept))
+            part.write_bytes(b"".join(line for line, _ in kept))
+    return [row for _, row in kept if row is not None]
+
+
+def _evaluation(row: Mapping[str, Any]) -> tuple[float, frozenset[str]]:
+    """What an evaluation is known by: its step and the names of its numbers."""
+    return row["step"], frozenset(row)
