@@ -51,7 +51,7 @@ class Calls:
 @pytest.mark.parametrize(("results", "code"), [({"step": 9}, 0), ({}, 1)])
 def test_wandb(tmp_path, monkeypatch, results, code):
     run = Calls()
-    run.url = "https://wandb.ai/me/run"
+    run.offline, run.url = False, "https://wandb.ai/me/run"
     package = Calls(init=run)
     monkeypatch.setitem(sys.modules, "wandb", package)
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
@@ -141,7 +141,7 @@ import json, pathlib
 class Settings:
     def __init__(self, **options): pass
 class init:
-    url = "somewhere"
+    offline, url = False, "somewhere"
     def __init__(self, id, config, **options): self.log({"id": id, "config": config}, 0)
     def log(self, numbers, step):
         with pathlib.Path(__file__).with_name("heard").open("a") as file: print(json.dumps([step, numbers]), file=file)

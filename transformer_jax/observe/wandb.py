@@ -26,7 +26,7 @@ class WandB(Scalars):
             config=dict(run.config),
             settings=wandb.Settings(console="off", silent=True),
         )
-        print(f"wandb: {self.run.url or PurePath(self.run.dir).parent}")  # a folder where it is offline
+        print(f"wandb: {PurePath(self.run.dir).parent if self.run.offline else self.run.url}")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self.run.log(dict(numbers), step=step)
