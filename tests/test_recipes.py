@@ -16,6 +16,13 @@ def test_learning_rate_of_attention_is_all_you_need(recipe, width):
         assert float(schedule(step - 1)) == pytest.approx(paper, rel=1e-5)
 
 
+def test_learning_rate_of_t5():
+    """Raffel et al. 2020, section 3.1.2: 1 / sqrt(max(n, k)), k = 10,000, with steps counted from 1."""
+    schedule = t5_span_corruption.base().optim.schedule(524_288)
+    for step in (1, 5000, 10_000, 10_001, 524_288):
+        assert float(schedule(step - 1)) == pytest.approx(max(step, 10_000) ** -0.5, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("recipe", "published", "tolerance"),
     [
