@@ -8,6 +8,7 @@ that it divides over a mesh.
 """
 
 import argparse
+import dataclasses
 import importlib
 import math
 import os
@@ -42,10 +43,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("module", nargs="?", default="experiments.causal_lm.gpt2_small", help="an experiment's module")
     model = importlib.import_module(parser.parse_args().module).experiment().model
+    model = dataclasses.replace(model, vocab_size=-(-model.vocab_size // 64) * 64)
     declaration = models.family(model).declare(model)
-    print(
-        f"{params.count(declaration):,} parameters; bytes of optimiser state on a device, and as a share of AdamW's\n"
-    )
+    print(f"{params.count(declaration):,} parameters; bytes of optimiser state on a device (share of AdamW's)\n")
     print("| optimiser |" + "".join(f" {name} |" for name in MESHES))
     print("|---|" + "---|" * len(MESHES))
     sizes = {type(o).__name__: [on_a_device(o, declaration, mesh) for mesh in MESHES.values()] for o in OPTIMIZERS}
