@@ -255,3 +255,13 @@ def test_nothing_left_open():
         if words.search(line)
     ]
     assert not found, "\n".join(found)
+
+
+def test_the_numeric_rooms_are_there():
+    """`tools/test --isa` names folders and files, and these move."""
+    found = re.search(r"^numeric=\((.*?)\)$", (ROOT / "tools" / "test").read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    done = subprocess.run(
+        ["bash", "-c", f"ls -d {' '.join(found[1].split())}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and len(done.stdout.split()) > 8, done.stderr
