@@ -129,7 +129,9 @@ def test_a_wrong_name_and_a_missing_package(tmp_path, monkeypatch):
     for made in (False, True):  # a folder of that name, such as W&B's own, is no package
         if made:
             (tmp_path / "folder_alone").mkdir()
-        with pytest.raises(InputError, match=r"folder_alone is missing; pip install 'transformer-jax\[folder_alone\]'"):
+        with pytest.raises(
+            InputError, match=r"--log folder_alone needs the package folder_alone; .*'transformer-jax\[folder_alone\]'"
+        ):
             observe.named("folder_alone")
     assert observe.named("") == ()
 
