@@ -45,7 +45,7 @@ def _imports(source: str, module: str) -> list[tuple[int, str]]:
 # ---- Arrows --------------------------------------------------------------------------------------------------------
 
 
-FAMILIES = "models/<family>"  # one room for all: no family knows another
+FAMILIES, FORMATS = "models/<family>", "models/<family>/<format>"  # one room for all: no family knows another
 
 
 def _table() -> dict[str, set[str]]:
@@ -57,7 +57,7 @@ def _table() -> dict[str, set[str]]:
         above = set(table)
         named = set(re.findall(r"`([\w/<>]+)`", allowed)) & above
         if allowed.startswith(("all of the above", "everything")):
-            named = above - ({FAMILIES} if "except families" in allowed else set())
+            named = above - ({FAMILIES, FORMATS} if "except families" in allowed else set())
         for room in rooms:
             table[room] = named
     return table
@@ -67,9 +67,12 @@ TABLE = _table()
 
 
 def _room(parts: list[str]) -> str:
-    """The room of a dotted name; `models` alone is the table of what ships, below it are the families."""
-    of_family = parts[1] == "models" and len(parts) > 2 and (PACKAGE / "models" / parts[2]).is_dir()
-    return FAMILIES if of_family else parts[1]
+    """The room of a dotted name; `models` alone is the table of what ships, below it are the families, and formats."""
+    folder = PACKAGE / "models" / "/".join(parts[2:3])
+    if parts[1] != "models" or len(parts) < 3 or not folder.is_dir():
+        return parts[1]
+    is_format = len(parts) > 3 and parts[3] != "__init__" and (folder / f"{parts[3]}.py").is_file()
+    return FORMATS if is_format else FAMILIES
 
 
 def _wrong_arrows(source: str, module: str) -> list[str]:
@@ -107,6 +110,7 @@ def test_the_table_is_read():
         ("transformer_jax.sharding", "if True:\n    from .nn import params"),
         ("transformer_jax.models.__init__", "from ..train import step"),
         ("transformer_jax.models.__init__", "from transformer_jax.models import gpt"),
+        ("transformer_jax.models.gpt.__init__", "from transformer_jax.models.gpt import llama"),
         ("transformer_jax.objectives.masking", "from transformer_jax import data"),
         ("transformer_jax.tasks.causal_lm.__init__", "from transformer_jax.models import gpt"),
         ("transformer_jax.train.loop", "import transformer_jax.models.gpt"),

@@ -5,13 +5,16 @@ have a default. Nothing is registered: an experiment holds the value, and what s
 contracts. Values that pass between rooms, such as the state of a run, are here as well.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from flax import struct
+
+from transformer_jax.errors import InputError
 
 if TYPE_CHECKING:
     import jax
@@ -22,6 +25,31 @@ Sums = Mapping[str, tuple[float, float]]  # {"name": (sum, weight)}
 Outputs = Mapping[str, "np.ndarray"]  # {"name": [examples, ...]}
 Row = Mapping[str, float]  # one row of metrics, with "step"
 Report = Mapping[str, float | str]  # the numbers of an evaluation by name, and as strings their conventions
+Progress = Callable[[int, int], None]  # called with (done, total) every now and then
+
+
+def no_progress(done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+# -------------------------------------------------------------------------------------------------- marks of a field
+
+# `field(default=..., metadata=LAUNCH)`: who decides a field of a frozen dataclass that an experiment holds. What is not
+# marked decides what the parameters mean: a resume may not change it, and a checkpoint brings it along.
+LAUNCH = {"decided": "launch"}
+"""How something is computed or written, not what: a resume may change it."""
+TRAINING = {"decided": "training"}
+"""How a model is trained: a checkpoint that a run starts from does not bring it along, and no snapshot states it."""
+RUN = {"decided": "run"}
+"""What a run decides of a model that it starts from, such as its labels."""
+NOT_STORED = {"decided": "launch", "stored": False}
+"""Not in config.json at all."""
+
+
+def decided_by(cls: Any, *who: str) -> frozenset[str]:
+    """The names of the fields of a dataclass that "launch", "training" or "run" decides."""
+    return frozenset(f.name for f in dataclasses.fields(cls) if f.metadata.get("decided") in who)
+
 
 # --------------------------------------------------------------------------------------------------------------- values
 
@@ -120,11 +148,6 @@ class Family(Protocol):
 
     TRUNK: ClassVar[tuple[str, ...] | None] = None
     """The top-level names of the parameter tree that are no head, which `init_from` must fill; None: all of them."""
-    LAUNCH_FIELDS: ClassVar[tuple[str, ...]] = ("dtype", "scan_layers", "remat", "attention")
-    """Fields of the Config that say how a run computes and not what the function is: a resume may change them, and
-    `init_from` leaves them as the experiment states them."""
-    OWN_FIELDS: ClassVar[tuple[str, ...]] = ()
-    """Further fields that the experiment decides when it starts from a checkpoint, such as the number of labels."""
 
     @staticmethod
     def declare(cfg: Any) -> Any:
@@ -137,8 +160,8 @@ class Family(Protocol):
 
     @staticmethod
     def resized(params: Any, cfg: Any, wanted: Any, say: Callable[[str], None]) -> Any:
-        """The parameters of `cfg` for `wanted`, which differs in `OWN_FIELDS`: a Vision Transformer resamples its
-        positions for another size of images."""
+        """The parameters of `cfg` for `wanted`, which differs in what a run decides (`RUN`): a Vision Transformer
+        resamples its positions for another size of images."""
         return params
 
 
@@ -152,8 +175,6 @@ class Task(Protocol):
     """Whether a model means nothing without a tokenizer."""
     unit: ClassVar[str] = "examples"
     """What `tokens` counts, for people."""
-    RUN_FIELDS: ClassVar[tuple[str, ...]] = ()
-    """Fields of the task that a resume may change, such as the width of a beam."""
 
     def settle(self, data: Any) -> "Task":
         """This task with what it leaves to the data, such as the names of classes: what config.json is to hold."""
@@ -224,8 +245,10 @@ class Task(Protocol):
         """FLOPs of one training step on one example, forward and backward; 0 where nobody has counted them."""
         return 0.0
 
+    # What the model is asked.
+
     def default_sample(self) -> Any:
-        """What to ask of a model when nothing is said: the defaults of `predict`, as a frozen dataclass."""
+        """What to ask of a model when nothing is said: the defaults of `predict`, a frozen dataclass."""
         return Predict()
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
@@ -237,11 +260,47 @@ class Task(Protocol):
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
     ) -> Iterator[dict[str, Any]]:
         """One JSON-able dict for each input, a line of text; `top`: how many answers of each to give."""
-        raise NotImplementedError(f"{type(self).__name__} makes no predictions")
+        raise InputError(f"{type(self).__name__} makes no predictions")
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """A prediction as text for people."""
-        return str(dict(prediction))
+        return json.dumps(prediction, ensure_ascii=False)
+
+    def predict_options(self, defaults: Any) -> Any:
+        """The options of the command `predict`, a frozen dataclass with its defaults. With a field `file`, inputs may
+        come from a file, one on a line; without, stdin is one input.
+
+        Args:
+          defaults: the run's `sample`.
+        """
+        return Answers(top=defaults.top)
+
+    def respond(
+        self, loaded: Any, inputs: Sequence[str], options: Any, *, progress: Progress = no_progress
+    ) -> Iterator[str]:
+        """What `predict` prints, in pieces.
+
+        Args:
+          loaded: a `restore.Loaded`.
+          options: of `predict_options`.
+          progress: called with (done, total) every now and then.
+        """
+        for answer in self.predict(loaded.params, loaded.config, loaded.tokenizer, inputs, top=options.top):
+            yield (json.dumps(answer, ensure_ascii=False) if options.json else self.describe(answer)) + "\n"
+
+    # Hugging Face folders.
+
+    def snapshot_settings(self) -> dict[str, Any]:
+        """What an exported folder states of the task: the arguments `labels`, `beam`, `preprocess` of `hub.export`."""
+        return {}
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> Any:
+        """What a workdir made of imported parameters is evaluated on; it may name files that the user has to give.
+
+        Args:
+          tokenizer: a spec of the tokenizer in that workdir.
+        """
+        raise InputError(f"{type(self).__name__} has no data of its own, so no workdir can be made of a folder for it")
 
 
 @dataclass(frozen=True)
@@ -252,6 +311,22 @@ class Predict:
     """Texts, each on one line; the two of a pair are separated by a tab. Of images the files."""
     top: int = 5
     """Answers to give for each."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise InputError(f"sample.top = {self.top}: must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The options of `predict`."""
+
+    top: int = 5
+    """Answers to give for each input."""
+    file: str = ""
+    """A text file with one input a line."""
+    json: bool = False
+    """One JSON object a line."""
 
 
 class Source(Protocol):
@@ -357,14 +432,6 @@ class Format(Protocol):
         """What the model in this folder is for; None where no task here is."""
         ...
 
-    @staticmethod
-    def write_task(task: Any, cfg: Any, tokenizer: Any) -> Mapping[str, Any]:
-        """What the task says of an exported folder: {file: JSON object}, merged into config.json or written beside it.
-
-        Raises `InputError` where the format cannot say it.
-        """
-        ...
-
 
 CONTRACTS = (Task, Source, Optimizer, Observer)
 
@@ -383,10 +450,3 @@ def required(contract: Any) -> tuple[str, ...]:
         Observer: (),
         Family: ("declare",),
     }[contract]
-
-
-def module_of(value: Any) -> ModuleType | None:
-    """The module that a value's type is defined in."""
-    import sys
-
-    return sys.modules.get(type(value).__module__)

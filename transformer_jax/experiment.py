@@ -4,46 +4,34 @@ An experiment file (`experiments/<task>/<name>.py`) has a function `experiment()
 differs from the defaults here. `config_json` writes it down and reads it back; `overrides` is its command line.
 """
 
-import typing
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 
+from transformer_jax import contracts, models
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, images
-from transformer_jax.decoding import decode
+from transformer_jax.contracts import LAUNCH, NOT_STORED, Predict
 from transformer_jax.errors import InputError
-from transformer_jax.models import bert, gpt, seq2seq, vit
-from transformer_jax.tasks import (
-    causal_lm,
-    classification,
-    denoising,
-    image_classification,
-    masked_lm,
-    span_qa,
-    tagging,
-    translation,
-)
-from transformer_jax.tasks.classification import labelled
-from transformer_jax.tasks.span_qa import questions
-from transformer_jax.tasks.tagging import tagged
-from transformer_jax.tasks.translation import parallel
+from transformer_jax.tasks import causal_lm
+
+__all__ = ["Checkpoint", "Ema", "Evaluate", "Experiment", "Mesh", "Precision", "Predict", "Train", "compute_dtype"]
 
 
 @dataclass(frozen=True)
 class Train:
     """How long, how much at a time."""
 
-    steps: int = 1000
+    steps: int = field(default=1000, metadata=LAUNCH)
     """Optimiser steps of the whole run. A larger number lets a complete run go on (the schedule follows it)."""
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=LAUNCH)
     """Examples in one optimiser step, over all devices, hosts and accumulated parts."""
-    accumulate: int = 1
+    accumulate: int = field(default=1, metadata=LAUNCH)
     """Parts the batch is cut into, one after the other, to save memory; the update is that of the whole batch."""
-    log_every: int = 10
+    log_every: int = field(default=10, metadata=LAUNCH)
     """Steps between two rows of metrics. A row reports the last step's values, and tokens/s over the steps between."""
-    max_skips: int = 10
+    max_skips: int = field(default=10, metadata=LAUNCH)
     """Steps in a row that are skipped (loss or gradients are not finite) after which the run stops and says where the
     numbers went bad; 0: never."""
     spike: float = 0.0
@@ -81,56 +69,6 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The text printed when training ends, and the defaults of `predict`. `decode.Sampling` says more."""
-
-    prompt: str = ""
-    """Text to continue; empty: the end-of-text token, or a newline where the tokenizer has none."""
-    max_new_tokens: int = 200
-    """New tokens at most; 0: no sample."""
-    temperature: float = 0.8
-    """Divides the logits; 0: greedy."""
-    top_k: int = 0
-    """Draw from the k likeliest tokens; 0: from all."""
-    top_p: float = 1.0
-    """Draw from the fewest tokens that hold this share of the probability."""
-    min_p: float = 0.0
-    """Draw from the tokens at least this likely, as a share of the likeliest one."""
-    repetition_penalty: float = 1.0
-    """Makes tokens that are already there less likely; 1: not."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise InputError(f"sample.max_new_tokens = {self.max_new_tokens}: must be 0 or more")
-        self.sampling()
-
-    def sampling(self, *, max_new_tokens: int = 1, stop_ids: tuple[int, ...] = ()) -> decode.Sampling:
-        """These settings for `decode`. Errors: `InputError` for one outside its range."""
-        return decode.Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            stop_ids=stop_ids,
-        )
-
-
-@dataclass(frozen=True)
-class Predict:
-    """What an encoder, a translator or a classifier of images is asked when training ends, and `predict`'s defaults."""
-
-    inputs: tuple[str, ...] = ()
-    """Texts, each on one line; the two of a pair are separated by a tab. Of images the files."""
-    top: int = 5
-    """Answers to give for each."""
-
-    def __post_init__(self) -> None:
-        _positive("sample.top", self.top)
-
-
-@dataclass(frozen=True)
 class Mesh:
     """The shape of the devices: sizes multiply to their number, one may be -1 and takes the rest."""
 
@@ -160,43 +98,6 @@ class Ema:
     """Weight of the past at each step, such as 0.999; 0: off."""
 
 
-# What an experiment is made of. To a type checker they are Any: replacing a field of "one of these" has no type.
-if typing.TYPE_CHECKING:
-    Model: typing.TypeAlias = Any
-    Data: typing.TypeAlias = Any
-    TaskOf: typing.TypeAlias = Any
-else:
-    Model = gpt.Config | bert.Config | seq2seq.Config | vit.Config
-    Data = (
-        corpus.TextCorpus
-        | labelled.LabelledText
-        | tagged.TaggedWords
-        | questions.Questions
-        | parallel.ParallelText
-        | images.ImageSet
-    )
-    TaskOf = (
-        causal_lm.CausalLM
-        | masked_lm.MaskedLM
-        | classification.Classification
-        | tagging.Tagging
-        | span_qa.SpanQA
-        | denoising.Denoising
-        | translation.Translation
-        | image_classification.ImageClassification
-    )
-
-
-Optimizer = (
-    optimizers.AdamW
-    | optimizers.Adafactor
-    | optimizers.Lamb
-    | optimizers.Lion
-    | optimizers.Muon
-    | optimizers.ScheduleFree
-    | optimizers.Sgd
-)
-
 # Beginnings of reported numbers of which the lowest is best, and of which the highest is.
 _BEST = (
     ("loss", "perplexity", "bits_per", "mean_squared", "calibration"),
@@ -211,26 +112,34 @@ _BEST = (
 class Experiment:
     """All that decides a run. Construction checks what can be checked without data or devices."""
 
-    model: Model
-    data: Data
-    task: TaskOf = field(default_factory=causal_lm.CausalLM)
-    optim: Optimizer = field(default_factory=optimizers.AdamW)
+    model: Any
+    """A family's Config."""
+    data: Any
+    """What the task reads."""
+    task: contracts.Task = field(default_factory=causal_lm.CausalLM)
+    optim: contracts.Optimizer = field(default_factory=optimizers.AdamW)
     train: Train = field(default_factory=Train)
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    sample: Sample | Predict = field(default_factory=Sample)
-    mesh: Mesh = field(default_factory=Mesh)
-    precision: Precision = field(default_factory=Precision)
+    evaluate: Evaluate = field(default_factory=Evaluate, metadata=LAUNCH)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata=LAUNCH)
+    sample: Any = field(default=None, metadata=LAUNCH)
+    """What the model is asked when training ends, and the defaults of `predict`; None: as the task says."""
+    mesh: Mesh = field(default_factory=Mesh, metadata=LAUNCH)
+    precision: Precision = field(default_factory=Precision, metadata=LAUNCH)
     ema: Ema = field(default_factory=Ema)
     seed: int = 0
     """Decides the initial parameters, the order of the data, dropout and sampling."""
-    init_from: str = ""
+    init_from: str = field(default="", metadata=LAUNCH)
     """A workdir, a step or a Hugging Face folder whose parameters the run starts from; empty: from scratch. Its
     architecture and tokenizer come with it, in place of the ones stated here."""
-    fresh: tuple[str, ...] = ()
-    """Heads, such as "classification", that are initialised anew although `init_from` has them."""
+    fresh: tuple[str, ...] = field(default=(), metadata=LAUNCH)
+    """Heads, such as "classification", that are initialised from scratch although `init_from` has them."""
+    observers: tuple[contracts.Observer, ...] = field(default=(), metadata=NOT_STORED)
+    """What hears of the run besides the terminal, metrics.jsonl and TensorBoard. Not part of what the run is."""
 
     def __post_init__(self) -> None:
+        self._check_contracts()
+        if self.sample is None:
+            object.__setattr__(self, "sample", self.task.default_sample())
         train = self.train
         _positive("train.steps", train.steps)
         _positive("train.batch_size", train.batch_size)
@@ -266,12 +175,22 @@ class Experiment:
             raise InputError(f"ema.decay = {self.ema.decay}: must be in [0, 1); 0 is off")
         self.task.check(self.model, self.data)
 
-
-def default_sample(task: Any) -> Sample | Predict:
-    """What to ask of a model with this task when nothing is said: text of a language model, answers of the others."""
-    if isinstance(task, causal_lm.CausalLM):
-        return Sample()
-    return Predict(top=1) if isinstance(task, translation.Translation) else Predict()
+    def _check_contracts(self) -> None:
+        """Raises `InputError` for a part that is not what its contract says."""
+        parts = [("task", self.task, contracts.Task), ("optim", self.optim, contracts.Optimizer)]
+        for name, value, contract in parts:
+            if lacking := contracts.missing(value, contract):
+                raise InputError(
+                    f"{name} is a {type(value).__name__}, which has no {' and no '.join(lacking)}; "
+                    f"contracts.{contract.__name__} says what it must have"
+                )
+        for name in ("model", "data", "task", "optim"):
+            cls = type(getattr(self, name))
+            if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+                raise InputError(
+                    f"{name} is a {cls.__name__}, which is no frozen dataclass; write @dataclass(frozen=True) above it"
+                )
+        models.family(self.model)
 
 
 def compute_dtype(precision: Precision, platform: str | None = None) -> str:
@@ -279,6 +198,13 @@ def compute_dtype(precision: Precision, platform: str | None = None) -> str:
     if precision.compute != "auto":
         return precision.compute
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+
+
+def computed_in(model: Any, dtype: str, **changes: Any) -> Any:
+    """A model's config with its compute dtype and other fields replaced, as far as it has them."""
+    there = {f.name for f in dataclasses.fields(model)}
+    wanted = {"dtype": dtype} | changes
+    return dataclasses.replace(model, **{name: value for name, value in wanted.items() if name in there})
 
 
 def _get(value: Any, path: str) -> Any:

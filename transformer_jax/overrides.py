@@ -47,9 +47,16 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
 def _concrete(value: Any) -> Any:
     """The same value in subclasses whose annotations name the types that are there in place of unions: tyro would make
     a subcommand of a union, and tells its members apart by name alone, which families share."""
-    cls, children = type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    children = {name: _concrete(child) for name, child in children.items() if dataclasses.is_dataclass(child)}
-    if not children:
+    import tyro
+
+    cls, fields = type(value), dataclasses.fields(value)
+    hidden = {f.name for f in fields if not f.metadata.get("stored", True)}  # values of Python, without a flag
+    children = {
+        f.name: _concrete(child)
+        for f in fields
+        if dataclasses.is_dataclass(child := getattr(value, f.name)) and f.name not in hidden
+    }
+    if not children and not hidden:
         return value
     hints = typing.get_type_hints(cls, include_extras=True)
     extras = {name: getattr(hints[name], "__metadata__", ()) for name in children}
@@ -57,12 +64,15 @@ def _concrete(value: Any) -> Any:
         name: typing.Annotated[(type(child), *extras[name])] if extras[name] else type(child)
         for name, child in children.items()
     }
+    fixed: Any = typing.Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress]
+    annotations |= dict.fromkeys(hidden, fixed)
     body = {
         "__doc__": cls.__doc__,
         "__module__": cls.__module__,
         "__annotations__": annotations,
         "_of": cls,
         **children,
+        **{name: dataclasses.field(default=getattr(value, name), metadata={"stored": False}) for name in hidden},
     }
     subclass: Any = dataclass(frozen=True)(type(cls.__name__, (cls,), body))
     plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in children}
@@ -81,6 +91,8 @@ def flags(value: Any, prefix: str = "--") -> set[str]:
     names: set[str] = set()
     for f in dataclasses.fields(value):
         child, name = getattr(value, f.name), f.name.replace("_", "-")
+        if not f.metadata.get("stored", True):
+            continue
         if f.metadata.get("flat"):
             names |= flags(child, prefix)
         elif dataclasses.is_dataclass(child):

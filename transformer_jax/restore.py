@@ -6,15 +6,15 @@
     loaded = transformer_jax.load("downloads/gpt2")            # a Hugging Face snapshot folder
     logits_BTV = loaded.family.apply(loaded.params, loaded.config, tokens_BT)
 
-A step describes itself: its meta holds the resolved experiment, whose type names are looked up in the one closed table
-of `experiment.py`. Only the parameters are read, or their average where the run kept one; never the moments. Where they
-go, and in which dtype they compute, is decided here and now, so that a checkpoint from a TPU evaluates on a CPU.
+A step describes itself: its meta holds the resolved experiment, whose type names are looked up in the package's own
+table and among the `types` that the caller brings. Only the parameters are read, or their average where the run kept
+one; never the moments. Where they are placed, and in which dtype they compute, is decided here and now, so that a
+checkpoint from a TPU evaluates on a CPU.
 """
 
-import contextlib
-import dataclasses
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from transformer_jax import config_json, hub, models, tasks
+from transformer_jax import brought, config_json, hub, models
 from transformer_jax import experiment as experiments
 from transformer_jax.data import tokenizers
-from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import checkpoint, store, versions
@@ -64,6 +63,7 @@ def load(
     dtype: jax.typing.DTypeLike | None = None,
     sharding: Mesh | Sharding | Any = None,
     verify: bool = True,
+    types: Any = (),
 ) -> Loaded:
     """The model in a workdir (its newest good step), in one step's folder, or in a Hugging Face snapshot folder.
 
@@ -74,6 +74,8 @@ def load(
         shardings. None: the first device.
       verify: compare the files that are read with the step's manifest, first. A damaged step of a workdir is warned of
         and passed over. False skips that: for a step whose damage is to be looked at.
+      types: the user's types that the run's config names: a module, classes, or several of either. Nothing is ever
+        imported because a checkpoint names it.
     Errors: `InputError` for a path that is none of the three, a workdir without a complete step, and any leaf that is
       missing, extra or misshapen; `checkpoint.Damaged`, one of them, for a step that is not as it was written.
     """
@@ -88,31 +90,29 @@ def load(
         def step(folder: Path) -> Loaded:
             if verify:
                 checkpoint.check_files(folder, items=[checkpoint.weights(folder)])
-            return _load_step(folder, dtype, sharding)
+            return _load_step(folder, dtype, sharding, types)
 
         return checkpoint.undeleted(folder, step)
     if not store.remote(folder) and hub.is_snapshot(folder):
         return _load_snapshot(folder, dtype, sharding)
     if (folder / "checkpoints").is_dir():
         steps = folder / "checkpoints"  # of which a trainer may delete the one that is being read
-        return checkpoint.of_newest(steps, lambda step: _load_step(step, dtype, sharding), verify=verify)
+        return checkpoint.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types), verify=verify)
     raise InputError(
         f"{path} is neither a workdir (no checkpoints/ in it), nor a step's folder (no meta/), nor a Hugging Face "
         "snapshot (no config.json with a model_type)"
     )
 
 
-def _load_step(folder: Path, dtype: Any, sharding: Any) -> Loaded:
+def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any) -> Loaded:
     meta = checkpoint.read_meta(folder)
     if others := versions.changed(meta):
         logging.getLogger("transformer_jax").info("%s was written with other versions: %s", folder, others)
-    experiment = config_json.from_json(meta["config"], where=f"{folder / 'meta'}: config")
+    experiment = config_json.from_json(meta["config"], where=f"{folder / 'meta'}: config", types=types)
+    for name in brought.changed(meta.get("code", {}), brought.code_of(experiment)):
+        warnings.warn(f"{name} has changed since {folder} was written; the parameters' tree is compared", stacklevel=3)
     config = _compute_in(experiment.model, dtype, experiment.precision)
     family = models.family(config)
-    if meta["family"] != family.__name__.rpartition(".")[2]:
-        raise InputError(
-            f"{folder / 'meta'}: family is {meta['family']!r}, but its config is {type(config).__module__}'s"
-        )
     target = _target(family.declare(config), sharding)
     params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False)
     workdir = store.absolute(folder).parent.parent  # of WORKDIR/checkpoints/STEP
@@ -128,38 +128,13 @@ def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
     places = jax.tree.map(lambda leaf: leaf.sharding, _target(family.declare(config), sharding))
     bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return Loaded(
-        family, config, jax.device_put(on_host, places), tokenizer, _task_of(config, folder), None, bytes_read
+        family, config, jax.device_put(on_host, places), tokenizer, hub.task(folder, config), None, bytes_read
     )
-
-
-def _task_of(config: Any, folder: Path) -> Any:
-    """What a snapshot's model is for: language modelling, text-to-text with the search that its folder states, labels
-    of images or, of an encoder's heads, the one that was fine-tuned.
-
-    None where there is no task of ours: other heads, labels of which several may hold, tags that are not IOB2.
-    """
-    if isinstance(config, models.gpt.Config):
-        return tasks.CausalLM(stop_ids=hub.stop_ids(folder))
-    if isinstance(config, models.seq2seq.Config):
-        return tasks.Translation(beam=hub.generation(folder, config), extra_tokens=config.max_length)
-    heads = getattr(config, "heads", ())
-    if isinstance(config, models.vit.Config):  # outside of `suppress`: other preprocessing would change every answer
-        given = hub.preprocessing(folder) or Preprocess(size=config.image_size, resize=config.image_size)
-    with contextlib.suppress(InputError):
-        if isinstance(config, models.vit.Config):
-            return tasks.ImageClassification(labels=hub.labels(folder), preprocess=given)
-        if "classification" in heads:
-            return tasks.Classification(labels=hub.labels(folder))
-        if "tokens" in heads:
-            return tasks.Tagging(labels=hub.labels(folder))
-    if {"classification", "tokens"} & set(heads):
-        return None
-    return tasks.SpanQA() if "span" in heads else tasks.MaskedLM() if "mlm" in heads else None
 
 
 def _compute_in(config: Any, dtype: Any, precision: experiments.Precision) -> Any:
     name = experiments.compute_dtype(precision) if dtype is None else jnp.dtype(dtype).name
-    return dataclasses.replace(config, dtype=name, attention="auto")  # a kernel of the machine it was trained on
+    return experiments.computed_in(config, name, attention="auto")  # not a kernel of the machine it was trained on
 
 
 def _target(declaration: Any, sharding: Any) -> Any:

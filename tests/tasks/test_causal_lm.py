@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from transformer_jax.contracts import Evaluation
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Sample
 from transformer_jax.models import gpt
 from transformer_jax.tasks import CausalLM
 from transformer_jax.tasks.causal_lm import Reference, gzip_bits_per_byte
-from transformer_jax.tasks.task import Evaluation
 
 CFG = gpt.Config(vocab_size=11, max_length=8, width=8, num_layers=1, num_heads=2, init_std=0.5)
 

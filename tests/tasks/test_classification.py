@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from transformer_jax.contracts import Evaluation
 from transformer_jax.data import tokenizers
 from transformer_jax.data.tables import Table
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
 from transformer_jax.tasks import Classification
 from transformer_jax.tasks.classification.labelled import LabelledText
-from transformer_jax.tasks.task import Evaluation
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60,

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from transformer_jax.augment import Crop, Flip
+from transformer_jax.contracts import Evaluation
 from transformer_jax.data import images
 from transformer_jax.data.image_sources import Digits, Folder
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.models import vit
 from transformer_jax.tasks import CausalLM, ImageClassification
-from transformer_jax.tasks.task import Evaluation
 
 CFG = vit.Config(
     image_size=8, patch_size=4, num_classes=3, width=8, num_layers=1, num_heads=2, scan_layers=False, dropout=0.0

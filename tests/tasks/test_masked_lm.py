@@ -11,12 +11,12 @@ import pytest
 
 from transformer_jax import config_json, losses
 from transformer_jax import experiment as experiments
+from transformer_jax.contracts import Evaluation
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.tasks import MaskedLM, masked_lm
-from transformer_jax.tasks.task import Evaluation
 
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "box")

@@ -39,7 +39,7 @@ def mean(step_folders: list[Path], target: Any) -> Any:
     return jax.tree.map(lambda x: np.divide(x, np.float32(len(step_folders)), out=x), total)
 
 
-def create(folder: Path, run: Path, *, last: int) -> list[int]:
+def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
     """A new workdir with the mean of a run's newest `last` complete steps as its one checkpoint; returns the steps.
 
     The run's experiment and tokenizer are the new folder's; its step is the newest of them, and its meta says them all
@@ -63,7 +63,7 @@ def create(folder: Path, run: Path, *, last: int) -> list[int]:
     chosen = held[-last:]
     step_folders = [run / "checkpoints" / str(step) for step in chosen]
     meta = checkpoint.read_meta(step_folders[-1])
-    experiment = config_json.from_json(meta["config"], where=f"{step_folders[-1] / 'meta'}: config")
+    experiment = config_json.from_json(meta["config"], where=f"{step_folders[-1] / 'meta'}: config", types=types)
     place = SingleDeviceSharding(jax.local_devices()[0])
     abstract = params_lib.abstract(models.family(experiment.model).declare(experiment.model))
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)

@@ -1,22 +1,80 @@
-"""A workdir made of a Hugging Face folder."""
+"""`convert`: another folder of a run or a model."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optax
 
-from transformer_jax import config_json, tasks
-from transformer_jax import experiment as experiments
-from transformer_jax.data import corpus, image_sources, images, tables, tokenizers
+from transformer_jax import config_json, models, overrides
+from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
+from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.runs.workdir import kind, run_id, write_json
 from transformer_jax.runs.writer import Writer
-from transformer_jax.tasks.classification import labelled
-from transformer_jax.tasks.span_qa import questions
-from transformer_jax.tasks.tagging import tagged
-from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.train import state as state_lib
+
+
+def main(arguments: list[str]) -> int:
+    """Make another folder of a run or a model: between Hugging Face snapshots and workdirs, or a mean of checkpoints.
+
+        python -m transformer_jax convert hf SRC DST [--no-verify]
+        python -m transformer_jax convert average RUN DST [--last N]
+
+    hf: a snapshot folder SRC becomes a workdir DST; a workdir or a step SRC becomes a snapshot folder. Neither torch
+    nor Transformers is needed. Of a run with a test set it is the checkpoint by which it was reported, else the newest.
+    average: DST is a workdir whose parameters are the mean of those of RUN's newest N checkpoints, 5 unless told, which
+    RUN must have kept (--checkpoint.keep N). DST must not exist.
+
+        python -m transformer_jax convert hf downloads/gpt2 runs/gpt2
+        python -m transformer_jax convert hf runs/a exported
+        python -m transformer_jax convert average runs/wmt runs/wmt_mean --last 5
+    """
+    kind, source, target, rest = positional(main, arguments, 3)
+    if kind not in ("hf", "average"):
+        raise InputError(
+            f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders) and average (checkpoints)"
+        )
+    types, rest = with_types(rest)
+    verify, rest = verified(rest) if kind == "hf" else (True, rest)
+    if kind == "hf" and rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert hf SRC DST")
+    if "://" in target:
+        raise InputError(f"{target}: convert makes a folder of this machine; name one, and copy it there afterwards")
+    if Path(target).exists():
+        raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
+    return _average(source, target, rest, types) if kind == "average" else _convert(source, target, verify, types)
+
+
+def _convert(source: str, target: str, verify: bool, types: list[Any]) -> int:
+    from transformer_jax import hub, restore
+    from transformer_jax.runs import workdir as workdirs
+
+    loaded = restore.load(workdirs.chosen(path(source)), verify=verify, types=types)
+    if hub.is_snapshot(source):
+        create(Path(target), loaded)
+        print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
+    else:
+        settings = {} if loaded.task is None else loaded.task.snapshot_settings()
+        hub.export(target, loaded.config, loaded.params, loaded.tokenizer, **settings)
+        print(f"{target}: the Hugging Face folder of {source} at step {loaded.step}")
+    return 0
+
+
+def _average(source: str, target: str, rest: list[str], types: list[Any]) -> int:
+    from transformer_jax.cli import average
+
+    @dataclass(frozen=True)
+    class Options:
+        last: int = 5
+        """How many of the newest checkpoints."""
+
+    program = f"{PROGRAM} convert average RUN DST"
+    options = overrides.override(Options(), rest, description="The mean of checkpoints.", program=program)
+    steps = average.create(Path(target), path(source), last=options.last, types=types)
+    print(f"{target}: the mean of {source}'s steps {', '.join(map(str, steps))}; try: {PROGRAM} evaluate {target}")
+    return 0
 
 
 def create(folder: Path, loaded: Any) -> None:
@@ -29,7 +87,7 @@ def create(folder: Path, loaded: Any) -> None:
       loaded: a `restore.Loaded` with a task and, where this reads text, a tokenizer.
     Errors: `InputError` when it has no task, or no tokenizer.
     """
-    if loaded.tokenizer is None and getattr(loaded.task, "reads_text", True):
+    if loaded.tokenizer is None and loaded.task is not None and loaded.task.reads_text:
         raise InputError(
             "no tokenizer.json, vocab.json and merges.txt or vocab.txt beside the weights; a workdir needs one"
         )
@@ -39,24 +97,11 @@ def create(folder: Path, loaded: Any) -> None:
     part.mkdir(parents=True)
     if loaded.tokenizer is not None:
         loaded.tokenizer.save(part / "tokenizer")
-    tokenizer, length = tokenizers.TokenizerFile(str(folder / "tokenizer")), min(loaded.config.max_length, 1024)
-    data: Any = corpus.TextCorpus(tokenizer=tokenizer, length=length)
-    match loaded.task:
-        case tasks.Classification():
-            data = labelled.LabelledText(tables.Table(("labelled.tsv",)), tokenizer, length)
-        case tasks.ImageClassification():
-            data = images.ImageSet(image_sources.Folder("images"))
-        case tasks.Tagging():
-            data = tagged.TaggedWords(tagged.Conll("words.conll", "words.conll"), tokenizer, length)
-        case tasks.Translation():
-            pairs = bitext.Columns(("pairs.tsv",), ("pairs.tsv",))
-            data = parallel.ParallelText(pairs, tokenizer, source_length=length, target_length=length)
-        case tasks.SpanQA():
-            data = questions.Questions(questions.SquadJson("squad.json", "squad.json"), tokenizer, length, length // 4)
-    sample = experiments.default_sample(loaded.task)
-    experiment = config_json.to_json(Experiment(model=loaded.config, data=data, task=loaded.task, sample=sample))
+    tokenizer = tokenizers.TokenizerFile(str(folder / "tokenizer"))
+    data = loaded.task.default_data(tokenizer, loaded.config)
+    experiment = config_json.to_json(Experiment(model=loaded.config, data=data, task=loaded.task))
     write_json(part / "config.json", experiment)
-    family = loaded.family.__name__.rpartition(".")[2]
+    family = models.name(loaded.config)
     with Writer(part / "checkpoints", family=family, config=experiment, run=run_id(part)) as writer:
         writer.save(state_lib.create(loaded.params, optax.identity()), rows=0)
     part.rename(folder)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from transformer_jax.cli.arguments import positional
 from transformer_jax.models import gpt
 from transformer_jax.tasks.causal_lm import CausalLM
 
@@ -16,6 +17,17 @@ PACKAGES = (
     *("transformer-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers"),
     *("safetensors", "tensorflow-datasets", "tyro", "rich", "matplotlib", "tensorboardX"),
 )
+
+
+def main(arguments: list[str]) -> int:
+    """Print versions and devices, name pairs of versions that are known to be bad, and train a tiny model briefly.
+
+        python -m transformer_jax doctor
+
+    The exit code is 1 when something is wrong.
+    """
+    positional(main, arguments, 0, exactly=True)
+    return 0 if examine() else 1
 
 
 def examine() -> bool:

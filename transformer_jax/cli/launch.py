@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import jax
@@ -30,42 +30,20 @@ from transformer_jax.nn import params as params_lib
 # ---------------------------------------------------------------------------------------------------- experiment files
 
 
-def import_experiment(target: str) -> tuple[ModuleType, str]:
-    """The module that `a.b.c` or `path/to/b/c.py` names, and a short name for its runs, "b-c".
-
-    Errors: `InputError` when there is no such module or file.
-    """
-    if target.endswith(".py"):
-        path = Path(target).resolve()
-        if not path.is_file():
-            raise InputError(f"no such experiment file: {target}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module, f"{path.parent.name}-{path.stem}"
-    try:
-        module = importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{target}.".startswith(f"{error.name}."):
-            raise  # the experiment was found; something that it imports was not
-        raise InputError(
-            f"no experiment module {target!r} here; give one such as experiments.causal_lm.stdlib, from the checkout's "
-            "folder, or the path of a file that ends in .py"
-        ) from None
-    return module, "-".join(target.split(".")[-2:])
-
-
 def variants(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
-    """The module's own public functions that are annotated to return an Experiment."""
-    return {
+    """The module's own public functions that make an Experiment: `experiment`, and those annotated to return one."""
+
+    def makes_one(name: str, value: Any) -> bool:
+        returns = getattr(value, "__annotations__", {}).get("return")
+        text = returns if isinstance(returns, str) else ""  # from __future__ import annotations
+        return name == "experiment" or returns is Experiment or text.rpartition(".")[2] == "Experiment"
+
+    own = {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_")
-        and getattr(value, "__module__", None) == module.__name__
-        and callable(value)
-        and getattr(value, "__annotations__", {}).get("return") is Experiment
+        if not name.startswith("_") and isinstance(value, FunctionType) and value.__module__ == module.__name__
     }
+    return {name: value for name, value in own.items() if makes_one(name, value)}
 
 
 @dataclass(frozen=True)
@@ -134,11 +112,10 @@ def keep_freed_memory(experiment: Experiment) -> None:
     Steps with less lose a little by the single arena that this needs, hence the estimate. Nothing is done where
     another library than glibc allocates, or an accelerator's plugin is installed.
     """
-    model, train = experiment.model, experiment.train
-    length = getattr(experiment.data, "length", model.max_length)  # of an image, its patches
-    tokens = train.batch_size // train.accumulate * length
-    layers = model.num_layers + getattr(model, "decoder_layers", 0)
-    nbytes = 140 * tokens * model.width * layers  # about 140 bytes for each element of the residual stream
+    train = experiment.train
+    declaration = models.family(experiment.model).declare(experiment.model)
+    tokens = train.batch_size // train.accumulate * _tokens(experiment, declaration)
+    nbytes = 140 * tokens * _stream(declaration)  # about 140 bytes for each element of the residual stream
     plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
     if nbytes < 2**27 or sys.platform != "linux" or any(importlib.util.find_spec(name) for name in plugins):
         return
@@ -164,9 +141,9 @@ def num_cpu_devices(experiment: Experiment, cores: int, processes: int = 1) -> i
     sizes = dataclasses.astuple(mesh)
     fixed = math.prod(size for size in sizes if size > 0)
     least = max(-(-fixed // processes), 1)
-    tokens = train.batch_size * getattr(experiment.data, "length", experiment.model.max_length)
-    parameters = params_lib.count(models.family(experiment.model).declare(experiment.model))
-    if -1 not in sizes or parameters > 5000 * tokens:
+    declaration = models.family(experiment.model).declare(experiment.model)
+    tokens = train.batch_size * _tokens(experiment, declaration)
+    if -1 not in sizes or params_lib.count(declaration) > 5000 * tokens:
         return least
     part = train.batch_size // train.accumulate
     for count in range(cores, least, -1):
@@ -178,6 +155,21 @@ def num_cpu_devices(experiment: Experiment, cores: int, processes: int = 1) -> i
         ):
             return count
     return least
+
+
+def _tokens(experiment: Experiment, declaration: Any) -> float:
+    """About how many positions of an example go through the parameters: what its FLOPs say, 6 for each of both."""
+    flops = experiment.task.flops(experiment.model, experiment.data)
+    return flops / (6.0 * params_lib.count(declaration)) or experiment.task.tokens(experiment.data)
+
+
+def _stream(declaration: Any) -> int:
+    """Elements of the residual stream of one position, over all layers of all stacks."""
+    stacks: dict[str, int] = {}
+    for path, p in params_lib.flatten(declaration).items():
+        if p.axes[:1] == ("layers",) and "embed" in p.axes:
+            stacks[path.partition("blocks/")[0]] = p.shape[0] * p.shape[p.axes.index("embed")]
+    return sum(stacks.values())
 
 
 def keep_compilations() -> None:

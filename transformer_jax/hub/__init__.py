@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import models
+from transformer_jax import contracts, models
 from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.decoding.beam import Beam
@@ -32,20 +32,6 @@ from transformer_jax.errors import InputError
 from transformer_jax.hub import mapping, preprocessor, search, weights
 from transformer_jax.hub import settings as hub_settings
 
-# How a run begins and computes, not what the function is: a snapshot does not say these.
-RUN_FIELDS = {
-    *("dropout", "attention_dropout", "stochastic_depth", "patch_dropout", "initializer"),
-    *("dtype", "scan_layers", "remat", "attention"),
-}
-# Fields that may be None, and the property that says what it then means.
-DERIVED = {
-    "num_kv_heads": "kv_heads",
-    "num_decoder_layers": "decoder_layers",
-    "head_dim": "head_width",
-    "mlp_width": "mlp_features",
-    "qkv_bias": "has_qkv_bias",
-    "embedding_width": "embed_features",
-}
 TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "source.spm"),
     *("bytes.json", "characters.json"),
@@ -110,6 +96,12 @@ def preprocessing(path: str | os.PathLike[str]) -> Preprocess | None:
     """What a snapshot's images are to go through before the model: its preprocessor_config.json (`preprocessor`); None
     where there is none. Errors: `InputError` for settings that `data.preprocess.Preprocess` does not say."""
     return preprocessor.read(Path(path))
+
+
+def task(path: str | os.PathLike[str], config: Any) -> Any:
+    """What the model of a snapshot folder is for, as its format says: a task, or None where there is none of ours."""
+    _, format, _ = _read_settings(Path(path))
+    return format.task(Path(path), config)
 
 
 def _num_labels(config: Any) -> int:
@@ -181,7 +173,8 @@ def export(
     `preprocess`, of a model of images, becomes preprocessor_config.json, which `preprocessing` reads back.
 
     The files are written beside `folder` and renamed when complete and on disk, so it is there whole or not at all.
-    `load` gives the same parameters to the bit, and the same config but for how a run computes (`RUN_FIELDS`).
+    `load` gives the same parameters to the bit, and the same config but for how it is trained and computed
+    (`contracts.TRAINING`, `contracts.LAUNCH`).
 
     Errors: `InputError` where something is there already, and for a config that no supported model type expresses.
     """
@@ -299,10 +292,11 @@ def _format_of(config: Any) -> Any:
 
 def _check_says(config: Any, read_back: Any, model_type: str) -> None:
     """Refuses a config of which config.json would lose something: what is written must read back as the same."""
+    unsaid = contracts.decided_by(config, "launch", "training")
     for field in dataclasses.fields(config):
-        name = DERIVED.get(field.name, field.name)
+        name = field.metadata.get("means", field.name)
         ours, theirs = getattr(config, name), getattr(read_back, name)
-        if field.name not in RUN_FIELDS and ours != theirs:
+        if field.name not in unsaid and ours != theirs:
             raise InputError(
                 f"the model type {model_type} cannot say {field.name}={ours!r} (it means {theirs!r}), so this config "
                 "has no Hugging Face form"

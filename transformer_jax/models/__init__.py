@@ -1,7 +1,8 @@
-"""What ships, by name: the families, and the Hugging Face formats. Nothing is imported before it is asked for.
+"""What ships, by name: the types that a config.json may name, the families among them, and the Hugging Face formats.
 
-A family is the module that its frozen `Config` is defined in, with pure functions of `(params, cfg, ...)`. A family of
-the user's own needs no entry here: `family` finds it by its Config.
+Nothing is imported before it is asked for. A family is the module that its frozen `Config` is defined in, with pure
+functions of `(params, cfg, ...)`. What a user brings needs no entry here: `family` finds a module by its Config, and a
+type of the user's is named by its file (`brought`).
 """
 
 import importlib
@@ -9,7 +10,59 @@ import sys
 from types import ModuleType
 from typing import Any
 
-FAMILIES = ("gpt", "bert", "seq2seq", "vit")
+from transformer_jax.contracts import Family
+from transformer_jax.errors import InputError
+
+# A type's name in config.json, "gpt.Config", begins with a name of this table, which says where it is defined today.
+# The names stay as they are when a module moves.
+MODULES = {
+    "contracts": "contracts",
+    "experiment": "experiment",
+    "gpt": "models.gpt",
+    "bert": "models.bert",
+    "seq2seq": "models.seq2seq",
+    "vit": "models.vit",
+    "positions": "nn.positions",
+    "optim": "optim",
+    "causal_lm": "tasks.causal_lm",
+    "masked_lm": "tasks.masked_lm",
+    "denoising": "tasks.denoising",
+    "translation": "tasks.translation",
+    "classification": "tasks.classification",
+    "tagging": "tasks.tagging",
+    "span_qa": "tasks.span_qa",
+    "image_classification": "tasks.image_classification",
+    "beam": "decoding.beam",
+    "masking": "objectives.masking",
+    "spans": "objectives.spans",
+    "geometry": "augment.geometry",
+    "colour": "augment.colour",
+    "mixing": "augment.mixing",
+    "randaugment": "augment.randaugment",
+    "corpus": "data.corpus",
+    "sources": "data.sources",
+    "tokenizers": "data.tokenizers",
+    "tables": "data.tables",
+    "images": "data.images",
+    "image_sources": "data.image_sources",
+    "preprocess": "data.preprocess",
+    "labelled": "tasks.classification.labelled",
+    "stdlib_topics": "tasks.classification.stdlib_topics",
+    "tagged": "tasks.tagging.tagged",
+    "questions": "tasks.span_qa.questions",
+    "parallel": "tasks.translation.parallel",
+    "bitext": "tasks.translation.bitext",
+    "cldr": "tasks.translation.cldr",
+}
+# Names that old config.json files hold for types that have another name today.
+RENAMED = {
+    "experiment.Sample": "causal_lm.Sample",
+    "experiment.Predict": "contracts.Predict",
+    "optim.Optim": "optim.AdamW",
+}
+RENAMED_FIELDS = {"optim.Optim": {"schedule": "lr_schedule"}}
+
+FAMILIES = tuple(name for name, path in MODULES.items() if path.startswith("models."))
 
 # model_type of a Hugging Face config.json -> the module that reads and writes it.
 FORMATS = {
@@ -37,15 +90,53 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(f"module 'transformer_jax.models' has no attribute {name!r}; it has {', '.join(FAMILIES)}")
 
 
-def family(cfg: Any) -> ModuleType:
-    """The module that a config's type is defined in. Errors: `TypeError` for what is no family's Config."""
-    module = sys.modules.get(type(cfg).__module__)
-    if module is None or not hasattr(module, "declare"):
-        raise TypeError(
-            f"{type(cfg).__module__}.{type(cfg).__name__} is no model's config: its module has no function "
-            "declare(cfg) that gives the tree of parameters"
+def family(cfg: Any) -> Any:
+    """The module that a config's type is defined in, with the defaults of `contracts.Family` for what it leaves out.
+
+    Raises:
+      InputError: for what is no family's Config.
+    """
+    cls = type(cfg)
+    module = sys.modules.get(cls.__module__)
+    if module is None or not callable(vars(module).get("declare")):
+        raise InputError(
+            f"model is a {cls.__qualname__}, but {cls.__module__}, which defines it, has no function declare(cfg) that "
+            "gives the tree of its parameters; define one beside the Config"
         )
     return module
+
+
+def hook(cfg: Any, name: str) -> Any:
+    """What a config's family says about `name`, one of the optional parts of `contracts.Family`, or the default."""
+    return vars(family(cfg)).get(name, getattr(Family, name))
+
+
+def name(cfg: Any) -> str:
+    """The family of a config in a word: "gpt", or the name of the user's module."""
+    return family(cfg).__name__.rpartition(".")[2]
+
+
+# ---------------------------------------------------------------------------------------------------------------- types
+
+
+def type_name(cls: type) -> str:
+    """The name of one of the package's own types in config.json. Raises: `KeyError` where it has none."""
+    path = cls.__module__.removeprefix("transformer_jax.")
+    names = {path: name for name, path in MODULES.items()}
+    return f"{names.get(path) or names[path.rpartition('.')[0]]}.{cls.__name__}"
+
+
+def type_of(name: str) -> type | None:
+    """The type of the package that a config.json names; None where there is none of this name."""
+    module, _, cls = RENAMED.get(name, name).partition(".")
+    if module not in MODULES or not cls.isidentifier():
+        return None
+    found = vars(importlib.import_module(f"transformer_jax.{MODULES[module]}")).get(cls)
+    is_ours = isinstance(found, type) and found.__module__.startswith("transformer_jax.")
+    return found if is_ours and "__dataclass_fields__" in vars(found) else None
+
+
+# -------------------------------------------------------------------------------------------------------------- formats
 
 
 def formats() -> list[ModuleType]:

@@ -1,20 +1,22 @@
 """The transformer block: attention and MLP, each with its norm, residual and dropout, by a config.
 
-A decoder that reads an encoder's states has cross-attention between the two. Every family's `Config` has the fields of
-`BlockConfig`, so one block serves them all.
+A decoder that reads an encoder's states has cross-attention between the two. Every family's `Config` inherits the one
+here, so one block serves them all.
 
 B batch, T length, S keys or slots, D width, N query heads, K key/value heads, H head width, F MLP width, L layers.
 """
 
 import functools
 import math
-from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from transformer_jax import sharding
+from transformer_jax.contracts import LAUNCH, RUN, TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, layers, positions
 from transformer_jax.nn.attention import KVCache
@@ -22,47 +24,120 @@ from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.params import Param, unstack
 
 
-class BlockConfig(Protocol):
-    """What a block needs to know; `models.gpt.Config` documents each field."""
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a block needs to know: the settings that every family's `Config` inherits. Frozen and hashable."""
+
+    width: int = 768
+    """D, the width of the residual stream."""
+    num_layers: int = 12
+    """L."""
+    num_heads: int = 12
+    """N, query heads."""
+    mlp_width: int | None = field(default=None, metadata={"means": "mlp_features"})
+    """Width of the MLP's hidden layer; None: 4 * width."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    norm_eps: float = 1e-5
+    dropout: float = field(default=0.0, metadata=TRAINING)
+    """Of embeddings and sublayers' outputs; applied only when a key is given."""
+    init_std: float = field(default=0.02, metadata=RUN)
+    """Of kernels and embeddings at the start; over sqrt(2 L) where pre-norm blocks write to the residual stream."""
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=LAUNCH)
+    """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
+    scan_layers: bool = field(default=True, metadata=LAUNCH)
+    """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
+    remat: Literal["none", "dots", "full"] = field(default="none", metadata=LAUNCH)
+    """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
+    attention: Literal["auto", "xla", "tpu", "cudnn", "cpu"] = field(default="auto", metadata=LAUNCH)
+    """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
+
+    # What only some families let a user set has these values in the others.
+    @property
+    def head_dim(self) -> int | None:
+        """Width of a head; None: width / num_heads."""
+        return None
 
     @property
-    def width(self) -> int: ...
+    def gated(self) -> bool:
+        """Whether the MLP's hidden layer is multiplied by a gate."""
+        return False
+
     @property
-    def num_layers(self) -> int: ...
+    def norm(self) -> str:
+        """LayerNorm, "layer", or RMSNorm, "rms"."""
+        return "layer"
+
     @property
-    def num_heads(self) -> int: ...
+    def norm_order(self) -> str:
+        """The norm is before each sublayer and once at the end, "pre", or after each residual sum, "post"."""
+        return "pre"
+
     @property
-    def kv_heads(self) -> int: ...
+    def bias(self) -> bool:
+        """Whether dense layers and LayerNorms have biases."""
+        return True
+
     @property
-    def head_width(self) -> int: ...
+    def qk_norm(self) -> bool:
+        """Whether each query and key head has an RMSNorm."""
+        return False
+
     @property
-    def mlp_features(self) -> int: ...
+    def attention_dropout(self) -> float:
+        """The dropout rate of the attention probabilities."""
+        return self.dropout
+
+    # What follows from the settings.
     @property
-    def activation(self) -> str: ...
+    def kv_heads(self) -> int:
+        """K, key and value heads."""
+        return self.num_heads
+
     @property
-    def gated(self) -> bool: ...
+    def head_width(self) -> int:
+        """H."""
+        return self.width // self.num_heads if self.head_dim is None else self.head_dim
+
     @property
-    def norm(self) -> str: ...
+    def mlp_features(self) -> int:
+        """F."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
     @property
-    def norm_eps(self) -> float: ...
+    def has_qkv_bias(self) -> bool:
+        """Whether the query, key and value projections have biases."""
+        return self.bias
+
     @property
-    def norm_order(self) -> str: ...
-    @property
-    def bias(self) -> bool: ...
-    @property
-    def has_qkv_bias(self) -> bool: ...
-    @property
-    def qk_norm(self) -> bool: ...
-    @property
-    def score_scale(self) -> float: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def attention_dropout(self) -> float: ...
-    @property
-    def init_std(self) -> float: ...
-    @property
-    def attention(self) -> str: ...
+    def score_scale(self) -> float:
+        """What the attention scores are multiplied by."""
+        return 1.0 / math.sqrt(self.head_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Config):
+    """What the families of text have besides."""
+
+    vocab_size: int
+    """V, the number of token ids."""
+    max_length: int = 1024
+    """The longest sequence, in tokens."""
+    head_dim: int | None = field(default=None, metadata={"means": "head_width"})
+    """Width of a head; None: width / num_heads."""
+    gated: bool = False
+    """Multiply the MLP's hidden layer by a gate: SwiGLU with activation "silu", GeGLU with "gelu"."""
+    norm: Literal["layer", "rms"] = "layer"
+    norm_order: Literal["pre", "post"] = "pre"
+    """Norm before each sublayer and once at the end (GPT-2 and later), or after each residual sum (BERT, GPT-1)."""
+    bias: bool = True
+    """Biases in the dense layers and LayerNorms."""
+    tie_embeddings: bool = True
+    """The output matrix is the token embedding's transpose."""
+
+
+def mesh_sizes(cfg: Config) -> dict[str, tuple[str, int]]:
+    """{field: (logical axis, size)} of what a mesh must divide: a kernel's columns may divide, and heads be split."""
+    return {"num_heads": ("heads", cfg.num_heads), "num_kv_heads": ("kv_heads", cfg.kv_heads)}
 
 
 def check(cfg: Any, sizes: tuple[str, ...] = ("vocab_size", "max_length")) -> None:
@@ -103,7 +178,7 @@ class Cross(NamedTuple):
     mask: Mask
 
 
-def declare(cfg: BlockConfig, *, cross: bool = False, layer_scale: float = 0.0) -> dict[str, Any]:
+def declare(cfg: Config, *, cross: bool = False, layer_scale: float = 0.0) -> dict[str, Any]:
     """One block's parameters, with cross-attention or without. With pre-norm, kernels that write to the residual stream
     start smaller by sqrt(2 L) (GPT-2), 3 L with cross-attention; after it, the norms scale what they add.
 
@@ -145,7 +220,7 @@ def declare(cfg: BlockConfig, *, cross: bool = False, layer_scale: float = 0.0) 
 
 def apply(
     p: dict[str, Any],
-    cfg: BlockConfig,
+    cfg: Config,
     x_BTD: jax.Array,
     *,
     mask: Mask,
@@ -178,7 +253,7 @@ def apply(
 
 def _attend_self(
     p: dict[str, Any],
-    cfg: BlockConfig,
+    cfg: Config,
     x_BTD: jax.Array,
     mask: Mask,
     rope: tuple[jax.Array, jax.Array] | None,
@@ -215,7 +290,7 @@ def _attend_self(
 
 def apply_cached(
     p: dict[str, Any],
-    cfg: BlockConfig,
+    cfg: Config,
     x_BTD: jax.Array,
     cache: KVCache,
     layer: jax.Array | int,
@@ -244,7 +319,7 @@ def for_decoding(stacked: dict[str, Any], num_layers: int) -> list[dict[str, Any
     return jax.lax.optimization_barrier(layers.turned(blocks)) if sharding.target_platform() == "cpu" else blocks
 
 
-def attention_weights(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array) -> jax.Array:
+def attention_weights(p: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """How much each token of x attends to each other in the block with parameters p, without a mask: float32
     [B, N, T, T], rows that sum to 1. They are to be looked at; the block itself need not hold them."""
     q_BTNH, k_BTKH, _ = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), None)
@@ -253,13 +328,13 @@ def attention_weights(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array) -> 
     return jax.nn.softmax(scores_BNTS, axis=-1)
 
 
-def read(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, memory_BSD: jax.Array) -> jax.Array:
+def read(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, memory_BSD: jax.Array) -> jax.Array:
     """Cross-attention on its own, without norm or residual, [B, T, D]: x asks, the states `memory` answer."""
     cross = Cross(*cross_keys_values(p, cfg, memory_BSD), Mask())
     return _out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))
 
 
-def cross_keys_values(p: dict[str, Any], cfg: BlockConfig, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+def cross_keys_values(p: dict[str, Any], cfg: Config, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values [B, S, K, H] that cross-attention with parameters `p` (a block's "cross") has of x."""
     return _heads(p, cfg, x_BSD, "key"), _heads(p, cfg, x_BSD, "value")
 
@@ -270,7 +345,7 @@ def _keys(key: jax.Array | None, cross: Cross | None) -> list[jax.Array | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def _before(p_norm: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array) -> jax.Array:
+def _before(p_norm: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """What a sublayer reads of the residual stream."""
     return x_BTD if cfg.norm_order == "post" else layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps)
 
@@ -283,7 +358,7 @@ def _kept_rows(key: jax.Array, left_out: jax.Array | float, batch: int) -> jax.A
 
 def _after(
     p_norm: dict[str, Any],
-    cfg: BlockConfig,
+    cfg: Config,
     x_BTD: jax.Array,
     y_BTD: jax.Array,
     key: jax.Array | None,
@@ -295,7 +370,7 @@ def _after(
     return layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "post" else x_BTD
 
 
-def _heads(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, name: str) -> jax.Array:
+def _heads(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, name: str) -> jax.Array:
     """One projection, cut into heads, [B, T, N or K, H]."""
     count, axis = (cfg.num_heads, "heads") if name == "query" else (cfg.kv_heads, "kv_heads")
     y = layers.dense(p[name], x_BTD, out=axis).reshape(*x_BTD.shape[:2], count, cfg.head_width)
@@ -304,7 +379,7 @@ def _heads(p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, name: str) -> 
 
 def _project(
     p: dict[str, Any],
-    cfg: BlockConfig,
+    cfg: Config,
     x_BTD: jax.Array,
     rope: tuple[jax.Array, jax.Array] | None,
     first: int | None = None,
@@ -322,7 +397,7 @@ def _project(
 
 def _finish(
     p: dict[str, Any],
-    cfg: BlockConfig,
+    cfg: Config,
     x_BTD: jax.Array,
     a_BTNH: jax.Array,
     cross: Cross | None,
@@ -351,7 +426,7 @@ def _scaled(p: dict[str, Any], y_BTD: jax.Array) -> jax.Array:
 
 
 def _attend_cross(
-    p: dict[str, Any], cfg: BlockConfig, x_BTD: jax.Array, cross: Cross, key: jax.Array | None, implementation: str
+    p: dict[str, Any], cfg: Config, x_BTD: jax.Array, cross: Cross, key: jax.Array | None, implementation: str
 ) -> jax.Array:
     q_BTNH = _heads(p, cfg, x_BTD, "query")
     shape, sources = q_BTNH.shape, cross.k_BSKH.shape[0]

@@ -122,6 +122,19 @@ def count(tree: Tree) -> int:
     return sum(math.prod(p.shape) for p in jax.tree.leaves(tree, is_leaf=_is_param))
 
 
+def flops(tree: Tree, tokens: Callable[[str], float], scores: float) -> float:
+    """FLOPs of one training step on one example, forward and backward: 6 for each element of a kernel and each token
+    that it multiplies, and 12 for each element of attention's products (PaLM, Chowdhery et al. 2022, appendix B).
+
+    Args:
+      tree: the declaration.
+      tokens: how many tokens of an example the kernel of this path multiplies; layers that share it count each.
+      scores: pairs of a query and a key, masked ones included, times the width of all heads, summed over the layers.
+    """
+    kernels = {path: math.prod(p.shape) for path, p in flatten(tree).items() if path.endswith("/kernel")}
+    return sum(6.0 * size * tokens(path) for path, size in kernels.items()) + 12.0 * scores
+
+
 def decay_mask(tree: Tree) -> Tree:
     """True for the matrices, which weight decay applies to unless they are declared without; the layers axis does not
     make a vector a matrix."""

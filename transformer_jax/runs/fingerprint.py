@@ -15,8 +15,8 @@ import numpy as np
 
 import transformer_jax
 from transformer_jax import config_json
+from transformer_jax.contracts import Prepared
 from transformer_jax.experiment import Experiment
-from transformer_jax.tasks.task import Prepared
 
 EXAMPLES = 64  # of each set, spread over it, that stand for its content
 

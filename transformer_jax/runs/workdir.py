@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax import config_json, files, hosts
+from transformer_jax import brought, config_json, files, hosts, models
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.runs import checkpoint, identity, lock, store
@@ -29,9 +29,15 @@ __all__ = [
 ]
 
 
-def stored_experiment(workdir: Path) -> Experiment | None:
-    """The experiment of the run in this folder; None where there is none. Errors: `InputError` for a broken one."""
-    return config_json.load(workdir / "config.json") if (workdir / "config.json").exists() else None
+def stored_experiment(workdir: Path, types: Any = ()) -> Experiment | None:
+    """The experiment of the run in this folder; None where there is none.
+
+    Args:
+      types: the user's types that it may name.
+    Raises:
+      InputError: for a broken one, and for a type that was not brought.
+    """
+    return config_json.load(workdir / "config.json", types) if (workdir / "config.json").exists() else None
 
 
 def check(workdir: Path, experiment: Experiment) -> list[str]:
@@ -41,7 +47,7 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; give a folder to --workdir")
-    if (stored := stored_experiment(workdir)) is not None:
+    if (stored := stored_experiment(workdir, brought.types_in(experiment))) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
     begun = {
         lock.NAME,
@@ -127,7 +133,8 @@ def chosen(path: Path) -> Path:
 
 def kind(loaded: Any) -> str:
     """A loaded model in words: "a bert with the heads pooler, choice"."""
-    family, heads = loaded.family.__name__.rpartition(".")[2], getattr(loaded.config, "heads", ())
+    family, trunk = models.name(loaded.config), models.hook(loaded.config, "TRUNK")
+    heads = () if trunk is None else tuple(name for name in loaded.params if name not in trunk)
     return f"a {family} with the heads {', '.join(heads)}" if heads else f"a {family} without heads"
 
 

@@ -1,6 +1,5 @@
 """What every task of an encoder does with its model: fit data to it, run its trunk, count its FLOPs."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,10 +54,10 @@ def flops(model_cfg: Any, length: int) -> float:
     For each token 6 for each parameter that multiplies it, as often as layers share it, and 12 L N H T for attention,
     as if every layer were global. Heads over few positions or few labels are not counted.
     """
-    leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
-    kernels = {name: math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel")}
     times = model_cfg.num_layers if model_cfg.share_layers else 1
-    trunk = sum(n * times for name, n in kernels.items() if name.startswith("blocks/"))
-    trunk += kernels.get("embed/project/kernel", 0)
-    attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length
-    return length * (6.0 * trunk + 12.0 * attention)
+
+    def tokens(path: str) -> float:
+        return times * length if path.startswith("blocks/") else length * (path == "embed/project/kernel")
+
+    scores = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * length**2
+    return params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)

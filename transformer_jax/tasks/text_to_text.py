@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from transformer_jax import losses, models
+from transformer_jax.contracts import Sums
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.tasks.task import Sums
 
 
 def example(source_length: int, target_length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -85,10 +85,12 @@ def flops(model_cfg: Any, source_length: int, target_length: int) -> float:
     cross keys and values multiply source tokens, the decoder's other kernels and the head multiply target tokens.
     """
     S, T = source_length, target_length
-    leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
-    blocks = {name: math.prod(p.shape) for name, p in leaves.items() if "/blocks/" in name and name.endswith("/kernel")}
     of_source = ("encoder/", "decoder/blocks/cross/key/", "decoder/blocks/cross/value/")
-    kernels = sum(size * (S if name.startswith(of_source) else T) for name, size in blocks.items())
-    head = model_cfg.width * model_cfg.vocab_size * T
-    scores = model_cfg.num_layers * S * S + model_cfg.decoder_layers * (T * T + T * S)
-    return 6.0 * (kernels + head) + 12.0 * model_cfg.num_heads * model_cfg.head_width * scores
+
+    def tokens(path: str) -> float:
+        return 0.0 if "/blocks/" not in path else S if path.startswith(of_source) else T
+
+    pairs = model_cfg.num_layers * S * S + model_cfg.decoder_layers * (T * T + T * S)
+    scores = model_cfg.num_heads * model_cfg.head_width * pairs
+    head = 6.0 * model_cfg.width * model_cfg.vocab_size * T
+    return head + params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)

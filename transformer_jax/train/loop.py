@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from transformer_jax import config_json, hosts, observe, sharding
+from transformer_jax import brought, config_json, hosts, observe, sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.experiment import Experiment
@@ -125,7 +125,7 @@ def _run(
     # ------------------------------------------------------------------------------------------------- 1. The workdir
     say(1, f"workdir {folder}")
     experiment = dataclasses.replace(experiment, task=experiment.task.settle(experiment.data))
-    stored = workdirs.stored_experiment(folder)
+    stored = workdirs.stored_experiment(folder, brought.types_in(experiment))
     if stored is not None and experiment.init_from and experiment.init_from == stored.init_from:
         # What it said when the run began.
         experiment = start.adopt(experiment, stored.model, lambda line: None, task=stored.task)
@@ -189,16 +189,9 @@ def _run(
                 "tokenizer.json, or state it in the experiment as data.tokenizer"
             )
         tokenizer = loaded.tokenizer
+        resized = models.hook(model, "resized")(loaded.params, loaded.config, model, lambda line: say(3, line))
         state = program.create(
-            start.transfer(
-                start.resized(loaded, model, lambda line: say(3, line)),
-                loaded.family,
-                program.declaration,
-                experiment,
-                init_key,
-                mesh,
-                lambda line: say(3, line),
-            )
+            start.transfer(resized, program.declaration, experiment, init_key, mesh, lambda line: say(3, line))
         )
         loaded = None  # one copy of the parameters is enough
     else:

@@ -4,7 +4,6 @@ program = program.make(experiment, mesh)                     # the mesh may be a
 program.step.lower(program.state, program.batch, key)        # the whole train step, without data or devices
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +65,7 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     """
     train = experiment.train
     model: Any = experiment.model
-    model = dataclasses.replace(model, dtype=experiments.compute_dtype(experiment.precision, platform))
+    model = experiments.computed_in(model, experiments.compute_dtype(experiment.precision, platform))
     family = models.family(model)
     declaration = family.declare(model)
     optimizer = optim.make(experiment.optim, train.steps, declaration)
@@ -79,10 +78,8 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     example = experiment.task.example(experiment.data)
     places = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
-    for axis, size in (("heads", model.num_heads), ("kv_heads", model.kv_heads)):
-        sharding.partition_spec(
-            (axis,), (size,), mesh, name=f"model.num_{axis}"
-        )  # a kernel's columns may divide all the same
+    for name, (axis, size) in models.hook(model, "mesh_sizes")(model).items():
+        sharding.partition_spec((axis,), (size,), mesh, name=f"model.{name}")
 
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
         params = params_lib.constrain(declaration, params)
@@ -104,7 +101,7 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     )
     state_places = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Program(
-        family=family.__name__.rpartition(".")[2],
+        family=models.name(model),
         model=model,
         declaration=declaration,
         optimizer=optimizer,

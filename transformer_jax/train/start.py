@@ -1,6 +1,6 @@
 """Starting from the parameters of another run: its model comes with them, and each head says where it is from.
 
-What a checkpoint holds is the trunk (`family.TRUNK`), which must fit to the last leaf, and heads. A head that the
+What a checkpoint holds is the trunk (the family's `TRUNK`), which must fit to the last leaf, and heads. A head that the
 experiment has and the checkpoint has not, or that the user wants anew, is initialised as from scratch; one that the
 experiment does not have is left out. All of it is said.
 """
@@ -12,55 +12,42 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from transformer_jax import hub, models
+from transformer_jax import contracts, models
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 
-# Of a config: what the run decides, not the checkpoint.
-_OURS = {*hub.RUN_FIELDS, "init_std", "heads", "num_labels", "num_classes", "pre_logits", "image_size"}
-
 
 def adopt(experiment: Experiment, theirs: Any, say: Callable[[str], None], *, task: Any = None) -> Experiment:
-    """The experiment with the architecture of the checkpoint that it starts from, and of images the normalisation; each
-    change is said.
+    """The experiment with the architecture of the checkpoint that it starts from; each change is logged.
 
-    Arguments:
+    The fields of the Config that are marked `LAUNCH`, `TRAINING` or `RUN` are the experiment's own (`contracts`). The
+    task may take over something as well, such as the normalisation of images.
+
+    Args:
       theirs: the config of the checkpoint's model.
       task: the checkpoint's.
-    Errors: `InputError` for another family, and for data longer than the checkpoint's positions.
+    Raises:
+      InputError: for another family, and for data longer than the checkpoint's positions.
     """
     ours: Any = experiment.model
     if type(theirs) is not type(ours):
-        names = (models.family(cfg).__name__.rpartition(".")[2] for cfg in (theirs, ours))
+        names = (models.name(cfg) for cfg in (theirs, ours))
         raise InputError("init_from {} is a {}, the experiment's model is a {}".format(experiment.init_from, *names))
-    kept = {f.name: getattr(ours, f.name) for f in dataclasses.fields(ours) if f.name in _OURS}
-    model = dataclasses.replace(theirs, **kept)
+    own = contracts.decided_by(ours, "launch", "training", "run")
+    model = dataclasses.replace(theirs, **{name: getattr(ours, name) for name in own})
     for f in dataclasses.fields(model):
-        name = hub.DERIVED.get(f.name, f.name)
+        name = f.metadata.get("means", f.name)
         if getattr(model, name) != getattr(ours, name):
             say(f"model.{f.name} is {getattr(model, name)} as in {experiment.init_from}, not {getattr(ours, name)}")
     experiment = dataclasses.replace(experiment, model=model)
-    asked, found = getattr(experiment.task, "preprocess", None), getattr(task, "preprocess", None)
-    if asked is None or found is None or (asked.mean, asked.std) == (found.mean, found.std):
+    if type(task) is not type(experiment.task):
         return experiment
-    say(f"images are normalised by mean {found.mean}, std {found.std} as in {experiment.init_from}")
-    preprocess = dataclasses.replace(asked, mean=found.mean, std=found.std)
-    return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, preprocess=preprocess))
-
-
-def resized(loaded: Any, model: Any, say: Callable[[str], None]) -> Any:
-    """The parameters of a `restore.Loaded` for `model`'s size of images: its positions are resampled."""
-    size, wanted = getattr(loaded.config, "image_size", None), getattr(model, "image_size", None)
-    if size == wanted:
-        return loaded.params
-    say(f"from images of {size} pixels to {wanted}")
-    return loaded.family.resample_positions(loaded.params, loaded.config, wanted)[0]
+    return dataclasses.replace(experiment, task=experiment.task.adopt(task, say, experiment.init_from))
 
 
 def transfer(
     found: Any,
-    family: Any,
     declaration: Any,
     experiment: Experiment,
     key: jax.Array,
@@ -74,7 +61,8 @@ def transfer(
       key: what a run from scratch would initialise with: fresh heads are the same.
     Errors: `InputError` for a head of another shape, and for a name in `experiment.fresh` that is no head.
     """
-    heads = [name for name in declaration if name not in family.TRUNK]
+    trunk = models.hook(experiment.model, "TRUNK")
+    heads = [] if trunk is None else [name for name in declaration if name not in trunk]
     for name in experiment.fresh:
         if name not in heads:
             raise InputError(

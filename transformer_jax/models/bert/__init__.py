@@ -17,14 +17,14 @@ over hidden states, whose parameters are in the tree when `Config.heads` names t
 B batch, T length, P predicted positions, D width, E embedding width, C labels, V vocabulary, L layers.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from transformer_jax import sharding
+from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.nn import block, layers, positions, stack
 from transformer_jax.nn import params as params_lib
@@ -37,8 +37,8 @@ HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", 
 TRUNK = ("embed", "blocks", "final_norm")  # the parts of the tree that are no head
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(block.TextConfig):
     """What an encoder is. Frozen and hashable: pass it as a static argument of jit.
 
     Errors: `InputError` on construction when sizes contradict each other.
@@ -48,30 +48,16 @@ class Config:
     """V, the number of token ids."""
     max_length: int = 512
     """The longest sequence, in tokens."""
-    width: int = 768
-    """D, the width of the residual stream."""
-    num_layers: int = 12
-    num_heads: int = 12
-    head_dim: int | None = None
-    """Width of a head; None: width / num_heads."""
-    mlp_width: int | None = None
-    """Width of the MLP's hidden layer; None: 4 * width."""
-    embedding_width: int | None = None
+    embedding_width: int | None = field(default=None, metadata={"means": "embed_features"})
     """E, the width of the embeddings, projected to `width` where it is another; None: width (ALBERT, section 3.1)."""
     num_types: int = 2
     """Token types, which tell the two texts of a pair apart; 0: none."""
     position: Literal["learned", "rotary"] = "learned"
     position_offset: int = 0
     """Row of the position table for the first token: 2 in RoBERTa, whose first rows belong to padding."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
-    gated: bool = False
-    """Multiply the MLP's hidden layer by a gate (GeGLU)."""
-    norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-12
     norm_order: Literal["pre", "post"] = "post"
     """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
-    bias: bool = True
-    """Biases in the dense layers and LayerNorms of the trunk."""
     share_layers: bool = False
     """All layers use the parameters of one, which are stored once (ALBERT, section 3.1)."""
     local_window: int = 0
@@ -85,22 +71,12 @@ class Config:
     pooler_activation: Literal["tanh", "gelu"] = "tanh"
     tie_embeddings: bool = True
     """The masked-LM head's output matrix is the token embedding's transpose."""
-    heads: tuple[Head, ...] = ("mlm", "pair")
+    heads: tuple[Head, ...] = field(default=("mlm", "pair"), metadata=RUN)
     """The heads in the parameter tree; those that read the pooled first token bring the pooler."""
-    num_labels: int = 2
+    num_labels: int = field(default=2, metadata=RUN)
     """C, of the heads "classification" and "tokens"; 1 for regression."""
-    dropout: float = 0.1
+    dropout: float = field(default=0.1, metadata=TRAINING)
     """Of embeddings, attention probabilities, sublayers' outputs and heads; applied only when a key is given."""
-    init_std: float = 0.02
-    """Of kernels and embeddings at the start; over sqrt(2 L) where pre-norm blocks write to the residual stream."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
-    scan_layers: bool = True
-    """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
-    attention: Literal["auto", "xla", "tpu", "cudnn", "cpu"] = "auto"
-    """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
 
     def __post_init__(self) -> None:
         block.check(self)
@@ -118,47 +94,15 @@ class Config:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least {least}")
 
     @property
-    def kv_heads(self) -> int:
-        """K, which is N: encoders have no cache to keep small."""
-        return self.num_heads
-
-    @property
-    def head_width(self) -> int:
-        """H."""
-        return self.width // self.num_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def mlp_features(self) -> int:
-        """F."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
-
-    @property
     def embed_features(self) -> int:
         """E."""
         return self.width if self.embedding_width is None else self.embedding_width
 
-    @property
-    def has_qkv_bias(self) -> bool:
-        """Whether the query, key and value projections have biases."""
-        return self.bias
-
-    @property
-    def qk_norm(self) -> bool:
-        """No query and key norms."""
-        return False
-
-    @property
-    def attention_dropout(self) -> float:
-        """The rate of the attention probabilities."""
-        return self.dropout
-
-    @property
-    def score_scale(self) -> float:
-        """What the attention scores are multiplied by."""
-        return 1.0 / math.sqrt(self.head_width)
-
 
 # ------------------------------------------------------------------------------------------------------- parameters
+
+
+mesh_sizes = block.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:

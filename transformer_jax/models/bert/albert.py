@@ -65,6 +65,9 @@ NEUTRAL = encoders.NEUTRAL | {
 }
 
 
+task = encoders.task
+
+
 def table(cfg: bert.Config) -> Table:
     """Where each leaf lives."""
     return encoders.table(cfg, "albert", TRUNK, HEADS, TIED)

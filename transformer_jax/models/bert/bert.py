@@ -38,6 +38,9 @@ UNREAD = ("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"
 NEUTRAL = encoders.NEUTRAL | {"directionality": "bidi", "pooler_type": "first_token_transform"}
 
 
+task = encoders.task
+
+
 def table(cfg: bert.Config) -> Table:
     """Where each leaf lives."""
     return encoders.table(cfg, "bert", TRUNK, HEADS, TIED)

@@ -42,6 +42,9 @@ SUMMARY = {"summary_type": "first", "summary_use_proj": True, "summary_activatio
 DEFAULTS = encoders.DEFAULTS | SUMMARY | {"embedding_size": settings.REQUIRED, "summary_last_dropout": 0.1}
 
 
+task = encoders.task
+
+
 def table(cfg: bert.Config) -> Table:
     """Where each leaf lives."""
     return encoders.table(cfg, "electra", TRUNK, HEADS, TIED)

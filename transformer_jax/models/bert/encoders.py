@@ -8,14 +8,22 @@ One dropout rate is supported for the whole trunk. A rate of the head's own ("cl
 evaluation depends on it, and fine-tuning states its own.
 """
 
+import contextlib
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from transformer_jax import hub
+from transformer_jax.contracts import Task
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table, dense, norm
 from transformer_jax.models import bert
+from transformer_jax.tasks.classification import Classification
+from transformer_jax.tasks.masked_lm import MaskedLM
+from transformer_jax.tasks.span_qa import SpanQA
+from transformer_jax.tasks.tagging import Tagging
 
 Heads = Mapping[bert.Head, tuple[Row, ...]]
 
@@ -197,3 +205,18 @@ def write_fields(
         **(settings.write_labels([f"LABEL_{i}" for i in range(cfg.num_labels)]) if labels else {}),
         **({"problem_type": "regression"} if "classification" in cfg.heads and cfg.num_labels == 1 else {}),
     }
+
+
+def task(folder: Path, cfg: bert.Config) -> Task | None:
+    """What the model of a folder is for: the head that was fine-tuned, or masked-language modelling.
+
+    None where there is no task here: other heads, labels of which several may hold, tags that are not IOB2.
+    """
+    with contextlib.suppress(InputError):
+        if "classification" in cfg.heads:
+            return Classification(labels=hub.labels(folder))
+        if "tokens" in cfg.heads:
+            return Tagging(labels=hub.labels(folder))
+    if {"classification", "tokens"} & set(cfg.heads):
+        return None
+    return SpanQA() if "span" in cfg.heads else MaskedLM() if "mlm" in cfg.heads else None

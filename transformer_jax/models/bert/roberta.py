@@ -38,6 +38,9 @@ TIED = {
 DEFAULTS = encoders.DEFAULTS | {"pad_token_id": 1}
 
 
+task = encoders.task
+
+
 def table(cfg: bert.Config) -> Table:
     """Where each leaf lives."""
     return encoders.table(cfg, "roberta", TRUNK, HEADS, TIED)

@@ -12,14 +12,14 @@ B batch, T length, S cache slots, D width, N query heads, K key/value heads, H h
 """
 
 import dataclasses
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from transformer_jax import sharding
+from transformer_jax.contracts import TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, block, layers, positions, stack
 from transformer_jax.nn import params as params_lib
@@ -32,37 +32,17 @@ TRUNK = ("embed", "blocks", "relative_bias", "final_norm", "head")  # the whole 
 RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(block.TextConfig):
     """What a GPT is. Frozen and hashable: pass it as a static argument of jit.
 
     Errors: `InputError` on construction when sizes contradict each other.
     """
 
-    vocab_size: int
-    """V, the number of token ids."""
-    max_length: int = 1024
-    """The longest sequence, in tokens."""
-    width: int = 768
-    """D, the width of the residual stream."""
-    num_layers: int = 12
-    num_heads: int = 12
-    num_kv_heads: int | None = None
+    num_kv_heads: int | None = field(default=None, metadata={"means": "kv_heads"})
     """Key/value heads, each shared by num_heads / num_kv_heads query heads; None: as many as query heads."""
-    head_dim: int | None = None
-    """Width of a head; None: width / num_heads."""
-    mlp_width: int | None = None
-    """Width of the MLP's hidden layer; None: 4 * width."""
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
-    gated: bool = False
-    """Multiply the MLP's hidden layer by a gate (SwiGLU with activation "silu")."""
-    norm: Literal["layer", "rms"] = "layer"
-    norm_eps: float = 1e-5
-    norm_order: Literal["pre", "post"] = "pre"
-    """Norm before each sublayer (GPT-2 and later) or after each residual sum (GPT-1)."""
-    bias: bool = True
-    """Biases in the dense layers and LayerNorms."""
-    qkv_bias: bool | None = None
+    qkv_bias: bool | None = field(default=None, metadata={"means": "has_qkv_bias"})
     """Biases in the query, key and value projections; None: as `bias` says."""
     qk_norm: bool = False
     """RMSNorm of each query and key head (Qwen3)."""
@@ -73,20 +53,8 @@ class Config:
     """Base of the rotary frequencies."""
     rope_scaling: positions.RopeScaling | None = None
     """Llama 3.1's stretching of the frequencies; None: as they are."""
-    tie_embeddings: bool = True
-    """The output matrix is the token embedding's transpose."""
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=TRAINING)
     """Of the embeddings, the attention probabilities and each sublayer's output; applied only when a key is given."""
-    init_std: float = 0.02
-    """Of the kernels and embeddings at the start; those that write to the residual stream have it over sqrt(2 L)."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
-    scan_layers: bool = True
-    """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
-    attention: Literal["auto", "xla", "tpu", "cudnn", "cpu"] = "auto"
-    """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
 
     def __post_init__(self) -> None:
         block.check(self)
@@ -101,29 +69,12 @@ class Config:
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
-    def head_width(self) -> int:
-        """H."""
-        return self.width // self.num_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def mlp_features(self) -> int:
-        """F."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
-
-    @property
     def has_qkv_bias(self) -> bool:
         """Whether the query, key and value projections have biases."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
-    @property
-    def attention_dropout(self) -> float:
-        """The rate of the attention probabilities."""
-        return self.dropout
 
-    @property
-    def score_scale(self) -> float:
-        """What the attention scores are multiplied by."""
-        return 1.0 / math.sqrt(self.head_width)
+mesh_sizes = block.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:

@@ -5,12 +5,15 @@ alone, the published `gpt2` among them, leave out the `transformer.` of the name
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from transformer_jax import hub
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import gpt
+from transformer_jax.tasks.causal_lm import CausalLM
 
 MODEL_TYPES = ("gpt2",)
 
@@ -121,3 +124,8 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
         "attn_pdrop": cfg.dropout,
         "tie_word_embeddings": cfg.tie_embeddings,
     }
+
+
+def task(folder: Path, cfg: gpt.Config) -> CausalLM:
+    """Language modelling, with the tokens that end a text as the folder states them."""
+    return CausalLM(stop_ids=hub.stop_ids(folder))

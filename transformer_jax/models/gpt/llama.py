@@ -7,13 +7,16 @@ each head's queries and keys instead, and its heads have a width of their own.
 
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from transformer_jax import hub
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import gpt
 from transformer_jax.nn.positions import RopeScaling
+from transformer_jax.tasks.causal_lm import CausalLM
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 MODEL_TYPES = tuple(ARCHITECTURES)
@@ -178,3 +181,8 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
         },
         "tie_word_embeddings": cfg.tie_embeddings,
     }
+
+
+def task(folder: Path, cfg: gpt.Config) -> CausalLM:
+    """Language modelling, with the tokens that end a text as the folder states them."""
+    return CausalLM(stop_ids=hub.stop_ids(folder))

@@ -22,7 +22,7 @@ B batch, S source length, T target length, D width, N heads, H head width, V voc
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import flax.struct
@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax import sharding
+from transformer_jax.contracts import TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, block, layers, positions, stack
 from transformer_jax.nn import params as params_lib
@@ -41,39 +42,25 @@ Params = Any
 TRUNK = ("embed", "encoder", "decoder", "head")  # the whole tree: the one head is part of the model
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(block.TextConfig):
     """What an encoder-decoder is. Frozen and hashable: pass it as a static argument of jit.
 
     Errors: `InputError` on construction when sizes contradict each other.
     """
 
-    vocab_size: int
-    """V, the number of token ids, the same for source and target."""
-    max_length: int = 1024
-    """The longest source and the longest target, in tokens."""
     width: int = 512
     """D, the width of the residual stream."""
     num_layers: int = 6
     """L of the encoder."""
-    num_decoder_layers: int | None = None
+    num_decoder_layers: int | None = field(default=None, metadata={"means": "decoder_layers"})
     """L of the decoder; None: as many as the encoder has."""
     num_heads: int = 8
-    head_dim: int | None = None
-    """Width of a head; None: width / num_heads."""
-    mlp_width: int | None = None
-    """Width of the MLP's hidden layer; None: 4 * width."""
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "relu"
-    gated: bool = False
-    """Multiply the MLP's hidden layer by a gate (T5 v1.1's GEGLU)."""
-    norm: Literal["layer", "rms"] = "layer"
-    norm_eps: float = 1e-5
     norm_order: Literal["pre", "post"] = "post"
     """Norm after each residual sum, or before each sublayer and once after the last."""
     embedding_norm: bool = False
     """A norm of the embeddings, one for source and one for target (BART)."""
-    bias: bool = True
-    """Biases in the dense layers and LayerNorms."""
     position: Literal["sinusoidal", "sinusoidal_halves", "learned", "relative"] = "sinusoidal"
     """Added to the embeddings: sines and cosines in turn (Vaswani et al.) or one after the other (Marian), or a learned
     table each for source and target. Added to the scores: T5's buckets, one table for all layers of a side."""
@@ -88,8 +75,6 @@ class Config:
     """Divide attention scores by sqrt(head width), which T5 does not."""
     scale_head: bool = False
     """Divide the last hidden states by sqrt(width) before the logits (T5 with the tied table)."""
-    tie_embeddings: bool = True
-    """The output matrix is the token embedding's transpose."""
     logits_bias: bool = False
     """A bias on the logits, which Marian trains and BART keeps at zero."""
     pad_id: int | None = None
@@ -98,23 +83,13 @@ class Config:
     """What ends source and target."""
     decoder_start_id: int | None = None
     """The decoder's first input."""
-    dropout: float = 0.1
+    dropout: float = field(default=0.1, metadata=TRAINING)
     """Of the embeddings with their positions and of each sublayer's output; applied only when a key is given."""
-    attention_dropout: float = 0.0
+    attention_dropout: float = field(default=0.0, metadata=TRAINING)
     """Of the attention probabilities, which Vaswani et al. do not drop."""
-    initializer: Literal["xavier", "t5", "normal"] = "xavier"
+    initializer: Literal["xavier", "t5", "normal"] = field(default="xavier", metadata=TRAINING)
     """Kernels uniform by fan-in and fan-out (Glorot and Bengio 2010) with embeddings at 1/sqrt(D); normal by fan-in
     with embeddings at 1, as T5's unscaled scores need; or everything Normal(0, init_std^2)."""
-    init_std: float = 0.02
-    """With initializer "normal"; over sqrt(2 L) (decoder: 3 L) where pre-norm blocks write to the residual stream."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
-    scan_layers: bool = True
-    """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
-    attention: Literal["auto", "xla", "tpu", "cudnn", "cpu"] = "auto"
-    """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
 
     def __post_init__(self) -> None:
         block.check(self)
@@ -143,37 +118,15 @@ class Config:
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
 
     @property
-    def kv_heads(self) -> int:
-        """K, which is N."""
-        return self.num_heads
-
-    @property
-    def head_width(self) -> int:
-        """H."""
-        return self.width // self.num_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def mlp_features(self) -> int:
-        """F."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        """Whether the query, key and value projections have biases."""
-        return self.bias
-
-    @property
-    def qk_norm(self) -> bool:
-        """No query and key norms."""
-        return False
-
-    @property
     def score_scale(self) -> float:
         """What the attention scores are multiplied by."""
         return 1.0 / math.sqrt(self.head_width) if self.scale_scores else 1.0
 
 
 # ------------------------------------------------------------------------------------------------------- parameters
+
+
+mesh_sizes = block.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:

@@ -5,12 +5,15 @@ depends on it, and training here has none.
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from transformer_jax import hub
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table, dense, norm
 from transformer_jax.models import seq2seq
+from transformer_jax.tasks.translation import Translation
 
 MODEL_TYPES = ("bart", "mbart")
 
@@ -162,3 +165,8 @@ def write_fields(cfg: seq2seq.Config, model_type: str, stem: str) -> dict[str, A
         "eos_token_id": cfg.eos_id,
         "decoder_start_token_id": cfg.decoder_start_id,
     }
+
+
+def task(folder: Path, cfg: seq2seq.Config) -> Translation:
+    """Text to text, by the search that the folder states."""
+    return Translation(beam=hub.generation(folder, cfg), extra_tokens=cfg.max_length)

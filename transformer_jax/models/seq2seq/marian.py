@@ -4,12 +4,15 @@ BART's tensors without the norm of the embeddings; positions are sinusoids, whic
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from transformer_jax import hub
 from transformer_jax.errors import InputError
 from transformer_jax.hub.mapping import Table
 from transformer_jax.models import seq2seq
 from transformer_jax.models.seq2seq import bart
+from transformer_jax.tasks.translation import Translation
 
 MODEL_TYPES = ("marian",)
 
@@ -51,3 +54,8 @@ def holds(cfg: Any) -> bool:
 def write_config(cfg: seq2seq.Config) -> dict[str, Any]:
     """The settings that say `cfg`, as far as Marian has them."""
     return bart.write_fields(cfg, "marian", "Marian")
+
+
+def task(folder: Path, cfg: seq2seq.Config) -> Translation:
+    """Text to text, by the search that the folder states."""
+    return Translation(beam=hub.generation(folder, cfg), extra_tokens=cfg.max_length)

@@ -6,12 +6,15 @@ The relative biases lie in the first layer of each side. Whether the head is the
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from transformer_jax import hub
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import seq2seq
+from transformer_jax.tasks.translation import Translation
 
 MODEL_TYPES = ("t5", "mt5")
 
@@ -145,3 +148,8 @@ def write_config(cfg: seq2seq.Config) -> dict[str, Any]:
         "eos_token_id": cfg.eos_id,
         "decoder_start_token_id": cfg.decoder_start_id,
     }
+
+
+def task(folder: Path, cfg: seq2seq.Config) -> Translation:
+    """Text to text, by the search that the folder states."""
+    return Translation(beam=hub.generation(folder, cfg), extra_tokens=cfg.max_length)

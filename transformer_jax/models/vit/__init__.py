@@ -20,9 +20,8 @@ classes, L layers.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sharding
+from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.nn import block, layers, positions, stack
 from transformer_jax.nn import params as params_lib
@@ -49,27 +49,21 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(block.Config):
     """What a Vision Transformer is. Frozen and hashable: pass it as a static argument of jit.
 
     Errors: `InputError` on construction when sizes contradict each other.
     """
 
-    image_size: int = 224
+    image_size: int = field(default=224, metadata=RUN)
     """Pixels of a side; images are square."""
     patch_size: int = 16
     """Pixels of a patch's side; it divides the image's."""
     channels: int = 3
     """C, of the images."""
-    num_classes: int = 1000
+    num_classes: int = field(default=1000, metadata=RUN)
     """K; 0: no head, features only."""
-    width: int = 768
-    """D, the width of the residual stream."""
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_width: int | None = None
-    """Width of the MLP's hidden layer; None: 4 * width."""
     pool: Literal["class", "mean", "map"] = "class"
     """What the head reads: a class token, the patches' mean, or what a learned probe reads off them (Zhai et al. 2022,
     section 3.3). Only with "class" there is a class token."""
@@ -79,9 +73,8 @@ class Config:
     """Tokens besides, without positions, that nothing reads in the end (Darcet et al. 2024)."""
     position: Literal["learned", "sincos2d"] = "learned"
     """A table with a row for each class or distillation token and patch, or sines and cosines for the patches alone."""
-    pre_logits: int = 0
+    pre_logits: int = field(default=0, metadata=RUN)
     """Width of a tanh layer before the head, which the paper has while pre-training; 0: none."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
     qkv_bias: bool = True
     """Biases in the query, key and value projections."""
     qk_norm: bool = False
@@ -90,27 +83,19 @@ class Config:
     """Initial value of a learned factor for each feature that a sublayer adds, such as 1e-4; 0: there is none."""
     norm_eps: float = 1e-6
     """The paper's, timm's and big_vision's; Transformers has 1e-12."""
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=TRAINING)
     """Of embeddings and sublayers' outputs; applied, as the next three, only when a key is given."""
-    attention_dropout: float = 0.0
+    attention_dropout: float = field(default=0.0, metadata=TRAINING)
     """Of attention probabilities."""
-    stochastic_depth: float = 0.0
+    stochastic_depth: float = field(default=0.0, metadata=TRAINING)
     """The probability that a row goes past a sublayer of the last layer; it grows linearly from 0 in the first."""
-    patch_dropout: float = 0.0
+    patch_dropout: float = field(default=0.0, metadata=TRAINING)
     """The share of each image's patches that is left out (Liu et al. 2022, arXiv 2208.07220)."""
-    initializer: Literal["xavier", "normal"] = "xavier"
+    initializer: Literal["xavier", "normal"] = field(default="xavier", metadata=TRAINING)
     """Kernels are drawn uniformly (Glorot and Bengio 2010), the patches' from Normal(0, 1/P), as the paper's code and
     big_vision do; or all from Normal(0, init_std^2), as DeiT does. The head and the class token start at zero."""
-    init_std: float = 0.02
+    init_std: float = field(default=0.02, metadata=RUN)
     """Of positions and of distillation and register tokens at the start, and with initializer "normal" of kernels."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What activations are computed in. Parameters, statistics, softmax and logits are float32."""
-    scan_layers: bool = True
-    """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but the weight matmuls, or everything in a block."""
-    attention: Literal["auto", "xla", "tpu", "cudnn", "cpu"] = "auto"
-    """Which attention runs; "auto" chooses by platform and operands (`nn.attention.choose`)."""
 
     def __post_init__(self) -> None:
         block.check(self, sizes=("image_size", "patch_size", "channels"))
@@ -158,57 +143,15 @@ class Config:
         return self.num_special + self.grid**2
 
     @property
-    def kv_heads(self) -> int:
-        """As many as there are query heads."""
-        return self.num_heads
-
-    @property
-    def head_dim(self) -> None:
-        """No width of a head's own: width / num_heads."""
-        return None
-
-    @property
-    def head_width(self) -> int:
-        """H."""
-        return self.width // self.num_heads
-
-    @property
-    def mlp_features(self) -> int:
-        """F."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
-
-    @property
     def has_qkv_bias(self) -> bool:
         """Whether the query, key and value projections have biases."""
         return self.qkv_bias
 
-    @property
-    def gated(self) -> bool:
-        """No gate in the MLP."""
-        return False
-
-    @property
-    def norm(self) -> str:
-        """LayerNorm."""
-        return "layer"
-
-    @property
-    def norm_order(self) -> str:
-        """Norm before each sublayer and once at the end."""
-        return "pre"
-
-    @property
-    def bias(self) -> bool:
-        """Biases everywhere, but for `qkv_bias`."""
-        return True
-
-    @property
-    def score_scale(self) -> float:
-        """What the attention scores are multiplied by."""
-        return 1.0 / math.sqrt(self.head_width)
-
 
 # ------------------------------------------------------------------------------------------------------- parameters
+
+
+mesh_sizes = block.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:
@@ -482,6 +425,14 @@ def resample_positions(params: Params, cfg: Config, image_size: int) -> tuple[Pa
     patches_yxD = jnp.einsum("yY,xX,YXD->yxD", weights, weights, patches_YXD, precision="highest")
     table = jnp.concatenate([special, patches_yxD.reshape(-1, cfg.width).astype(table.dtype)])
     return {**params, "embed": {**params["embed"], "position": {"embedding": table}}}, new
+
+
+def resized(params: Params, cfg: Config, wanted: Config, say: Callable[[str], None]) -> Params:
+    """The parameters of `cfg` for the image size of `wanted`."""
+    if cfg.image_size == wanted.image_size:
+        return params
+    say(f"from images of {cfg.image_size} pixels to {wanted.image_size}")
+    return resample_positions(params, cfg, wanted.image_size)[0]
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:

@@ -4,13 +4,18 @@ Which head a checkpoint holds, its tensors say: `classifier`, or the pooler of a
 layer from pre-training, or none. A pooler beside a classifier is read by nothing.
 """
 
+import contextlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from transformer_jax import hub
+from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table, dense, norm
 from transformer_jax.models import vit
+from transformer_jax.tasks.image_classification import ImageClassification
 
 MODEL_TYPES = ("vit",)
 
@@ -145,3 +150,12 @@ def write_fields(cfg: vit.Config, model_type: str, architecture: str) -> dict[st
         **({"pooler_output_size": cfg.pre_logits, "pooler_act": "tanh"} if cfg.pre_logits else {}),
         **(settings.write_labels(names) if names else {}),
     }
+
+
+def task(folder: Path, cfg: vit.Config) -> ImageClassification | None:
+    """Classification of images by the folder's preprocessing; None for labels of which several may hold."""
+    size = cfg.image_size
+    preprocess = hub.preprocessing(folder) or Preprocess(size=size, resize=size)  # what it refuses is not suppressed
+    with contextlib.suppress(InputError):
+        return ImageClassification(labels=hub.labels(folder), preprocess=preprocess)
+    return None

@@ -9,7 +9,7 @@ import itertools
 import math
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ import jax
 import numpy as np
 
 from transformer_jax import losses, models
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Progress, Sums, no_progress
 from transformer_jax.data import corpus, tokenizers
 from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+from transformer_jax.tasks.text import TextTask
 
 GZIP_AT_MOST = 64 << 20  # bytes of validation text that are worth compressing for comparison: about 3 s
 
@@ -36,7 +37,52 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class CausalLM(Task):
+class Sample:
+    """The text printed when training ends, and the defaults of `predict`. `decode.Sampling` says more."""
+
+    prompt: str = ""
+    """Text to continue; empty: the end-of-text token, or a newline where the tokenizer has none."""
+    max_new_tokens: int = 200
+    """New tokens at most; 0: no sample."""
+    temperature: float = 0.8
+    """Divides the logits; 0: greedy."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens that hold this share of the probability."""
+    min_p: float = 0.0
+    """Draw from the tokens at least this likely, as a share of the likeliest one."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that are already there less likely; 1: not."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise InputError(f"sample.max_new_tokens = {self.max_new_tokens}: must be 0 or more")
+        self.sampling()
+
+    def sampling(self, *, max_new_tokens: int = 1, stop_ids: tuple[int, ...] = ()) -> decode.Sampling:
+        """These settings for `decode`. Errors: `InputError` for one outside its range."""
+        return decode.Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            stop_ids=stop_ids,
+        )
+
+
+@dataclass(frozen=True)
+class Continue(Sample):
+    """The options of `predict`."""
+
+    seed: int = 0
+    """Another seed gives another text."""
+
+
+@dataclass(frozen=True)
+class CausalLM(TextTask):
     """Cross-entropy of the next token."""
 
     label_smoothing: float = 0.0
@@ -81,13 +127,12 @@ class CausalLM(Task):
         }
         if validation.nbytes <= GZIP_AT_MOST:
             facts["gzip_bits_per_byte"] = gzip_bits_per_byte(validation)
+        reference = Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))
         return Prepared(
-            made.tokenizer,
             made.train,
-            Evaluation(
-                made.validation, Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))
-            ),
+            Evaluation(made.validation, reference),
             facts,
+            made.tokenizer,
             identity=made.train_tokens.content + made.validation_tokens.content,
         )
 
@@ -128,19 +173,41 @@ class CausalLM(Task):
         For each of the T tokens 6 for each parameter that multiplies it (kernels and the output matrix; embeddings are
         looked up), and 12 * L * N * H * T for attention, its masked half included.
         """
-        leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
-        kernels = sum(
-            math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel") and name != "head/kernel"
-        )
-        head = model_cfg.width * model_cfg.vocab_size
-        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * data.length
-        return data.length * (6.0 * (kernels + head) + 12.0 * attention)
+        T = data.length
+        head = 6.0 * model_cfg.width * model_cfg.vocab_size * T  # the tied table is no kernel
+        scores = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * T * T
+        declaration = models.family(model_cfg).declare(model_cfg)
+        return head + params_lib.flops(declaration, lambda path: T * (path != "head/kernel"), scores)
+
+    def default_sample(self) -> Sample:
+        """A text to continue."""
+        return Sample()
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> corpus.TextCorpus:
+        """The embedded corpus."""
+        return corpus.TextCorpus(tokenizer=tokenizer, length=min(model_cfg.max_length, 1024))
+
+    def predict_options(self, defaults: Sample) -> "Continue":
+        """How to continue a prompt."""
+        return Continue(**dataclasses.asdict(defaults))
+
+    def respond(
+        self, loaded: Any, inputs: Sequence[str], options: Any, *, progress: Progress = no_progress
+    ) -> Iterator[str]:
+        """The prompt and its continuation, as it is made. Raises `InputError` for several prompts."""
+        if len(inputs) > 1:
+            raise InputError(
+                f"a language model continues one prompt, {len(inputs)} are given; quote a prompt with spaces"
+            )
+        options = dataclasses.replace(options, prompt=inputs[0])
+        yield from self.sample(loaded.params, loaded.config, loaded.tokenizer, options, seed=options.seed)
+        yield "\n"
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
         """The prompt and its continuation as text, in pieces as it is made.
 
         Arguments:
-          options: an `experiment.Sample`.
+          options: a `Sample`.
         A prompt that leaves no room for the new tokens loses its beginning (`decode.fit`), and stderr says so.
         """
         family, asked = models.family(model_cfg), options.max_new_tokens

@@ -19,16 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import metrics, models
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
+from transformer_jax.data import tables
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.classification import labelled
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+from transformer_jax.tasks.text import TextTask
 
 PREDICT_ROWS = 32  # inputs that `predict` computes together
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(TextTask):
     """Cross-entropy of the label, or the squared error of a value."""
 
     labels: tuple[str, ...] = ("negative", "positive")
@@ -85,10 +87,10 @@ class Classification(Task):
                 f"{name} {counts[number]:,}" for number, name in enumerate(self.labels)
             )
         return Prepared(
-            made.tokenizer,
             made.train,
             Evaluation(made.validation, made.validation.labels),
             facts,
+            made.tokenizer,
             None if made.test is None else Evaluation(made.test, made.test.labels),
         )
 
@@ -156,6 +158,15 @@ class Classification(Task):
     def flops(self, model_cfg: Any, data: labelled.LabelledText) -> float:
         """FLOPs of one training step on one example, forward and backward: the trunk's."""
         return encoder.flops(model_cfg, data.length)
+
+    def snapshot_settings(self) -> dict[str, Any]:
+        """The labels."""
+        return {"labels": self.labels}
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> labelled.LabelledText:
+        """A table that the user has to give."""
+        length = min(model_cfg.max_length, 1024)
+        return labelled.LabelledText(tables.Table(("labelled.tsv",)), tokenizer, length)
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from transformer_jax import models
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
 from transformer_jax.data import corpus
 from transformer_jax.decoding import translate
 from transformer_jax.decoding.beam import Beam
@@ -25,7 +26,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.objectives import spans
 from transformer_jax.tasks import encoder, text_to_text
 from transformer_jax.tasks.denoising import corrupted
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+from transformer_jax.tasks.text import TextTask
 
 # To a type checker it is Any: replacing a field of "one of these" has no type.
 if typing.TYPE_CHECKING:
@@ -38,7 +39,7 @@ WIDTH = 4  # beams of a prediction, unless more answers are asked for
 
 
 @dataclass(frozen=True)
-class Denoising(Task):
+class Denoising(TextTask):
     """Cross-entropy of what fills the gaps."""
 
     objective: Objective = field(default_factory=spans.SpanCorruption)
@@ -77,7 +78,7 @@ class Denoising(Task):
             "unigram_loss_nats_per_token": baseline,
         }
         identity = made.train_tokens.content + made.validation_tokens.content
-        return Prepared(made.tokenizer, made.train, Evaluation(made.validation, baseline), facts, identity=identity)
+        return Prepared(made.train, Evaluation(made.validation, baseline), facts, made.tokenizer, identity=identity)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's target tokens; dropout only with a key."""

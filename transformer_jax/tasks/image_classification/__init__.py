@@ -8,8 +8,8 @@ Letters: B rows, Y and X pixels, C channels, K classes, E images of a set.
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,12 +20,12 @@ import numpy as np
 
 from transformer_jax import augment as augmentations
 from transformer_jax import metrics, models, sharding
-from transformer_jax.data import image_files, images
+from transformer_jax.contracts import Evaluation, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
+from transformer_jax.data import image_files, image_sources, images
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks.image_classification import pictures
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
 
 PUBLISHED = Preprocess()  # the first ViT's
 PREDICT_ROWS = 32  # images that `predict` computes together
@@ -34,10 +34,25 @@ CONFUSION = 60  # classes at most whose confusion matrix can be read
 
 
 @dataclass(frozen=True)
+class Look:
+    """The options of `predict`."""
+
+    top: int
+    """Labels to give for each image."""
+    attention: bool = False
+    """Draw what the model looked at into FOLDER/NAME_attention.png."""
+    folder: str = "."
+    """The folder of these pictures."""
+    file: str = ""
+    """A text file with the path of an image on each line."""
+    json: bool = False
+    """One JSON object a line."""
+
+
+@dataclass(frozen=True)
 class ImageClassification(Task):
     """Cross-entropy of the class of an image, or of each class on its own."""
 
-    reads_text: ClassVar[bool] = False
     unit: ClassVar[str] = "images"
 
     labels: tuple[str, ...] = ()
@@ -108,7 +123,7 @@ class ImageClassification(Task):
         task.check(model_cfg, data)
         made = images.prepare(data, self.preprocess, task.labels, seed=seed)
         test = None if made.test is None else Evaluation(made.test, task.labels)
-        return Prepared(None, made.train, Evaluation(made.validation, task.labels), made.facts, test)
+        return Prepared(made.train, Evaluation(made.validation, task.labels), made.facts, test=test)
 
     # ------------------------------------------------------------------------------------------------------------ loss
 
@@ -231,14 +246,45 @@ class ImageClassification(Task):
         """FLOPs of one training step on one image, forward and backward (PaLM, appendix B): for each token 6 for each
         parameter of a block's kernels and 12 L N H T for attention, and 6 for each of the patches' kernel and patch.
         What the last layer of a model with a class token leaves out (`vit.apply`) is counted, by that convention."""
-        leaves = params_lib.flatten(models.family(model_cfg).declare(model_cfg))
-        kernels = {name: math.prod(p.shape) for name, p in leaves.items() if name.endswith("/kernel")}
-        blocks = sum(n for name, n in kernels.items() if name.startswith("blocks/"))
-        attention = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * model_cfg.max_length
-        tokens = model_cfg.max_length * (6.0 * blocks + 12.0 * attention)
-        return tokens + 6.0 * model_cfg.grid**2 * kernels["embed/patch/kernel"]
+        T, patches = model_cfg.max_length, model_cfg.grid**2
+
+        def tokens(path: str) -> float:
+            return T if path.startswith("blocks/") else patches * (path == "embed/patch/kernel")
+
+        scores = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * T * T
+        return params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)
 
     # ------------------------------------------------------------------------------------------------------ prediction
+
+    def snapshot_settings(self) -> dict[str, Any]:
+        """The labels, and what an image goes through."""
+        return {"labels": self.labels, "preprocess": self.preprocess}
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> images.ImageSet:
+        """A folder that the user has to give."""
+        return images.ImageSet(image_sources.Folder("images"))
+
+    def adopt(self, theirs: Any, say: Callable[[str], None], origin: str) -> "ImageClassification":
+        """With the normalisation of the images that the checkpoint's parameters were trained on."""
+        mean, std = theirs.preprocess.mean, theirs.preprocess.std
+        if (self.preprocess.mean, self.preprocess.std) == (mean, std):
+            return self
+        say(f"images are normalised by mean {mean}, std {std} as in {origin}")
+        return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, mean=mean, std=std))
+
+    def predict_options(self, defaults: Predict) -> Look:
+        """How many labels, and whether to draw attention."""
+        return Look(top=defaults.top)
+
+    def respond(
+        self, loaded: Any, inputs: Sequence[str], options: Look, *, progress: Progress = no_progress
+    ) -> Iterator[str]:
+        """The labels of each image. Raises `InputError` for a folder that is not there."""
+        folder = Path(options.folder) if options.attention else None
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"--folder {folder} is no folder; make it, or name another")
+        for answer in self.predict(loaded.params, loaded.config, None, inputs, top=options.top, attention=folder):
+            yield (json.dumps(answer, ensure_ascii=False) if options.json else self.describe(answer)) + "\n"
 
     def predict(
         self,

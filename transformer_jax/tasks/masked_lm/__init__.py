@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, models, sharding
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
 from transformer_jax.data import corpus
 from transformer_jax.errors import InputError
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.masked_lm import masked
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+from transformer_jax.tasks.text import TextTask
 
 Pairs = Literal["none", "next_sentence", "sentence_order"]
 
@@ -45,7 +46,7 @@ class Unigram:
 
 
 @dataclass(frozen=True)
-class MaskedLM(Task):
+class MaskedLM(TextTask):
     """Cross-entropy of the hidden tokens, and of whether a pair follows."""
 
     masking: Masking = field(default_factory=Masking)
@@ -108,7 +109,7 @@ class MaskedLM(Task):
             "unigram_accuracy": baseline.accuracy,
         }
         identity = made.train_tokens.content + made.validation_tokens.content
-        return Prepared(made.tokenizer, made.train, Evaluation(made.validation, baseline), facts, identity=identity)
+        return Prepared(made.train, Evaluation(made.validation, baseline), facts, made.tokenizer, identity=identity)
 
     # ---- Loss ----
 
@@ -173,6 +174,10 @@ class MaskedLM(Task):
         return encoder.flops(model_cfg, data.length) + 6.0 * head
 
     # ---- Prediction ----
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> corpus.TextCorpus:
+        """The embedded corpus."""
+        return corpus.TextCorpus(tokenizer=tokenizer, length=min(model_cfg.max_length, 1024))
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int

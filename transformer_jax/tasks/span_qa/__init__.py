@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, metrics, models, sharding
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.span_qa import questions
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+from transformer_jax.tasks.text import TextTask
 
 WINDOW, STRIDE = 384, 128  # of `predict`: the published ones
 ROWS = 64  # windows whose spans are scored at a time
@@ -36,7 +37,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class SpanQA(Task):
+class SpanQA(TextTask):
     """The mean of two cross-entropies: of the answer's first token and of its last."""
 
     max_answer_tokens: int = 30
@@ -68,7 +69,7 @@ class SpanQA(Task):
 
         facts = {"vocabulary": made.tokenizer.vocab_size, **made.facts}
         test = None if made.test is None else evaluation(made.test, "test")
-        return Prepared(made.tokenizer, made.train, evaluation(made.validation, "validation"), facts, test)
+        return Prepared(made.train, evaluation(made.validation, "validation"), facts, made.tokenizer, test)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, sums) in nats over the windows; dropout only with a key."""
@@ -119,6 +120,11 @@ class SpanQA(Task):
     def flops(self, model_cfg: Any, data: questions.Questions) -> float:
         """FLOPs of one training step on one example, forward and backward: the trunk's."""
         return encoder.flops(model_cfg, data.length)
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> questions.Questions:
+        """A file that the user has to give."""
+        length = min(model_cfg.max_length, 1024)
+        return questions.Questions(questions.SquadJson("squad.json", "squad.json"), tokenizer, length, length // 4)
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int

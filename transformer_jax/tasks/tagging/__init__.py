@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, metrics, models, words
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.tagging import tagged
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
+from transformer_jax.tasks.text import TextTask
 
 CONLL_2003 = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 
@@ -36,7 +37,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Tagging(Task):
+class Tagging(TextTask):
     """Cross-entropy of each word's tag at its first token."""
 
     labels: tuple[str, ...] = CONLL_2003
@@ -71,7 +72,7 @@ class Tagging(Task):
 
         facts = {"vocabulary": made.tokenizer.vocab_size, "labels": len(self.labels), **made.facts}
         test = None if made.test is None else evaluation(made.test)
-        return Prepared(made.tokenizer, made.train, evaluation(made.validation), facts, test)
+        return Prepared(made.train, evaluation(made.validation), facts, made.tokenizer, test)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, sums) in nats over the words; dropout only with a key."""
@@ -125,6 +126,15 @@ class Tagging(Task):
     def flops(self, model_cfg: Any, data: tagged.TaggedWords) -> float:
         """FLOPs of one training step on one example, forward and backward: the trunk's."""
         return encoder.flops(model_cfg, data.length)
+
+    def snapshot_settings(self) -> dict[str, Any]:
+        """The labels."""
+        return {"labels": self.labels}
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> tagged.TaggedWords:
+        """A file that the user has to give."""
+        length = min(model_cfg.max_length, 1024)
+        return tagged.TaggedWords(tagged.Conll("words.conll", "words.conll"), tokenizer, length)
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int

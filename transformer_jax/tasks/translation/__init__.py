@@ -19,26 +19,40 @@ import numpy as np
 from jax.sharding import Mesh
 
 from transformer_jax import metrics, models, sharding
+from transformer_jax.contracts import Evaluation, Outputs, Predict, Prepared, Progress, Sums, no_progress
 from transformer_jax.decoding import translate
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder, text_to_text
-from transformer_jax.tasks.task import Evaluation, Outputs, Prepared, Sums, Task
-from transformer_jax.tasks.translation import parallel
+from transformer_jax.tasks.text import TextTask
+from transformer_jax.tasks.translation import bitext, parallel
 
 Metric = Literal["bleu", "chrf", "rouge", "exact_match"]
-Progress = Callable[[int, int], None]
 
 EXAMPLES = 10  # that `score` says
 PREDICT_LINES = 4096  # that `predict` sorts by length and searches before it gives the first of them
 
 
-def _nothing(done: int, total: int) -> None:
-    pass
+@dataclass(frozen=True)
+class Search:
+    """The options of `predict`."""
+
+    beam: int
+    """Beams of a line; 1: greedy."""
+    length_penalty: float
+    """The exponent of the length that a hypothesis's log-probability is divided by; the larger, the longer."""
+    max_new_tokens: int
+    """Target tokens at most; 0: as many as the source has, and the task's `extra_tokens`."""
+    nbest: int = 1
+    """Hypotheses of each line; above 1, each on a line "score<TAB>text", and an empty line after them."""
+    file: str = ""
+    """A text file with one input a line."""
+    json: bool = False
+    """One JSON object a line: source, hypotheses, scores."""
 
 
 @dataclass(frozen=True)
-class Translation(Task):
+class Translation(TextTask):
     """Label-smoothed cross-entropy of the target's tokens; scored by what beam search makes of the sources."""
 
     label_smoothing: float = 0.1
@@ -83,7 +97,7 @@ class Translation(Task):
         encoder.check_ids(model_cfg, made.tokenizer)
         test = None if made.test is None else Evaluation(made.test.rows, made.test)
         validation = Evaluation(made.validation.rows, made.validation)
-        return Prepared(made.tokenizer, made.train, validation, made.facts, test, identity=made.identity)
+        return Prepared(made.train, validation, made.facts, made.tokenizer, test, made.identity)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight)}), as `text_to_text.loss`; dropout only with a key."""
@@ -114,7 +128,7 @@ class Translation(Task):
         *,
         mesh: Mesh,
         say: Callable[[str], None],
-        progress: Progress = _nothing,
+        progress: Progress = no_progress,
     ) -> dict[str, float | str]:
         """`metrics` of the best hypotheses for the set's sources, against its references.
 
@@ -153,6 +167,47 @@ class Translation(Task):
         say(f"{len(hypotheses):,} hypotheses: {folder / name}.hypotheses.txt; picture: {folder / name}_by_length.png")
         return scores
 
+    def default_sample(self) -> Predict:
+        """The best hypothesis."""
+        return Predict(top=1)
+
+    def snapshot_settings(self) -> dict[str, Any]:
+        """The search."""
+        return {"beam": self.beam}
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> parallel.ParallelText:
+        """A table that the user has to give."""
+        length = min(model_cfg.max_length, 1024)
+        pairs = bitext.Columns(("pairs.tsv",), ("pairs.tsv",))
+        return parallel.ParallelText(pairs, tokenizer, source_length=length, target_length=length)
+
+    def predict_options(self, defaults: Predict) -> "Search":
+        """The task's own search."""
+        search = self.beam
+        return Search(beam=search.width, length_penalty=search.length_penalty, max_new_tokens=search.max_new_tokens)
+
+    def respond(
+        self, loaded: Any, inputs: Sequence[str], options: Any, *, progress: Progress = no_progress
+    ) -> Iterator[str]:
+        """A line for each source, or with `nbest` its hypotheses and a blank line, or JSON."""
+        if not 1 <= options.nbest <= options.beam:
+            raise InputError(
+                f"--nbest {options.nbest} of --beam {options.beam}: a search keeps as many as it has beams"
+            )
+        beam = dataclasses.replace(
+            self.beam, width=options.beam, length_penalty=options.length_penalty, max_new_tokens=options.max_new_tokens
+        )
+        task = dataclasses.replace(self, beam=beam)
+        top = options.nbest
+        for answer in task.predict(loaded.params, loaded.config, loaded.tokenizer, inputs, top=top, progress=progress):
+            if options.json:
+                yield json.dumps(answer, ensure_ascii=False) + "\n"
+            elif top == 1:
+                yield task.describe(answer) + "\n"
+            else:
+                found = zip(answer["scores"], answer["hypotheses"], strict=True)
+                yield "".join(f"{score:.4f}\t{text}\n" for score, text in found) + "\n"
+
     def predict(
         self,
         params: Any,
@@ -161,7 +216,7 @@ class Translation(Task):
         inputs: Iterable[str],
         *,
         top: int,
-        progress: Progress = _nothing,
+        progress: Progress = no_progress,
     ) -> Iterator[dict[str, Any]]:
         """For each text {"source", "hypotheses": [...], "scores": [...]}, the `top` best, best first.
 

@@ -1,0 +1,64 @@
+"""The arguments of a command before its overrides: what stands first, --no-verify, --with."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformer_jax import brought
+from transformer_jax.errors import InputError
+
+PROGRAM = "python -m transformer_jax"
+
+
+def positional(command: Callable[..., int], arguments: list[str], count: int, *, exactly: bool = False) -> list[Any]:
+    """The first `count` arguments and, unless there must be no more, the list of the rest.
+
+    `--help` prints the command's docstring. Errors: `InputError` when there are too few, or too many.
+    """
+    text = inspect.getdoc(command) or ""
+    if {"-h", "--help"} & set(arguments):
+        print(text)
+        raise SystemExit(0)
+    usage = next(line.strip() for line in text.splitlines() if line.strip().startswith(PROGRAM))
+    given = arguments[:count]
+    if len(given) < count or any(argument.startswith("--") for argument in given):
+        raise InputError(f"an argument is missing; the command is: {usage}")
+    if exactly and arguments[count:]:
+        raise InputError(f"unexpected argument {arguments[count]!r}; the command is: {usage}")
+    return given if exactly else [*given, arguments[count:]]
+
+
+def verified(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether checkpoints are to be verified, which --no-verify says not to, and the other arguments."""
+    return "--no-verify" not in arguments, [argument for argument in arguments if argument != "--no-verify"]
+
+
+def with_types(arguments: list[str]) -> tuple[list[Any], list[str]]:
+    """The modules that --with names, a file or a dotted module each, and the other arguments."""
+    modules, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, given, value = argument.partition("=")
+        if flag != "--with":
+            rest.append(argument)
+            continue
+        target = value if given else next(remaining, "")
+        if not target or target.startswith("--"):
+            raise InputError("--with needs a file or a dotted module that defines the run's own types: --with mine.py")
+        modules.append(brought.read(target)[0])
+    return modules, rest
+
+
+def path(text: str) -> Path:
+    """A local path, or one in an object store."""
+    from transformer_jax.runs import store
+
+    return store.path(text)
+
+
+def is_run(config: Path) -> bool:
+    """Whether a config.json is a run's, and not a Hugging Face folder's."""
+    from transformer_jax import hub
+
+    return config.exists() and ("://" in str(config) or not hub.is_snapshot(config.parent))

@@ -1,0 +1,76 @@
+"""`inspect`: what a folder holds."""
+
+import json
+import time
+from pathlib import Path
+
+from transformer_jax import config_json
+from transformer_jax.cli.arguments import PROGRAM, is_run, path, positional, verified, with_types
+from transformer_jax.errors import InputError
+
+
+def main(arguments: list[str]) -> int:
+    """Say what a folder holds.
+
+        python -m transformer_jax inspect PATH [--verify]
+
+    PATH is a workdir, one step of it, or a Hugging Face folder. Prints the config, every parameter with its dtype and
+    shape, their count, and the steps that are there; the parameters are read once, so what is missing or misshapen is
+    named. With --verify every file of every step is compared with the step's manifest instead; damage is named, and
+    makes the exit code 1.
+
+        python -m transformer_jax inspect runs/a
+        python -m transformer_jax inspect runs/a --verify
+    """
+    where, rest = positional(main, arguments, 1)
+    types, rest = with_types(rest)
+    if rest == ["--verify"]:
+        return _inspect_files(path(where))
+    verify, rest = verified(rest)
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} inspect PATH [--verify]")
+    from transformer_jax import restore
+    from transformer_jax.nn import params as params_lib
+    from transformer_jax.runs import checkpoint
+
+    began = time.perf_counter()
+    loaded = restore.load(where, verify=verify, types=types)
+    seconds = time.perf_counter() - began
+    config = path(where) / "config.json"
+    print(
+        json.dumps(config_json.to_json(config_json.load(config, types) if is_run(config) else loaded.config), indent=2)
+    )
+    for name, leaf in params_lib.flatten(loaded.params).items():
+        print(f"{name:50} {leaf.dtype!s:8} {list(leaf.shape)}")
+    count = params_lib.count(loaded.family.declare(loaded.config))
+    print(f"{count:,} parameters, all there; {loaded.bytes_read:,} bytes read in {seconds:.2f} s")
+    print(f"tokenizer: {'none' if loaded.tokenizer is None else f'{loaded.tokenizer.vocab_size:,} ids'}")
+    if loaded.step is not None:
+        steps = checkpoint.steps(path(where) / "checkpoints")
+        print(f"step {loaded.step:,}" + (f"; in the folder: {', '.join(map(str, steps))}" if steps else ""))
+    return 0
+
+
+def _inspect_files(run: Path) -> int:
+    """A line for each step of a workdir, or for one step: whether its files are as they were written."""
+    from transformer_jax.runs import checkpoint
+
+    folder = run / "checkpoints"
+    found = sorted(folder.iterdir()) if folder.is_dir() else [run] if (run / "meta").is_dir() else []
+    if not found:
+        raise InputError(f"{run} is neither a workdir with checkpoints nor a step's folder")
+    damaged = 0
+    for step in sorted(found, key=lambda step: (not step.name.isdecimal(), len(step.name), step.name)):
+        if not step.name.isdecimal() and step != run:
+            print(f"{step.name}: not a step; left by a save that was cut short, or set aside")
+            continue
+        try:
+            began = time.perf_counter()
+            files, size = checkpoint.check_files(step, print)
+            if files:
+                seconds = time.perf_counter() - began
+                print(f"step {step.name}: {files} files, {size:,} bytes, as they were written ({seconds:.2f} s)")
+        except checkpoint.Damaged as error:
+            damaged += 1
+            print(f"step {step.name}: DAMAGED: {error}")
+    return 1 if damaged else 0

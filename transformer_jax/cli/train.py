@@ -1,0 +1,71 @@
+"""`train`: an experiment file and its overrides become a run."""
+
+import functools
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from transformer_jax import brought, hosts
+from transformer_jax.cli import launch
+from transformer_jax.cli.arguments import PROGRAM, positional, with_types
+from transformer_jax.errors import InputError
+
+
+def main(arguments: list[str]) -> int:
+    """Train an experiment, or go on with it.
+
+        python -m transformer_jax train EXPERIMENT [VARIANT] [--workdir DIR] [--profile FIRST:LAST] [--FIELD VALUE ...]
+
+    EXPERIMENT is a module, or a Python file, with a function `experiment() -> Experiment`; VARIANT names another such
+    function in it. `train EXPERIMENT --help` lists every field with its meaning, unit and default.
+
+        python -m transformer_jax train experiments.causal_lm.stdlib --workdir runs/a --optim.peak-lr 3e-4
+        python -m transformer_jax train path/to/mine.py --train.steps 500
+
+    The file may define its own model, task, data, optimiser and observers; types of further files come --with FILE.
+
+    A workdir that holds a checkpoint goes on from it; to go on after the end, give more --train.steps. Ctrl-C, SIGTERM
+    and SIGUSR1 end a run after its step, with a checkpoint and the command to go on; the exit code is 128 + the signal.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        positional(main, arguments, 1)
+    modules, (target, *rest) = with_types(arguments)
+    module, name = brought.read(target)
+    where = os.path.relpath(target) if target.endswith(".py") else target
+    recipes = launch.variants(module)
+    chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "experiment"
+    if chosen not in recipes:
+        raise InputError(f"{target} has no variant {chosen!r}; it has {', '.join(recipes) or 'no experiment()'}")
+    launched = launch.parse(
+        recipes[chosen](),
+        rest,
+        workdir=str(Path("runs") / (name if chosen == "experiment" else f"{name}-{chosen}")),
+        description=module.__doc__ or "",
+        program=f"{PROGRAM} train {where}",
+    )
+    profile = launch.parse_profile(launched.profile)
+    hosts.start(launched.hosts)
+    launch.keep_freed_memory(launched.experiment)
+    launch.use_cpu_cores(launched.experiment)
+    launch.keep_compilations()
+    experiment = launched.experiment
+    with hosts.together(timeout=launched.hosts.timeout):
+        from transformer_jax import restore
+        from transformer_jax.train import loop
+
+        results = loop.run(
+            experiment,
+            launched.workdir,
+            load=functools.partial(restore.load, types=[module, *modules]),
+            profile=profile,
+            debug_nans=launched.debug.nans,
+            verify=launched.verify,
+        )
+    if results.signal:
+        python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+        again = [python, "-m", "transformer_jax", "train", where, *arguments[1:]]
+        print(f"to go on: {shlex.join(again)}", flush=True)
+        return 128 + results.signal
+    return 0
