@@ -262,7 +262,7 @@ def test_sigterm_of_the_process_saves_and_says_how_to_go_on(mine, tmp_path):
 
 def test_cpu_devices_divide_the_batch_and_fit_the_mesh():
     def count(cores, mesh=(), batch=12, accumulate=1, evaluated=0, width=16):
-        model = gpt.Config(257, max_length=16, width=width, num_layers=1, num_heads=2)
+        model = gpt.Config(vocab_size=257, max_length=16, width=width, num_layers=1, num_heads=2)
         experiment = Experiment(
             model=model,
             data=corpus.TextCorpus(length=16),

@@ -55,7 +55,9 @@ def test_a_snapshot_predicts_and_converts_there_and_back(snapshot, kind, tmp_pat
     answer = json.loads(predict(snapshot, text, "--json", "--top", "2"))
     assert main(["convert", "hf", str(snapshot), str(tmp_path / "run")]) == 0
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{text}\n\n".encode())))
-    assert json.loads(predict(tmp_path / "run", "--json", "--top", "2")) == answer, "from stdin; empty lines are none"
+    lines = predict(tmp_path / "run", "--json", "--top", "2").splitlines()
+    assert json.loads(lines[0]) == answer, "from stdin"
+    assert json.loads(lines[1])["error"] == "a blank line", "an answer for each input"
     (tmp_path / "in.txt").write_text(f"{text}\n{text}\n")
     lines = predict(tmp_path / "run", "--file", str(tmp_path / "in.txt"), "--json", "--top", "2").splitlines()
     assert [without_numbers(json.loads(line)) for line in lines] == [without_numbers(answer)] * 2
@@ -81,7 +83,7 @@ def test_heads_that_nothing_predicts_with(snapshot, tmp_path, capsys):
 @pytest.mark.parametrize("snapshot", ["labels"], indirect=True)
 def test_bad_inputs(snapshot, tmp_path, capsys, monkeypatch):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     for arguments, message in (
         (["--file", str(tmp_path / "none.txt")], "cannot be read (No such file"),
         (["--file", str(tmp_path / "latin.txt")], "is not UTF-8; convert the text to UTF-8"),

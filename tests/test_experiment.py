@@ -48,7 +48,11 @@ def small(**changes) -> Experiment:
         small(data=corpus.TextCorpus(sources.TextFiles(("a", "b/*.txt")), tokenizers.Characters(), length=8)),
         small(data=corpus.TextCorpus(sources.Jsonl(("a",)), tokenizers.TokenizerFile("t"), 8, "random")),
         small(data=corpus.TextCorpus(sources.Tfds("c4/en"), tokenizers.Bytes(), length=8)),
-        small(model=gpt.Config(257, position="rotary", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), num_kv_heads=4)),
+        small(
+            model=gpt.Config(
+                vocab_size=257, position="rotary", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), num_kv_heads=4
+            )
+        ),
     ],
 )
 def test_round_trip(experiment):

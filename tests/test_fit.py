@@ -20,7 +20,7 @@ V5E = targets.parse("tpu:v5e:2x4")
 
 
 def experiment(batch_size: int = 64, accumulate: int = 1) -> Experiment:
-    model = gpt.Config(257, max_length=32, width=16, num_layers=2, num_heads=2)
+    model = gpt.Config(vocab_size=257, max_length=32, width=16, num_layers=2, num_heads=2)
     return Experiment(model, TextCorpus(length=32), train=Train(batch_size=batch_size, accumulate=accumulate))
 
 

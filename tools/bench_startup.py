@@ -40,7 +40,7 @@ def child(layers: int, scan: bool) -> dict[str, float]:
     from transformer_jax.train import state as state_lib
 
     imported = time.perf_counter()
-    model = gpt.Config(512, max_length=LENGTH, width=WIDTH, num_layers=layers, num_heads=2, scan_layers=scan)
+    model = gpt.Config(vocab_size=512, max_length=LENGTH, width=WIDTH, num_layers=layers, num_heads=2, scan_layers=scan)
     train = Train(batch_size=ROWS, steps=STEPS)
     experiment = Experiment(model=model, data=corpus.TextCorpus(length=LENGTH), train=train)
     launch.use_cpu_cores(experiment)

@@ -43,10 +43,12 @@ from transformer_jax.models import seq2seq
 BASE: dict[str, Any] = {"max_length": 512, "position": "sinusoidal_halves", "logits_bias": True, "eos_id": 0}
 SHAPES = {
     # Vaswani et al. 2017, base, with Marian's order of the sinusoids; and the opus-mt models of Helsinki-NLP.
-    "base": seq2seq.Config(37000, **BASE, pad_id=36999, decoder_start_id=36999, scan_layers=False),
-    "marian": seq2seq.Config(58101, **BASE, pad_id=58100, decoder_start_id=58100, activation="silu", scan_layers=False),
+    "base": seq2seq.Config(vocab_size=37000, **BASE, pad_id=36999, decoder_start_id=36999, scan_layers=False),
+    "marian": seq2seq.Config(
+        vocab_size=58101, **BASE, pad_id=58100, decoder_start_id=58100, activation="silu", scan_layers=False
+    ),
     "tiny": seq2seq.Config(
-        900, **BASE, pad_id=899, decoder_start_id=899, width=32, num_layers=1, num_heads=2, scan_layers=False
+        vocab_size=900, **BASE, pad_id=899, decoder_start_id=899, width=32, num_layers=1, num_heads=2, scan_layers=False
     ),
 }
 STOP, WIDTH, LENGTH_PENALTY, EXTRA, STEP = 0, 4, 0.6, 0, 4

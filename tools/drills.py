@@ -11,6 +11,7 @@ Trainers are processes of their own, started by the command that a user gives.
 import argparse
 import contextlib
 import functools
+import json
 import os
 import random
 import signal
@@ -26,7 +27,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from tools import drills_damage, drills_disk, drills_faults, drills_folder, drills_store
 from tools.drills_trainer import INTERVAL, Job, Row, Trainer, end_trainers, wrong_start
 from transformer_jax import observe
-from transformer_jax.cli import main as command_line
 from transformer_jax.runs import checkpoint
 
 
@@ -272,7 +272,7 @@ def cost(job: Job, tries: int) -> Iterator[Row]:
     usual = statistics.median(r["seconds_per_step"] for r in steps if r["step"] % every > every // 2)
     slower = [r["seconds_per_step"] - usual for r in steps if 0 < r["step"] % every <= every // 2]
     beside = max(0.0, sum(slower)) / saves
-    results = command_line.json.loads((workdir / "results.json").read_text())
+    results = json.loads((workdir / "results.json").read_text())
     stall = results["seconds_by_activity"]["saving"] / (saves + 1)
     share = (stall + beside) / 300
     row.count(None if share < 0.01 else f"{share:.2%}")

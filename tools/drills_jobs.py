@@ -42,7 +42,9 @@ def mlm() -> Experiment:
     special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
     return dataclasses.replace(
         gpt(),
-        model=bert.Config(400, max_length=32, width=32, num_layers=2, num_heads=2, dropout=0.1, heads=("mlm",)),
+        model=bert.Config(
+            vocab_size=400, max_length=32, width=32, num_layers=2, num_heads=2, dropout=0.1, heads=("mlm",)
+        ),
         data=TextCorpus(TEXT, TrainBPE(400, special=special), length=32),
         task=MaskedLM(),
         checkpoint=Checkpoint(every=20, best_metric="loss_nats_per_masked_token"),

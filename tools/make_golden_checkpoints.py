@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import config_json, models, optim, sharding, tasks
-from transformer_jax import experiment as experiments
 from transformer_jax.data import corpus, image_sources, images, preprocess, tokenizers
 from transformer_jax.experiment import Ema, Experiment
 from transformer_jax.models import bert, gpt, seq2seq, vit
@@ -45,13 +44,13 @@ def experiments_by_family() -> dict[str, Experiment]:
         labels=("ant", "bee", "cow"), preprocess=preprocess.Preprocess(size=8, resize=8)
     )
     made = {
-        "gpt": Experiment(gpt.Config(11, max_length=8, **small), text, tasks.CausalLM(), ema=Ema(decay=0.9)),
-        "bert": Experiment(bert.Config(11, max_length=8, **small), text, tasks.MaskedLM()),
-        "seq2seq": Experiment(seq2seq.Config(11, max_length=8, **ids, **small), pairs, translation),
+        "gpt": Experiment(gpt.Config(vocab_size=11, max_length=8, **small), text, tasks.CausalLM(), ema=Ema(decay=0.9)),
+        "bert": Experiment(bert.Config(vocab_size=11, max_length=8, **small), text, tasks.MaskedLM()),
+        "seq2seq": Experiment(seq2seq.Config(vocab_size=11, max_length=8, **ids, **small), pairs, translation),
         "vit": Experiment(picture, images.ImageSet(image_sources.Folder("images")), labelled),
     }
     return {
-        name: dataclasses.replace(experiment, sample=experiments.default_sample(experiment.task))
+        name: dataclasses.replace(experiment, sample=experiment.task.default_sample())
         for name, experiment in made.items()
     }
 

@@ -18,6 +18,7 @@ from transformer_jax.experiment import Experiment
 
 # ---------------------------------------------------------------------------------------------------------------- write
 
+
 def to_json(value: Any, where: str = "the experiment") -> Any:
     """A dataclass as JSON values: an object with "type" and every field that is stored; tuples become lists.
 

@@ -285,8 +285,14 @@ class Task(Protocol):
           options: of `predict_options`.
           progress: called with (done, total) every now and then.
         """
-        for answer in self.predict(loaded.params, loaded.config, loaded.tokenizer, inputs, top=options.top):
-            yield (json.dumps(answer, ensure_ascii=False) if options.json else self.describe(answer)) + "\n"
+        given = [text for text in inputs if text.strip()]
+        answers = iter(self.predict(loaded.params, loaded.config, loaded.tokenizer, given, top=options.top))
+        for text in inputs:  # one answer for each, in order
+            answer = next(answers) if text.strip() else {"input": text, "error": "a blank line"}
+            if options.json:
+                yield json.dumps(answer, ensure_ascii=False) + "\n"
+            else:
+                yield (self.describe(answer) if text.strip() else "") + "\n"
 
     # Hugging Face folders.
 

@@ -6,7 +6,7 @@ differs from the defaults here. `config_json` writes it down and reads it back; 
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 
@@ -14,9 +14,28 @@ from transformer_jax import contracts, models
 from transformer_jax import optim as optimizers
 from transformer_jax.contracts import LAUNCH, NOT_STORED, Predict
 from transformer_jax.errors import InputError
-from transformer_jax.tasks import causal_lm
+from transformer_jax.tasks.causal_lm import CausalLM, Sample
 
-__all__ = ["Checkpoint", "Ema", "Evaluate", "Experiment", "Mesh", "Precision", "Predict", "Train", "compute_dtype"]
+__all__ = [
+    "Checkpoint",
+    "Ema",
+    "Evaluate",
+    "Experiment",
+    "Mesh",
+    "Precision",
+    "Predict",
+    "Sample",
+    "Train",
+    "compute_dtype",
+    "computed_in",
+]
+
+# To a type checker the parts of an experiment are Any: `dataclasses.replace` of one would need their very types.
+if TYPE_CHECKING:
+    Task: TypeAlias = Any
+    Optimizer: TypeAlias = Any
+else:
+    Task, Optimizer = contracts.Task, contracts.Optimizer
 
 
 @dataclass(frozen=True)
@@ -116,8 +135,8 @@ class Experiment:
     """A family's Config."""
     data: Any
     """What the task reads."""
-    task: contracts.Task = field(default_factory=causal_lm.CausalLM)
-    optim: contracts.Optimizer = field(default_factory=optimizers.AdamW)
+    task: Task = field(default_factory=CausalLM)
+    optim: Optimizer = field(default_factory=optimizers.AdamW)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate, metadata=LAUNCH)
     checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata=LAUNCH)

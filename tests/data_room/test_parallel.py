@@ -248,13 +248,13 @@ def test_framing_as_t5_and_as_bart():
     assert (t5.source(ids).tolist(), t5.target(ids).tolist(), t5.start) == ([9, 8, EOS], [9, 8, EOS], (PAD,))
     assert t5.forced_first is None and t5.source(ids).dtype == np.int32
     bart = learned(tokenizers.TrainBPE(300, special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")))
-    frame = parallel.framing(bart, seq2seq.Config(300, pad_id=1, eos_id=2, decoder_start_id=2))
+    frame = parallel.framing(bart, seq2seq.Config(vocab_size=300, pad_id=1, eos_id=2, decoder_start_id=2))
     assert (frame.source(ids).tolist(), frame.target(ids).tolist(), frame.start) == ([0, 9, 8, 2], [0, 9, 8, 2], (2,))
     assert frame.forced_first == 0
 
 
 def test_framing_where_the_model_does_not_say_and_with_other_specs():
-    plain = seq2seq.Config(400)
+    plain = seq2seq.Config(vocab_size=400)
     assert parallel.framing(learned(BPE), plain).start == (PAD,)
     assert parallel.framing(tokenizers.ByteTokenizer(), plain).start == (256,)  # no pad: the end of text
     unigram = learned(tokenizers.TrainUnigram(40))
@@ -264,7 +264,7 @@ def test_framing_where_the_model_does_not_say_and_with_other_specs():
 
 def test_mbarts_languages_stand_where_transformers_puts_them():
     tokenizer = learned(tokenizers.TrainBPE(300, special=("<s>", "<pad>", "</s>", "<unk>", "en_XX", "de_DE")))
-    model = seq2seq.Config(300, pad_id=1, eos_id=2, decoder_start_id=2)
+    model = seq2seq.Config(vocab_size=300, pad_id=1, eos_id=2, decoder_start_id=2)
     tokenizer.languages = tokenizers.Languages(4, 5, leading=True)
     frame = parallel.framing(tokenizer, model)
     assert (frame.source([9]).tolist(), frame.target([9]).tolist(), frame.start) == ([4, 9, 2], [5, 9, 2], (2,))
@@ -288,7 +288,7 @@ def test_mbarts_languages_stand_where_transformers_puts_them():
 )
 def test_a_vocabulary_that_does_not_suit(spec, ids, message):
     with pytest.raises(InputError, match=message):
-        parallel.framing(learned(spec), seq2seq.Config(400, **ids))
+        parallel.framing(learned(spec), seq2seq.Config(vocab_size=400, **ids))
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_multi30k_is_packed_with_little_padding(shared_data):
     folder = shared_data / "translation" / "multi30k"
     source = Lines(*((f"{folder}/{name}.en", f"{folder}/{name}.de") for name in ("train", "val", "test_2016_flickr")))
     spec = tokenizers.TrainBPE(10_000, special=("<pad>", "</s>", "<unk>"))
-    model = seq2seq.Config(10_000, pad_id=PAD, eos_id=EOS, decoder_start_id=PAD)
+    model = seq2seq.Config(vocab_size=10_000, pad_id=PAD, eos_id=EOS, decoder_start_id=PAD)
     for length, most in ((64, 0.045), (128, 0.04)):
         facts = parallel.prepare(ParallelText(source, spec, length, length), model, seed=0).facts
         assert facts["training_pairs"] == 29_000 and facts["test_pairs"] == 1_000

@@ -260,7 +260,7 @@ def test_other_images_are_refused(given, message):
 def test_a_config_is_written_down_and_belongs_to_the_family():
     cfg = VARIANTS["map"]
     assert models.family(cfg) is vit and "vit" in models.FAMILIES
-    assert config_json._decode(config_json.to_json(cfg), vit.Config, "config.json") == cfg
+    assert config_json._Reader({}).value(config_json.to_json(cfg), vit.Config, "config.json") == cfg
 
 
 # ---- Looking in ------------------------------------------------------------------------------------------------------

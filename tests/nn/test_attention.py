@@ -297,7 +297,7 @@ def test_causal_needs_as_many_queries_as_keys(name):
 
 @pytest.mark.parametrize(("platform", "name"), [("cpu", "turned"), ("tpu", "kernel"), ("gpu", "kernel")])
 def test_kernels_are_turned_for_decoding_on_cpus(platform, name):
-    cfg = gpt.Config(16, width=8, num_layers=2, num_heads=2, max_length=8)
+    cfg = gpt.Config(vocab_size=16, width=8, num_layers=2, num_heads=2, max_length=8)
     params = params_lib.abstract(params_lib.stack(block.declare(cfg), 2))
     with on(platform):
         blocks = jax.eval_shape(lambda params: block.for_decoding(params, 2), params)

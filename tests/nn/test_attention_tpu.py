@@ -80,7 +80,7 @@ def test_queries_keys_and_values_may_be_one_array(name, monkeypatch):
 
 def test_a_block_makes_them_of_one_product():
     """Values and gradients of a block, its biases among them, are those of three products and the plain attention."""
-    cfg = gpt.Config(16, width=64, num_layers=1, num_heads=4, max_length=16, dropout=0.0)
+    cfg = gpt.Config(vocab_size=16, width=64, num_layers=1, num_heads=4, max_length=16, dropout=0.0)
     params = params_lib.init(jax.random.key(0), block.declare(cfg))
     leaves, tree = jax.tree.flatten(params)
     noise = [0.1 * jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(leaves)]
@@ -110,11 +110,13 @@ def test_what_is_made_of_one_product():
         "named": {"attention": "xla"},
         "plain": {},
     }
-    assert [name for name, changes in cases.items() if _is_together(gpt.Config(16, **(SMALL | changes)))] == ["plain"]
+    assert [
+        name for name, changes in cases.items() if _is_together(gpt.Config(vocab_size=16, **(SMALL | changes)))
+    ] == ["plain"]
     with jax.set_mesh(sharding.make_mesh(data=4, sequence=2)):
-        assert not _is_together(gpt.Config(16, **SMALL))  # queries are cut, keys are not
+        assert not _is_together(gpt.Config(vocab_size=16, **SMALL))  # queries are cut, keys are not
     with jax.set_mesh(sharding.make_mesh(data=4, tensor=2)), pytest.raises(InputError, match="'heads' of size 3"):
-        _is_together(gpt.Config(16, **(SMALL | {"width": 48, "num_heads": 3})))
+        _is_together(gpt.Config(vocab_size=16, **(SMALL | {"width": 48, "num_heads": 3})))
 
 
 SMALL: dict[str, Any] = {

@@ -55,7 +55,9 @@ def test_the_last_layer_may_be_another_function(scan, layers):
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_a_tpu_keeps_sums_and_products_that_are_read_and_computes_the_rest_again(order, monkeypatch, capsys):
-    cfg = seq2seq.Config(16, width=8, num_layers=1, num_heads=2, norm_order=order, attention="xla", dropout=0.0)
+    cfg = seq2seq.Config(
+        vocab_size=16, width=8, num_layers=1, num_heads=2, norm_order=order, attention="xla", dropout=0.0
+    )
     params = params_lib.init(jax.random.key(0), params_lib.stack(blocks.declare(cfg), 1))
     x_BTD = jax.random.normal(jax.random.key(1), (2, 6, 8))
 

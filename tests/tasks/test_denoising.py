@@ -27,7 +27,7 @@ OBJECTIVES = {"spans": (SpanCorruption(), T5), "infilling": (TextInfilling(), BA
 def model(special, **changes):
     ids = {"pad_id": special.index("<pad>"), "eos_id": special.index("</s>"), "decoder_start_id": 0}
     settings = {"max_length": S, "width": 32, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "scan_layers": False}
-    return seq2seq.Config(320, **settings | ids | changes)  # type: ignore[arg-type]
+    return seq2seq.Config(vocab_size=320, **settings | ids | changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_more_text_is_asked_for(text):
 
 
 def test_only_an_encoder_decoder_denoises(text):
-    cfg = gpt.Config(320, max_length=S, width=16, num_layers=1, num_heads=2)
+    cfg = gpt.Config(vocab_size=320, max_length=S, width=16, num_layers=1, num_heads=2)
     with pytest.raises(InputError, match=r"family gpt, and this task needs an encoder-decoder"):
         Denoising().prepare(data(text, T5), cfg, seed=0)
 

@@ -295,7 +295,7 @@ def test_refused(data, params, made):
     with pytest.raises(InputError, match=r"task.packed with task.pairs = 'next_sentence'"):
         MaskedLM(pairs="next_sentence", packed=True)
     with pytest.raises(InputError, match=r"the family gpt, and this task needs an encoder"):
-        MaskedLM().prepare(data, gpt.Config(300), seed=0)
+        MaskedLM().prepare(data, gpt.Config(vocab_size=300), seed=0)
     with pytest.raises(InputError, match=r"heads are mlm; this task needs --model.heads pair"):
         MaskedLM(pairs="sentence_order").prepare(data, dataclasses.replace(CFG, heads=("mlm",)), seed=0)
     with pytest.raises(InputError, match=r"ids up to 299, but model.vocab_size is 200; give --model.vocab-size 300"):

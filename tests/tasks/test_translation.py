@@ -116,7 +116,7 @@ def test_flops_by_hand():
 
 def test_what_does_not_fit_the_model_is_refused(data):
     with pytest.raises(InputError, match=r"of the family gpt, and this task needs an encoder-decoder: seq2seq.Config"):
-        TASK.prepare(data, gpt.Config(257, max_length=32, width=16, num_layers=1, num_heads=2), seed=0)
+        TASK.prepare(data, gpt.Config(vocab_size=257, max_length=32, width=16, num_layers=1, num_heads=2), seed=0)
     with pytest.raises(InputError, match=r"model.eos_id is None; give the id of the token that ends a text"):
         TASK.prepare(data, dataclasses.replace(CFG, eos_id=None), seed=0)
     with pytest.raises(InputError, match=r"task.metrics has 'blue'; there are bleu, chrf, rouge, exact_match"):

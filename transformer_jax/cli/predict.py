@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     reads_lines = any(f.name == "file" for f in dataclasses.fields(options))
     asked = _lines(inputs, options.file) if reads_lines else inputs if inputs not in ([], ["-"]) else [sys.stdin.read()]
     if not asked:
-        raise InputError("no input: give it as an argument, with --file, or as lines on stdin")
+        raise InputError("no input: give a text, --file, or lines on stdin")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: as the input
     with observe.counting("inputs") as count:

@@ -134,7 +134,7 @@ def chosen(path: Path) -> Path:
 def kind(loaded: Any) -> str:
     """A loaded model in words: "a bert with the heads pooler, choice"."""
     family, trunk = models.name(loaded.config), models.hook(loaded.config, "TRUNK")
-    heads = () if trunk is None else tuple(name for name in loaded.params if name not in trunk)
+    heads = () if trunk is None else tuple(name for name in loaded.family.declare(loaded.config) if name not in trunk)
     return f"a {family} with the heads {', '.join(heads)}" if heads else f"a {family} without heads"
 
 

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from transformer_jax import brought, config_json, hosts, observe, sharding
+from transformer_jax import brought, config_json, hosts, models, observe, sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.experiment import Experiment
