@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import transformer_jax
-from transformer_jax import restore, sharding
+from transformer_jax import brought, restore, sharding
 from transformer_jax.cli import launch
 from transformer_jax.data import pipeline
 from transformer_jax.data.corpus import TextCorpus
@@ -154,7 +154,7 @@ def run_here(folder: Path, workdir: str) -> Experiment:
     """Trains the same in this process, on its eight devices."""
     make = pipeline._make
     try:
-        module, _ = launch.import_experiment(str(folder / "mine.py"))
+        module, _ = brought.read(str(folder / "mine.py"))
         experiment = module.experiment()
     finally:
         pipeline._make = make

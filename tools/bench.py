@@ -49,7 +49,7 @@ import jax
 import numpy as np
 
 from tools import bench_profile, bench_step, bench_target, targets
-from transformer_jax import config_json, optim, overrides
+from transformer_jax import brought, config_json, optim, overrides
 from transformer_jax import experiment as experiments
 from transformer_jax.cli import launch
 from transformer_jax.data import corpus, image_sources, images, tables, tokenizers
@@ -193,7 +193,7 @@ def named(shape: str) -> Experiment:
     if "." not in shape and "/" not in shape:
         raise InputError(f"no shape {shape!r}; there are {', '.join(SHAPES)}; or give an experiment's module or file")
     target, _, variant = shape.partition(":")
-    recipes = launch.variants(launch.import_experiment(target)[0])
+    recipes = launch.variants(brought.read(target)[0])
     if (variant or "experiment") not in recipes:
         raise InputError(f"{target} has no {variant or 'experiment'!r}; it has {', '.join(recipes) or 'none'}")
     return recipes[variant or "experiment"]()

@@ -22,13 +22,13 @@ from transformer_jax.optim import Optim
 from transformer_jax.tasks import MaskedLM
 
 PACKAGE = Path(transformer_jax.__file__).parent
-TEXT = TextFiles(tuple(str(PACKAGE / name) for name in ("decode.py", "experiment.py", "restore.py", "sharding.py")))
+TEXT = TextFiles(tuple(str(PACKAGE / name) for name in ("contracts.py", "experiment.py", "restore.py", "sharding.py")))
 TRAIN = Train(steps=200, batch_size=8, log_every=1)
 
 
 def gpt() -> Experiment:
     return Experiment(
-        model=gpts.Config(257, max_length=32, width=32, num_layers=2, num_heads=2, dropout=0.1),
+        model=gpts.Config(vocab_size=257, max_length=32, width=32, num_layers=2, num_heads=2, dropout=0.1),
         data=TextCorpus(TEXT, Bytes(), length=32),
         optim=Optim(warmup_steps=10),
         train=TRAIN,

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from tools import compiled, footprint, roofline, targets
 from tools.footprint import Footprint
 from tools.targets import Target
-from transformer_jax import overrides
+from transformer_jax import brought, overrides
 from transformer_jax.cli import launch
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Mesh
@@ -65,7 +65,7 @@ def read(arguments: list[str]) -> Request:
 
     if not arguments or arguments[0].startswith("-"):
         raise InputError("give an experiment first, such as experiments.causal_lm.gpt2_small --target tpu:v5p:4x4x4")
-    module, _ = launch.import_experiment(arguments[0])
+    module, _ = brought.read(arguments[0])
     recipes, rest = launch.variants(module), arguments[1:]
     chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "experiment"
     if chosen not in recipes:
