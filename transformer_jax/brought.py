@@ -8,7 +8,7 @@ A type of the user's is named by its file and its class, "mine.py:Config". Nothi
 names it: the caller brings the types.
 """
 
-import contextlib
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -50,44 +50,49 @@ def _read_file(target: str) -> ModuleType:
     path = Path(target).resolve()
     if not path.is_file():
         raise InputError(f"no such experiment file: {target}")
-    known = sys.modules.get(path.stem)
-    if known is not None and _file(known) == path:
-        return known
-    # Under its own name, as its neighbours import it, unless that is another module's.
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}" if known is not None else path.stem
+    # Under a name of its own: another module may have the file's, now or later.
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if (known := sys.modules.get(name)) is not None:
         return known
+    _refuse_strangers(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    before = set(sys.modules)
+    sys.path.insert(0, str(path.parent))
     try:
-        with _on_path(path.parent):
-            spec.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except BaseException:
-        for added in {name} | (set(sys.modules) - before):
-            if (file := _file(sys.modules.get(added))) is not None and file.parent == path.parent:
-                del sys.modules[added]
+        del sys.modules[name]
         raise
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
-@contextlib.contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """The folder on the path of imports; another folder's module of a neighbour's name is an error, not a mix-up."""
-    for neighbour in folder.glob("*.py"):
-        known = sys.modules.get(neighbour.stem)
-        if known is not None and (file := _file(known)) is not None and file.parent != folder and _is_brought(known):
-            raise InputError(
-                f"{neighbour} and {file} have one name, and the second was imported before; give one of them another "
-                "name, or use a process for each"
-            )
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
+def _refuse_strangers(path: Path) -> None:
+    """Raises `InputError` where a file imports a neighbour and another folder's module of that name is loaded already:
+    it would be taken in the neighbour's place."""
+    seen, left = {path}, [path]
+    while left:
+        try:
+            tree = ast.parse(left.pop().read_bytes())
+        except SyntaxError:
+            return  # its own message is better
+        for node in ast.walk(tree):
+            named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for name in {n.partition(".")[0] for n in named}:
+                neighbour, known = path.parent / f"{name}.py", _file(sys.modules.get(name))
+                if not neighbour.is_file() or neighbour in seen:
+                    continue
+                if known is not None and known != neighbour.resolve():
+                    raise InputError(
+                        f"{path} imports its neighbour {name}, but {known} was imported as {name} before; give one of "
+                        "them another name, or use a process for each"
+                    )
+                seen.add(neighbour)
+                left.append(neighbour)
 
 
 def _file(module: ModuleType | None) -> Path | None:

@@ -7,6 +7,7 @@ type of the user's is named by its file (`brought`).
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -112,8 +113,13 @@ def hook(cfg: Any, name: str) -> Any:
 
 
 def name(cfg: Any) -> str:
-    """The family of a config in a word: "gpt", or the name of the user's module."""
-    return family(cfg).__name__.rpartition(".")[2]
+    """The family of a config in a word: "gpt", or the name of the user's file."""
+    module = family(cfg)
+    return (
+        module.__name__.rpartition(".")[2]
+        if module.__name__.startswith("transformer_jax.")
+        else Path(module.__file__).stem
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- types

@@ -1,0 +1,154 @@
+"""The end of a run: the last evaluation and save, the test set by the best step, a sample, results.json."""
+
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from transformer_jax import hosts, observe, sharding
+from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
+from transformer_jax.observe import banner as say
+from transformer_jax.runs import checkpoint
+from transformer_jax.runs import workdir as workdirs
+from transformer_jax.train import steps
+from transformer_jax.train.setup import Results, Run
+
+
+def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
+    """Evaluates and saves what is not yet, and scores; the test set is reported by the best step that is kept.
+
+    Returns: the numbers of the test set, {} where there is none or a signal came, and the best step: None where no
+      evaluation gave a number, or its files are damaged.
+    """
+    if run.complete and (run.step >= run.last_step or not run.report):
+        steps.validate(run)
+    if run.saved_at != run.step:
+        steps.save(run)
+    while run.writer.wait():
+        steps.save(run)
+    if run.report and run.complete:
+        scores = _score(run, run.evaluated(), run.prepared.validation, "validation")
+        if scores:
+            run.observing.evaluation(run.step, "validation", scores)
+        run.report = {**run.report, **scores}
+    there = hosts.first("the steps that are kept", checkpoint.steps(run.place.folder / "checkpoints"))
+    best_step = run.best.among(there).step
+    if run.prepared.test is None or run.stop.number:
+        return {}, best_step
+    best_step, params = _best_parameters(run, best_step)
+    test, run.outputs = run.evaluator.numbers(params, run.prepared.test)
+    test |= _score(run, params, run.prepared.test, "test")  # type: ignore[arg-type]
+    return dict(test), best_step
+
+
+def _best_parameters(run: Run, best_step: int | None) -> tuple[int | None, Any]:
+    """The parameters of the best step; of the last one where there is no other, or its files are damaged."""
+    params = run.evaluated()
+    if best_step in (None, run.step):  # None: no evaluation gave a number
+        return best_step, params
+    folder = run.place.folder / "checkpoints" / str(best_step)
+    damage = checkpoint.damage_of(folder, items=[checkpoint.weights(folder)], together=True)
+    if damage:
+        say(7, f"step {best_step:,}, the best on validation, is damaged, so step {run.step:,} it is: {damage}")
+        return None, params
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    return best_step, checkpoint.restore_params(folder, shapes, verify=False)[0]
+
+
+def _score(run: Run, params: Any, examples: Any, name: str) -> dict[str, float | str]:
+    """The numbers of the text that the model makes of a set; none when a signal came meanwhile."""
+    log = lambda line: say(7, run.place.named(line))  # noqa: E731
+    return run.evaluator.scores(
+        params, run.prepared.tokenizer, examples, run.place.near, name, say=log, stop=run.stop
+    )
+
+
+def stopped(run: Run) -> Results:
+    """The end by a signal: the state is saved."""
+    name = signal.Signals(run.stop.number).name
+    say(7, f"{name}: saved at step {run.step:,} of {run.last_step:,}")
+    say(7, run.meter.goodput_in_words(time.perf_counter() - run.began))
+    _plot(run)
+    return Results(run.step, {}, run.stop.number)
+
+
+def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
+    """Pictures, a sample and results.json; prints the numbers."""
+    near, prepared, experiment = run.place.near, run.prepared, run.experiment
+    _plot(run)
+    pictured, name = (prepared.validation, "validation") if prepared.test is None else (prepared.test, "test")
+    if jax.process_index() == 0:
+        for path in experiment.task.pictures(run.outputs, pictured, near, name):
+            say(8, run.place.named(f"picture: {path}"))
+    text = _sample(run)
+    seconds = time.perf_counter() - run.began
+    results = {
+        "step": run.step,
+        "report": dict(run.report),
+        "best_step": best_step,
+        "test": dict(test),
+        "stopped_by_patience": experiment.evaluate.patience if run.step < run.last_step else 0,
+        "facts": dict(prepared.facts),
+        "sample": text,
+        "parameters": params_lib.count(run.program.declaration),
+        "skipped_steps": int(run.state.skipped),
+        "seconds": seconds,
+        "seconds_to_first_step": run.to_first_step,
+        "seconds_compiling": run.compile_seconds,
+        "goodput": run.meter.goodput(seconds),
+        "seconds_by_activity": dict(run.meter.spent),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
+    if jax.process_index() == 0:
+        workdirs.write_json(near / "results.json", results)
+    run.observing.end(results)
+    if run.step < run.last_step:
+        say(8, f"stopped: {experiment.evaluate.patience} evaluations without a better {run.metric}")
+    say(8, f"done in {observe.duration(seconds)}: {observe.describe(dict(run.report), run.metric)}")
+    if test:
+        by = f"step {run.step:,}" if best_step is None else f"step {best_step:,}, the best on validation"
+        say(8, f"test set, by {by}: {observe.describe(dict(test), run.metric)}")
+    for label, value in {**run.report, **test}.items():
+        if isinstance(value, str):
+            say(8, f"{label.replace('_', ' ')}: {value}")
+    say(8, run.meter.goodput_in_words(seconds))
+    say(8, f"all numbers: {run.place.folder / 'results.json'}")
+    return Results(run.step, run.report, test=test)
+
+
+def _plot(run: Run) -> None:
+    if jax.process_index() == 0:
+        observe.plot_loss(observe.read_rows(run.place.near / "metrics.jsonl"), run.place.near / "loss.png")
+
+
+def _sample(run: Run) -> str:
+    """What the task shows of the model, printed. Host 0 makes it by itself."""
+    params = _on_this_host(run.evaluated(), run.program.declaration)
+    if jax.process_index() != 0:
+        return ""
+    task, sample = run.experiment.task, run.experiment.sample
+    arguments = (params, run.program.model, run.prepared.tokenizer, sample)
+    text = "".join(task.sample(*arguments, seed=run.experiment.seed))
+    if text:
+        say(8, "a sample:")
+        print(text, flush=True)
+    return text
+
+
+def _on_this_host(params: Any, declaration: Any) -> Any:
+    """The parameters on devices of this host: where all devices have a copy, on the first one."""
+    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params)):
+        return jax.device_put(jax.tree.map(lambda leaf: leaf.addressable_data(0), params), jax.local_devices()[0])
+    if hosts.alone():
+        return params
+    mesh = sharding.make_mesh(data=1, fsdp=-1, devices=jax.local_devices())
+    try:
+        shardings = params_lib.shardings(declaration, mesh)
+    except InputError:  # what does not divide over these devices has to be whole
+        shardings = jax.local_devices()[0]
+    return jax.device_put(multihost_utils.process_allgather(params, tiled=True), shardings)
