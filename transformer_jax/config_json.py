@@ -94,6 +94,8 @@ def from_json(tree: Any, *, where: str = "config.json", types: Any = ()) -> Expe
       InputError: naming `where`, the path and the value, for an unknown type or field, a missing field, a value of
         another type, and whatever the dataclasses themselves refuse.
     """
+    if isinstance(tree, dict):
+        tree = {"order": 1} | tree  # of a run from before there were two rules
     return _Reader(brought.types_of(types)).value(tree, Experiment, where)
 
 

@@ -251,6 +251,10 @@ class Task(Protocol):
         """What to ask of a model when nothing is said: the defaults of `predict`, a frozen dataclass."""
         return Predict()
 
+    def check_sample(self, model_cfg: Any, tokenizer: Any, options: Any) -> None:
+        """Raises `InputError` for what `sample` would refuse at the end: called before the first step."""
+        return None
+
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
         """What to show of the model when training ends, in pieces: by default the predictions for `options.inputs`."""
         for prediction in self.predict(params, model_cfg, tokenizer, options.inputs, top=options.top):

@@ -147,6 +147,8 @@ class Experiment:
     ema: Ema = field(default_factory=Ema)
     seed: int = 0
     """Decides the initial parameters, the order of the data, dropout and sampling."""
+    order: int = field(default=2, metadata=LAUNCH)
+    """The rule by which the seed orders the data (`data.pipeline.epochs`). A run keeps the one that it began with."""
     init_from: str = field(default="", metadata=LAUNCH)
     """A workdir, a step or a Hugging Face folder whose parameters the run starts from; empty: from scratch. Its
     architecture and tokenizer come with it, in place of the ones stated here."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from transformer_jax import restore, sharding
+from transformer_jax.contracts import Observer
 from transformer_jax.data import tokenizers
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
@@ -229,11 +230,11 @@ def test_a_run_reports_the_scores_of_validation_and_test(whole):
 def test_stopped_by_a_signal_and_taken_up_gives_the_same_bits(tiny, whole, tmp_path, monkeypatch):
     """With dropout: once in training, once while the text is made, which leaves the complete run's checkpoint."""
 
-    def on_row(row):
-        if row["step"] == 1:
+    class Stops(Observer):
+        def row(self, row):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    stopped = loop.run(tiny, tmp_path / "run", load=restore.load, on_row=on_row)
+    stopped = loop.run(dataclasses.replace(tiny, observers=(Stops(),)), tmp_path / "run", load=restore.load)
     assert stopped.signal == signal.SIGTERM and 1 <= stopped.step < 4
     with monkeypatch.context() as patch:
         patch.setattr(text_to_text, "report", lambda sums, of=text_to_text.report: (of(sums), kill())[0])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from transformer_jax import config_json, restore
+from transformer_jax.contracts import Observer
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Sample, Train
@@ -18,9 +19,52 @@ from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
 from transformer_jax.runs import lock
+from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.train import loop
 
 STEPS = 6
+
+
+SCORES: list[float] = []  # what `Scripted` reports, one after the other
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(CausalLM):
+    """A task of the user's own, whose numbers are known."""
+
+    def report(self, sums, outputs, evaluation):
+        return super().report(sums, outputs, evaluation) | {"score": SCORES.pop(0)}
+
+
+class WithATestSet(Scripted):
+    """With a test set, and a best step that is spoilt before the end."""
+
+    def prepare(self, *args, **options):
+        prepared = super().prepare(*args, **options)
+        return dataclasses.replace(prepared, test=prepared.validation)
+
+    def score(self, params, model, tokenizer, examples, folder, name, **options):  # after the last save
+        if name == "validation":
+            file = max((folder / "checkpoints/1/ema").rglob("d/*"), key=lambda path: path.stat().st_size)
+            file.write_bytes(file.read_bytes()[:-1])
+        return {}
+
+
+class Hears(Observer):
+    """Calls a function with each row of training and of evaluation."""
+
+    def __init__(self, on_row):
+        self.on_row = on_row
+
+    def row(self, row):
+        self.on_row(row)
+
+    def evaluation(self, step, name, report):
+        self.on_row({"step": step} | {f"{name}/{key}": value for key, value in report.items()})
+
+
+def heard(experiment, on_row):
+    return dataclasses.replace(experiment, observers=(Hears(on_row),))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +107,7 @@ def leaves(workdir: Path) -> dict[str, np.ndarray]:
 def test_the_folder_explains_itself(tiny, whole):
     names = {path.name.partition(".tfevents")[0] for path in whole.iterdir()}
     assert names == {
+        "run.json",
         *("config.json", "tokenizer", "metrics.jsonl", "events.out", "checkpoints", "loss.png", "results.json")
     }
     assert config_json.load(whole / "config.json") == tiny
@@ -90,11 +135,11 @@ def test_stopped_by_sigterm_and_taken_up_gives_the_same_bits(tiny, whole, tmp_pa
         return on_row
 
     folder = tmp_path / "run"
-    first = loop.run(tiny, folder, load=restore.load, on_row=stop_at(2))
+    first = loop.run(heard(tiny, stop_at(2)), folder, load=restore.load)
     assert first.signal == signal.SIGTERM and 2 <= first.step < STEPS and not first.report
     assert not (folder / "results.json").exists()
     assert "goodput " in capsys.readouterr().out
-    second = loop.run(tiny, folder, load=restore.load, on_row=stop_at(first.step + 1, signal.SIGUSR1))
+    second = loop.run(heard(tiny, stop_at(first.step + 1, signal.SIGUSR1)), folder, load=restore.load)
     assert second.signal == signal.SIGUSR1
     assert first.step < second.step < STEPS
     third = loop.run(tiny, folder, load=restore.load)
@@ -225,13 +270,8 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
         ema=Ema(decay=0.0),
         checkpoint=Checkpoint(best_metric="score", best="highest"),
     )
-    values = iter([0.0, 3.0, 5.0, 0.0, 4.0, 5.0, 0.0, 5.0, 1.0])  # 0: only asked for the names, at the beginning
-
-    class Scripted(type(tiny.task)):  # a task whose numbers are known
-        def report(self, sums, outputs, evaluation):
-            return super().report(sums, outputs, evaluation) | {"score": next(values)}
-
-    monkeypatch.setitem(config_json._NAMES, Scripted, "causal_lm.CausalLM")
+    # 0: only asked for the names, at the beginning
+    SCORES[:] = [0.0, 3.0, 5.0, 0.0, 4.0, 5.0, 0.0, 5.0, 1.0]
     first = dataclasses.replace(still, task=Scripted(), train=dataclasses.replace(still.train, steps=2))
     results = loop.run(first, tmp_path / "run", load=restore.load)
     assert results.step == 2 and results.report["score"] == 5.0
@@ -241,7 +281,7 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
         if row["step"] == 4 and "validation/perplexity_per_token" in row:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    stopped = loop.run(patient, tmp_path / "run", load=restore.load, on_row=on_row)
+    stopped = loop.run(heard(patient, on_row), tmp_path / "run", load=restore.load)
     assert (stopped.step, stopped.signal) == (4, signal.SIGTERM)
     results = loop.run(patient, tmp_path / "run", load=restore.load)
     assert results.step == 4, "step 2 was the best; steps 3 and 4 were not better"
@@ -249,32 +289,16 @@ def test_patience_ends_the_run_and_survives_a_resume(tiny, tmp_path, capsys, mon
     done = json.loads((tmp_path / "run/results.json").read_text())
     assert (done["best_step"], done["stopped_by_patience"]) == (2, 2)
     assert (tmp_path / "run/checkpoints/2").is_dir(), "the best is kept"
-    loop.run(still, tmp_path / "run", load=restore.load)
+    loop.run(patient, tmp_path / "run", load=restore.load)
     assert "to go on, wait for longer: --evaluate.patience 0" in capsys.readouterr().out
 
 
 def test_a_damaged_best_step_gives_way_to_the_newest_for_the_test_set(tiny, tmp_path, capsys, monkeypatch):
     """Step 1 is the best and is spoilt before the end."""
-    values = iter([0.0, 5.0, 1.0, 2.0])  # for the names; validation at steps 1 and 2; the test set
-
-    class Tested(type(tiny.task)):
-        def prepare(self, *args, **options):
-            prepared = super().prepare(*args, **options)
-            return dataclasses.replace(prepared, test=prepared.validation)
-
-        def report(self, sums, outputs, evaluation):
-            return super().report(sums, outputs, evaluation) | {"score": next(values)}
-
-        def score(self, params, model, tokenizer, examples, folder, name, **options):  # after the last save
-            if name == "validation":
-                file = max((folder / "checkpoints/1/ema").rglob("d/*"), key=lambda path: path.stat().st_size)
-                file.write_bytes(file.read_bytes()[:-1])
-            return {}
-
-    monkeypatch.setitem(config_json._NAMES, Tested, "causal_lm.CausalLM")
+    SCORES[:] = [0.0, 5.0, 1.0, 2.0]  # for the names; validation at steps 1 and 2; the test set
     short = dataclasses.replace(
         tiny,
-        task=Tested(),
+        task=WithATestSet(),
         train=dataclasses.replace(tiny.train, steps=2),
         evaluate=Evaluate(every=1),
         checkpoint=Checkpoint(best_metric="score", best="highest"),

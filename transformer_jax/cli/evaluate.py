@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from transformer_jax import config_json, overrides
 from transformer_jax.cli import launch
 from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
@@ -37,40 +35,26 @@ def main(arguments: list[str]) -> int:
     from transformer_jax import observe, restore, sharding
     from transformer_jax.runs import store
     from transformer_jax.runs import workdir as workdirs
-    from transformer_jax.train import batch
     from transformer_jax.train import evaluate as evaluation
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
     loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types)
     prepared = asked.task.prepare(asked.data, loaded.config, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
-    places = batch.shardings(asked.task.example(asked.data), size, mesh)
-    step = evaluation.make_eval_step(lambda params, rows: asked.task.evaluate(params, loaded.config, rows))
+    evaluator = evaluation.make(asked.task, asked.data, loaded.config, mesh, batch_size=size)
     reports = {}
     with store.near(folder) as (near, publish):
-        for name, rows in {"validation": prepared.validation, "test": prepared.test}.items():
-            if rows is None:
+        log = lambda line: print(line.replace(str(near), str(folder)))  # noqa: E731
+        for name, examples in {"validation": prepared.validation, "test": prepared.test}.items():
+            if examples is None:
                 continue
-            with jax.set_mesh(mesh):
-                sums, outputs = evaluation.evaluate(
-                    step, loaded.params, rows.examples, size, lambda rows: batch.place(rows, places)
-                )
-            reports[name] = asked.task.report(sums, outputs, rows)
-            with jax.set_mesh(mesh), observe.counting(f"{name} set") as count:
-                reports[name] |= asked.task.score(
-                    loaded.params,
-                    loaded.config,
-                    prepared.tokenizer,
-                    rows,
-                    near,
-                    name,
-                    mesh=mesh,
-                    say=lambda line: print(line.replace(str(near), str(folder))),
-                    progress=count,
-                )
-            print(f"step {loaded.step:,}, {name} set, {len(rows.examples):,} examples\n{observe.table(reports[name])}")
-            for picture in asked.task.pictures(outputs, rows, near, name):
-                print(f"picture: {folder / picture.relative_to(near)}")
+            numbers, outputs = evaluator.numbers(loaded.params, examples)
+            scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, near, name, say=log)
+            reports[name] = {**numbers, **scores}
+            count = len(examples.examples)
+            print(f"step {loaded.step:,}, {name} set, {count:,} examples\n{observe.table(reports[name])}")
+            for picture in asked.task.pictures(outputs, examples, near, name):
+                log(f"picture: {picture}")
         stored_numbers = {"step": loaded.step, "report": reports.pop("validation"), **reports, "overrides": rest}
         workdirs.write_json(near / "evaluation.json", stored_numbers)
         publish()

@@ -71,6 +71,8 @@ def parse(default: Experiment, arguments: list[str], *, workdir: str, descriptio
         """FIRST:LAST, the steps whose trace is written to WORKDIR/profile, such as 10:15."""
         verify: bool = True
         """Compare the checkpoint's files with their manifest before going on from it."""
+        log: str = ""
+        """Services that hear of the run as well, such as wandb,mlflow,trackio."""
         debug: Debug = field(default_factory=Debug)
         hosts: several.Hosts = field(default_factory=several.Hosts)
         experiment: typing.Annotated[Experiment, tyro.conf.arg(name="")] = field(

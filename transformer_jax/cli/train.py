@@ -1,5 +1,6 @@
 """`train`: an experiment file and its overrides become a run."""
 
+import dataclasses
 import functools
 import os
 import shlex
@@ -7,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from transformer_jax import brought, hosts
+from transformer_jax import brought, hosts, observe
 from transformer_jax.cli import launch
 from transformer_jax.cli.arguments import PROGRAM, positional, with_types
 from transformer_jax.errors import InputError
@@ -25,6 +26,8 @@ def main(arguments: list[str]) -> int:
         python -m transformer_jax train path/to/mine.py --train.steps 500
 
     The file may define its own model, task, data, optimiser and observers; types of further files come --with FILE.
+
+    --log wandb,mlflow,trackio also reports to these services (docs/logging.md).
 
     A workdir that holds a checkpoint goes on from it; to go on after the end, give more --train.steps. Ctrl-C, SIGTERM
     and SIGUSR1 end a run after its step, with a checkpoint and the command to go on; the exit code is 128 + the signal.
@@ -50,7 +53,8 @@ def main(arguments: list[str]) -> int:
     launch.keep_freed_memory(launched.experiment)
     launch.use_cpu_cores(launched.experiment)
     launch.keep_compilations()
-    experiment = launched.experiment
+    named = observe.named(launched.log) if launched.log else ()
+    experiment = dataclasses.replace(launched.experiment, observers=(*launched.experiment.observers, *named))
     with hosts.together(timeout=launched.hosts.timeout):
         from transformer_jax import restore
         from transformer_jax.train import loop

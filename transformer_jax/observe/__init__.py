@@ -10,7 +10,6 @@
 """
 
 from transformer_jax.observe.json_lines import JsonLines, read_rows
-from transformer_jax.observe.legacy import Observer, Row
 from transformer_jax.observe.meter import PEAK_FLOPS, Meter, peak_flops
 from transformer_jax.observe.observing import DEFAULT, Observing, start
 from transformer_jax.observe.plot import plot_loss
@@ -26,9 +25,7 @@ __all__ = [
     "SERVICES",
     "JsonLines",
     "Meter",
-    "Observer",
     "Observing",
-    "Row",
     "Scalars",
     "Sending",
     "TensorBoard",

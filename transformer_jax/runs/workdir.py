@@ -45,8 +45,6 @@ def check(workdir: Path, experiment: Experiment) -> list[str]:
 
     Errors: `InputError` when the folder holds another experiment, or something that is not a run.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file; give a folder to --workdir")
     if (stored := stored_experiment(workdir, brought.types_in(experiment))) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
     begun = {
@@ -65,8 +63,10 @@ def seen(workdir: Path) -> dict[str, str]:
     """What a folder holds of a run: digests of its settings and results, and the names of its steps.
 
     A trainer looks before it decides whether the run is new, and again when it holds the lock (`refuse_changed`):
-    another may have begun, or gone on with, the run in between.
+    another may have begun, or gone on with, the run in between. Raises `InputError` where it is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; give a folder to --workdir")
     found = {}
     for name in ("config.json", identity.NAME, "results.json"):
         with contextlib.suppress(FileNotFoundError):

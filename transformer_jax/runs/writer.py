@@ -25,7 +25,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,10 @@ class Writer:
       family: the name of the model's family. config: the resolved experiment as JSON values.
       keep: the newest n are kept. keep_best: and the n best by their metric, of which the `best` one, "lowest" or
         "highest", is best; of equals the earliest.
+      code: {file: digest} of the user's files that define types of the experiment.
       averaged: the steps of which the parameters are the mean (`average.create`).
+      metrics: {step: value} of what is known by now, which counts before what the steps themselves state: a step may
+        have been saved before it was evaluated.
       resumed: the step that the run goes on from. Newer ones are damaged; they are set aside as STEP.damaged.
       still_ours: called before a save writes anything, and before what it wrote becomes a step. It raises `lock.Lost`
         where another run has the folder, and that ends this one.
@@ -80,7 +83,9 @@ class Writer:
         keep: int = 2,
         keep_best: int = 0,
         best: str = "lowest",
+        code: Mapping[str, str] | None = None,
         averaged: Sequence[int] = (),
+        metrics: Callable[[], Mapping[int, float]] = dict,
         resumed: int | None = None,
         still_ours: Callable[[], object] = lambda: None,
         before: Callable[[], object] = lambda: None,
@@ -89,6 +94,7 @@ class Writer:
         self.folder, self.say = store.absolute(folder), say
         self._still_ours, self._before = still_ours, before
         self._remote, self._run = store.remote(folder), run
+        self._metrics = metrics
         self._keep, self._keep_best, self._best = keep, keep_best, best
         self._facts = {
             "format": checkpoint.FORMAT,
@@ -97,6 +103,8 @@ class Writer:
             "run": run,
             "versions": versions.here(),
         }
+        if code:
+            self._facts["code"] = dict(code)
         if averaged:
             self._facts["averaged"] = list(averaged)
         self._first = jax.process_index() == 0
@@ -274,9 +282,12 @@ class Writer:
         One that is damaged is deleted too when it is its turn, and said: the same disk holds the others.
         """
         held = [step for step in checkpoint.steps(self.folder) if _can_be_read(self.folder / str(step))]
-        metrics = {step: _metric(self.folder / str(step)) for step in held}
+        known = self._metrics()
+        metrics = {step: known.get(step, _metric(self.folder / str(step))) for step in held}
         sign = 1 if self._best == "lowest" else -1
-        ranked = sorted((sign * metric, step) for step, metric in metrics.items() if metric is not None)
+        ranked = sorted(
+            (sign * metric, step) for step, metric in metrics.items() if metric is not None and math.isfinite(metric)
+        )
         kept = {*held[-self._keep :], *(step for _, step in ranked[: self._keep_best])}
         for step in held:
             if step in kept:

@@ -8,6 +8,7 @@ Whatever the user can mend is refused here, before anything is written.
 
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ class Run:
         return state_lib.evaluated(self.state, self.experiment.optim)
 
 
-# --------------------------------------------------------------------------------------------------------- 1. the folder
+# -------------------------------------------------------------------------------------------------------- 1. the folder
 
 
 def enter(experiment: Experiment, folder: Path, held: contextlib.ExitStack, *, verify: bool = True) -> Place:
@@ -197,7 +198,7 @@ def take(place: Place, held: contextlib.ExitStack) -> None:
     workdirs.refuse_changed(place.folder, place.seen)
 
 
-# ------------------------------------------------------------------------------------------------------------ 2. the run
+# ----------------------------------------------------------------------------------------------------------- 2. the run
 
 
 def setup(place: Place, held: contextlib.ExitStack, *, load: Callable[..., Any]) -> Run:
@@ -284,7 +285,11 @@ def _initial_state(place: Place, program: programs.Program, mesh: Mesh, loaded: 
         return state, tokenizers.load(place.near / "tokenizer") if task.reads_text else None, meta["rows"]
     if loaded is not None:
         log(f"parameters from {experiment.init_from}")
-        if task.reads_text and loaded.tokenizer is None and not tokenizers.is_file(experiment.data.tokenizer):
+        if (
+            task.reads_text
+            and loaded.tokenizer is None
+            and not isinstance(experiment.data.tokenizer, tokenizers.TokenizerFile)
+        ):
             raise InputError(
                 f"init_from {experiment.init_from} has no tokenizer, so its ids have no meaning here; add its "
                 "tokenizer.json, or state it in the experiment as data.tokenizer"
@@ -326,7 +331,7 @@ def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStac
         if place.is_new or files.read_json(place.near / "config.json", inside=place.near) != config:
             workdirs.write_json(place.near / "config.json", config)
         if prepared.tokenizer is not None and not (place.near / "tokenizer").is_dir():
-            tokenizers.save(prepared.tokenizer, place.near / "tokenizer")
+            _save_tokenizer(prepared.tokenizer, place.near / "tokenizer")
         for name, text in brought.code_of(place.experiment).items():
             (place.near / "code").mkdir(exist_ok=True)
             files.write(place.near / "code" / name, text)
@@ -334,6 +339,14 @@ def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStac
         held.push(lambda kind, *_: _publish_last(place, failed=kind is not None))
     hosts.gather("the workdir", "")  # now host 0 has written
     workdirs.refuse_unshared(place.folder)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """The folder is there whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    tokenizer.save(part)
+    part.rename(folder)
 
 
 def _publish_last(place: Place, *, failed: bool) -> None:
