@@ -108,7 +108,7 @@ def test_the_folder_explains_itself(tiny, whole):
     names = {path.name.partition(".tfevents")[0] for path in whole.iterdir()}
     assert names == {
         "run.json",
-        *("config.json", "tokenizer", "metrics.jsonl", "events.out", "checkpoints", "loss.png", "results.json")
+        *("config.json", "tokenizer", "metrics.jsonl", "events.out", "checkpoints", "loss.png", "results.json"),
     }
     assert config_json.load(whole / "config.json") == tiny
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]

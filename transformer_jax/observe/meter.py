@@ -102,12 +102,12 @@ class Meter:
             self.spent[what] += time.perf_counter() - before
 
     def stop(self) -> None:
-        """The last step has been taken."""
-        self.ended = time.perf_counter()
+        """The last step has been taken. What is paused for afterwards is no time between steps."""
+        self.stepping = max(0.0, time.perf_counter() - self.began - sum(self.spent.values()))
 
     def goodput(self, seconds: float) -> float:
         """The share of `seconds`, a run's whole time, that went into steps."""
-        return max(0.0, self.ended - self.began - sum(self.spent.values())) / seconds
+        return self.stepping / seconds
 
     def goodput_in_words(self, seconds: float) -> str:
         """The goodput, and what the loop did beside steps."""

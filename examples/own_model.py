@@ -1,0 +1,165 @@
+"""A model, a task, data, an optimiser and an observer of one's own, in one file: the next value of a time series.
+
+    python -m transformer_jax train own_model.py --data.path series.csv --workdir runs/own
+    python -m transformer_jax evaluate runs/own --with own_model.py
+    python -m transformer_jax predict runs/own "0.1 0.4 0.8 1.1" --with own_model.py
+
+The model is no Transformer: a gated linear recurrence, computed in parallel by an associative scan (Martin and Cundy
+2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length"). On the tests' series, a noisy sine, 200 steps
+take a few seconds, and the error is about a third of that of repeating the last value.
+
+B batch, T length, D width, L layers.
+"""
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from transformer_jax import contracts
+from transformer_jax.data import pipeline
+from transformer_jax.errors import InputError
+from transformer_jax.experiment import Checkpoint, Experiment, Train
+from transformer_jax.nn import params
+from transformer_jax.nn.params import Param
+
+
+@dataclass(frozen=True)
+class Config:  # this module is the family
+    width: int = 32
+    num_layers: int = 2
+
+
+def declare(cfg: Config) -> dict[str, Any]:
+    """The tree of parameters: shardings, moments, counts and checkpoints follow from it."""
+    D = cfg.width
+    kernel = Param((D, D), ("embed", "mlp"), params.xavier)
+    block = {
+        "gate": {"kernel": kernel, "bias": Param((D,), ("mlp",), params.ones)},
+        "value": {"kernel": kernel},
+        "out": {"kernel": Param((D, D), ("mlp", "embed"), params.xavier)},
+    }
+    return {
+        "embed": {"kernel": Param((1, D), (None, "embed"), params.normal(1.0))},
+        "blocks": params.stack(block, cfg.num_layers),
+        "head": {"kernel": Param((D, 1), ("embed", None), params.zeros)},
+    }
+
+
+def apply(p: Any, cfg: Config, values_BT: jax.Array) -> jax.Array:
+    """The next value at each position, [B, T] -> [B, T]; in a layer, h_t = a_t h_{t-1} + (1 - a_t) v_t."""
+
+    def combine(first: Any, second: Any) -> Any:
+        return first[0] * second[0], first[1] * second[0] + second[1]
+
+    def layer(x_BTD: jax.Array, p: Any) -> tuple[jax.Array, None]:
+        a_BTD = jax.nn.sigmoid(x_BTD @ p["gate"]["kernel"] + p["gate"]["bias"])
+        v_BTD = jnp.tanh(x_BTD @ p["value"]["kernel"])
+        _, h_BTD = jax.lax.associative_scan(combine, (a_BTD, (1 - a_BTD) * v_BTD), axis=1)
+        return x_BTD + h_BTD @ p["out"]["kernel"], None
+
+    x_BTD, _ = jax.lax.scan(layer, values_BT[..., None] @ p["embed"]["kernel"], p["blocks"])
+    return values_BT + (x_BTD @ p["head"]["kernel"])[..., 0]
+
+
+@dataclass(frozen=True)
+class Series:  # what the task reads
+    """A column of a CSV file; its last tenth validates."""
+
+    path: str = "series.csv"
+    column: str = "value"
+    length: int = 64
+
+    def read(self) -> np.ndarray:
+        with open(self.path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or self.column not in rows[0]:
+            raise InputError(f"data.path {self.path} has no column {self.column!r}; name one with --data.column")
+        return np.array([row[self.column] for row in rows], np.float32)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Example i: the window of values that begins at order[i]."""
+
+    values_NT: np.ndarray
+    order: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return {"values": self.values_NT[self.order[i]], "weights": np.ones((), np.float32)}
+
+
+@dataclass(frozen=True)
+class NextValue(contracts.Task):
+    """Predict each value from those before it."""
+
+    def example(self, data: Series) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {"values": (data.length + 1,), "weights": ()}
+        return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+
+    def prepare(self, data: Series, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> contracts.Prepared:
+        values, T = data.read(), data.length + 1
+        windows_NT = np.lib.stride_tricks.sliding_window_view(values, T)
+        first = int(0.9 * len(windows_NT))
+        train = Windows(windows_NT, pipeline.epochs(first - T, seed))  # no value of the validation set is in it
+        validation = Windows(windows_NT, range(first, len(windows_NT), T))
+        return contracts.Prepared(train, contracts.Evaluation(validation), {"values": len(values)})
+
+    def loss(self, p: Any, model_cfg: Config, batch: Any, *, key: jax.Array | None = None) -> Any:
+        x_BT, next_BT, weights_B1 = batch["values"][:, :-1], batch["values"][:, 1:], batch["weights"][:, None]
+        error_BT = apply(p, model_cfg, x_BT) - next_BT
+        weight = weights_B1.sum() * x_BT.shape[1]
+        errors = {"squared": error_BT**2, "absolute": jnp.abs(error_BT), "last_squared": (x_BT - next_BT) ** 2}
+        sums = {name: ((weights_B1 * e_BT).sum(), weight) for name, e_BT in errors.items()}
+        return *sums["squared"], sums
+
+    def report(self, sums: contracts.Sums, outputs: Any, evaluation: Any) -> dict[str, float]:
+        squared, absolute, last = (sums[name][0] / sums[name][1] for name in ("squared", "absolute", "last_squared"))
+        return {"mean_squared_error": squared, "mean_absolute_error": absolute, "share_of_last_value": squared / last}
+
+    def predict(self, p: Any, model_cfg: Any, tokenizer: Any, inputs: Any, *, top: int) -> Iterator[dict[str, Any]]:
+        for text in inputs:
+            x_BT = jnp.array([[float(value) for value in text.split()]])
+            yield {"values": text, "next": round(float(apply(p, model_cfg, x_BT)[0, -1]), 4)}
+
+
+@dataclass(frozen=True)
+class AdaBelief:  # an optimiser of Optax's that the package does not ship
+    peak_lr: float = 3e-3
+
+    def schedule(self, total_updates: int) -> optax.Schedule:
+        return optax.cosine_decay_schedule(self.peak_lr, total_updates)
+
+    def make(self, total_updates: int, declaration: Any) -> optax.GradientTransformation:
+        return optax.adabelief(self.schedule(total_updates))
+
+
+class Bell:  # an observer: a line when the error has halved
+    lowest = float("inf")
+
+    def row(self, row: contracts.Row) -> None:
+        if row["squared"] < self.lowest / 2:
+            self.lowest = row["squared"]
+            print(f"step {row['step']:.0f}: the squared error is down to {self.lowest:.4f}", file=sys.stderr)
+
+
+def experiment() -> Experiment:
+    """The whole recipe."""
+    return Experiment(
+        model=Config(),
+        data=Series(),
+        task=NextValue(),
+        optim=AdaBelief(),
+        train=Train(steps=200, batch_size=16),
+        checkpoint=Checkpoint(best_metric="mean_squared_error"),
+        observers=(Bell(),),
+    )
