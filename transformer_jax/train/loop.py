@@ -79,10 +79,11 @@ def observe_run(run: Run, held: contextlib.ExitStack) -> None:
     history = best_lib.read(rows, f"validation/{run.metric}", up_to=first)
     # Host 0's: it is about to write that file.
     run.best = best_lib.Best(experiment.checkpoint.best, tuple(map(tuple, hosts.first("the history", history))))
+    run.run_id = workdirs.run_id(place.folder)
     facts = RunFacts(
         folder=place.near,
         workdir=str(place.folder),
-        run_id=workdirs.run_id(place.folder),
+        run_id=run.run_id,
         config=config_json.to_json(experiment),
         first_step=first,
         steps=experiment.train.steps,
@@ -106,6 +107,7 @@ def live(run: Run) -> Iterator[None]:
             place.folder / "checkpoints",
             family=run.program.family,
             config=config_json.to_json(experiment),
+            run=run.run_id,
             code=brought.digests(brought.code_of(experiment)),
             keep=keeps.keep,
             keep_best=keeps.keep_best,

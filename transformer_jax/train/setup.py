@@ -97,6 +97,7 @@ class Run:
     meter: observe.Meter
     began: float
     compile_seconds: float
+    run_id: str = ""
     observing: Any = None
     writer: Any = None
     batches: Iterator[Any] = field(default_factory=lambda: iter(()))
