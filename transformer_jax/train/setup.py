@@ -328,9 +328,9 @@ def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStac
     if place.is_new:
         take(place, held)
     if jax.process_index() == 0:
-        config = config_json.to_json(place.experiment)
-        if place.is_new or files.read_json(place.near / "config.json", inside=place.near) != config:
-            workdirs.write_json(place.near / "config.json", config)
+        config, path = config_json.to_json(place.experiment), place.near / "config.json"
+        if not path.exists() or files.read_json(path, inside=place.near) != config:
+            workdirs.write_json(path, config)
         if prepared.tokenizer is not None and not (place.near / "tokenizer").is_dir():
             _save_tokenizer(prepared.tokenizer, place.near / "tokenizer")
         for name, text in brought.code_of(place.experiment).items():
