@@ -241,7 +241,7 @@ def test_a_killed_run_goes_on_to_the_bit(told):
 
 def test_hosts_that_differ_say_so_before_anything_is_written(start, tmp_path):
     """In the package's source and the experiment, and in their copies of the data: one line on every host."""
-    package = Path(launch.__file__).parent
+    package = Path(transformer_jax.__file__).parent
     shutil.copytree(package, tmp_path / "transformer_jax")
     with (tmp_path / "transformer_jax" / "losses.py").open("a") as file:
         file.write("# mended on this machine only\n")

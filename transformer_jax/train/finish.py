@@ -15,7 +15,8 @@ from transformer_jax.observe import banner as say
 from transformer_jax.runs import checkpoint
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import steps
-from transformer_jax.train.setup import Results, Run
+from transformer_jax.train.place import Results
+from transformer_jax.train.setup import Run
 
 
 def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:

@@ -28,7 +28,8 @@ from transformer_jax.runs.writer import Writer
 from transformer_jax.train import batch as batch_lib
 from transformer_jax.train import best as best_lib
 from transformer_jax.train import finish
-from transformer_jax.train.setup import Results, Run, enter, setup
+from transformer_jax.train.place import Results, enter
+from transformer_jax.train.setup import Run, setup
 from transformer_jax.train.steps import steps
 from transformer_jax.train.stop import StopSignals
 
