@@ -60,6 +60,7 @@ RENAMED = {
     "experiment.Sample": "causal_lm.Sample",
     "experiment.Predict": "contracts.Predict",
     "optim.Optim": "optim.AdamW",
+    "adamw.AdamW": "optim.AdamW",
 }
 RENAMED_FIELDS = {"optim.Optim": {"schedule": "lr_schedule"}}
 
