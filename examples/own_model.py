@@ -5,14 +5,11 @@
     python -m transformer_jax predict runs/own "0.1 0.4 0.8 1.1" --with own_model.py
 
 The model is no Transformer: a gated linear recurrence, computed in parallel by an associative scan (Martin and Cundy
-2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length"). On the tests' series, a noisy sine, 200 steps
-take a few seconds, and the error is about a third of that of repeating the last value.
-
-B batch, T length, D width, L layers.
-"""
+2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length"). On a noisy sum of two sines (tests/
+test_examples.py) 200 steps take two seconds, and the squared error is 0.30 of that of repeating the last value.
+B batch, T length, D width, N windows."""
 
 import csv
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +34,13 @@ class Config:  # this module is the family
 
 
 def declare(cfg: Config) -> dict[str, Any]:
-    """The tree of parameters: shardings, moments, counts and checkpoints follow from it."""
+    """The tree of parameters: initial values, shardings, moments, counts and checkpoints follow from it."""
     D = cfg.width
-    kernel = Param((D, D), ("embed", "mlp"), params.xavier)
+    inner = Param((D, D), ("embed", "mlp"), params.xavier)
+    gate = {"kernel": inner, "bias": Param((D,), ("mlp",), params.ones)}
     block = {
-        "gate": {"kernel": kernel, "bias": Param((D,), ("mlp",), params.ones)},
-        "value": {"kernel": kernel},
+        "gate": gate,
+        "value": {"kernel": inner},
         "out": {"kernel": Param((D, D), ("mlp", "embed"), params.xavier)},
     }
     return {
@@ -69,24 +67,25 @@ def apply(p: Any, cfg: Config, values_BT: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Series:  # what the task reads
-    """A column of a CSV file; its last tenth validates."""
+class Series:
+    """The data: a column of a CSV file, whose last tenth validates."""
 
     path: str = "series.csv"
     column: str = "value"
     length: int = 64
 
-    def read(self) -> np.ndarray:
+    def windows(self) -> np.ndarray:
         with open(self.path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         if not rows or self.column not in rows[0]:
             raise InputError(f"data.path {self.path} has no column {self.column!r}; name one with --data.column")
-        return np.array([row[self.column] for row in rows], np.float32)
+        values = np.array([row[self.column] for row in rows], np.float32)
+        return np.lib.stride_tricks.sliding_window_view(values, self.length + 1)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Example i: the window of values that begins at order[i]."""
+    """Example i: the window that begins at order[i]."""
 
     values_NT: np.ndarray
     order: Sequence[int]
@@ -107,24 +106,22 @@ class NextValue(contracts.Task):
         return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
 
     def prepare(self, data: Series, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> contracts.Prepared:
-        values, T = data.read(), data.length + 1
-        windows_NT = np.lib.stride_tricks.sliding_window_view(values, T)
+        windows_NT, T = data.windows(), data.length + 1
         first = int(0.9 * len(windows_NT))
         train = Windows(windows_NT, pipeline.epochs(first - T, seed))  # no value of the validation set is in it
-        validation = Windows(windows_NT, range(first, len(windows_NT), T))
-        return contracts.Prepared(train, contracts.Evaluation(validation), {"values": len(values)})
+        validation = contracts.Evaluation(Windows(windows_NT, range(first, len(windows_NT), T)))
+        return contracts.Prepared(train, validation, {"windows": len(windows_NT)})
 
     def loss(self, p: Any, model_cfg: Config, batch: Any, *, key: jax.Array | None = None) -> Any:
         x_BT, next_BT, weights_B1 = batch["values"][:, :-1], batch["values"][:, 1:], batch["weights"][:, None]
-        error_BT = apply(p, model_cfg, x_BT) - next_BT
+        errors = {"squared": apply(p, model_cfg, x_BT) - next_BT, "last": x_BT - next_BT}
         weight = weights_B1.sum() * x_BT.shape[1]
-        errors = {"squared": error_BT**2, "absolute": jnp.abs(error_BT), "last_squared": (x_BT - next_BT) ** 2}
-        sums = {name: ((weights_B1 * e_BT).sum(), weight) for name, e_BT in errors.items()}
+        sums = {name: ((weights_B1 * error_BT**2).sum(), weight) for name, error_BT in errors.items()}
         return *sums["squared"], sums
 
     def report(self, sums: contracts.Sums, outputs: Any, evaluation: Any) -> dict[str, float]:
-        squared, absolute, last = (sums[name][0] / sums[name][1] for name in ("squared", "absolute", "last_squared"))
-        return {"mean_squared_error": squared, "mean_absolute_error": absolute, "share_of_last_value": squared / last}
+        squared, last = (sums[name][0] / sums[name][1] for name in ("squared", "last"))
+        return {"mean_squared_error": squared, "share_of_last_value": squared / last}
 
     def predict(self, p: Any, model_cfg: Any, tokenizer: Any, inputs: Any, *, top: int) -> Iterator[dict[str, Any]]:
         for text in inputs:
@@ -143,23 +140,11 @@ class AdaBelief:  # an optimiser of Optax's that the package does not ship
         return optax.adabelief(self.schedule(total_updates))
 
 
-class Bell:  # an observer: a line when the error has halved
-    lowest = float("inf")
-
-    def row(self, row: contracts.Row) -> None:
-        if row["squared"] < self.lowest / 2:
-            self.lowest = row["squared"]
-            print(f"step {row['step']:.0f}: the squared error is down to {self.lowest:.4f}", file=sys.stderr)
+class Bell:  # an observer
+    def evaluation(self, step: int, name: str, report: contracts.Report) -> None:
+        print(f"ding: {report['share_of_last_value']:.2f} of the last value's error at step {step}")
 
 
 def experiment() -> Experiment:
-    """The whole recipe."""
-    return Experiment(
-        model=Config(),
-        data=Series(),
-        task=NextValue(),
-        optim=AdaBelief(),
-        train=Train(steps=200, batch_size=16),
-        checkpoint=Checkpoint(best_metric="mean_squared_error"),
-        observers=(Bell(),),
-    )
+    parts = {"model": Config(), "data": Series(), "task": NextValue(), "optim": AdaBelief(), "observers": (Bell(),)}
+    return Experiment(**parts, train=Train(200, 16), checkpoint=Checkpoint(best_metric="mean_squared_error"))

@@ -447,8 +447,10 @@ CONTRACTS = (Task, Source, Optimizer, Observer)
 
 
 def missing(value: Any, contract: Any) -> list[str]:
-    """The methods of a contract that have no default and that a value lacks."""
-    return [name for name in required(contract) if not callable(getattr(value, name, None))]
+    """The methods of a contract that have no default and that a value, or a type, lacks."""
+    cls = value if isinstance(value, type) else type(value)
+    own = {name: getattr(cls, name, None) for name in required(contract)}
+    return [name for name, method in own.items() if not callable(method) or method is vars(contract).get(name)]
 
 
 def required(contract: Any) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from transformer_jax import brought, config_json, contracts, files, hosts, models, observe, sharding
@@ -198,6 +199,8 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
         form = {int: ",", float: ".4f"}.get(type(value), "")
         say(4, f"{fact.replace('_', ' ')}: {value:{form}}")
     with jax.set_mesh(mesh):
+        if brought.is_foreign(type(task)):
+            check_loss(task, jax.eval_shape(program.loss, program.state.params, program.batch, None))
         arguments = (program.evaluate, program.state.params, program.batch)
         reported = evaluation.reported(*arguments, task, prepared.validation)
     if metric not in reported:
@@ -206,6 +209,22 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
     if not hosts.alone():
         hosts.agree("the data", fingerprint.data(prepared))
     return prepared
+
+
+def check_loss(task: contracts.Task, returned: Any) -> None:
+    """Raises `InputError` where a task's loss, evaluated for its shapes, did not return what the contract says."""
+    name, right = type(task).__name__, "(sum, weight, {name: (sum, weight)}) of scalars"
+    if not isinstance(returned, tuple) or len(returned) != 3 or not isinstance(returned[2], Mapping):
+        raise InputError(f"task {name}.loss returned {_shapes(returned)}; it must return {right}")
+    pairs = {"the loss": returned[:2], **returned[2]}
+    for what, pair in pairs.items():
+        if not isinstance(pair, tuple) or len(pair) != 2 or any(np.shape(x) != () for x in pair):
+            raise InputError(f"task {name}.loss returned {_shapes(pair)} for {what!r}; it must return {right}")
+
+
+def _shapes(tree: Any) -> str:
+    """A value whose arrays are their shapes, for messages."""
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))[:120]
 
 
 def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStack) -> None:
