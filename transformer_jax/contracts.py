@@ -7,8 +7,9 @@ contracts. Values that pass between rooms, such as the state of a run, are here 
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -111,6 +112,23 @@ class Prepared:
     tokenizer: Any = None
     test: Evaluation | None = None
     identity: str = ""
+
+
+@dataclass(frozen=True)
+class Special:
+    """Ids of the special tokens; None where the tokenizer has none."""
+
+    cls: int | None = None
+    """Stands at the head of an example; its hidden state is the example's."""
+    sep: int | None = None
+    """Ends each part of an example."""
+    pad: int | None = None
+    mask: int | None = None
+    unk: int | None = None
+
+    def present(self) -> dict[str, int]:
+        """{"cls": 2, ...} of those there are."""
+        return {f.name: id for f in fields(self) if (id := getattr(self, f.name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -346,6 +364,101 @@ class Source(Protocol):
     def documents(self, split: Any) -> Any:
         """The `data.sources.Documents` of "train" or "validation", which can be read again and again."""
         ...
+
+
+class TokenizerSpec(Protocol):
+    """Which tokenizer an experiment wants: a frozen dataclass.
+
+    One whose tokenizer saves files of its own also has `read(folder)`, which gives the tokenizer that was saved there;
+    the files of `data.tokenizers` are read without it.
+    """
+
+    def build(self, documents: Iterable[tuple[str, str]], cache: Path | None = None) -> Any:
+        """The `Tokenizer`, learned from (name, text) pairs where it is learned; `cache`: where it may be kept."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Ids are int32 in [0, vocab_size)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides how text is encoded."""
+        ...
+
+    def encode(self, text: str) -> "np.ndarray":
+        """The ids of a text of the data, int32 [n]."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; of an id that is no token nothing."""
+        ...
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the tokenizer into a folder, which need not exist."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that the model was trained to find at the head of every text; None: there is none."""
+        return None
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends generation, and where there is no `bos_id`, stands before each document; None: documents
+        simply follow another."""
+        return None
+
+    @property
+    def special_spellings(self) -> tuple[str, ...]:
+        """The special tokens as they are written in a text."""
+        return ()
+
+    @property
+    def special(self) -> Special:
+        """The ids of [CLS], [SEP], [PAD], [MASK] and [UNK], by whatever name."""
+        return Special()
+
+    @property
+    def languages(self) -> Any:
+        """mBART's codes of the source's and the target's language; None for every other."""
+        return None
+
+    @property
+    def target(self) -> "Tokenizer":
+        """The tokenizer of the target side: itself where both sides share one, which all do but Marian's."""
+        return self
+
+    @property
+    def continues(self) -> "np.ndarray":
+        """bool [vocab_size]: this token goes on with the word before it. Special tokens do not."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which tokens go on with a word")
+
+    def encode_batch(self, texts: Sequence[str]) -> "list[np.ndarray]":
+        """The ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def encode_prompt(self, text: str) -> "np.ndarray":
+        """As `encode`, but special tokens written in the text are meant: "Paris is the [MASK] of France."."""
+        return self.encode(text)
+
+    def encode_with_offsets(self, text: str) -> "tuple[np.ndarray, np.ndarray]":
+        """Ids int32 [n], and the characters of the text that each came from: int32 [n, 2], start and end."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where in a text its tokens are")
+
+    def encode_words(self, words: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":
+        """Ids int32 [n] of a sentence given as words, and the index of the word that each came from: int32 [n]."""
+        raise NotImplementedError(f"{type(self).__name__} does not encode a sentence word by word")
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text as it comes, one piece a token at most, never half a character; together `decode(ids)`."""
+        if text := self.decode(ids):
+            yield text
 
 
 class Optimizer(Protocol):

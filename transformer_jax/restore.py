@@ -117,7 +117,8 @@ def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any) -> Loaded:
     params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False)
     workdir = store.absolute(folder).parent.parent  # of WORKDIR/checkpoints/STEP
     with store.near(workdir, ("tokenizer/",)) as (near, _):
-        tokenizer = tokenizers.load(near / "tokenizer") if (near / "tokenizer").is_dir() else None
+        spec = getattr(experiment.data, "tokenizer", None)
+        tokenizer = tokenizers.load(near / "tokenizer", spec) if (near / "tokenizer").is_dir() else None
     return Loaded(family, config, params, tokenizer, experiment.task, meta["step"], bytes_read)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from transformer_jax.data import corpus, pipeline, sources, tokenizers
 from transformer_jax.errors import InputError
+from transformer_jax.objectives import masking
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.tasks.masked_lm import masked
 
@@ -226,3 +227,34 @@ def test_next_sentence_needs_another_document(tmp_path):
     data = corpus.TextCorpus(sources.TextFiles((str(tmp_path),)), spec, length=16)
     with pytest.raises(InputError, match=r"in one document, and next_sentence needs another; use sentence_order"):
         masked.prepare(data, Masking(), "next_sentence", seed=0)
+
+
+@pytest.mark.parametrize("spec", ["bpe", "unigram", "wordpiece"])
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_whole_words_of_a_script_without_spaces(spec, unit):
+    """Each Chinese character begins a word, as in BERT, so that no row is left without a prediction."""
+    letters = [chr(0x4E00 + 7 * i) for i in range(60)]
+    rng = np.random.default_rng(0)
+    text = ["".join(rng.choice(letters, 200)) for _ in range(40)]
+    specs = {
+        "bpe": tokenizers.TrainBPE(400, special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")),
+        "unigram": tokenizers.TrainUnigram(120),
+        "wordpiece": tokenizers.TrainWordPiece(200),
+    }
+    source = sources.in_memory([(str(i), one) for i, one in enumerate(text)])
+    tokenizer = tokenizers.build(specs[spec], source)
+    known = masked.vocabulary(tokenizer)
+    how = Masking(unit=unit)
+    for number, one in enumerate(text):
+        ids = tokenizer.encode(one)[:64]
+        made = masking.mask(
+            ids,
+            np.ones(len(ids), bool),
+            how,
+            np.random.default_rng(number),
+            mask_id=known.mask,
+            random_ids=known.ordinary_ids,
+            count=how.count(64),
+            continues=known.continues,
+        )
+        assert made.weights_P.sum() >= 5, (number, made.weights_P)

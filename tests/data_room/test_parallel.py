@@ -265,13 +265,13 @@ def test_framing_where_the_model_does_not_say_and_with_other_specs():
 def test_mbarts_languages_stand_where_transformers_puts_them():
     tokenizer = learned(tokenizers.TrainBPE(300, special=("<s>", "<pad>", "</s>", "<unk>", "en_XX", "de_DE")))
     model = seq2seq.Config(vocab_size=300, pad_id=1, eos_id=2, decoder_start_id=2)
-    tokenizer.languages = tokenizers.Languages(4, 5, leading=True)
+    tokenizer = tokenizer.replace(languages=tokenizers.Languages(4, 5, leading=True))
     frame = parallel.framing(tokenizer, model)
     assert (frame.source([9]).tolist(), frame.target([9]).tolist(), frame.start) == ([4, 9, 2], [5, 9, 2], (2,))
-    tokenizer.languages = tokenizers.Languages(4, 5, leading=False)
+    tokenizer = tokenizer.replace(languages=tokenizers.Languages(4, 5, leading=False))
     frame = parallel.framing(tokenizer, model)
     assert (frame.source([9]).tolist(), frame.target([9]).tolist(), frame.start) == ([9, 2, 4], [9, 2], (5,))
-    tokenizer.languages = tokenizers.Languages(4, None, leading=False)
+    tokenizer = tokenizer.replace(languages=tokenizers.Languages(4, None, leading=False))
     with pytest.raises(InputError, match=r"nobody says which of its languages.*--data.tokenizer.source-language"):
         parallel.framing(tokenizer, model)
 

@@ -144,7 +144,7 @@ def test_gpt2s_two_files(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
-    loaded = tokenizers.load(tmp_path)
+    loaded = tokenizers.build(TokenizerFile(str(tmp_path), special_tokens="text"), [])
     np.testing.assert_array_equal(loaded.encode(HARD), trained.encode(HARD))
     assert loaded.eos_id == trained.eos_id
     assert loaded.decode(loaded.encode(HARD)) == HARD
@@ -189,8 +189,7 @@ def test_bad_tokenizers_are_named(tmp_path):
     trained = tokenizers.build(TrainBPE(vocab_size=300), DOCUMENTS)
     trained.save(tmp_path / "eos")
     (tmp_path / "eos" / "tokenizer_config.json").write_text('{"eos_token": "<nope>"}')
-    with pytest.raises(InputError, match="<nope>"):
-        tokenizers.load(tmp_path / "eos")
+    assert tokenizers.load(tmp_path / "eos").eos_id == trained.vocab_size  # added, as in Transformers
 
 
 def test_split_digits_makes_a_token_of_each():

@@ -19,7 +19,10 @@ MBARTS = {"mbart": False, "mbart50": True}
 
 
 def fixture(name):
-    return tokenizers.load(FIXTURES / name), json.loads((FIXTURES / name / "expected.json").read_text("utf-8"))
+    """What Transformers makes of texts with `split_special_tokens=True`, and the tokenizer that reads them so."""
+    return tokenizers.build(TokenizerFile(str(FIXTURES / name), special_tokens="text"), []), json.loads(
+        (FIXTURES / name / "expected.json").read_text("utf-8")
+    )
 
 
 # ---- Marian --------------------------------------------------------------------------------------------------------
@@ -43,14 +46,9 @@ def test_marian_ids_of_both_sides_are_transformers():
 
 
 def test_marian_decodes_as_transformers():
-    """But for the space that Transformers puts behind a special token."""
     tokenizer, expected = fixture("marian")
     for ids, text in zip(expected["ids"], expected["decoded"], strict=True):
-        mine = tokenizer.decode(ids)
-        assert "".join(mine.replace("<unk>", " ").split()) == "".join(text.replace("<unk>", " ").split())
-        assert "".join(tokenizer.pieces(ids)) == mine
-        if tokenizer.special.unk not in ids:
-            assert mine.strip() == text
+        assert tokenizer.decode(ids) == "".join(tokenizer.pieces(ids)) == text
     assert tokenizer.target.decode([*tokenizer.target.encode("Der Hund springt"), 0]) == "Der Hund springt</s>"
 
 

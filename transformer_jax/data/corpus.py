@@ -76,7 +76,7 @@ def prepare(
     cache = cache or tokens.cache_dir()
     train_documents = corpus.source.documents("train")
     validation_documents = corpus.source.documents("validation")
-    tokenizer = tokenizer or tokenizers.build(corpus.tokenizer, train_documents, cache)
+    tokenizer = tokenizers.build(corpus.tokenizer, train_documents, cache, given=tokenizer)
     train = tokens.prepare(train_documents, tokenizer, cache)
     validation = tokens.prepare(validation_documents, tokenizer, cache)
     return Corpus(

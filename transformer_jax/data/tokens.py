@@ -9,9 +9,9 @@ KEY is a hash of the corpus and the tokenizer: either changes, another file is m
 temporary name, synced and renamed, so it is there whole or not at all; its size is checked against the header, and the
 header against its own hash, whenever it is opened. Memory stays bounded however large the corpus is.
 
-Where the tokenizer has an end-of-text token, it stands before each document, the first included: a model is asked to
-predict every token of the text, and one end-of-text between neighbours. `predicted_bytes` are the UTF-8 bytes of the
-text so predicted, so
+Before each document stands the token by which a text begins for the model, or else the end of text (`frame`): a model
+is asked to predict every token of the text, and one or two between neighbours. `predicted_bytes` are the UTF-8 bytes of
+the text so predicted, so
 
     bits per byte = (sum of the losses of all tokens but the first, in nats) / ln 2 / predicted_bytes
 
@@ -19,10 +19,12 @@ counts the cost of the ends of text and is an upper bound on the text's own. Wit
 stream is given, not predicted, and its bytes are left out.
 """
 
+import collections
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -38,7 +40,7 @@ from transformer_jax.data import sources
 from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 4 << 20  # characters encoded together; their tokens are all that is in memory
 ABANDONED = 3600  # seconds without a write after which a temporary folder's writer is taken for dead
 
@@ -50,11 +52,11 @@ class TokenFile:
     tokens: np.ndarray
     """uint16 or uint32 [count]."""
     starts: np.ndarray
-    """int64 [documents]: the position of each document's first token (its end-of-text, where there is one)."""
+    """int64 [documents]: the position of each document's first token (what `frame` puts there, if anything)."""
     bytes: int
     """UTF-8 bytes of the text."""
     predicted_bytes: int
-    """The bytes that a model predicts: all, or all but the first token's where there is no end-of-text token."""
+    """The bytes that a model predicts: all, or all but the first token's where nothing stands before it."""
     vocab_size: int
     tokenizer: str
     """The tokenizer's fingerprint."""
@@ -152,10 +154,11 @@ def _digest(header: dict[str, Any]) -> str:
 def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> None:
     """Everything but the rename."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    eos = [] if tokenizer.eos_id is None else [np.array([tokenizer.eos_id], np.int32)]
+    head, tail = ([np.array(ids, np.int32)] if ids else [] for ids in frame(tokenizer))
     content = hashlib.sha256()
     count = text_bytes = document_count = first_bytes = 0
     last_name: str | None = None
+    spelled: collections.Counter[str] = collections.Counter()
     progress = _progress(documents.nbytes, documents.origin)
     with progress as advance, (folder / "tokens.bin").open("wb") as out, (folder / "documents.bin").open("wb") as index:
         for batch in _batches(documents):
@@ -164,12 +167,15 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
             batch_bytes = 0
             encoded = _encode(tokenizer, batch)
             for (name, text), ids in zip(batch, encoded, strict=True):
-                if not count and not eos:
+                if not count and not head:
                     first_bytes = len(tokenizer.decode(ids[:1]).encode())
                 if name != last_name:
+                    if last_name is not None:
+                        row += tail
+                        count += len(tail)
                     starts.append(count)
-                    row += eos
-                    count += len(eos)
+                    row += head
+                    count += len(head)
                     content.update(b"\xff")
                     last_name = name
                 data = text.encode()
@@ -182,10 +188,21 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
             document_count += len(starts)
             text_bytes += batch_bytes
             advance(batch_bytes, count, document_count)
+            spelled.update(_spelled(tokenizer, batch))
+        if document_count:
+            out.write(np.array([id for ids in tail for id in ids]).astype(dtype).tobytes())
+            count += len(tail)
         _sync(out)
         _sync(index)
     if not text_bytes:
         raise InputError(f"{documents.origin}: the corpus is empty; it holds not one character")
+    if spelled:
+        times = ", ".join(f"{token} {count:,} times" for token, count in spelled.most_common(5))
+        print(
+            f"{documents.origin}: the text spells special tokens ({times}), which are text to this tokenizer; "
+            "--data.tokenizer.special-tokens read reads them as tokens",
+            file=sys.stderr,
+        )
     header: dict[str, Any] = {
         "format": FORMAT,
         "count": count,
@@ -218,6 +235,26 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
             batch, held = [], 0
     if batch:
         yield batch
+
+
+def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens before and after each document.
+
+    Before it the one that the model was trained to find at the head of a text (`bos_id`), and then after it the end of
+    text, by which generation stops; without such a token the end of text stands before it and does both.
+    """
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    if bos is None or bos == eos:
+        return ([] if eos is None else [eos]), []
+    return [bos], [] if eos is None else [eos]
+
+
+def _spelled(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> dict[str, int]:
+    """How often special tokens are written in texts of which the tokenizer reads them as text."""
+    if not getattr(tokenizer, "literal", True) or not tokenizer.special_spellings:
+        return {}
+    pattern = re.compile("|".join(map(re.escape, tokenizer.special_spellings)))
+    return collections.Counter(found for _, text in batch for found in pattern.findall(text))
 
 
 def _encode(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> list[np.ndarray]:

@@ -27,6 +27,7 @@ import numpy as np
 from transformer_jax import contracts, models
 from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.data.tokenizers.subwords import OWN_SWITCH
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.hub import mapping, preprocessor, search, weights
@@ -218,8 +219,7 @@ def export(
         weights.write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(partial)
-            if getattr(config, "num_types", 0) > 1:
-                _say_types(partial / "tokenizer_config.json")
+            _settle_tokenizer(partial / "tokenizer_config.json", getattr(config, "num_types", 0) > 1)
         for file in partial.iterdir():
             _to_disk(file)
         _to_disk(partial)
@@ -274,11 +274,16 @@ def _token_settings(settings: dict[str, Any], config: Any, tokenizer: tokenizers
     return {"bos_token_id": tokenizer.eos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
 
 
-def _say_types(path: Path) -> None:
-    """Token types are the model's, not the tokenizer's: Transformers makes them only where this file asks for them."""
-    if path.exists():
-        settings = weights.read_json(path) | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+def _settle_tokenizer(path: Path, types: bool) -> None:
+    """tokenizer_config.json for Transformers: it makes token types, which are the model's, only where this file asks
+    for them; how special tokens in the texts of a run were read is the run's own."""
+    if not path.exists():
+        return
+    settings = weights.read_json(path)
+    settings.pop(OWN_SWITCH, None)
+    if types:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    path.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _format_of(config: Any) -> Any:

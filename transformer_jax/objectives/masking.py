@@ -135,11 +135,15 @@ def _whole_words(
     """The chosen positions, ascending, and the sizes of the runs that they are made of, in that order.
 
     As BERT's and ALBERT's own code, a run that would go over the budget is shortened by words, and passed over if its
-    first word alone is too long.
+    first word alone is too long for what is left of it. A word longer than the whole budget, such as a text without
+    spaces, is as many words as it has tokens.
     """
     apart_M = np.ones(len(maskable_M), bool)  # a special token lies before it: no word or run goes across
     apart_M[1:] = maskable_M[1:] - maskable_M[:-1] != 1
-    first_W = np.flatnonzero(apart_M | ~continues_M)
+    begins_M = apart_M | ~continues_M
+    word_M = np.cumsum(begins_M) - 1
+    begins_M |= np.bincount(word_M)[word_M] > budget if len(word_M) else False  # such a word by its tokens
+    first_W = np.flatnonzero(begins_M)
     size_W = np.append(first_W[1:], len(maskable_M)) - first_W
     order = rng.permutation(len(first_W))
     lengths = [1] * len(order) if unit == "word" else _LENGTHS[unit](rng, len(order)).tolist()

@@ -169,7 +169,8 @@ def _initial_state(place: Place, program: programs.Program, mesh: Mesh, loaded: 
         state, meta = checkpoint.restore_state(folder, program.state, verify=False)
         for name in brought.changed(meta.get("code", {}), brought.code_of(experiment)):
             log(f"{name} has changed since step {place.saved_step:,} was written")
-        return state, tokenizers.load(place.near / "tokenizer") if task.reads_text else None, meta["rows"]
+        spec = getattr(experiment.data, "tokenizer", None)
+        return state, tokenizers.load(place.near / "tokenizer", spec) if task.reads_text else None, meta["rows"]
     if loaded is not None:
         log(f"parameters from {experiment.init_from}")
         if (

@@ -4,7 +4,6 @@ Which two are meant nobody can tell from a vocabulary: tokenizer_config.json say
 experiment (`TokenizerFile.source_language`, `target_language`).
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,9 +64,7 @@ def between(tokenizer: Any, source: str, target: str) -> Any:
         )
     sides = {"source": source, "target": target}
     ids = {side: _code(tokenizer.id_of, code, f"TokenizerFile.{side}_language") for side, code in sides.items() if code}
-    made = copy.copy(tokenizer)
-    made.languages = dataclasses.replace(tokenizer.languages, **ids)
-    return made
+    return tokenizer.replace(languages=dataclasses.replace(tokenizer.languages, **ids))
 
 
 def kind(settings: dict[str, Any]) -> str | None:

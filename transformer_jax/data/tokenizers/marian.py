@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.data.tokenizers import special
+from transformer_jax.data.tokenizers import sentencepiece, special
 from transformer_jax.data.tokenizers.plain import join_words
-from transformer_jax.data.tokenizers.sentencepiece import CONTROL, UNKNOWN, precompiled, read_pieces, unigram
 from transformer_jax.data.tokenizers.special import Special
-from transformer_jax.data.tokenizers.subwords import offsets_without_space
+from transformer_jax.data.tokenizers.subwords import OWN_SWITCH, reads_literally, without_space
 from transformer_jax.errors import InputError
 
 SOURCE, TARGET, VOCABULARY = "source.spm", "target.spm", "vocab.json"
@@ -40,7 +39,8 @@ class MarianTokenizer:
     Fields:
       models: the SentencePiece files as they are, {"source.spm": ..., "target.spm": ...}.
       vocabulary: vocab.json. settings: tokenizer_config.json.
-      side: which of the models cuts the text. special, eos: the tokens that vocabulary has for these.
+      special, eos: the tokens that vocabulary has for these. side: which of the models encodes the text.
+      literal: special tokens written in a text are text; in a prompt they never are.
     """
 
     models: dict[str, bytes]
@@ -49,7 +49,9 @@ class MarianTokenizer:
     special: Special
     eos: str
     side: str = SOURCE
+    literal: bool = False
 
+    bos_id = None
     languages = None
 
     @functools.cached_property
@@ -66,7 +68,13 @@ class MarianTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        parts = [self.side, json.dumps(sorted(self.vocabulary.items())), self.eos, str(self.special.unk)]
+        parts = [
+            self.side,
+            str(self.literal),
+            json.dumps(sorted(self.vocabulary.items())),
+            self.eos,
+            str(self.special.unk),
+        ]
         digest = hashlib.sha256(" ".join(parts).encode("utf-8", "surrogatepass"))
         digest.update(self.models[self.side])
         return digest.hexdigest()
@@ -84,29 +92,36 @@ class MarianTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Parallel over the texts, one thread a core (TOKENIZERS_PARALLELISM=false: one)."""
-        codes = [self._code_of(text) for text in texts]
-        rest = [text[len(code) :] for code, text in zip(codes, texts, strict=True)]
-        encodings = self._pieces.encode_batch_fast(rest, add_special_tokens=False)
-        for i, encoding in enumerate(encodings):
-            if self._unknown in encoding.ids:  # the fast ones do not say how it is spelled
-                encodings[i] = self._pieces.encode(rest[i], add_special_tokens=False)
-        return [self._ids(code, encoding) for code, encoding in zip(codes, encodings, strict=True)]
+        """The ids of each text; special tokens written in it are text where `literal` says so."""
+        return [self._plain(text) if self.literal else self.encode_prompt(text) for text in texts]
+
+    def _plain(self, text: str) -> np.ndarray:
+        code = self._code_of(text)
+        parts = self._pieces.spell_batch([text[len(code) :]])[0]
+        return self._ids(code, parts)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         code = self._code_of(text)
-        encoding = self._pieces.encode(text[len(code) :], add_special_tokens=False)
-        offsets = offsets_without_space(encoding, text[len(code) :]) + len(code)
+        rest = text[len(code) :]
+        _, offsets = self._pieces.encode_with_offsets(rest)
         whole = np.array([[0, len(code)]] if code else [], np.int32).reshape(-1, 2)
-        return self._ids(code, encoding), np.concatenate([whole, offsets])
+        return self._plain(text), np.concatenate([whole, without_space(offsets, rest) + len(code)])
 
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return join_words(self.encode_batch(list(words)))
 
     def encode_prompt(self, text: str) -> np.ndarray:
         parts = re.split(f"({'|'.join(re.escape(token) for token in self._named)})", text)
-        ids = [[self.vocabulary[part]] if i % 2 else self.encode(part) for i, part in enumerate(parts)]
+        ids = [[self.vocabulary[part]] if i % 2 else self._plain(part) for i, part in enumerate(parts)]
         return np.concatenate(ids).astype(np.int32)
+
+    @property
+    def special_spellings(self) -> tuple[str, ...]:
+        return tuple(self._named)
+
+    def replace(self, **changes: Any) -> "MarianTokenizer":
+        """This tokenizer with other fields."""
+        return replace(self, **changes)
 
     @functools.cached_property
     def _named(self) -> list[str]:
@@ -124,58 +139,63 @@ class MarianTokenizer:
         found = CODE.match(text) if self.side == SOURCE else None
         return found[0] if found and found[0] in self._codes else ""
 
-    def _ids(self, code: str, encoding: Any) -> np.ndarray:
-        ids = self._id_of_piece[np.array(encoding.ids, np.int64)]
-        if (spelled := np.flatnonzero(ids < 0)).size:
-            tokens = encoding.tokens
-            ids[spelled] = [self.vocabulary.get(tokens[i], self.special.unk) for i in spelled]
-        return np.concatenate([np.array([self._codes[code]], np.int32), ids]) if code else ids
-
-    @functools.cached_property
-    def _id_of_piece(self) -> np.ndarray:
-        """SentencePiece's ids -> ids, int32; -1 for its unknown, which is looked up as it is spelled."""
-        ids = [-1 if p.kind == UNKNOWN else self.vocabulary.get(p.spelling, self.special.unk) for p in self._model[0]]
+    def _ids(self, code: str, parts: Sequence[tuple[int, str]]) -> np.ndarray:
+        ids = [self._codes[code]] if code else []
+        unknown = self.special.unk
+        assert unknown is not None  # `read_folder` refuses a vocabulary without it
+        for id, spelled in parts:  # what SentencePiece does not know is looked up as it is spelled
+            token = spelled if id == self._pieces.model.unknown else self._pieces.model.pieces[id].spelling
+            ids.append(self.vocabulary.get(token, unknown))
         return np.array(ids, np.int32)
 
     @functools.cached_property
-    def _pieces(self) -> Any:
-        """Text to SentencePiece's pieces. The special ones are spelled as no text is, so that none is found in one."""
-        pieces, charsmap = self._model
-        unseen = [p._replace(spelling=f"\0{p.spelling}") if p.kind in (CONTROL, UNKNOWN) else p for p in pieces]
-        return unigram(unseen, self._unknown, precompiled(charsmap))
-
-    @functools.cached_property
-    def _unknown(self) -> int:
-        """SentencePiece's id of what it does not know."""
-        return next(id for id, piece in enumerate(self._model[0]) if piece.kind == UNKNOWN)
-
-    @functools.cached_property
-    def _model(self) -> Any:
-        return read_pieces(self.models[self.side], self.side)
+    def _pieces(self) -> sentencepiece.Pieces:
+        """Text to SentencePiece's pieces."""
+        model = sentencepiece.read(self.models[self.side], self.side)
+        return sentencepiece.Pieces(model, np.arange(len(model.pieces)))
 
     # ---- Ids to text ----
 
     @functools.cached_property
     def _spelling(self) -> dict[int, str]:
-        return {id: piece.replace("▁", " ") for piece, id in self.vocabulary.items()}
+        return {id: piece for piece, id in self.vocabulary.items()}
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.pieces(ids))
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        begun = False
+        """As Transformers: a space after each special token, none at either end."""
+        begun, held = False, ""
+        for part in self._parts(ids):
+            text = held + (part if begun else part.lstrip())
+            shown = text.rstrip()
+            held, begun = text[len(shown) :], begun or bool(shown)
+            if shown:
+                yield shown
+
+    def _parts(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text between special tokens begins without the space that stands before a word."""
+        empty = True
         for id in ids:
-            piece = self._spelling.get(int(id), "")
-            if piece := piece if begun else piece.removeprefix(" "):
-                yield piece
-            begun = True
+            token = self._spelling.get(int(id), "")
+            if token in self._named:
+                yield f"{token} "
+                empty = True
+                continue
+            piece = token.replace("▁", " ")
+            piece = piece.removeprefix(" ") if empty else piece
+            empty = empty and not piece
+            yield piece
 
     # ---- To disk ----
 
     def save(self, folder: str | os.PathLike) -> None:
         """The folder's four files, both sides, which Transformers' AutoTokenizer reads as well."""
         folder = Path(folder)
-        special.write_json(folder / "tokenizer_config.json", self.settings | {"tokenizer_class": "MarianTokenizer"})
+        settings = self.settings | {"tokenizer_class": "MarianTokenizer"}
+        if self.literal != reads_literally(settings):
+            settings |= {OWN_SWITCH: self.literal}
+        special.write_json(folder / "tokenizer_config.json", settings)
         special.write_json(folder / VOCABULARY, self.vocabulary)
         for name, model in self.models.items():
             (folder / name).write_bytes(model)
@@ -206,6 +226,7 @@ def read_folder(folder: Path) -> MarianTokenizer:
             raise InputError(f"{folder / VOCABULARY} lacks {tokens[role]}, which every Marian vocabulary has")
     models = {name: (folder / name).read_bytes() for name in (SOURCE, TARGET)}
     for name, model in models.items():
-        read_pieces(model, folder / name)
+        if sentencepiece.read(model, folder / name).kind != sentencepiece.UNIGRAM:
+            raise InputError(f"{folder / name} is not read: it is not a Unigram model, which Marian's are")
     found = Special(unk=vocabulary[tokens["unk"]], pad=vocabulary.get(tokens["pad"]))
-    return MarianTokenizer(models, vocabulary, settings, found, tokens["eos"])
+    return MarianTokenizer(models, vocabulary, settings, found, tokens["eos"], literal=reads_literally(settings))

@@ -3,7 +3,6 @@
 In both, whitespace begins a word and everything else continues it, as with byte-level BPE's " word".
 """
 
-import codecs
 import functools
 import hashlib
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transformer_jax.data.tokenizers.decoding import whole_characters
 from transformer_jax.data.tokenizers.special import Special, write_json
 from transformer_jax.errors import InputError
 
@@ -27,7 +27,9 @@ class ByteTokenizer:
     eos_id: int = 256
     fingerprint: str = "bytes-1"
 
+    bos_id = None
     special = Special()
+    special_spellings = (END_OF_TEXT,)
     languages = None
 
     @property
@@ -77,8 +79,10 @@ class CharacterTokenizer:
 
     characters: str
 
+    bos_id = None
     eos_id = None
     special = Special()
+    special_spellings = ()
     languages = None
 
     @property
@@ -152,13 +156,3 @@ def join_words(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the words one after the other, and the index of the word that each belongs to."""
     word = np.repeat(np.arange(len(ids), dtype=np.int32), [len(one) for one in ids])
     return np.concatenate([np.zeros(0, np.int32), *ids]), word
-
-
-def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:
-    """Decoded UTF-8, bytes of an unfinished character held back; what is invalid becomes U+FFFD."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for part in parts:
-        if text := decoder.decode(part):
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text

@@ -1,11 +1,14 @@
 """The tokens that mean something to a model: which they are, and where a folder says so."""
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformer_jax.contracts import Special
 from transformer_jax.errors import InputError
+
+__all__ = ["SPELLINGS", "Special", "content", "read_json", "read_settings", "usual", "write_json"]
 
 # How they are usually spelled: BERT's, then RoBERTa's. A folder that names its own is believed.
 SPELLINGS = {
@@ -17,37 +20,16 @@ SPELLINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Special:
-    """Ids of the special tokens; None where the tokenizer has none."""
-
-    cls: int | None = None
-    """Stands at the head of an example; its hidden state is the example's."""
-    sep: int | None = None
-    """Ends each part of an example."""
-    pad: int | None = None
-    mask: int | None = None
-    unk: int | None = None
-
-    def present(self) -> dict[str, int]:
-        """{"cls": 2, ...} of those there are."""
-        return {f.name: id for f in fields(self) if (id := getattr(self, f.name)) is not None}
-
-
-def find(settings: dict[str, Any], inner: Any, where: object) -> Special:
-    """What `settings` ("mask_token": ...) name, else the usual spellings that are in the vocabulary."""
-    ids: dict[str, int | None] = {}
-    for role, spellings in SPELLINGS.items():
-        named = content(settings.get(f"{role}_token"), f"{where}: {role}_token")
-        if named:
-            ids[role] = inner.token_to_id(named)
-            if ids[role] is None:
-                raise InputError(
-                    f"{where}: {role}_token {named!r} is not in the vocabulary; correct it or set it to null"
-                )
+def usual(inner: Any, settings: Mapping[str, Any]) -> dict[str, str]:
+    """{"cls": "[CLS]", ...}: what `settings` ("mask_token": ...) name, else the usual spellings in the vocabulary."""
+    roles: dict[str, str] = {}
+    for role in ("bos", "eos", *SPELLINGS):
+        if named := content(settings.get(f"{role}_token"), f"{settings.get('where')}: {role}_token"):
+            roles[role] = named
         elif f"{role}_token" not in settings:
-            ids[role] = next((id for s in spellings if (id := inner.token_to_id(s)) is not None), None)
-    return Special(**ids)
+            found = next((s for s in SPELLINGS.get(role, ()) if inner.token_to_id(s) is not None), None)
+            roles |= {role: found} if found else {}
+    return roles
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

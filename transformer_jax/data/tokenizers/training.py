@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.data.tokenizers import special as special_tokens
-from transformer_jax.data.tokenizers.files import END_TOKENS, finish
+from transformer_jax.data.tokenizers.classes import cls_sep, roberta_frame
+from transformer_jax.data.tokenizers.folder import END_TOKENS
 from transformer_jax.data.tokenizers.plain import END_OF_TEXT
 from transformer_jax.data.tokenizers.subwords import SubwordTokenizer
 from transformer_jax.errors import InputError
@@ -51,7 +52,7 @@ def train_bpe(
     )
     inner.train_from_iterator(_texts("byte-level BPE", vocab_size, documents, train_bytes), trainer)
     eos = next((token for token in END_TOKENS if inner.token_to_id(token) is not None), None)
-    return finish(inner, eos, special_tokens.find({}, inner, "TrainBPE"))
+    return _finish(inner, eos)
 
 
 def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents, train_bytes: int) -> SubwordTokenizer:
@@ -89,7 +90,7 @@ def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents, trai
     inner.normalizer = normalizer
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece(prefix="##")
-    return finish(inner, None, special_tokens.find({}, inner, "TrainWordPiece"))
+    return _finish(inner, None)
 
 
 def train_unigram(vocab_size: int, lowercase: bool, documents: Documents, train_bytes: int) -> SubwordTokenizer:
@@ -111,7 +112,28 @@ def train_unigram(vocab_size: int, lowercase: bool, documents: Documents, train_
     pieces = sorted(((piece, round(score, 6)) for piece, score in learned), key=lambda pair: (-pair[1], pair[0]))
     vocabulary = [(token, 0.0) for token in ALBERT_SPECIAL] + pieces
     inner = dress_unigram(Inner(models.Unigram(vocabulary, unk_id=1, byte_fallback=False)), lowercase)
-    return finish(inner, None, special_tokens.find({}, inner, "TrainUnigram"))
+    return _finish(inner, None)
+
+
+def _finish(inner: Any, eos: str | None) -> SubwordTokenizer:
+    """Makes the special tokens known to the library as such, and for Transformers' sake how an example is put together.
+
+    The mask takes the space before it into itself where spaces are part of tokens, as in RoBERTa and ALBERT.
+    """
+    from tokenizers import AddedToken, models
+
+    roles = special_tokens.usual(inner, {})
+    added = {token.content for token in inner.get_added_tokens_decoder().values()}
+    lstrip = not isinstance(inner.model, models.WordPiece)
+    for role, token in roles.items():
+        if token not in added:
+            inner.add_special_tokens([AddedToken(token, normalized=False, lstrip=lstrip and role == "mask")])
+            added.add(token)
+    found = special_tokens.Special(**{role: inner.token_to_id(roles[role]) for role in roles})
+    if "cls" in roles and "sep" in roles:
+        byte_level = isinstance(inner.model, models.BPE)
+        inner.post_processor = (roberta_frame if byte_level else cls_sep)(inner, {}, roles)
+    return SubwordTokenizer(inner, eos, found, literal=True)
 
 
 def dress_unigram(inner: Any, lowercase: bool) -> Any:

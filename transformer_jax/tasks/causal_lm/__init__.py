@@ -217,7 +217,7 @@ class CausalLM(TextTask):
             model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         stop_ids = tuple(dict.fromkeys((*eos, *self.stop_ids)))
-        ids = [int(i) for i in tokenizer.encode(options.prompt)] or [*eos] or [int(tokenizer.encode("\n")[0])]
+        ids = tokenizers.prompt_ids(tokenizer, options.prompt)
         kept, new = decode.fit(len(ids), asked, model_cfg.max_length)
         if kept < len(ids) or new < asked:
             print(
@@ -238,7 +238,8 @@ class CausalLM(TextTask):
         )
         made = itertools.takewhile(lambda token: token not in stop_ids, (int(token_B[0]) for token_B in tokens_B))
         yield options.prompt
-        yield from tokenizers.stream_decode(tokenizer, made)
+        said = ids[1:] if ids[:1] == [tokenizer.bos_id] else ids
+        yield from tokenizers.stream_decode(tokenizer, made, after=said if options.prompt else ())
 
 
 def gzip_bits_per_byte(documents: Iterable[tuple[str, str]]) -> float:

@@ -111,8 +111,7 @@ def prepare(
     rows = {side: data.source.rows(side) for side in sides}
     tables.refuse_empty(list(rows.values()))
     numbers = {side: [_number(row, labels) for row in rows[side]] for side in sides}  # before a tokenizer is learned
-    if tokenizer is None:
-        tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir())
+    tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir(), given=tokenizer)
     made = {side: _examples(rows[side], numbers[side], tokenizer, labels, data) for side in sides}
     train = dataclasses.replace(made["train"], order=pipeline.epochs(len(rows["train"]), seed))
     left_out = {f"{side}_left_out": records.counted(r.left_out) for side, r in rows.items() if r.left_out}

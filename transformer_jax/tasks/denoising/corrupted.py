@@ -108,7 +108,7 @@ def prepare(
     sizes = objective.sizes(data.length)
     sides = {side: data.source.documents(side) for side in ("train", "validation")}  # type: ignore[arg-type]
     cache = tokens.cache_dir()
-    tokenizer = tokenizer or tokenizers.build(data.tokenizer, sides["train"], cache)
+    tokenizer = tokenizers.build(data.tokenizer, sides["train"], cache, given=tokenizer)
     known = marks(tokenizer, objective, model_cfg, sizes.raw)
     (start_id,) = parallel.framing(tokenizer, model_cfg).start
     files = {side: tokens.prepare(documents, tokenizer, cache) for side, documents in sides.items()}

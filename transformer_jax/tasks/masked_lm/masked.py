@@ -37,6 +37,7 @@ from transformer_jax.objectives import masking, packing, pairs
 Layout = Literal["full", "packed", "next_sentence", "sentence_order"]
 
 TRAIN, VALIDATION = 0, 1  # streams of `objectives.generator`
+SENTENCE_ENDS = (".", "!", "?", "\n", "…", "。", "！", "？", "｡", "।", "॥", "؟", "۔", "።", "။", "។", "։")
 SHORTER = 0.1  # share of pairs that are shorter than they could be
 
 
@@ -95,12 +96,12 @@ def prepare(
         raise InputError(f"data.length = {data.length} must be at least 8, of which special tokens take up to 3")
     sides = {side: data.source.documents(side) for side in ("train", "validation")}  # type: ignore[arg-type]
     cache = tokens.cache_dir()
-    tokenizer = tokenizer or tokenizers.build(data.tokenizer, sides["train"], cache)
+    tokenizer = tokenizers.build(data.tokenizer, sides["train"], cache, given=tokenizer)
     known = vocabulary(tokenizer)
     files = {side: tokens.prepare(documents, tokenizer, cache) for side, documents in sides.items()}
 
     def rows(side: str) -> Rows:
-        text = _documents(files[side], known, tokenizer.eos_id is not None)
+        text = _documents(files[side], known, len(tokens.frame(tokenizer)[0]))
         origin = f"{sides[side].origin} has {len(files[side].tokens):,} tokens"
         if layout == "full":
             return FullSentences.lay_out(text, known, data.length, whole=side == "train", origin=origin)
@@ -133,14 +134,14 @@ def vocabulary(tokenizer: tokenizers.Tokenizer) -> Vocabulary:
     ordinary = np.ones(tokenizer.vocab_size, bool)
     ordinary[[*special.present().values(), *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]] = False
     texts = (tokenizer.decode([token]).rstrip(" \t") for token in range(tokenizer.vocab_size))
-    ends_sentence = np.array([text.endswith((".", "!", "?", "\n")) for text in texts]) & ordinary
+    ends_sentence = np.array([text.endswith(SENTENCE_ENDS) for text in texts]) & ordinary
     return Vocabulary(special.cls, special.sep, special.mask, ordinary, tokenizer.continues, ends_sentence)
 
 
-def _documents(file: tokens.TokenFile, known: Vocabulary, has_eos: bool) -> pairs.Documents:
-    """The file's documents without the end-of-text tokens before them."""
+def _documents(file: tokens.TokenFile, known: Vocabulary, head: int) -> pairs.Documents:
+    """The file's documents without the token, if any, before each."""
     stops = np.append(file.starts[1:], len(file.tokens))
-    return pairs.Documents(file.tokens, file.starts + has_eos, stops, known.ends_sentence, known.continues)
+    return pairs.Documents(file.tokens, file.starts + head, stops, known.ends_sentence, known.continues)
 
 
 # ---- Examples ------------------------------------------------------------------------------------------------------

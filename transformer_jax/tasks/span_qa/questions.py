@@ -281,11 +281,9 @@ def prepare(data: Questions, *, seed: int, tokenizer: tokenizers.Tokenizer | Non
             if not found:
                 raise InputError(f"data.source.{side} of {data.source} has no questions")
             read[side] = found
-    if tokenizer is None:
-        texts = dict.fromkeys(text for q in read["train"] for text in (q.context, q.question))
-        tokenizer = tokenizers.build(
-            data.tokenizer, sources.in_memory((str(i), text) for i, text in enumerate(texts)), tokens.cache_dir()
-        )
+    texts = dict.fromkeys(text for q in read["train"] for text in (q.context, q.question))
+    documents = sources.in_memory((str(i), text) for i, text in enumerate(texts))
+    tokenizer = tokenizers.build(data.tokenizer, documents, tokens.cache_dir(), given=tokenizer)
     made: dict[str, Examples] = {}
     facts: dict[str, int] = {}
     for side, found in read.items():

@@ -268,9 +268,8 @@ def prepare(
     for side, found in read.items():
         if found == []:
             raise InputError(f"data.source.{side} of {data.source} has no sentences")
-    if tokenizer is None:
-        texts = sources.in_memory((s.where, " ".join(s.words)) for s in read["train"] or [])
-        tokenizer = tokenizers.build(data.tokenizer, texts, tokens.cache_dir())
+    texts = sources.in_memory((s.where, " ".join(s.words)) for s in read["train"] or [])
+    tokenizer = tokenizers.build(data.tokenizer, texts, tokens.cache_dir(), given=tokenizer)
     facts: dict[str, int] = {}
     number = {label: i for i, label in enumerate(labels)}
     made: dict[str, Examples] = {}

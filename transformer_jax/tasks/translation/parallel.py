@@ -129,8 +129,8 @@ def prepare(
     counts = {side: _counts(pairs, cache) for side, pairs in found.items()}
     _check(counts, found, data.empty)  # before a tokenizer is learned
     left_out = {side: records.counted(count["left_out"]) for side, count in counts.items() if count["left_out"]}
-    if tokenizer is None:
-        tokenizer = tokenizers.build(data.tokenizer, _documents(found["train"], ("source", "target")), cache)
+    both = _documents(found["train"], ("source", "target"))
+    tokenizer = tokenizers.build(data.tokenizer, both, cache, given=tokenizer)
     frame = framing(tokenizer, model_cfg)
     texts = {side: _tokenised(pairs, tokenizer, prefix, cache) for side, pairs in found.items()}
 
@@ -462,7 +462,7 @@ def _documents(
 
 
 def _tokenised(pairs: bitext.Pairs, tokenizer: tokenizers.Tokenizer, prefix: str, cache: Path) -> tuple[Texts, Texts]:
-    """Sources and targets from token files, in which an end of text, if the tokenizer has one, begins each text."""
+    """Sources and targets from token files, in which the tokenizer's own tokens may stand around each text."""
     source = tokens.prepare(_documents(pairs, ("source",), prefix), tokenizer, cache)
     target = tokens.prepare(_documents(pairs, ("target",)), tokenizer.target, cache)
     if len(source.starts) != len(target.starts):
@@ -471,6 +471,7 @@ def _tokenised(pairs: bitext.Pairs, tokenizer: tokenizers.Tokenizer, prefix: str
 
 
 def _texts(file: tokens.TokenFile, tokenizer: tokenizers.Tokenizer) -> Texts:
-    begins_P = file.starts + (tokenizer.eos_id is not None)
-    sizes_P = np.append(file.starts[1:], len(file.tokens)) - begins_P
+    head, tail = tokens.frame(tokenizer)
+    begins_P = file.starts + len(head)
+    sizes_P = np.append(file.starts[1:], len(file.tokens)) - len(tail) - begins_P
     return Texts(file.tokens, begins_P, sizes_P, file.content)

@@ -1,0 +1,211 @@
+"""A `tokenizers.Tokenizer` from the files of a folder: its vocabulary, the class's form, the added tokens."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer_jax.data.tokenizers import classes, sentencepiece, special
+from transformer_jax.data.tokenizers.classes import CLASSES, Parts, TokenizerClass
+from transformer_jax.errors import InputError
+
+# ---- Vocabulary ----------------------------------------------------------------------------------------------------
+
+
+def read_tokenizer_json(path: Path) -> dict[str, Any]:
+    """The object in a tokenizer.json. Raises: `InputError` for one that the library would die of."""
+    settings = special.read_json(path)
+    model, added = settings.get("model"), settings.get("added_tokens")
+    if not isinstance(model, dict):
+        raise InputError(f"{path}: not a tokenizer of the tokenizers library (it has no model)")
+    vocabulary = model.get("vocab")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    refuse_far_ids(ids, path)
+    return settings
+
+
+def refuse_far_ids(ids: Sequence[Any], path: Path) -> None:
+    """Refuses ids far beyond the number of tokens: the library counts up to the highest, and dies of 2,000,000,000."""
+    highest = max((id for id in ids if isinstance(id, int)), default=0)
+    if highest > 4 * len(ids) + 10_000:
+        raise InputError(f"{path}: {len(ids):,} tokens have ids up to {highest:,}; ids count the tokens, from 0")
+
+
+def parts(
+    folder: Path,
+    described: Mapping[str, Any] | None,
+    made: TokenizerClass | None,
+    roles: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> tuple[Parts, sentencepiece.Model | None]:
+    """The vocabulary in tokenizer.json or in the class's own file, and SentencePiece's model where that is the file."""
+    if described is not None:
+        model = described["model"]
+        vocabulary = model.get("vocab")
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or ()]
+        if isinstance(vocabulary, list):
+            vocabulary = [(str(piece), float(score)) for piece, score in vocabulary]
+        return Parts(vocabulary, [(left, right) for left, right in pairs], _charsmap(described)), None
+    if (folder / "vocab.txt").is_file() and (made is None or made.vocabulary == "vocab.txt"):
+        return Parts(_vocab_txt(folder / "vocab.txt", roles)), None
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return _vocab_and_merges(folder), None
+    file = next((folder / name for name in sentencepiece.FILES if (folder / name).is_file()), None)
+    if file is None:
+        wanted = "tokenizer.json, vocab.txt, vocab.json and merges.txt, or a SentencePiece model"
+        raise InputError(
+            f"no tokenizer at {folder}: it has neither tokenizer.json nor {made.vocabulary if made else wanted}"
+        )
+    model = sentencepiece.read(file.read_bytes(), file)
+    if model.kind == sentencepiece.BPE:
+        ids = {piece.spelling: id for id, piece in enumerate(model.pieces)}
+        return Parts(ids, sentencepiece.merges(model), model.charsmap), model
+    pieces = [(piece.spelling, piece.score) for piece in model.pieces]
+    if made is not None:
+        _check_order(made, model, file)
+        pieces = made.from_pieces(pieces, settings, roles)
+    return Parts(pieces, (), model.charsmap, model.unknown), model
+
+
+def _check_order(made: TokenizerClass, model: sentencepiece.Model, file: Path) -> None:
+    """Refuses a file of another model than the class's, whose ids would be shifted."""
+    first = [piece.spelling for piece in model.pieces[:3]]
+    if made.vocabulary == "sentencepiece.bpe.model" and made.roles.get("mask") == "<mask>" and first[0] != "<unk>":
+        raise InputError(f"{file} does not begin with <unk>, so it is not what its tokenizer_class numbers")
+    taken = {piece.spelling for piece in model.pieces} & {"<pad>", *made.extra({"extra_ids": 0}), "<mask>"}
+    if made in (CLASSES["MBartTokenizer"], CLASSES["MBart50Tokenizer"]) and taken:
+        raise InputError(f"{file} holds {', '.join(sorted(taken))} itself, so it is not mBART's; save tokenizer.json")
+    if made in (CLASSES["MBartTokenizer"], CLASSES["MBart50Tokenizer"]) and first != ["<unk>", "<s>", "</s>"]:
+        raise InputError(f"{file} does not begin with <unk> <s> </s>, so it is not mBART's")
+
+
+def _vocab_txt(file: Path, roles: Mapping[str, str]) -> dict[str, int]:
+    """BERT's WordPiece: one token a line, its id the number of the line."""
+    try:
+        lines = file.read_text("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text ({error})") from None
+    lines = [line.removesuffix("\r") for line in lines]
+    if (unknown := roles.get("unk", "[UNK]")) not in lines:
+        raise InputError(f"{file}: {unknown} is not among its {len(lines)} lines, so it is not a WordPiece vocabulary")
+    return {token: id for id, token in enumerate(lines)}
+
+
+def _vocab_and_merges(folder: Path) -> Parts:
+    """GPT-2's own two files, and RoBERTa's."""
+    from tokenizers import models
+
+    refuse_far_ids(list(special.read_json(folder / "vocab.json").values()), folder / "vocab.json")
+    try:
+        vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{folder}: vocab.json and merges.txt are not a BPE ({error})") from None
+    return Parts(vocabulary, merges)
+
+
+def _charsmap(described: Mapping[str, Any]) -> bytes:
+    """The map of characters of a tokenizer.json's normaliser; empty: none."""
+    normalizer = described.get("normalizer") or {}
+    steps = normalizer.get("normalizers") if normalizer.get("type") == "Sequence" else [normalizer]
+    return next(
+        (base64.b64decode(s["precompiled_charsmap"]) for s in steps or () if s.get("precompiled_charsmap")), b""
+    )
+
+
+# ---- Assembly ------------------------------------------------------------------------------------------------------
+
+
+def library(file: Path) -> Any:
+    """A tokenizer.json as it is."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{file}: not a tokenizer of the tokenizers library ({error})") from None
+
+
+def beside_vocabulary(described: Mapping[str, Any]) -> Any:
+    """A tokenizer.json without its vocabulary: what is beside it, as the library's objects."""
+    from tokenizers import Tokenizer
+
+    bare = {"type": "BPE", "vocab": {}, "merges": []}
+    return Tokenizer.from_str(json.dumps({**described, "model": bare, "added_tokens": []}))
+
+
+def build(
+    made: TokenizerClass | None,
+    parts: Parts,
+    model: sentencepiece.Model | None,
+    settings: Mapping[str, Any],
+    roles: Mapping[str, str],
+    folder: Path,
+) -> Any:
+    from tokenizers import AddedToken, Tokenizer, models
+
+    if made is not None and isinstance(parts.vocabulary, list) != made.vocabulary.startswith("s"):
+        raise InputError(f"{folder}: its tokenizer_class and the kind of its vocabulary contradict each other")
+    try:
+        if made is not None:
+            inner = made.make(parts, settings, roles)
+        elif isinstance(parts.vocabulary, dict):
+            inner = CLASSES["LlamaTokenizer"].make(parts, settings, roles)
+        else:
+            inner = classes.metaspace(Tokenizer(models.Unigram(parts.vocabulary, parts.unknown, False)))
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{folder}: its vocabulary makes no tokenizer ({error})") from None
+    if model is not None:
+        kept = [(piece.spelling, piece.kind) for piece in model.pieces if piece.kind in (3, 4)]
+        inner.add_tokens([AddedToken(s, normalized=False, special=kind == 3) for s, kind in kept])
+    return inner
+
+
+def add(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, Any], made: TokenizerClass | None) -> None:
+    """The added tokens, in the order that decides the ids of new ones."""
+    adding = [token for _, token in sorted(settings["added"].items())]
+    known = {token.content for token in inner.get_added_tokens_decoder().values()} | {t.content for t in adding}
+    extra = list(settings["extra"]) + (list(made.extra(settings)) if made is not None else [])
+    named = {str(getattr(token, "content", token)) for token in roles.values()}
+    defaults = set(made.roles.values()) if made is not None else set()
+    for token in [*roles.values(), *extra]:
+        one = token_of(token, Path(settings["where"]).parent) if isinstance(token, str | dict) else token
+        missing = inner.token_to_id(one.content) is None and one.content in defaults
+        if one.content not in known and not missing:  # what only the class would name is not made up
+            adding.append(one)
+            known.add(one.content)
+    for token in adding:
+        token.special = token.special or token.content in named
+    inner.add_tokens(adding)
+
+
+def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> None:
+    """A post-processor that adds the beginning and the end of a text where the settings ask for them."""
+    from tokenizers import processors
+
+    ends = {
+        role: roles.get(role) if classes.switch(settings, f"add_{role}_token", False) else None
+        for role in ("bos", "eos")
+    }
+    bos, eos = ends["bos"], ends["eos"]
+    if bos is None and eos is None and inner.post_processor is None:
+        return
+    single = f"{f'{bos}:0 ' if bos else ''}$A:0{f' {eos}:0' if eos else ''}"
+    pair = f"{single}{f' {bos}:1' if bos else ''} $B:1{f' {eos}:1' if eos else ''}"
+    tokens = [(token, inner.token_to_id(token)) for token in {bos, eos} - {None}]
+    inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
+
+
+def token_of(token: Any, folder: Path) -> Any:
+    """An `AddedToken` of a token as JSON spells it."""
+    from tokenizers import AddedToken
+
+    if isinstance(token, str):
+        return AddedToken(token, special=True)
+    try:
+        return AddedToken(**{key: value for key, value in token.items() if key != "__type"})
+    except (TypeError, AttributeError):
+        raise InputError(f"{folder}: {token!r} is no added token") from None

@@ -1,0 +1,360 @@
+"""What Transformers' tokenizer classes make of a vocabulary.
+
+`tokenizer_class` names one. Most build the whole tokenizer from the vocabulary and a few settings of
+tokenizer_config.json, and take from a tokenizer.json nothing but the vocabulary, the merges, the map of characters and
+the post-processor; so a "do_lower_case" beside a tokenizer.json counts, and its normaliser does not. Read from
+Transformers 5.24, whose results the tests hold these to.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformer_jax.data.tokenizers.languages import CODES, LATER_CODES
+from transformer_jax.errors import InputError
+
+# Qwen 2's words: like GPT-2's, with single digits and line ends apart.
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the files of a folder hold.
+
+    Fields:
+      vocabulary: {token: id}, or of a Unigram model [(piece, log probability), ...] by id.
+      merges: of a BPE, the first to be applied first.
+      charsmap: SentencePiece's compiled map of characters; empty: none.
+      unknown: of a Unigram model, the id of the unknown piece in its own file.
+    """
+
+    vocabulary: Any
+    merges: Sequence[tuple[str, str]] = ()
+    charsmap: bytes = b""
+    unknown: int = 0
+
+
+@dataclass(frozen=True)
+class TokenizerClass:
+    """One class.
+
+    Fields:
+      roles: the special tokens that it has where no setting names them.
+      make: (parts, settings, roles) -> a `tokenizers.Tokenizer` without special tokens.
+      vocabulary: the file that it reads where there is no tokenizer.json.
+      frame: (tokenizer, settings, roles) -> the post-processor, where the class does not leave that to its file.
+      from_pieces: a SentencePiece file's pieces in the class's order.
+      extra: settings -> further special tokens.
+    """
+
+    roles: Mapping[str, str]
+    make: Callable[[Parts, Mapping[str, Any], Mapping[str, str]], Any]
+    vocabulary: str
+    frame: Callable[[Any, Mapping[str, Any], Mapping[str, str]], Any] | None = None
+    from_pieces: Callable[[Any, Mapping[str, Any], Mapping[str, str]], Any] = lambda pieces, settings, roles: pieces
+    extra: Callable[[Mapping[str, Any]], Sequence[str]] = lambda settings: ()
+
+
+def switch(settings: Mapping[str, Any], name: str, default: bool | None) -> bool | None:
+    """A setting that is true or false. Raises: `InputError` for another value."""
+    value = settings.get(name, default)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{settings.get('where', 'tokenizer_config.json')}: {name} is {value!r}, not true or false")
+    return default if value is None else value
+
+
+# ---- WordPiece -----------------------------------------------------------------------------------------------------
+
+
+def _bert(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    inner = Tokenizer(models.WordPiece(parts.vocabulary, unk_token=roles["unk"]))
+    inner.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(switch(settings, "tokenize_chinese_chars", True)),
+        strip_accents=switch(settings, "strip_accents", None),
+        lowercase=bool(switch(settings, "do_lower_case", True)),
+    )
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece(prefix="##")
+    return inner
+
+
+def cls_sep(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    """[CLS] A [SEP] B [SEP], with types 0 and 1."""
+    from tokenizers import processors
+
+    cls, sep = roles["cls"], roles["sep"]
+    tokens = [(token, inner.token_to_id(token)) for token in (cls, sep)]
+    single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
+
+
+# ---- BPE -----------------------------------------------------------------------------------------------------------
+
+
+def _byte_level(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    inner = Tokenizer(_bpe(parts, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
+    prefix = bool(switch(settings, "add_prefix_space", False))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def roberta_frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import processors
+
+    sep, cls = ((roles[role], inner.token_to_id(roles[role])) for role in ("sep", "cls"))
+    trim, prefix = (bool(switch(settings, *pair)) for pair in (("trim_offsets", True), ("add_prefix_space", False)))
+    return processors.RobertaProcessing(sep, cls, trim, prefix)
+
+
+def _qwen2(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+
+    inner = Tokenizer(_bpe(parts, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
+    inner.normalizer = normalizers.NFC()
+    prefix = bool(switch(settings, "add_prefix_space", False))
+    words = pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated", invert=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _llama(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    prefix = bool(switch(settings, "add_prefix_space", True))
+    scheme = "never" if not prefix else "always" if switch(settings, "legacy", False) else "first"
+    inner = Tokenizer(_bpe(parts, fuse_unk=True, byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.decoder = decoders.Sequence(steps + [decoders.Strip(content=" ", left=1)] * prefix)
+    return inner
+
+
+def _gemma(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    inner = Tokenizer(_bpe(parts, fuse_unk=True, unk_token=roles["unk"], byte_fallback=True))
+    inner.normalizer = normalizers.Replace(" ", "▁")
+    inner.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return inner
+
+
+def _bpe(parts: Parts, **options: Any) -> Any:
+    from tokenizers import models
+
+    return models.BPE(vocab=parts.vocabulary, merges=list(parts.merges), dropout=None, **options)
+
+
+# ---- Unigram -------------------------------------------------------------------------------------------------------
+
+
+def _unigram(unknown: int | None) -> Callable[[Parts, Mapping[str, Any], Mapping[str, str]], Any]:
+    """T5's, XLM-R's and CamemBERT's: words between spaces, each with "▁" at its head. None: the id of the role."""
+
+    def make(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+        from tokenizers import Tokenizer, models, normalizers
+
+        spellings = [piece for piece, _ in parts.vocabulary]
+        id = unknown if unknown is not None else spellings.index(roles["unk"]) if roles["unk"] in spellings else 0
+        inner = Tokenizer(models.Unigram(parts.vocabulary, unk_id=id, byte_fallback=False))
+        if parts.charsmap:
+            inner.normalizer = normalizers.Precompiled(parts.charsmap)
+        return metaspace(inner, bool(switch(settings, "add_prefix_space", True)))
+
+    return make
+
+
+def metaspace(inner: Any, prefix: bool = True) -> Any:
+    """`inner` with words between white space, "▁" at the head of each."""
+    from tokenizers import decoders, pre_tokenizers
+
+    scheme = "always" if prefix else "never"
+    pieces = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces])
+    inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
+    return inner
+
+
+def _albert(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Tokenizer, models, normalizers
+
+    inner = Tokenizer(models.Unigram(parts.vocabulary, unk_id=1, byte_fallback=False))
+    steps = albert_steps(settings)
+    inner.normalizer = normalizers.Sequence([*steps, *[normalizers.Precompiled(parts.charsmap)] * bool(parts.charsmap)])
+    return metaspace(inner, bool(switch(settings, "add_prefix_space", True)))
+
+
+def albert_steps(settings: Mapping[str, Any]) -> list[Any]:
+    """What ALBERT does to a text before SentencePiece's own map: quotes, accents, lower-casing."""
+    from tokenizers import normalizers
+
+    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if not switch(settings, "keep_accents", False):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    return steps + [normalizers.Lowercase()] * bool(switch(settings, "do_lower_case", True))
+
+
+def _mbart(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Tokenizer, models
+
+    return metaspace(Tokenizer(models.Unigram(parts.vocabulary, unk_id=3, byte_fallback=False)))
+
+
+def _mbart50(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    inner = Tokenizer(models.Unigram(parts.vocabulary, unk_id=3, byte_fallback=False))
+    one_space = normalizers.Replace(Regex(" {2,}"), " ")
+    charsmap = [normalizers.Precompiled(parts.charsmap)] * bool(parts.charsmap)
+    inner.normalizer = normalizers.Sequence([*charsmap, one_space])
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    return inner
+
+
+def _template(single: Sequence[str], pair: Sequence[str]) -> Callable[[Any, Mapping[str, Any], Mapping[str, str]], Any]:
+    """A post-processor whose tokens are roles, or spelled."""
+
+    def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+        from tokenizers import processors
+
+        spelled = [[roles.get(one, one) for one in parts] for parts in (single, pair)]
+        special = {one: inner.token_to_id(one) for one in spelled[1] if not one.startswith("$")}
+        return processors.TemplateProcessing(single=spelled[0], pair=spelled[1], special_tokens=list(special.items()))
+
+    return frame
+
+
+def _language_frame(leading: bool) -> Callable[[Any, Mapping[str, Any], Mapping[str, str]], Any]:
+    def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+        code = str(settings.get("src_lang") or "en_XX")
+        before, after = ([code], [roles["eos"]]) if leading else ([], [roles["eos"], code])
+        return _template([*before, "$A", *after], [*before, "$A", "$B", *after])(inner, settings, roles)
+
+    return frame
+
+
+def _fairseq(last: Sequence[str]) -> Callable[[Any, Mapping[str, Any], Mapping[str, str]], Any]:
+    """<unk> <s> </s> of SentencePiece become <s> <pad> </s> <unk>; `last` and the mask follow the pieces."""
+
+    def reorder(pieces: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+        first = [(roles[role], 0.0) for role in ("cls", "pad", "eos", "unk")]
+        return [*first, *list(pieces)[3:], *((code, 0.0) for code in last), (roles["mask"], 0.0)]
+
+    return reorder
+
+
+def _camembert(pieces: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    first = [("<s>NOTUSED", 0.0), (roles["pad"], 0.0), ("</s>NOTUSED", 0.0), (roles["unk"], 0.0)]
+    return [*first, ("<unk>NOTUSED", -100.0), *list(pieces)[1:], (roles["mask"], 0.0)]
+
+
+def sentinels(settings: Mapping[str, Any]) -> list[str]:
+    """T5's: <extra_id_0>, ... as many as "extra_ids" says, 100 by default."""
+    count = settings.get("extra_ids", 100)
+    if type(count) is not int or count < 0:
+        raise InputError(f"{settings.get('where')}: extra_ids is {count!r}, not a number of tokens")
+    return [f"<extra_id_{i}>" for i in range(count)]
+
+
+def _t5(pieces: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    return [*pieces, *((token, 0.0) for token in reversed(sentinels(settings)))]
+
+
+# ---- The table -----------------------------------------------------------------------------------------------------
+
+_BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+_ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+_END = "<|endoftext|>"
+
+CLASSES = {
+    "BertTokenizer": TokenizerClass(_BERT, _bert, "vocab.txt", cls_sep),
+    "GPT2Tokenizer": TokenizerClass({"unk": _END, "bos": _END, "eos": _END}, _byte_level, "vocab.json"),
+    "RobertaTokenizer": TokenizerClass(_ROBERTA, _byte_level, "vocab.json", roberta_frame),
+    "Qwen2Tokenizer": TokenizerClass({"unk": _END, "eos": _END, "pad": _END}, _qwen2, "vocab.json"),
+    "LlamaTokenizer": TokenizerClass({"unk": "<unk>", "bos": "<s>", "eos": "</s>"}, _llama, "tokenizer.model"),
+    "GemmaTokenizer": TokenizerClass(
+        {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "mask": "<mask>"}, _gemma, "tokenizer.model"
+    ),
+    "T5Tokenizer": TokenizerClass(
+        {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+        _unigram(2),
+        "spiece.model",
+        _template(["$A", "</s>"], ["$A", "</s>", "$B", "</s>"]),
+        _t5,
+        sentinels,
+    ),
+    "AlbertTokenizer": TokenizerClass(
+        {
+            **{"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "sep": "[SEP]"},
+            **{"pad": "<pad>", "cls": "[CLS]", "mask": "[MASK]"},
+        },
+        _albert,
+        "spiece.model",
+        cls_sep,
+    ),
+    "XLMRobertaTokenizer": TokenizerClass(
+        _ROBERTA,
+        _unigram(3),
+        "sentencepiece.bpe.model",
+        _template(["bos", "$A", "eos"], ["bos", "$A", "eos", "eos", "$B", "eos"]),
+        _fairseq(()),
+    ),
+    "CamembertTokenizer": TokenizerClass(
+        _ROBERTA,
+        _unigram(None),
+        "sentencepiece.bpe.model",
+        _template(["bos", "$A", "eos"], ["bos", "$A", "eos", "eos", "$B", "eos"]),
+        _camembert,
+        lambda settings: ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+    ),
+    "MBartTokenizer": TokenizerClass(
+        _ROBERTA, _mbart, "sentencepiece.bpe.model", _language_frame(False), _fairseq(CODES), lambda settings: CODES
+    ),
+    "MBart50Tokenizer": TokenizerClass(
+        {role: token for role, token in _ROBERTA.items() if role != "bos"},
+        _mbart50,
+        "sentencepiece.bpe.model",
+        _language_frame(True),
+        lambda pieces, settings, roles: _fairseq((*CODES, *LATER_CODES))(
+            pieces, settings, {"bos": "<s>"} | dict(roles)
+        ),
+        lambda settings: (*CODES, *LATER_CODES),
+    ),
+}
+# Other names of these.
+ALIASES = {
+    **dict.fromkeys(("BartTokenizer", "LongformerTokenizer", "LEDTokenizer", "MvpTokenizer"), "RobertaTokenizer"),
+    **dict.fromkeys(
+        ("ElectraTokenizer", "DistilBertTokenizer", "MobileBertTokenizer", "ConvBertTokenizer", "LayoutLMTokenizer"),
+        "BertTokenizer",
+    ),
+    "SqueezeBertTokenizer": "BertTokenizer",
+    "CodeGenTokenizer": "GPT2Tokenizer",
+    "Phi3Tokenizer": "LlamaTokenizer",
+    "MT5Tokenizer": "T5Tokenizer",
+}
+# Written in Python there; no tokenizer.json says what they do.
+UNREAD = (
+    *("BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizer", "ByT5Tokenizer", "BertGenerationTokenizer"),
+    *("CpmTokenizer", "XLMTokenizer", "TransfoXLTokenizer", "CTRLTokenizer", "BartphoTokenizer", "FSMTTokenizer"),
+)
+# The class by "model_type", and the types whose published folders name the wrong one.
+BY_MODEL_TYPE = {
+    **{"bert": "BertTokenizer", "electra": "BertTokenizer", "albert": "AlbertTokenizer"},
+    **{"roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer"},
+    **{"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer"},
+    **{"mbart": "MBartTokenizer", "marian": "MarianTokenizer", "xlm-roberta": "XLMRobertaTokenizer"},
+    **{"camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer"},
+}
+MISNAMED = ("qwen2",)
