@@ -50,6 +50,22 @@ class WithATestSet(Scripted):
         return {}
 
 
+class Begins(Observer):
+    """Keeps the id and the first step of each start; fails at the first row."""
+
+    def __init__(self):
+        self.begun = []
+
+    def start(self, run):
+        self.begun.append((run.run_id, run.first_step))
+
+    def row(self, row):
+        raise ConnectionError("no route to the service")
+
+    def end(self, results):
+        raise AssertionError("a dropped observer is called")
+
+
 class Hears(Observer):
     """Calls a function with each row of training and of evaluation."""
 
@@ -139,10 +155,15 @@ def test_stopped_by_sigterm_and_taken_up_gives_the_same_bits(tiny, whole, tmp_pa
     assert first.signal == signal.SIGTERM and 2 <= first.step < STEPS and not first.report
     assert not (folder / "results.json").exists()
     assert "goodput " in capsys.readouterr().out
-    second = loop.run(heard(tiny, stop_at(first.step + 1, signal.SIGUSR1)), folder, load=restore.load)
+    run_id = json.loads((folder / "run.json").read_text())["run"]
+    begins = Begins()
+    stopping = heard(tiny, stop_at(first.step + 1, signal.SIGUSR1)).observers
+    second = loop.run(dataclasses.replace(tiny, observers=(begins, *stopping)), folder, load=restore.load)
     assert second.signal == signal.SIGUSR1
     assert first.step < second.step < STEPS
-    third = loop.run(tiny, folder, load=restore.load)
+    third = loop.run(dataclasses.replace(tiny, observers=(begins,)), folder, load=restore.load)
+    assert begins.begun == [(run_id, first.step), (run_id, second.step)], "one id"
+    assert capsys.readouterr().err.count("observer Begins is dropped and the run goes on without it: ") == 2
     assert (third.step, third.signal) == (STEPS, 0)
 
     expected, found = leaves(whole), leaves(folder)
@@ -309,6 +330,8 @@ def test_a_damaged_best_step_gives_way_to_the_newest_for_the_test_set(tiny, tmp_
     out = capsys.readouterr().out
     assert "step 1, the best on validation, is damaged, so step 2 it is: " in out and "test set, by step 2: " in out
     assert json.loads((tmp_path / "run/results.json").read_text())["best_step"] is None
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["test/score"]) for row in rows if "test/score" in row] == [(2, 2.0)]
 
 
 def test_a_metric_that_is_not_reported_is_refused_before_anything_is_written(tiny, tmp_path):

@@ -43,6 +43,8 @@ def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
     best_step, params = _best_parameters(run, best_step)
     test, run.outputs = run.evaluator.numbers(params, run.prepared.test)
     test |= _score(run, params, run.prepared.test, "test")  # type: ignore[arg-type]
+    if not run.stop.number:  # otherwise a resumed run evaluates the set again
+        run.observing.evaluation(run.step, "test", test)
     return dict(test), best_step
 
 
