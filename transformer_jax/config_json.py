@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from transformer_jax import brought, contracts, models
+from transformer_jax import brought, contracts, files, models
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.experiment import Experiment
 
@@ -73,13 +73,11 @@ def load(path: Path, types: Any = ()) -> Experiment:
       InputError: when the file is absent, not JSON, or not an experiment.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = files.read_json(path, inside=path.parent)
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist, so {path.parent} is not a workdir; give the folder of a run"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
     return from_json(tree, where=str(path), types=types)
 
 

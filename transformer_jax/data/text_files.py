@@ -21,11 +21,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from transformer_jax import files
 from transformer_jax.errors import InputError
 
 PIECE = 1 << 20  # bytes that are read at a time
 HEAD = 1 << 20  # bytes at the head of a file that show its encoding and its line ends
-LONGEST_LINE = 1 << 28  # characters: a longer line would fill the memory, and is no line of text
+LONGEST_LINE = 1 << 26  # characters: a longer line would fill the memory, and is no line of text
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 MARKS = (  # UTF-32's first: its mark begins as UTF-16's does
@@ -53,7 +54,7 @@ def suffix(path: str | Path) -> str:
 def pieces(path: Path) -> Iterator[str]:
     """The text of a file in pieces of about PIECE bytes that end at the end of a line, wherever one does."""
     try:
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             yield from decoded(file, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); looked in {Path.cwd()}") from None

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax import files
 from transformer_jax.errors import InputError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+JSON_BYTES = 2**25  # of an index, about 200,000 tensors
 
 
 @contextlib.contextmanager
@@ -57,19 +59,20 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()) or not weight_map:
         raise InputError(f'{folder / INDEX} has no "weight_map" of tensor names to file names; copy the file again')
-    files: dict[Path, set[str] | None] = {}
+    found: dict[Path, set[str] | None] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or shard == "..":
             raise InputError(f"{folder / INDEX} names {shard!r}, which is not a file in the same folder")
         if not (folder / shard).exists():
             raise InputError(f"{folder / shard} is missing, though {INDEX} lists it; copy the snapshot again")
-        files[folder / shard] = {name for name, file in weight_map.items() if file == shard}
-    return files
+        found[folder / shard] = {name for name, file in weight_map.items() if file == shard}
+    return found
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> Any:
     import safetensors
 
+    files.opened(path, inside=path.parent).close()
     try:
         return stack.enter_context(safetensors.safe_open(path, "numpy"))
     except (safetensors.SafetensorError, OSError) as error:
@@ -83,11 +86,9 @@ def _open(path: Path, stack: contextlib.ExitStack) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Errors: `InputError` naming the file if it is absent or holds something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path, JSON_BYTES, inside=path.parent)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:  # brackets in brackets, a hundred thousand deep
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object")
     return content
@@ -110,14 +111,14 @@ def write_tensors(folder: Path, tensors: dict[str, tuple[int, Callable[[], np.nd
         shards[-1].append(name)
         size += nbytes
     count = len(shards)
-    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    for file, names in zip(files, shards, strict=True):
+    written = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for file, names in zip(written, shards, strict=True):
         # Transformers refuses a file without this metadata.
         save_file({name: tensors[name][1]() for name in names}, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(nbytes for nbytes, _ in tensors.values())},
-            "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+            "weight_map": {name: file for file, names in zip(written, shards, strict=True) for name in names},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from transformer_jax import patterns
 from transformer_jax.errors import InputError
 from transformer_jax.optim import groups as groups_lib
 
@@ -55,6 +56,7 @@ class Rates:
 
     def __post_init__(self) -> None:
         for pattern, factor in self.groups:
+            patterns.refuse_exploding(pattern, "optim.groups")
             try:
                 re.compile(pattern)
             except re.error as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.data.tokenizers import classes, sentencepiece, special
+from transformer_jax.data.tokenizers import classes, limits, sentencepiece, special
 from transformer_jax.data.tokenizers.classes import CLASSES, Parts, TokenizerClass
 from transformer_jax.errors import InputError
 
@@ -16,6 +16,7 @@ from transformer_jax.errors import InputError
 def read_tokenizer_json(path: Path) -> dict[str, Any]:
     """The object in a tokenizer.json. Raises: `InputError` for one that the library would die of."""
     settings = special.read_json(path)
+    limits.refuse_exploding(settings, path)
     model, added = settings.get("model"), settings.get("added_tokens")
     if not isinstance(model, dict):
         raise InputError(f"{path}: not a tokenizer of the tokenizers library (it has no model)")
@@ -58,7 +59,8 @@ def parts(
         raise InputError(
             f"no tokenizer at {folder}: it has neither tokenizer.json nor {made.vocabulary if made else wanted}"
         )
-    model = sentencepiece.read(file.read_bytes(), file)
+    model = sentencepiece.read(special.read_bytes(file), file)
+    limits.refuse_growth(limits.longest(model.charsmap), file)
     if model.kind == sentencepiece.BPE:
         ids = {piece.spelling: id for id, piece in enumerate(model.pieces)}
         return Parts(ids, sentencepiece.merges(model), model.charsmap), model
@@ -84,7 +86,7 @@ def _check_order(made: TokenizerClass, model: sentencepiece.Model, file: Path) -
 def _vocab_txt(file: Path, roles: Mapping[str, str]) -> dict[str, int]:
     """BERT's WordPiece: one token a line, its id the number of the line."""
     try:
-        lines = file.read_text("utf-8").removesuffix("\n").split("\n")
+        lines = special.read_bytes(file).decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text ({error})") from None
     lines = [line.removesuffix("\r") for line in lines]
@@ -98,6 +100,7 @@ def _vocab_and_merges(folder: Path) -> Parts:
     from tokenizers import models
 
     refuse_far_ids(list(special.read_json(folder / "vocab.json").values()), folder / "vocab.json")
+    special.read_bytes(folder / "merges.txt")
     try:
         vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as error:  # the library raises bare Exception
@@ -122,7 +125,10 @@ def library(file: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(file))
+        with limits.outlasting():
+            return Tokenizer.from_buffer(special.read_bytes(file))
+    except InputError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{file}: not a tokenizer of the tokenizers library ({error})") from None
 

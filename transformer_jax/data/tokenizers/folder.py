@@ -227,7 +227,7 @@ def _finished(
         literal=reads_literally(settings),
         pieces_of=pieces,
         clean_up=spaces and type(inner.model).__name__ != "BPE",
-        files={one: path.read_bytes() for one, path in kept.items()},
+        files={one: special.read_bytes(path) for one, path in kept.items()},
         settings={} if name in (None, said) else {"tokenizer_class": name},
     )
 

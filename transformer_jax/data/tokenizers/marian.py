@@ -224,7 +224,7 @@ def read_folder(folder: Path) -> MarianTokenizer:
         tokens[role] = special.content(settings.get(f"{role}_token"), f"{folder}: {role}_token") or usual
         if tokens[role] not in vocabulary and role != "pad":
             raise InputError(f"{folder / VOCABULARY} lacks {tokens[role]}, which every Marian vocabulary has")
-    models = {name: (folder / name).read_bytes() for name in (SOURCE, TARGET)}
+    models = {name: special.read_bytes(folder / name) for name in (SOURCE, TARGET)}
     for name, model in models.items():
         if sentencepiece.read(model, folder / name).kind != sentencepiece.UNIGRAM:
             raise InputError(f"{folder / name} is not read: it is not a Unigram model, which Marian's are")

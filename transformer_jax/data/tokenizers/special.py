@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformer_jax import files
 from transformer_jax.contracts import Special
 from transformer_jax.errors import InputError
 
-__all__ = ["SPELLINGS", "Special", "content", "read_json", "read_settings", "usual", "write_json"]
+__all__ = ["SPELLINGS", "Special", "content", "read_bytes", "read_json", "read_settings", "usual", "write_json"]
+
+MOST_BYTES = 2**26  # of a file; the largest tokenizer.json that we know of has half of that
 
 # How they are usually spelled: BERT's, then RoBERTa's. A folder that names its own is believed.
 SPELLINGS = {
@@ -34,8 +37,8 @@ def usual(inner: Any, settings: Mapping[str, Any]) -> dict[str, str]:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json of a folder, over what its special_tokens_map.json says; both may be absent."""
-    files = [folder / "special_tokens_map.json", folder / "tokenizer_config.json"]
-    return {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
+    named = [folder / "special_tokens_map.json", folder / "tokenizer_config.json"]
+    return {key: value for file in named if file.is_file() for key, value in read_json(file).items()}
 
 
 def content(token: Any, what: str) -> str | None:
@@ -46,11 +49,13 @@ def content(token: Any, what: str) -> str | None:
     return spelled
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file of a tokenizer's folder, which may be a stranger's."""
+    return files.read(path, MOST_BYTES, inside=path.parent)
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+    read = files.read_json(path, MOST_BYTES, inside=path.parent)
     if not isinstance(read, dict):
         raise InputError(f"{path}: not a JSON object")
     return read

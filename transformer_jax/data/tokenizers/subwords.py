@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.data.tokenizers import decoding
+from transformer_jax.data.tokenizers import decoding, limits
 from transformer_jax.data.tokenizers.languages import Languages
 from transformer_jax.data.tokenizers.plain import join_words, spaced
 from transformer_jax.data.tokenizers.sentencepiece import USER_DEFINED, Pieces
@@ -117,6 +117,7 @@ class SubwordTokenizer:
         """Ids of a text in which special tokens are meant: "Paris is the [MASK] of France."."""
         return self._encode([text], literal=False)[0]
 
+    @limits.outlasting()
     def _encode(self, texts: Sequence[str], literal: bool) -> list[np.ndarray]:
         if self.pieces_of is not None:
             return [ids for ids, _ in self._by_pieces(texts, literal)]
@@ -130,6 +131,7 @@ class SubwordTokenizer:
                 ids[i] = np.array(self._literal.encode(text, add_special_tokens=False).ids, np.int32)
         return ids
 
+    @limits.outlasting()
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [n] and offsets int32 [n, 2]: token i came from text[start:end], the space before a word left out.
 
