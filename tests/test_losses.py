@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 
 from tools import hlo
 from transformer_jax import sharding
+from transformer_jax.errors import InputError
 from transformer_jax.losses import cross_entropy, linear_cross_entropy, num_tiles
 
 B, T, D, V = 4, 24, 8, 50
@@ -216,3 +217,24 @@ def test_how_many_tiles():
     assert [tiles(*sizes, "TPU v5 lite") for sizes in v5e] == [8, 16, 1, 127, 1, 32]
     assert [tiles(*sizes) for sizes in v5e] == [2, 8, 1, 127, 1, 8]
     assert tiles(16, 256, 32000, "TPU v5 lite", tile_bytes=2**28) == 2
+
+
+@pytest.mark.parametrize("label", [-100, V])
+def test_what_is_no_label_needs_weight_0(label):
+    """It changes nothing then, in either loss; else it is refused, or where nothing can be, makes no number."""
+    x, kernel, weights = f32(X, KERNEL, WEIGHTS)
+    others = jnp.where(weights > 0, LABELS, label)
+
+    def both(labels, weights):
+        tiled = linear_cross_entropy(x, kernel, labels, weights, **tiles(3))
+        return cross_entropy(x @ kernel, labels, weights)[:2], tiled[:2]
+
+    np.testing.assert_array_equal(both(others, weights), both(LABELS, weights))
+    wrong = others.at[1, 2].set(label)
+    for loss in (
+        lambda labels: cross_entropy(x @ kernel, labels, jnp.ones_like(weights)),
+        lambda labels: linear_cross_entropy(x, kernel, labels),
+    ):
+        with pytest.raises(InputError, match=f"label {label} is none of the 50 .*give weight 0"):
+            loss(wrong)
+        assert jnp.isnan(jax.jit(loss)(wrong).sum)

@@ -51,7 +51,7 @@ from transformer_jax.train import state as states
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 SECONDS = 20  # for one input
-MEMORY = 1 << 30  # bytes; an image of MAX_PIXELS takes 400 MB decoded
+MEMORY = 1 << 30  # bytes; an image takes 400 MB decoded
 
 
 class Kind(NamedTuple):

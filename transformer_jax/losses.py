@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from transformer_jax import sharding
+from transformer_jax.errors import InputError
 
 # Of float32 logits that `linear_cross_entropy` holds at once on one device. Each tile reads and writes the kernel's
 # whole gradient: on TPUs, whose memory is large, few tiles take a quarter off the head's time (docs/performance.md).
@@ -50,7 +51,7 @@ def cross_entropy(
     Label smoothing e trains towards (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7). z_loss adds
     z log(Z)^2 per token, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
     """
-    labels_BT, weights_BT = _targets(labels_BT, weights_BT)
+    labels_BT, weights_BT = _targets(labels_BT, weights_BT, logits_BTV.shape[-1])
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT, mean_BT = jax.nn.logsumexp(logits_BTV, axis=-1), jnp.mean(logits_BTV, axis=-1)
     picked_BT = _picked_by_comparison(logits_BTV, labels_BT)
@@ -78,7 +79,7 @@ def linear_cross_entropy(
     idea of Cut Cross-Entropy and Liger's fused linear cross-entropy). x is in the compute dtype, to which kernel and
     bias are cast.
     """
-    labels_BT, weights_BT = _targets(labels_BT, weights_BT)
+    labels_BT, weights_BT = _targets(labels_BT, weights_BT, kernel_DV.shape[1])
     B, T = labels_BT.shape
     rows, length = B // sharding.shards("batch"), T // sharding.shards("length")
     columns = kernel_DV.shape[1] // sharding.shards("vocab")
@@ -90,10 +91,22 @@ def linear_cross_entropy(
     return CrossEntropy(total, jnp.sum(weights_BT), jax.lax.stop_gradient(plain))
 
 
-def _targets(labels_BT: jax.Array, weights_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """int32 labels and float32 weights (None: all 1), of whatever dtypes they come in, laid out alike."""
+def _targets(labels_BT: jax.Array, weights_BT: jax.Array | None, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """int32 labels and float32 weights (None: all 1), of whatever dtypes they come in, laid out alike.
+
+    A label that is none, such as the -100 of other libraries, has to have weight 0. Otherwise it is an `InputError`
+    where the values are known, and in a compiled function its weight, and so the loss, is not a number.
+    """
     labels_BT = jnp.asarray(labels_BT, jnp.int32)
     weights_BT = jnp.ones_like(labels_BT, jnp.float32) if weights_BT is None else jnp.asarray(weights_BT, jnp.float32)
+    is_none_BT = (labels_BT < 0) | (labels_BT >= vocab_size)
+    wrong_BT = is_none_BT & (weights_BT != 0)
+    if not isinstance(wrong_BT, jax.core.Tracer) and wrong_BT.is_fully_addressable and wrong_BT.any():
+        raise InputError(
+            f"label {labels_BT[wrong_BT][0]} is none of the {vocab_size} there are, from 0 on; give weight 0 to "
+            "positions that do not count"
+        )
+    labels_BT, weights_BT = jnp.where(is_none_BT, 0, labels_BT), jnp.where(wrong_BT, jnp.nan, weights_BT)
     return sharding.constrain(labels_BT, ("batch", "length")), sharding.constrain(weights_BT, ("batch", "length"))
 
 

@@ -1,6 +1,8 @@
 """Pixels of files: equal to Transformers' image processors, and what is refused."""
 
 import io
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -103,12 +105,14 @@ def test_what_is_no_image_is_broken(data, reason):
 
 
 def test_bombs_are_refused_by_their_header(monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_PIXELS", 10_000)
-    with pytest.raises(image_files.Broken, match=r"101 x 100 pixels, more than 10,000"):
-        image_files.pixels(encoded(Image.new("L", (101, 100))), PLAIN)
+    narrow = Preprocess(size=16, resize=16, fit="shortest")
+    monkeypatch.setattr(image_files, "MAX_RESIZED", 10_000)
     with pytest.raises(image_files.Broken, match=r"1 x 5000 pixels, too narrow"):
-        narrow = Preprocess(size=16, resize=16, fit="shortest")
         image_files.pixels(encoded(Image.new("L", (1, 5000))), narrow)
+    monkeypatch.setattr(image_files, "MOST_BYTES", 10_000 * 5)
+    image_files.pixels(encoded(Image.new("L", (100, 100))), PLAIN)
+    with pytest.raises(image_files.Broken, match=r"101 x 100 pixels, which take 50,500 bytes of memory"):
+        image_files.pixels(encoded(Image.new("L", (101, 100))), PLAIN)
 
 
 def test_an_image_that_is_nothing_but_long_is_refused(monkeypatch):
@@ -118,3 +122,48 @@ def test_an_image_that_is_nothing_but_long_is_refused(monkeypatch):
     Image.new("L", (1, 101)).save(file, "PNG")
     with pytest.raises(image_files.Broken, match="1 x 101 pixels, a side of more than 100: make it smaller"):
         image_files.pixels(file.getvalue(), Preprocess(size=8, resize=8))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from transformer_jax.data import image_files, preprocess
+
+def peak():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+image_files.MOST_BYTES = 0
+for path in sys.argv[1:]:
+    data = Path(path).read_bytes()
+    image = image_files._open(data)
+    needed = image_files._bytes_needed(image, image.width * image.height, "RGB")
+    image_files.MOST_BYTES = needed  # and not more
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    before = peak()
+    image_files.pixels(data, preprocess.Preprocess(size=16, resize=16))
+    print(needed, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of a process's memory")
+def test_an_image_takes_no_more_memory_than_its_header_says(tmp_path):
+    """2,048 x 2,048 pixels of each kind, in a process of their own."""
+    turned, noise = Image.Exif(), np.tile(NOISE, (32, 32, 1))
+    turned[image_files.ORIENTATION] = 6
+    written: dict[str, bytes] = {
+        "tiny": encoded(NOISE, "WEBP"),  # imports what is imported
+        "rgb": encoded(noise, compress_level=1),
+        "sixteen bits": encoded(noise[..., 0].astype(np.uint16) * 257, compress_level=1),
+        "turned": encoded(noise, exif=turned, compress_level=1),
+        "progressive": encoded(noise, "JPEG", progressive=True),
+        "webp": encoded(noise, "WEBP", method=0),
+    }
+    for name, data in written.items():
+        (tmp_path / name).write_bytes(data)
+    words = [sys.executable, "-c", MEASURE, *(str(tmp_path / name) for name in written)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    lines = dict(zip(written, done.stdout.splitlines(), strict=True))
+    for name in list(written)[1:]:
+        needed, taken = map(int, lines[name].split())
+        assert taken < needed + 2 * 2**20, name
+        assert name != "rgb" or taken > 0.8 * needed, "what was let go of serves those that follow"

@@ -20,7 +20,9 @@ import numpy as np
 from transformer_jax.data.preprocess import Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
-MAX_PIXELS = 2**27  # of an image, before or after resizing; the largest that a camera makes have as many
+MOST_BYTES = 400_000_000  # of memory for one image, `_bytes_needed`
+MAX_RESIZED = 2**25  # pixels of an image when it has been resized, before its centre is cut out
+ORIENTATION = 274  # the tag of EXIF
 MAX_SIDE = 2**16  # pixels; resizing an image that is nothing but long takes many times its memory
 DRAFT_PIXELS = 2**24  # a JPEG with more is decoded at a half, a quarter or an eighth of its size, where that suffices
 
@@ -74,19 +76,51 @@ def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
 
     if isinstance(data, np.ndarray):
         return Image.fromarray(data).convert("RGB" if channels == 3 else "L")
-    image = _open(data)
-    if image.width * image.height > MAX_PIXELS:
-        raise Broken(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: make it smaller")
+    image, mode = _open(data), "RGB" if channels == 3 else "L"
+    size = f"{image.width} x {image.height} pixels"
     if max(image.size) > MAX_SIDE:
-        raise Broken(f"{image.width} x {image.height} pixels, a side of more than {MAX_SIDE:,}: make it smaller")
-    if image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
+        raise Broken(f"{size}, a side of more than {MAX_SIDE:,}: make it smaller")
+    whole = image.width * image.height
+    if image.format in ("JPEG", "MPO") and whole > DRAFT_PIXELS:
         image.draft(None, (2 * side, 2 * side))
+    if (needed := _bytes_needed(image, whole, mode)) > MOST_BYTES:
+        raise Broken(f"{size}, which take {needed:,} bytes of memory, more than {MOST_BYTES:,}: make it smaller")
     ImageOps.exif_transpose(image, in_place=True)  # else a copy is made of any image
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = _eight_bits(image)
     image.info.pop("transparency", None)
-    mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _bytes_needed(image: Any, whole: int, mode: str) -> int:
+    """The most memory that reading an image takes, from its header.
+
+    Args:
+      whole: pixels of the file; a JPEG may be decoded at a part of its size, which is then the image's own.
+      mode: what it is converted to.
+    """
+    pixels, held = image.width * image.height, {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}.get(image.mode, 4)
+    held += image.mode.startswith("I")  # and 8 of the 16 bits
+    turned = held if image.getexif().get(ORIENTATION, 1) != 1 else 0
+    converted = 0 if image.mode == mode else {"L": 1, "RGB": 4}[mode]
+    needed = pixels * (held + max(turned, converted))
+    if image.format == "WEBP":  # the decoder has canvases of its own
+        needed += 13 * pixels
+    if image.info.get("progressive"):  # and this one the coefficients of the whole image
+        needed += 2 * len(image.getbands()) * whole
+    return needed
+
+
+def _eight_bits(image: Any) -> Any:
+    """A grey image of 16 bits as one of 8, a strip at a time."""
+    from PIL import Image
+
+    grey = np.empty((image.height, image.width), np.uint8)
+    rows = max(1, 2**18 // image.width)
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        grey[top : top + rows] = strip // 257
+    return Image.fromarray(grey)
 
 
 def _open(data: bytes) -> Any:
@@ -114,7 +148,7 @@ def _centre(image: Any, preprocess: Preprocess) -> np.ndarray:
     if preprocess.fit == "shortest":
         short = min(image.size)
         wanted = tuple(preprocess.resize if n == short else int(preprocess.resize * n / short) for n in image.size)
-    if math.prod(wanted) > MAX_PIXELS:
+    if math.prod(wanted) > MAX_RESIZED:
         raise Broken(f"{image.width} x {image.height} pixels, too narrow to resize its shorter side to {min(wanted)}")
     resized = _array(image.resize(wanted, _filter(preprocess)))
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2

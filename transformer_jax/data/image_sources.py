@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from transformer_jax import files
 from transformer_jax.data import image_files, records, sources
 from transformer_jax.errors import InputError
 
@@ -149,7 +150,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read(path, image_files.MOST_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
 

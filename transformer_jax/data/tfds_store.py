@@ -5,6 +5,7 @@ in TFRecord format, the older default, only TensorFlow can read it: such a store
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import numpy as np
 
 from transformer_jax.errors import InputError
 from transformer_jax.files import read_json
+
+MOST_BYTES = 2**26  # of a JSON file in a store
+OWN_FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 
 
 def open_split(
@@ -29,15 +33,15 @@ def open_split(
     root = Path(store).expanduser()
     base = name.split("/")[0].split(":")[0]
     # Ask the store first: TFDS would go on to look for the builder's code, and for the network.
-    if not (root / base).is_dir():
+    if base in ("", ".", "..") or not (root / base).is_dir():
         here = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else ""
         raise InputError(
             f"TFDS data set {name!r} is not in {root} ({f'it has {here}' if here else 'empty or absent'}); prepare it "
             f"where TensorFlow and a network are: `tfds build {name} --data_dir {store} --file_format array_record`, "
             "or say where it is with TFDS_DATA_DIR or data_dir"
         )
-    for path in (root / base).rglob("features.json"):
-        _refuse_foreign(read_json(path), path)
+    for path in (root / base).rglob("*.json"):
+        _refuse_foreign(read_json(path, MOST_BYTES, inside=root), path)
     found = sorted(p.parent.relative_to(root).as_posix() for p in root.glob(f"{base}/**/dataset_info.json"))
     prepared = f"prepared there: {', '.join(found) or 'nothing'}; another version is named as NAME/CONFIG:VERSION"
     try:
@@ -75,8 +79,10 @@ def _refuse_foreign(tree: Any, path: Path) -> None:
     if isinstance(tree, dict):
         for key, value in tree.items():
             names_class = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str)
-            if names_class and "." in value and not value.startswith("tensorflow_datasets."):
-                raise InputError(f"{path} names the class {value}, which is not TFDS's own: no code of a store is run")
+            if names_class and "." in value and not OWN_FEATURES.fullmatch(value):
+                raise InputError(
+                    f"{path} names the class {value[:80]!r}, which is not TFDS's own: no code of a store is run"
+                )
             _refuse_foreign(value, path)
 
 
