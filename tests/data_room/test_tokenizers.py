@@ -176,7 +176,10 @@ def test_bad_tokenizers_are_named(tmp_path):
         tokenizers.load(tmp_path)
     for content in ("", "{", "{}", "[1]", '{"model": 3}'):
         (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(InputError, match=r"tokenizer\.json: not (JSON|a JSON object|a tokenizer)"):
+        with pytest.raises(
+            InputError,
+            match=r"tokenizer\.json: (not a JSON object|not a tokenizer)|tokenizer\.json cannot be read as JSON",
+        ):
             tokenizers.load(tmp_path)
     (tmp_path / "characters.json").write_text('{"characters": "aa"}')
     with pytest.raises(InputError, match="distinct"):
