@@ -70,8 +70,13 @@ def refuse_other(path: Path, found: os.stat_result, limit: int | None = None) ->
 
 def read(path: Path, limit: int, *, inside: Path | None = None) -> bytes:
     """The bytes of a file, local or in a store. The arguments and errors are those of `opened`."""
-    with path.open("rb") if "://" in os.fspath(path) else opened(path, limit=limit, inside=inside) as file:
-        data = file.read(limit + 1)  # a file of /proc says that it has none
+    if "://" in os.fspath(path):
+        with path.open("rb") as remote:
+            data = remote.read(limit + 1)
+    else:
+        with opened(path, limit=limit, inside=inside) as file:
+            size = os.fstat(file.fileno()).st_size or 2**16  # a file of /proc says that it has none
+            data = file.read(min(limit, size) + 1)  # so much memory is taken, be there so much to read or not
     if len(data) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes, which are not read")
     return data
