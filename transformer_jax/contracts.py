@@ -166,6 +166,8 @@ class Family(Protocol):
 
     TRUNK: ClassVar[tuple[str, ...] | None] = None
     """The top-level names of the parameter tree that are no head, which `init_from` must fill; None: all of them."""
+    LABEL_HEADS: ClassVar[tuple[str, ...]] = ()
+    """The heads whose last dimension is the task's labels, in their order."""
 
     @staticmethod
     def declare(cfg: Any) -> Any:

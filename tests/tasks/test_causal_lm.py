@@ -105,3 +105,13 @@ def test_a_sample_ends_at_any_stop_token():
     stop = letters.encode(whole)[3]
     ended = "".join(CausalLM(stop_ids=(int(stop),)).sample(params, CFG, letters, options, seed=1))
     assert len(whole) == 7 and ended == "a" + whole[1:].split(whole[3])[0]
+
+
+def test_a_prompt_is_checked_before_the_first_step():
+    """Characters alone can be encoded that the training text has; nothing asked is never refused."""
+    tokenizer = tokenizers.build(tokenizers.Characters(), sources.in_memory([("a", "no line end here")]))
+    with pytest.raises(InputError, match="'K'"):
+        CausalLM().check_sample(None, tokenizer, Sample(prompt="KING:"))
+    CausalLM().check_sample(None, tokenizer, Sample(prompt="KING:", max_new_tokens=0))
+    CausalLM().check_sample(None, tokenizer, Sample())
+    assert tokenizers.prompt_ids(tokenizer, "") == [0]

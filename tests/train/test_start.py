@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from transformer_jax import sharding
-from transformer_jax.data import corpus, sources
+from transformer_jax.data import corpus, sources, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.models import bert, gpt
 from transformer_jax.nn import params as params_lib
+from transformer_jax.tasks.classification import Classification, labelled
 from transformer_jax.train import start
 
 PRETRAINED = bert.Config(vocab_size=20, max_length=32, width=8, num_layers=2, num_heads=2, heads=("mlm", "pair"))
@@ -23,12 +24,12 @@ EXPERIMENT = Experiment(MODEL, corpus.TextCorpus(sources.Embedded(), length=16),
 KEY = jax.random.key(7)
 
 
-def moved(experiment=EXPERIMENT, pretrained=PRETRAINED):
+def moved(experiment=EXPERIMENT, pretrained=PRETRAINED, labels=()):
     said: list[str] = []
     adopted = start.adopt(experiment, pretrained, said.append)
     found = bert.init(jax.random.key(1), pretrained)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    made = start.transfer(found, bert, bert.declare(adopted.model), adopted, KEY, mesh, said.append)
+    made = start.transfer(found, bert.declare(adopted.model), adopted, KEY, mesh, said.append, labels=labels)
     return adopted.model, found, made, "\n".join(said)
 
 
@@ -69,3 +70,20 @@ def test_another_family_and_too_few_positions_are_refused():
         start.adopt(EXPERIMENT, gpt.Config(vocab_size=20), print)
     with pytest.raises(InputError, match=r"data.length = 16 is longer than model.max_length = 8"):
         start.adopt(EXPERIMENT, dataclasses.replace(PRETRAINED, max_length=8), print)
+
+
+def test_a_head_is_compared_by_its_labels():
+    """By name and not by position: rows of the same names are moved, others are refused; LABEL_0 is no name."""
+    pretrained = dataclasses.replace(MODEL, heads=("classification",))
+    task = Classification(labels=("bad", "fair", "good"))
+    data = labelled.LabelledText(tables.Table(("a.tsv",)), tokenizers.Bytes(), length=8)
+    experiment = Experiment(pretrained, data, task, init_from="runs/other")
+    _, found, made, said = moved(experiment, pretrained, ("good", "bad", "fair"))
+    for leaf in ("kernel", "bias"):
+        theirs, ours = found["classification"][leaf], made["classification"][leaf]
+        np.testing.assert_array_equal(ours, np.asarray(theirs)[..., [1, 2, 0]])
+    assert "its labels are moved from the order good, bad, fair to bad, fair, good" in said
+    with pytest.raises(InputError, match=r"head 'classification' tells apart cat, .* add --fresh classification$"):
+        moved(experiment, pretrained, ("cat", "dog", "cow"))
+    _, found, made, _ = moved(experiment, pretrained, ("LABEL_0", "LABEL_1", "LABEL_2"))
+    np.testing.assert_array_equal(made["classification"]["kernel"], found["classification"]["kernel"])

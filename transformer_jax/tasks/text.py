@@ -23,3 +23,8 @@ class TextTask(Task):
     def tokens(self, data: Any) -> int:
         """The tokens of one example, padding included."""
         return data.length
+
+    def check_sample(self, model_cfg: Any, tokenizer: Any, options: Any) -> None:
+        """Raises `InputError` for an input that the tokenizer cannot encode."""
+        for text in options.inputs:
+            tokenizer.encode_prompt(text)

@@ -183,7 +183,8 @@ def _initial_state(place: Place, program: programs.Program, mesh: Mesh, loaded: 
                 "tokenizer.json, or state it in the experiment as data.tokenizer"
             )
         resized = models.hook(program.model, "resized")(loaded.params, loaded.config, program.model, log)
-        params = start.transfer(resized, program.declaration, experiment, key, mesh, log)
+        labels = () if loaded.task is None else loaded.task.snapshot_settings().get("labels", ())
+        params = start.transfer(resized, program.declaration, experiment, key, mesh, log, labels=labels)
         return program.create(params), loaded.tokenizer, 0
     log(f"from scratch, seed {experiment.seed}")
     has_ema, recent = program.state.ema is not None, step_lib.RECENT * (train.spike > 0)

@@ -6,10 +6,12 @@ experiment does not have is left out. All of it is said.
 """
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from transformer_jax import contracts, models
@@ -53,15 +55,21 @@ def transfer(
     key: jax.Array,
     mesh: Mesh,
     say: Callable[[str], None],
+    *,
+    labels: Sequence[str] = (),
 ) -> Any:
     """The parameters to start from: `found`, a checkpoint's, as far as the experiment uses them, and fresh heads.
 
     Arguments:
       declaration: the experiment's tree of `Param`s, whose trunk is that of the checkpoint (`adopt`).
       key: what a run from scratch would initialise with: fresh heads are the same.
-    Errors: `InputError` for a head of another shape, and for a name in `experiment.fresh` that is no head.
+      labels: those of the checkpoint's task; heads are compared with the experiment's by name.
+    Errors: `InputError` for a head of another shape or of other labels, and for a name in `experiment.fresh` that is no
+      head.
     """
-    trunk = models.hook(experiment.model, "TRUNK")
+    trunk, labelled = (models.hook(experiment.model, part) for part in ("TRUNK", "LABEL_HEADS"))
+    ours = experiment.task.snapshot_settings().get("labels", ())
+    found = dict(found)
     heads = [] if trunk is None else [name for name in declaration if name not in trunk]
     for name in experiment.fresh:
         if name not in heads:
@@ -71,6 +79,10 @@ def transfer(
     for name in heads:
         if name in found and name not in experiment.fresh:
             _refuse_other_shape(name, found[name], declaration[name], experiment.init_from)
+            if name in labelled and labels and ours:
+                found[name] = _in_order(
+                    found[name], labels, ours, f"init_from {experiment.init_from}: head {name!r}", say
+                )
             say(f"head {name!r}: as in {experiment.init_from}; to initialise it anew, add --fresh {name}")
     fresh = {name: declaration[name] for name in heads if name not in found or name in experiment.fresh}
     for name in fresh:
@@ -82,6 +94,25 @@ def transfer(
     places = params_lib.shardings(fresh, mesh)
     made = jax.jit(lambda key: params_lib.init(key, fresh), out_shardings=places)(key) if fresh else {}
     return {name: made[name] if name in made else found[name] for name in declaration}
+
+
+def _in_order(head: Any, theirs: Sequence[str], ours: Sequence[str], where: str, say: Callable[[str], None]) -> Any:
+    """A head's columns in the order of our labels, by name. Names such as LABEL_0 state an order and no meaning."""
+    if tuple(theirs) == tuple(ours) or all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
+        return head
+    if sorted(theirs) != sorted(ours):
+        name = where.rpartition("'")[0].rpartition("'")[2]
+        raise InputError(
+            f"{where} tells apart {_few(theirs)}, this experiment's labels are {_few(ours)}; to initialise the head "
+            f"from scratch, add --fresh {name}"
+        )
+    say(f"{where}: its labels are moved from the order {_few(theirs)} to {_few(ours)}")
+    order = np.array([list(theirs).index(label) for label in ours])
+    return jax.tree.map(lambda x: x[..., order], head)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def _refuse_other_shape(name: str, found: Any, declared: Any, path: str) -> None:

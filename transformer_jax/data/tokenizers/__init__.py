@@ -281,12 +281,21 @@ def sentinels(tokenizer: Tokenizer) -> np.ndarray:
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """What a language model reads of a prompt: its special tokens as such, after the token that a text begins with.
 
-    An empty prompt is that token, or the end of text before it, or a line's end where there is neither.
+    An empty prompt is that token, or the end of text before it, or where there is neither a line's end or the first
+    token.
     """
     ids = [int(id) for id in tokenizer.encode_prompt(prompt)]
     if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         return [tokenizer.bos_id, *ids]
-    return ids or ([int(tokenizer.encode("\n")[0])] if tokenizer.eos_id is None else [tokenizer.eos_id])
+    return ids or [_first(tokenizer) if tokenizer.eos_id is None else tokenizer.eos_id]
+
+
+def _first(tokenizer: Tokenizer) -> int:
+    """A line's end, or the first token of a vocabulary of characters that has none."""
+    try:
+        return int(tokenizer.encode("\n")[0])
+    except InputError:
+        return 0
 
 
 def stream_decode(tokenizer: Tokenizer, ids: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:

@@ -35,6 +35,7 @@ Params = Any
 Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator"]
 HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
 TRUNK = ("embed", "blocks", "final_norm")  # the parts of the tree that are no head
+LABEL_HEADS = ("classification", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

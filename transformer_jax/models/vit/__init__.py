@@ -38,6 +38,7 @@ from transformer_jax.nn.params import Param, normal, zeros
 
 Params = Any
 TRUNK = ("embed", "blocks", "final_norm", "pool")  # the parts of the tree that are no head
+LABEL_HEADS = ("head", "distillation_head")
 
 # Ti: Touvron et al. 2021; S: the same; B, L, H: Dosovitskiy et al. 2021, table 1.
 SIZES: dict[str, dict[str, Any]] = {

@@ -203,6 +203,11 @@ class CausalLM(TextTask):
         yield from self.sample(loaded.params, loaded.config, loaded.tokenizer, options, seed=options.seed)
         yield "\n"
 
+    def check_sample(self, model_cfg: Any, tokenizer: Any, options: Sample) -> None:
+        """Raises `InputError` for a prompt that the tokenizer cannot encode."""
+        if options.max_new_tokens:
+            tokenizers.prompt_ids(tokenizer, options.prompt)
+
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
         """The prompt and its continuation as text, in pieces as it is made.
 

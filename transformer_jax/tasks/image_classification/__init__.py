@@ -272,6 +272,11 @@ class ImageClassification(Task):
         say(f"images are normalised by mean {mean}, std {std} as in {origin}")
         return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, mean=mean, std=std))
 
+    def check_sample(self, model_cfg: Any, tokenizer: Any, options: Predict) -> None:
+        """Raises `InputError` for an image that cannot be read."""
+        for path in options.inputs:
+            _read(path, self.preprocess)
+
     def predict_options(self, defaults: Predict) -> Look:
         """How many labels, and whether to draw attention."""
         return Look(top=defaults.top)
