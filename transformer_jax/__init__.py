@@ -15,6 +15,8 @@ Importing the package costs nothing: each name below is imported when it is firs
 import importlib
 from typing import TYPE_CHECKING
 
+from transformer_jax import moved
+
 __version__ = "0.1.0"
 
 _ROOMS = {
@@ -45,3 +47,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+moved.install()

@@ -54,7 +54,7 @@ def experiment() -> Experiment:
         train=Train(steps=2000, batch_size=12, log_every=50),
         evaluate=Evaluate(every=500, batch_size=60),
         checkpoint=Checkpoint(every=500),
-        sample=Sample(prompt="\n", max_new_tokens=500, temperature=0.8),
+        sample=Sample(max_new_tokens=500, temperature=0.8),
     )
 
 
