@@ -27,8 +27,8 @@ def test_ssh(capsys):
     for i, line in enumerate(lines):
         ssh, terminal, host, command = shlex.split(line)
         assert (ssh, terminal, host) == ("ssh", "-tt", f"me@node{i + 1}")
-        assert shlex.split(command)[:7] == [
-            *("cd", "/home/me/my checkout", "&&", ".venv/bin/python", "-m", "transformer_jax", "train")
+        assert shlex.split(command)[:8] == [
+            *("cd", "--", "/home/me/my checkout", "&&", ".venv/bin/python", "-m", "transformer_jax", "train")
         ]
         assert command.endswith(f"--hosts.coordinator node1:8476 --hosts.count 2 --hosts.index {i}")
 
@@ -38,7 +38,7 @@ def test_tpu_vm(capsys):
     assert words == [
         *("gcloud", "compute", "tpus", "tpu-vm", "ssh", "my-pod", "--zone", "us-east5-a", "--project", "mine"),
         *("--worker=all", "--command"),
-        f"cd transformer_jax && .venv/bin/python -m transformer_jax train {shlex.join(TRAIN)}",
+        f"cd -- transformer_jax && .venv/bin/python -m transformer_jax train {shlex.join(TRAIN)}",
     ]
 
 
@@ -57,7 +57,7 @@ def test_slurm(capsys):
         "#SBATCH --partition=gpu",
         "",
         "set -eu",
-        "cd .",
+        "cd -- .",
         f"srun --kill-on-bad-exit=1 --label .venv/bin/python -m transformer_jax train {shlex.join(TRAIN)}",
     ]
 
@@ -126,3 +126,27 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, main, arguments, message)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (slurm.main, ["--name", "a\n#SBATCH --account=other", "e"]),
+        (slurm.main, ["--time", "1:00\nrm -rf /", "e"]),
+        (slurm.main, ["--sbatch=--wrap=x\n#", "e"]),
+        (slurm.main, ["--folder", "a\nb", "e"]),
+        (slurm.main, ["e", "--workdir", "a\n#SBATCH --account=other"]),
+        (local.main, ["--ssh=-oProxyCommand=touch /tmp/x", "e"]),
+        (local.main, ["--ssh", "node1,-oProxyCommand=x", "e"]),
+        (tpu_vm.main, ["--zone", "z", "--", "--flags-file=x", "e"]),
+        (tpu_vm.main, ["a", "--zone=--flags-file=x", "e"]),
+        (tpu_vm.main, ["a", "--zone", "z", "--project=--flags-file=x", "e"]),
+        (gke.main, ["a", "--image=-x", "--hosts", "2", "--gpus", "8", "e"]),
+        (gke.main, ["a", "--image", "i", "--claim", "a\nb", "--hosts", "2", "--gpus", "8", "e"]),
+    ],
+)
+def test_no_word_becomes_a_line_or_an_option(capsys, main, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["--dry-run", *arguments])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and ("is not allowed" in err or "control character" in err)

@@ -23,6 +23,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tools.launch import words
+
 PORT = 8476
 # --tpu's names and GKE's: the label of the node pool, and chips of one machine of a multi-host slice.
 TPUS = {
@@ -114,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--tpu {options.tpu} is {count} chips, {of_one} on a machine: give --hosts {hosts}")
     if options.gpus and options.slices > 1:
         parser.error(f"--slices {options.slices}: only TPUs have slices; give more --hosts")
-    if not train or train[0].startswith("-"):
-        parser.error("give an experiment: a module such as experiments.causal_lm.gpt2_small, or a file")
+    words.check(parser, options, train)
     made = json.dumps(manifest(options, train), indent=2)
     if options.dry_run:
         print(made)

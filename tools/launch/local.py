@@ -18,6 +18,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tools.launch import words
+
 
 def commands(
     hosts: Sequence[str], coordinator: str, train: Sequence[str], *, python: str, folder: str
@@ -28,7 +30,7 @@ def commands(
         command = [python, "-m", "transformer_jax", "train", *train]
         command += ["--hosts.coordinator", coordinator, "--hosts.count", str(len(hosts)), "--hosts.index", str(index)]
         # -tt: a terminal of its own, so that the process ends when the connection does.
-        made.append(["ssh", "-tt", host, f"cd {shlex.quote(folder)} && {shlex.join(command)}"] if host else command)
+        made.append(["ssh", "-tt", host, f"cd -- {shlex.quote(folder)} && {shlex.join(command)}"] if host else command)
     return made
 
 
@@ -50,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("give the number of processes, or --ssh HOST,HOST")
         hosts, train = [""] * int(train[0]), train[1:]
         address, port, python = "127.0.0.1", options.port or _free_port(), options.python or sys.executable
-    if not train or train[0].startswith("-"):
-        parser.error("give an experiment: a module such as experiments.causal_lm.stdlib, or a file")
+    words.check(parser, options, train)
     made = commands(hosts, f"{address}:{port}", train, python=python, folder=options.folder)
     if options.dry_run:
         print("\n".join(map(shlex.join, made)))

@@ -17,6 +17,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tools.launch import words
+
 
 def script(options: argparse.Namespace, train: Sequence[str]) -> str:
     """The sbatch file."""
@@ -35,7 +37,7 @@ def script(options: argparse.Namespace, train: Sequence[str]) -> str:
     lines += [f"#SBATCH {extra}" for extra in options.sbatch]
     command = shlex.join([".venv/bin/python", "-m", "transformer_jax", "train", *train])
     # --kill-on-bad-exit: SLURM ends what the hosts' own watch cannot.
-    lines += ["", "set -eu", f"cd {shlex.quote(options.folder)}", f"srun --kill-on-bad-exit=1 --label {command}"]
+    lines += ["", "set -eu", f"cd -- {shlex.quote(options.folder)}", f"srun --kill-on-bad-exit=1 --label {command}"]
     return "\n".join(lines) + "\n"
 
 
@@ -53,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, train = parser.parse_known_args(arguments)
     if options.nodes < 1 or options.gpus_per_node < 0:
         parser.error(f"--nodes {options.nodes} --gpus-per-node {options.gpus_per_node}: there must be nodes")
-    if not train or train[0].startswith("-"):
-        parser.error("give an experiment: a module such as experiments.causal_lm.gpt2_small, or a file")
+    words.check(parser, options, train)
     made = script(options, train)
     if options.dry_run:
         print(made, end="")

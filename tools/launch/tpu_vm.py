@@ -17,6 +17,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tools.launch import words
+
 
 def command(options: argparse.Namespace, train: Sequence[str]) -> list[str]:
     """The gcloud command."""
@@ -24,7 +26,7 @@ def command(options: argparse.Namespace, train: Sequence[str]) -> list[str]:
     project = ["--project", options.project] if options.project else []
     return [
         *("gcloud", "compute", "tpus", "tpu-vm", "ssh", options.name, "--zone", options.zone, *project),
-        *("--worker=all", "--command", f"cd {shlex.quote(options.folder)} && {there}"),
+        *("--worker=all", "--command", f"cd -- {shlex.quote(options.folder)} && {there}"),
     ]
 
 
@@ -38,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", default="transformer_jax", help="the checkout on every worker")
     parser.add_argument("--dry-run", action="store_true", help="print the command and run nothing")
     options, train = parser.parse_known_args(arguments)
-    if not train or train[0].startswith("-"):
-        parser.error("give an experiment: a module such as experiments.causal_lm.gpt2_small, or a file")
+    words.check(parser, options, train)
     made = command(options, train)
     if options.dry_run:
         print(shlex.join(made))

@@ -1,0 +1,32 @@
+"""What a launcher may pass on: words that end up in a job's file, in a shell, or among another program's options."""
+
+import argparse
+import re
+from collections.abc import Sequence
+
+NAMES = {  # what an option may be: anything else would be an option or a line of its own where it ends up
+    "name": r"[A-Za-z0-9][\w.-]*",
+    "time": r"\d[\d:-]*",
+    "zone": r"[a-z0-9][a-z0-9-]*",
+    "project": r"[a-z0-9][a-z0-9:.-]*",
+    "ssh": r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9][\w.:-]*(,([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9][\w.:-]*)*",
+    "image": r"[A-Za-z0-9][\w./:@-]*",
+    "claim": r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?",
+    "sbatch": r"--?[A-Za-z].*",
+}
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace, train: Sequence[str]) -> None:
+    """Ends the program with one line where an option or a word of the training is not what it may be, or where no
+    experiment is named."""
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str) or not text:
+                continue
+            if not text.isprintable() or not re.fullmatch(NAMES.get(name, r"[^-].*"), text):
+                parser.error(f"{name} {text!r} is not allowed: it would not stay one word where it ends up")
+    for word in train:
+        if not word.isprintable():
+            parser.error(f"argument {word!r} has a line end or another control character")
+    if not train or train[0].startswith("-"):
+        parser.error("give an experiment: a module such as experiments.causal_lm.gpt2_small, or a file")
