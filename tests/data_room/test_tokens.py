@@ -1,5 +1,6 @@
 """Token files: what is in them, the accounting of bytes, and that none is ever read half."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -111,6 +112,27 @@ def test_a_header_that_lies_is_refused(tmp_path):
         (folder / "header.json").write_text(content)
         with pytest.raises(InputError, match="token file"):
             tokens.open_file(folder)
+
+
+def test_bytes_that_were_not_written_are_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK", 5)
+    made = tokens.prepare(DOCUMENTS, BYTES, tmp_path)
+    whole = made.tokens.tolist()
+    for name in ("tokens", "documents"):
+        path = made.folder / f"{name}.bin"
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"token file .*{name}\.bin is damaged: its bytes are not those"):
+            tokens.open_file(made.folder)
+        assert tokens.prepare(DOCUMENTS, BYTES, tmp_path).tokens.tolist() == whole
+        assert "making it again" in capsys.readouterr().err
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
+    tokenizer = dataclasses.replace(BYTES, vocab_size=100)
+    with pytest.raises(InputError, match="id 1[0-9][0-9] is none of the tokenizer's 100 ids"):
+        tokens.prepare(sources.in_memory([("a", "xyz")]), tokenizer, tmp_path)
 
 
 def test_a_failure_leaves_nothing(tmp_path):

@@ -6,8 +6,8 @@
       header.json     counts, hashes, sizes
 
 KEY is a hash of the corpus and the tokenizer: either changes, another file is made. A file is written under a
-temporary name, synced and renamed, so it is there whole or not at all; its size is checked against the header, and the
-header against its own hash, whenever it is opened. Memory stays bounded however large the corpus is.
+temporary name, synced and renamed, so it is there whole or not at all; its bytes are compared with the digests in the
+header, and the header with its own hash, whenever it is opened. Memory stays bounded however large the corpus is.
 
 Before each document stands the token by which a text begins for the model, or else the end of text (`frame`): a model
 is asked to predict every token of the text, and one or two between neighbours. `predicted_bytes` are the UTF-8 bytes of
@@ -30,17 +30,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from transformer_jax import files
 from transformer_jax.data import sources
 from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
+BLOCK = 1 << 26  # bytes that are digested at a time, several in parallel
 BATCH = 4 << 20  # characters encoded together; their tokens are all that is in memory
 ABANDONED = 3600  # seconds without a write after which a temporary folder's writer is taken for dead
 
@@ -111,7 +114,10 @@ def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | No
 def open_file(folder: Path) -> TokenFile:
     """A token file by its folder. One that is not whole raises InputError."""
     try:
-        header = json.loads((folder / "header.json").read_text())
+        try:
+            header = files.read_json(folder / "header.json", inside=folder)
+        except InputError as error:
+            raise InputError(f"token file {folder} is damaged: {error}") from None
         if header["format"] != FORMAT:
             raise InputError(f"token file {folder} has format {header['format']}, this version reads {FORMAT}")
         if header["sha256"] != _digest(header):
@@ -127,6 +133,9 @@ def open_file(folder: Path) -> TokenFile:
                 raise InputError(f"token file {path} has {size:,} bytes, its header says {expected:,}: it is damaged")
             # A plain ndarray over the map: indexing np.memmap itself is several times slower.
             arrays[name] = np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
+            if _digest_array(arrays[name]) != header["digests"][name]:
+                raise InputError(f"token file {path} is damaged: its bytes are not those that were written")
+        _refuse_unknown(arrays["tokens"], header["vocab_size"], f"token file {folder}")
         return TokenFile(
             tokens=arrays["tokens"],
             starts=arrays["documents"],
@@ -141,6 +150,21 @@ def open_file(folder: Path) -> TokenFile:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"token file {folder} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _refuse_unknown(ids: np.ndarray, vocab_size: int, where: str) -> None:
+    """Raises `InputError` for ids that are not below `vocab_size`: a model would take another token's embedding."""
+    low, high = (ids.min(), ids.max()) if ids.size else (0, -1)
+    if low < 0 or high >= vocab_size:
+        raise InputError(f"{where}: id {low if low < 0 else high} is none of the tokenizer's {vocab_size:,} ids")
+
+
+def _digest_array(array: np.ndarray) -> str:
+    """SHA-256 of the SHA-256 of each `BLOCK` bytes, which threads share: hashlib lets go of the interpreter's lock."""
+    data = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        blocks = pool.map(lambda at: hashlib.sha256(data[at : at + BLOCK]).digest(), range(0, len(data), BLOCK))
+        return hashlib.sha256(b"".join(blocks)).hexdigest()
 
 
 def _digest(header: dict[str, Any]) -> str:
@@ -183,7 +207,9 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
                 batch_bytes += len(data)
                 row.append(ids)
                 count += len(ids)
-            out.write(np.concatenate(row).astype(dtype).tobytes())
+            ids_of_batch = np.concatenate(row)
+            _refuse_unknown(ids_of_batch, tokenizer.vocab_size, documents.origin)
+            out.write(ids_of_batch.astype(dtype).tobytes())
             index.write(np.array(starts, "<i8").tobytes())
             document_count += len(starts)
             text_bytes += batch_bytes
@@ -214,6 +240,10 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
         "tokenizer": tokenizer.fingerprint,
         "content": content.hexdigest(),
         "origin": documents.origin,
+    }
+    header["digests"] = {
+        name: _digest_array(np.asarray(np.memmap(folder / f"{name}.bin", np.uint8, mode="r")))
+        for name in ("tokens", "documents")
     }
     header["sha256"] = _digest(header)
     with (folder / "header.json").open("wb") as file:

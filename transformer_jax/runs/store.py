@@ -46,6 +46,7 @@ TIMEOUT = 60.0  # seconds for one request
 PART = 2**24  # bytes of an object that are in memory at once while it is digested
 TRIES = 3  # of a request that is not answered
 THREADS = 16  # requests at once
+NEAR_BYTES = 2**30  # of a file that is brought near, such as a long metrics.jsonl
 CRASHING = ((3, 12, 0), (3, 12, 1))  # its garbage collector, where io.BytesIO.getbuffer is part of a cycle
 
 
@@ -228,11 +229,16 @@ def get(path: Path) -> tuple[bytes, Seen]:
 
 def there(path: Path) -> bool:
     """Whether the object is there."""
+    return _size(path) is not None
+
+
+def _size(path: Path) -> int | None:
+    """The bytes of an object; None where it is not there."""
     bucket, key = _split(path)
     with _told(path, "read"), contextlib.suppress(FileNotFoundError):
-        _call("GET", "b/{}/o/{}", bucket, key)
-        return True
-    return False
+        _, facts = _call("GET", "b/{}/o/{}", bucket, key)
+        return int(json.loads(facts)["size"])
+    return None
 
 
 def digest(path: Path) -> tuple[int, str]:
@@ -369,13 +375,23 @@ def near(folder: Path, fetch: Collection[str] = ()) -> Iterator[tuple[Path, Call
 
     with tempfile.TemporaryDirectory(prefix="transformer_jax-") as temporary:
         here = Path(temporary)
-        for name in _chosen(folder, fetch):
+        for name, size in _chosen(folder, fetch).items():
+            if name.startswith("/") or ".." in name.split("/"):  # an object may be called anything
+                raise InputError(f"{folder}/{name} is not the name of a file in this folder; delete it")
+            if size > NEAR_BYTES:
+                raise InputError(f"{folder}/{name} has {size:,} bytes; more than {NEAR_BYTES:,} are not read")
             (here / name).parent.mkdir(parents=True, exist_ok=True)
             (here / name).write_bytes(get(folder / name)[0])
             uploaded[name] = state(name)
         yield here, publish
 
 
-def _chosen(folder: Path, names: Collection[str]) -> list[str]:
-    found = [name for name in names if not name.endswith("/") and there(folder / name)]
-    return found + [f"{name}{x}" for name in names if name.endswith("/") for x in sizes(folder / name.rstrip("/"))]
+def _chosen(folder: Path, names: Collection[str]) -> dict[str, int]:
+    """{name: bytes} of those objects that are there, and of all below the names that end in a slash."""
+    found: dict[str, int] = {}
+    for name in names:
+        if name.endswith("/"):
+            found |= {f"{name}{x}": size for x, size in sizes(folder / name.rstrip("/")).items()}
+        elif (size := _size(folder / name)) is not None:
+            found[name] = size
+    return found
