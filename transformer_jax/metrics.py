@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer_jax import words
+from transformer_jax import files, words
 from transformer_jax.errors import InputError
 
 Z_95 = 1.959964  # the standard normal distribution has 95 % of its mass within this
@@ -386,7 +386,8 @@ def plot_by_length(
     axes.set_ylabel(name.replace("_", " "))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3, axis="y")
-    figure.savefig(path, dpi=150)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
 
 
 def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -409,7 +410,8 @@ def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequenc
     axes.set_xlabel("predicted")
     axes.set_ylabel("right")
     figure.colorbar(image, label="share of the right class", shrink=0.8)
-    figure.savefig(path, dpi=150)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
 
 
 def plot_roc(scores_E: np.ndarray, labels_E: np.ndarray, path: Path) -> None:
@@ -436,4 +438,5 @@ def plot_roc(scores_E: np.ndarray, labels_E: np.ndarray, path: Path) -> None:
     axes.set_aspect("equal")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")

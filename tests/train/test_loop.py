@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Sa
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.runs import lock
+from transformer_jax.runs import lock, versions
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.train import loop
 
@@ -339,3 +340,21 @@ def test_a_metric_that_is_not_reported_is_refused_before_anything_is_written(tin
     with pytest.raises(InputError, match=r"best_metric is 'accuracy'; this task reports loss_nats_per_token, "):
         loop.run(wrong, tmp_path / "run", load=restore.load)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_changed_since_the_last_step_is_said(tiny, whole, tmp_path, capsys, monkeypatch):
+    """The text, and the versions."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    longer = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, steps=STEPS + 1))
+    text = Path(tiny.data.source.paths[0])
+    before = text.read_text()
+    here = versions.here() | {"python": "4.0.0"}
+    monkeypatch.setattr(versions, "here", lambda: here)
+    try:
+        text.write_text(before.replace("to", "TO"))
+        assert loop.run(longer, run, load=restore.load).step == STEPS + 1
+    finally:
+        text.write_text(before)
+    out = capsys.readouterr().out
+    assert f"the data have changed since step {STEPS} was written" in out
+    assert f"step {STEPS} was written with other versions: python 3." in out and "-> 4.0.0" in out

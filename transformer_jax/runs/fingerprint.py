@@ -54,6 +54,14 @@ def data(prepared: Prepared) -> dict[str, Any]:
     return whole | samples | {"tokenizer": tokenizer} | dict(prepared.facts)
 
 
+def identity(prepared: Prepared) -> str:
+    """What a step states of the data that it was trained with: of the whole text where that is known, else of the first
+    examples of the training set."""
+    known = prepared.identity or _hash_rows(prepared.train, range(EXAMPLES // 4))
+    tokenizer = getattr(prepared.tokenizer, "fingerprint", "")
+    return hashlib.sha256(f"{known} {tokenizer}".encode()).hexdigest()[:16]
+
+
 @cache
 def source_hash() -> str:
     """A hash of the package's Python files."""
@@ -64,7 +72,11 @@ def source_hash() -> str:
 
 
 def _hash(examples: Any, rows: Any) -> str:
-    digest = hashlib.sha256(f"{len(examples)}".encode())
+    return _hash_rows(examples, rows, f"{len(examples)}")
+
+
+def _hash_rows(examples: Any, rows: Any, head: str = "") -> str:
+    digest = hashlib.sha256(head.encode())
     for row in rows:
         for name, value in sorted(examples[row].items()):
             digest.update(name.encode() + np.ascontiguousarray(value).tobytes())

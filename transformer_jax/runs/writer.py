@@ -61,6 +61,7 @@ class Writer:
       family: the name of the model's family. config: the resolved experiment as JSON values.
       keep: the newest n are kept. keep_best: and the n best by their metric, of which the `best` one, "lowest" or
         "highest", is best; of equals the earliest.
+      data: what tells the run's data from others (`fingerprint.identity`).
       code: {file: digest} of the user's files that define types of the experiment.
       averaged: the steps of which the parameters are the mean (`average.create`).
       metrics: {step: value} of what is known by now, which counts before what the steps themselves state: a step may
@@ -84,6 +85,7 @@ class Writer:
         keep_best: int = 0,
         best: str = "lowest",
         code: Mapping[str, str] | None = None,
+        data: str = "",
         averaged: Sequence[int] = (),
         metrics: Callable[[], Mapping[int, float]] = dict,
         resumed: int | None = None,
@@ -105,6 +107,8 @@ class Writer:
         }
         if code:
             self._facts["code"] = dict(code)
+        if data:
+            self._facts["data"] = data
         if averaged:
             self._facts["averaged"] = list(averaged)
         self._first = jax.process_index() == 0

@@ -22,7 +22,7 @@ from transformer_jax.contracts import RunFacts
 from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import checkpoint, store
+from transformer_jax.runs import checkpoint, fingerprint, store
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import batch as batch_lib
@@ -109,6 +109,7 @@ def live(run: Run) -> Iterator[None]:
             family=run.program.family,
             config=config_json.to_json(experiment),
             run=run.run_id,
+            data=fingerprint.identity(run.prepared),
             code=brought.digests(brought.code_of(experiment)),
             keep=keeps.keep,
             keep_best=keeps.keep_best,

@@ -24,7 +24,7 @@ from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, fingerprint
+from transformer_jax.runs import checkpoint, fingerprint, versions
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import best as best_lib
 from transformer_jax.train import evaluate as evaluation
@@ -116,6 +116,7 @@ def setup(place: Place, held: contextlib.ExitStack, *, load: Callable[..., Any])
     state, tokenizer, rows = _initial_state(place, program, mesh, loaded, init_key)
     loaded = None  # one copy of the parameters is enough
     prepared = _prepare_data(experiment, program, mesh, tokenizer)
+    _say_if_changed(place, prepared)
     _claim(place, prepared, held)
 
     compiling = time.perf_counter()
@@ -167,6 +168,8 @@ def _initial_state(place: Place, program: programs.Program, mesh: Mesh, loaded: 
         log(f"resume from step {place.saved_step:,} of {train.steps:,}")
         folder = place.folder / "checkpoints" / str(place.saved_step)
         state, meta = checkpoint.restore_state(folder, program.state, verify=False)
+        if others := versions.changed(meta):
+            log(f"step {place.saved_step:,} was written with other versions: {others}")
         for name in brought.changed(meta.get("code", {}), brought.code_of(experiment)):
             log(f"{name} has changed since step {place.saved_step:,} was written")
         spec = getattr(experiment.data, "tokenizer", None)
@@ -227,6 +230,15 @@ def check_loss(task: contracts.Task, returned: Any) -> None:
 def _shapes(tree: Any) -> str:
     """A value whose arrays are their shapes, for messages."""
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))[:120]
+
+
+def _say_if_changed(place: Place, prepared: contracts.Prepared) -> None:
+    """Says where the data are not those that the step to go on from was trained with."""
+    if place.saved_step is None:
+        return
+    before = checkpoint.read_meta(place.folder / "checkpoints" / str(place.saved_step)).get("data")
+    if before and before != fingerprint.identity(prepared):
+        say(4, f"the data have changed since step {place.saved_step:,} was written: the run goes on with those of now")
 
 
 def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStack) -> None:

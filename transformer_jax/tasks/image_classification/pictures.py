@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_jax import metrics
+from transformer_jax import files, metrics
 
 
 def plot_reliability(found: metrics.Calibration, path: Path) -> None:
@@ -27,7 +27,8 @@ def plot_reliability(found: metrics.Calibration, path: Path) -> None:
     below.bar(middle, found.examples, width=0.9 / bins)
     below.set_xlabel("confidence")
     below.set_ylabel("images")
-    figure.savefig(path, dpi=150)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
 
 
 def plot_mistakes(images: Sequence[np.ndarray], titles: Sequence[str], path: Path) -> None:
@@ -43,7 +44,8 @@ def plot_mistakes(images: Sequence[np.ndarray], titles: Sequence[str], path: Pat
     for cell, image, title in zip(cells, images, titles, strict=False):
         _show(cell, image)
         cell.set_title(title, fontsize=7, parse_math=False)
-    figure.savefig(path, dpi=100)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=100, format="png")
 
 
 def plot_attention(image: np.ndarray, flow: np.ndarray, title: str, path: Path) -> None:
@@ -63,7 +65,8 @@ def plot_attention(image: np.ndarray, flow: np.ndarray, title: str, path: Path) 
     figure.suptitle(title, fontsize=10)
     for text in figure.texts:
         text.set_parse_math(False)
-    figure.savefig(path, dpi=100)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=100, format="png")
 
 
 def _show(cell, image: np.ndarray) -> None:
