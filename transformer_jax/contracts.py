@@ -8,10 +8,11 @@ contracts. Values that pass between rooms, such as the state of a run, are here 
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from flax import struct
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Sums = Mapping[str, tuple[float, float]]  # {"name": (sum, weight)}
 Outputs = Mapping[str, "np.ndarray"]  # {"name": [examples, ...]}
 Row = Mapping[str, float]  # one row of metrics, with "step"
+Ask = str | tuple[str, ...]  # an input of `predict`: a text; or the two of a pair, or the words of a sentence
 Report = Mapping[str, float | str]  # the numbers of an evaluation by name, and as strings their conventions
 Progress = Callable[[int, int], None]  # called with (done, total) every now and then
 
@@ -154,6 +156,22 @@ class RunFacts:
     metric: str
 
 
+class Input(NamedTuple):
+    """One thing to answer, for `predict`.
+
+    Fields:
+      ask: what the task's `predict` gets.
+      where: names it in messages: "new.csv:17".
+      columns: the record that it is from, in a table; {} elsewhere.
+      error: why there is nothing to answer; "" where there is.
+    """
+
+    ask: Ask
+    where: str
+    columns: Mapping[str, Any]
+    error: str = ""
+
+
 # ------------------------------------------------------------------------------------------------------------ contracts
 
 
@@ -195,6 +213,8 @@ class Task(Protocol):
     """Whether a model means nothing without a tokenizer."""
     unit: ClassVar[str] = "examples"
     """What `tokens` counts, for people."""
+    takes_pairs: ClassVar[bool] = False
+    """Whether an input of `predict` may be two texts, with a TAB between them where they are on a line."""
 
     def settle(self, data: Any) -> "Task":
         """This task with what it leaves to the data, such as the names of classes: what config.json is to hold."""
@@ -277,13 +297,14 @@ class Task(Protocol):
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
         """What to show of the model when training ends, in pieces: by default the predictions for `options.inputs`."""
-        for prediction in self.predict(params, model_cfg, tokenizer, options.inputs, top=options.top):
-            yield self.describe(prediction) + "\n"
+        for answer in self.predict(params, model_cfg, tokenizer, options.inputs, top=options.top):
+            yield self._line(answer)
 
     def predict(
-        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Any], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """One JSON-able dict for each input, a line of text; `top`: how many answers of each to give."""
+        """One JSON-able dict for each `Ask`, in order, {"error": why} for one that has no answer; `top`: how many
+        answers of each to give."""
         raise InputError(f"{type(self).__name__} makes no predictions")
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
@@ -299,24 +320,56 @@ class Task(Protocol):
         """
         return Answers(top=defaults.top)
 
+    def read(self, given: Sequence[str], options: Any) -> Sequence[Input] | None:
+        """The inputs of the command `predict`, for a task with a way of its own to read them, such as words with tags;
+        None: arguments, lines and tables, as `data.inputs` reads them."""
+        return None
+
     def respond(
-        self, loaded: Any, inputs: Sequence[str], options: Any, *, progress: Progress = no_progress
+        self, loaded: Any, inputs: Sequence[Input], options: Any, *, progress: Progress = no_progress
     ) -> Iterator[str]:
-        """What `predict` prints, in pieces.
+        """What `predict` prints, in pieces: of each input its answer on a line, or as JSON.
 
         Args:
           loaded: a `restore.Loaded`.
           options: of `predict_options`.
           progress: called with (done, total) every now and then.
         """
-        given = [text for text in inputs if text.strip()]
-        answers = iter(self.predict(loaded.params, loaded.config, loaded.tokenizer, given, top=options.top))
-        for text in inputs:  # one answer for each, in order
-            answer = next(answers) if text.strip() else {"input": text, "error": "a blank line"}
-            if options.json:
-                yield json.dumps(answer, ensure_ascii=False) + "\n"
-            else:
-                yield (self.describe(answer) if text.strip() else "") + "\n"
+        for one, answer in self.answered(loaded, inputs, options, progress=progress):
+            as_json = {"input": one.ask, **answer} if "error" in answer else answer
+            yield json.dumps(as_json, ensure_ascii=False) + "\n" if options.json else self.show(answer, options)
+
+    def answered(
+        self, loaded: Any, inputs: Sequence[Input], options: Any, *, progress: Progress = no_progress
+    ) -> Iterator[tuple[Input, Mapping[str, Any]]]:
+        """Each input and its answer, in order; {"error": why} where there is none.
+
+        Raises:
+          InputError: after the last, where no input has an answer.
+        """
+        answers = iter(self.answers(loaded, [one.ask for one in inputs if not one.error], options, progress=progress))
+        failed: list[str] = []
+        for one in inputs:
+            answer = {"error": one.error} if one.error else next(answers)
+            failed += [f"{one.where}: {answer['error']}"] if "error" in answer else []
+            yield one, answer
+        if failed and len(failed) == len(inputs):
+            raise InputError(f"no input has an answer; {failed[0]}")
+        if failed:
+            print(f"{len(failed)} of {len(inputs)} inputs have no answer; the first: {failed[0]}", file=sys.stderr)
+
+    def answers(
+        self, loaded: Any, asked: Sequence[Any], options: Any, *, progress: Progress = no_progress
+    ) -> Iterator[Mapping[str, Any]]:
+        """`predict` as the options of the command say."""
+        return self.predict(loaded.params, loaded.config, loaded.tokenizer, asked, top=options.top)
+
+    def show(self, answer: Mapping[str, Any], options: Any) -> str:
+        """An answer as `predict` prints it for people, with the end of its line."""
+        return self._line(answer)
+
+    def _line(self, answer: Mapping[str, Any]) -> str:
+        return (f"(no answer: {answer['error']})" if "error" in answer else self.describe(answer)) + "\n"
 
     # Hugging Face folders.
 
@@ -354,7 +407,13 @@ class Answers:
     top: int = 5
     """Answers to give for each input."""
     file: str = ""
-    """A text file with one input a line."""
+    """A text file with one input a line; or a table (.csv, .tsv, .jsonl) with one a row."""
+    text: str = ""
+    """The column of the table that is the input; empty: the one that the run was trained on."""
+    text_b: str = ""
+    """The column of the second text of a pair."""
+    out: str = ""
+    """Write the answers into this file, .csv or .jsonl, beside the other columns of the table, and print none."""
     json: bool = False
     """One JSON object a line."""
 

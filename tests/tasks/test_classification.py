@@ -247,6 +247,7 @@ def test_a_prediction_is_the_evaluation_of_the_same_pair(params, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["", "  \n", "text\t", "\ttext"])
-def test_predict_refuses_a_line_without_text(params, line):
-    with pytest.raises(InputError, match=r"a line holds a text, or two texts with a TAB between"):
-        list(Classification(LABELS).predict(params, CFG, toy_tokenizer(), [line], top=1))
+def test_a_line_without_text_ends_nothing(params, line):
+    found, good = Classification(LABELS).predict(params, CFG, toy_tokenizer(), [line, ("the cat\tsat",)], top=1)
+    assert "a text, or two texts with a TAB between" in found["error"]
+    assert good["text"] == "the cat\tsat" and "text_b" not in good and good["label"] in LABELS

@@ -253,9 +253,14 @@ def test_predictions(params, logits_BK, tmp_path):
 
 def test_files_that_cannot_be_predicted(params, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
-    for path, message in (("b.jpg", r"b.jpg cannot be read \(No such file"), ("a.jpg", r"a.jpg: cannot be decoded \(")):
-        with pytest.raises(InputError, match=message):
-            list(TASK.predict(params, CFG, None, [str(tmp_path / path)], top=1))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "c.png")
+    paths = [str(tmp_path / name) for name in ("b.jpg", "c.png", "a.jpg")]
+    gone, good, broken = TASK.predict(params, CFG, None, paths, top=1)
+    assert gone == {"image": paths[0], "error": "it cannot be read (No such file or directory)"}
+    assert good["image"] == paths[1] and good["label"] in TASK.labels
+    assert broken["error"].startswith("cannot be decoded (")
+    (alone,) = TASK.predict(params, CFG, None, paths[:1], top=1)
+    assert alone == gone
 
 
 def test_a_model_without_a_head_predicts_nothing(params):

@@ -136,8 +136,8 @@ def test_predict_is_the_best_of_all_spans(folder, params):
 
 @pytest.mark.parametrize("line", ["Who won?", "Who won?\t ", "\tDenver won", ""])
 def test_predict_needs_a_question_a_tab_and_a_context(folder, params, line):
-    with pytest.raises(InputError, match="give a question, a tab and the context"):
-        list(TASK.predict(params, CFG, load(folder), [line], top=1))
+    found, good = TASK.predict(params, CFG, load(folder), [line, ("Who won?", "Denver won")], top=1)
+    assert "give a question, a TAB and the context" in found["error"] and good["answer"]
 
 
 def test_models_and_settings_that_do_not_fit(tmp_path, folder):

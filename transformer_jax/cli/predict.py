@@ -1,13 +1,16 @@
 """`predict`: what a model makes of a text or an image."""
 
-import dataclasses
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformer_jax import config_json, overrides
 from transformer_jax.cli import launch
 from transformer_jax.cli.arguments import PROGRAM, is_run, path, positional, verified, with_types
+from transformer_jax.contracts import Input
+from transformer_jax.data import inputs as inputs_lib
 from transformer_jax.errors import InputError
 
 
@@ -26,10 +29,16 @@ def main(arguments: list[str]) -> int:
         python -m transformer_jax predict runs/a "def add(" --max-new-tokens 100 --temperature 0.5 --seed 1
 
     An encoder answers each INPUT, or each line of --file or stdin; the two texts of a pair (question and context,
-    premise and hypothesis) are separated by a tab. --json gives one JSON object a line, for programs.
+    premise and hypothesis) are separated by a tab. --json gives one JSON object a line, for programs. What has no
+    answer, such as a blank line, gets a reason in its place: there are as many answers as inputs, in their order.
 
         python -m transformer_jax predict runs/mlm "import <mask> as np" --top 3
         python -m transformer_jax predict runs/sst2 --file reviews.txt --json
+
+    A table (.csv, .tsv, .jsonl) is read by column, as training reads it, and --out writes the answers beside the other
+    columns. A tagger takes words in CoNLL's format (.conll), a question answerer SQuAD's (.json).
+
+        python -m transformer_jax predict runs/sst2 --file new.csv --text review --out answers.csv
 
     A translator gives a line for each line, in order, an empty one for an empty one. --beam, --length-penalty and
     --max-new-tokens change the search. With --nbest K each line gives up to K lines "score<TAB>text", best first, and
@@ -38,8 +47,8 @@ def main(arguments: list[str]) -> int:
         python -m transformer_jax predict runs/de < source.txt > target.txt
         python -m transformer_jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
-    A classifier of images labels files. With --attention it also draws what it looked at, NAME_attention.png, into this
-    folder or --folder.
+    A classifier of images labels files, and all in a folder. With --attention it also draws what it looked at,
+    NAME_attention.png, into this folder or --folder.
 
         python -m transformer_jax predict runs/digits photo.jpg another.png --top 3 --attention
 
@@ -62,39 +71,48 @@ def main(arguments: list[str]) -> int:
     if loaded.tokenizer is None and loaded.task.reads_text:
         raise InputError(f"{where} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
     config = path(where) / "config.json"
-    defaults = config_json.load(config, types).sample if is_run(config) else loaded.task.default_sample()
+    run = config_json.load(config, types) if is_run(config) else None
+    defaults = loaded.task.default_sample() if run is None else run.sample
     options = overrides.override(
         loaded.task.predict_options(defaults), rest, description="Predict.", program=f"{PROGRAM} predict {where} INPUT"
     )
-    reads_lines = any(f.name == "file" for f in dataclasses.fields(options))
-    asked = _lines(inputs, options.file) if reads_lines else inputs if inputs not in ([], ["-"]) else [sys.stdin.read()]
+    out = getattr(options, "out", "")
+    if out:
+        inputs_lib.check_out(Path(out))
+    source = None if run is None else getattr(run.data, "source", None)
+    asked = _asked(loaded.task, inputs, options, getattr(source, "input_columns", ()))
     if not asked:
         raise InputError("no input: give a text, --file, or lines on stdin")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: as the input
     with observe.counting("inputs") as count:
+        if out:
+            inputs_lib.write(Path(out), loaded.task.answered(loaded, asked, options, progress=count))
+            print(f"{len(asked):,} answers: {out}")
+            return 0
         for piece in loaded.task.respond(loaded, asked, options, progress=count):
             print(piece, end="", flush=True)
     return 0
 
 
-def _lines(inputs: list[str], file: str) -> list[str]:
-    """The inputs, or the lines of a file or of stdin without their ends.
+def _asked(task: Any, given: list[str], options: Any, columns: Sequence[str]) -> Sequence[Input]:
+    """The inputs that the command names.
 
-    Errors: `InputError` for both, and for what is not UTF-8, with its line.
+    Args:
+      columns: of the tables that the run was trained on, which are the default; () where it was on none.
     """
-    if file and inputs:
+    file = getattr(options, "file", "")
+    if file and given:
         raise InputError(f"both --file {file} and an INPUT are given; give one of them")
-    if not file and inputs not in ([], ["-"]):
-        return inputs
-    where = f"--file {file}" if file else "stdin"
-    try:
-        data = Path(file).read_bytes() if file else sys.stdin.buffer.read()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{where} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
-        raise InputError(f"{where}, line {line}: byte 0x{byte:02x} is not UTF-8; convert the text to UTF-8") from None
-    lines = [line.removesuffix("\r") for line in text.split("\n")]  # not at form feeds and the like
-    return lines if lines[-1] else lines[:-1]
+    if (own := task.read(given, options)) is not None:
+        return own
+    if given and given != ["-"]:
+        return inputs_lib.arguments(given)
+    if not hasattr(options, "file"):
+        return inputs_lib.prompt()
+    named = tuple(filter(None, (getattr(options, name, "") for name in ("text", "text_b"))))
+    if named and not file:
+        raise InputError("--text and --text-b name columns of a table; name it with --file")
+    if named or (columns and inputs_lib.is_table(file)):
+        return inputs_lib.table(file, named or columns, pairs=task.takes_pairs)
+    return inputs_lib.lines(file or "-")

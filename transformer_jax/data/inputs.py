@@ -13,30 +13,17 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformer_jax import files
+from transformer_jax.contracts import Ask, Input
 from transformer_jax.data import image_files, records, text_files
 from transformer_jax.errors import InputError
 
-Ask = str | tuple[str, ...]  # a text; or the two of a pair, or the words of a sentence
-Answer = Mapping[str, Any]
 OUT = (".csv", ".jsonl")
 ECHOED = ("text", "text_b", "source", "question", "image")  # what tasks repeat of an input in its answer
-
-
-class Input(NamedTuple):
-    """One thing to answer."""
-
-    ask: Ask
-    where: str
-    """For messages: "new.csv:17"."""
-    columns: Mapping[str, Any]
-    """The record it is from, in a table; {} elsewhere."""
-    error: str = ""
-    """Why there is nothing to answer; "" where there is."""
 
 
 # ---- Reading -------------------------------------------------------------------------------------------------------
@@ -62,17 +49,28 @@ def lines(path: str) -> list[Input]:
     if path == "-":
         given = text_files.split(text_files.decoded(sys.stdin.buffer, "stdin"), "stdin")
         return [text(line, f"stdin:{number}") for number, line in enumerate(given, 1)]
-    if text_files.suffix(path) in records.SUFFIXES:
+    if is_table(path):
         names = ", ".join(map(repr, next((record for _, record in records.read(Path(path), headed=True)), {})))
         raise InputError(f"{path} is a table; say with --text which of its columns is the input: {names}")
     return [text(line, f"{path}:{number}") for number, line in enumerate(text_files.lines(Path(path)), 1)]
 
 
-def table(path: str, columns: Sequence[str]) -> list[Input]:
+def is_table(path: str) -> bool:
+    """Whether the name is that of a table."""
+    return text_files.suffix(path) in records.SUFFIXES
+
+
+def prompt() -> list[Input]:
+    """The whole of stdin as one input."""
+    return [text("".join(text_files.decoded(sys.stdin.buffer, "stdin")), "stdin")]
+
+
+def table(path: str, columns: Sequence[str], *, pairs: bool = False) -> list[Input]:
     """Every record of a .csv, .tsv or .jsonl file.
 
     Args:
       columns: of the text, or of the two texts of a pair; by number from 0 where the file has no header.
+      pairs: for a task that takes a TAB in a text for the border of two; here it is a part of one.
     Raises:
       InputError: for what `data.tables.Table` refuses of a file, empty texts apart: these have no answer.
     """
@@ -80,14 +78,14 @@ def table(path: str, columns: Sequence[str]) -> list[Input]:
     for line, record in records.read(Path(path), headed=not columns[0].isdecimal()):
         where = f"{path}:{line}"
         texts = tuple(records.string(record, column, where, "--text and --text-b") for column in columns)
-        found.append(text(texts[0] if len(texts) == 1 else texts, where, record))
+        found.append(text(texts if pairs or len(texts) > 1 else texts[0], where, record))
     if not found:
         raise InputError(f"{path}: no rows; give it some, or name a file that has them")
     return found
 
 
-def images(paths: Sequence[str]) -> tuple[list[Input], Counter[str]]:
-    """Image files, those below a folder in the order of their names; and how many files of which kind are no images."""
+def images(paths: Sequence[str]) -> list[Input]:
+    """Image files, those below a folder in the order of their names; stderr says which others there are."""
     found: list[Input] = []
     left_out: Counter[str] = Counter()
     for path in paths:
@@ -97,29 +95,15 @@ def images(paths: Sequence[str]) -> tuple[list[Input], Counter[str]]:
             left_out += others
         else:
             found.append(text(path, path))
-    return found, left_out
+    if left_out:
+        print(f"left out, as no images: {records.counted(left_out)}", file=sys.stderr)
+    return found
 
 
 def text(ask: Ask, where: str, columns: Mapping[str, Any] | None = None) -> Input:
     """An input of one text or several; without a text there is nothing to answer."""
     texts = (ask,) if isinstance(ask, str) else ask
     return Input(ask, where, columns or {}, "" if all(one.strip() for one in texts) else "the input is empty")
-
-
-# ---- Answering -----------------------------------------------------------------------------------------------------
-
-
-def answered(
-    asked: Sequence[Input], predict: Callable[[list[Ask]], Iterable[Answer]]
-) -> Iterator[tuple[Input, Answer]]:
-    """Each input and its answer, in order; {"error": why} where there is none.
-
-    Args:
-      predict: gives an answer for each input, {"error": why} for one that it cannot answer.
-    """
-    answers = iter(predict([one.ask for one in asked if not one.error]))
-    for one in asked:
-        yield one, {"error": one.error} if one.error else next(answers)
 
 
 # ---- Writing -------------------------------------------------------------------------------------------------------
@@ -133,7 +117,7 @@ def check_out(path: Path) -> None:
         raise InputError(f"--out {path}: there is no folder {path.parent}; make it, or name another")
 
 
-def write(path: Path, rows: Iterable[tuple[Input, Answer]]) -> None:
+def write(path: Path, rows: Iterable[tuple[Input, Mapping[str, Any]]]) -> None:
     """Writes a row for each input: its columns, or its text, and then what was answered, whole or not at all.
 
     An answer's field that has the name of a column is called "predicted_NAME". In .csv a list or an object is JSON,
@@ -152,7 +136,7 @@ def write(path: Path, rows: Iterable[tuple[Input, Answer]]) -> None:
     files.write(path, written.getvalue())
 
 
-def _row(one: Input, answer: Answer) -> dict[str, Any]:
+def _row(one: Input, answer: Mapping[str, Any]) -> dict[str, Any]:
     texts = (one.ask,) if isinstance(one.ask, str) else one.ask
     given = dict(one.columns) or dict(zip(("text", "text_b"), texts, strict=False))
     new = {name: value for name, value in answer.items() if not (name in ECHOED and value in texts)}

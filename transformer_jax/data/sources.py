@@ -146,6 +146,11 @@ class Jsonl:
     def __post_init__(self):
         _check_paths(self)
 
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that a model is asked about."""
+        return (self.field,)
+
     def documents(self, split: Split) -> Documents:
         own = bool(self.validation)
         paths = self.validation if own and split == "validation" else self.paths

@@ -134,6 +134,11 @@ class Table:
         return bool(self.test)
 
     @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that a model is asked about."""
+        return (self.text,) + ((self.text_b,) if self.text_b else ())
+
+    @property
     def _columns(self) -> tuple[str, ...]:
         return (self.text, self.label) + ((self.text_b,) if self.text_b else ())
 

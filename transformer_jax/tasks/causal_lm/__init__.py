@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from transformer_jax import losses, models
-from transformer_jax.contracts import Evaluation, Outputs, Prepared, Progress, Sums, no_progress
+from transformer_jax.contracts import Evaluation, Input, Outputs, Prepared, Progress, Sums, no_progress
 from transformer_jax.data import corpus, tokenizers
 from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
@@ -192,14 +192,14 @@ class CausalLM(TextTask):
         return Continue(**dataclasses.asdict(defaults))
 
     def respond(
-        self, loaded: Any, inputs: Sequence[str], options: Any, *, progress: Progress = no_progress
+        self, loaded: Any, inputs: Sequence[Input], options: Any, *, progress: Progress = no_progress
     ) -> Iterator[str]:
         """The prompt and its continuation, as it is made. Raises `InputError` for several prompts."""
         if len(inputs) > 1:
             raise InputError(
                 f"a language model continues one prompt, {len(inputs)} are given; quote a prompt with spaces"
             )
-        options = dataclasses.replace(options, prompt=inputs[0])
+        options = dataclasses.replace(options, prompt=inputs[0].ask)
         yield from self.sample(loaded.params, loaded.config, loaded.tokenizer, options, seed=options.seed)
         yield "\n"
 

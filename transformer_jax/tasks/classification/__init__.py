@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import metrics, models
-from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
+from transformer_jax.contracts import Ask, Evaluation, Outputs, Prepared, Sums
 from transformer_jax.data import tables
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
@@ -32,6 +32,8 @@ PREDICT_ROWS = 32  # inputs that `predict` computes together
 @dataclass(frozen=True)
 class Classification(TextTask):
     """Cross-entropy of the label, or the squared error of a value."""
+
+    takes_pairs: ClassVar[bool] = True
 
     labels: tuple[str, ...] = ("negative", "positive")
     """The names, in the order of the model's outputs; (): the label is a number to predict (regression)."""
@@ -169,24 +171,25 @@ class Classification(TextTask):
         return labelled.LabelledText(tables.Table(("labelled.tsv",)), tokenizer, length)
 
     def predict(
-        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Ask], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """For each line of text, or two texts with a TAB between: {"text", "text_b" (pairs), "label", "probability",
-        "top": [{"label", "probability"}, ...]}, or {"text", "text_b", "value"} in regression.
-
-        Errors: `InputError` for a line without text.
+        """For each text, or pair of texts (a tuple, or a line with a TAB between): {"text", "text_b" (pairs), "label",
+        "probability", "top": [{"label", "probability"}, ...]}, or {"text", "text_b", "value"} in regression.
         """
         step = jax.jit(lambda params, batch: self.logits(params, model_cfg, batch))
         special, lines = labelled.around(tokenizer), iter(inputs)
         while group := list(itertools.islice(lines, PREDICT_ROWS)):
-            pairs = [_pair(line) for line in group]
+            pairs = [_pair(given) for given in group]
             framed = [_frame(pair, tokenizer, special, model_cfg.max_length) for pair in pairs]
             if cut := sum(f.truncated for f in framed):
                 print(f"{cut} of {len(group)} inputs cut to the model's {model_cfg.max_length} tokens", file=sys.stderr)
             logits_EC = np.asarray(step(params, _batch(framed, model_cfg.max_length)))[: len(group)]
             for (text, text_b), logits_C in zip(pairs, logits_EC, strict=True):
                 given = {"text": text} | ({} if text_b is None else {"text_b": text_b})
-                yield given | self._answer(logits_C, top)
+                if not text.strip() or (text_b is not None and not text_b.strip()):
+                    yield given | {"error": "an empty text; an input is a text, or two texts with a TAB between"}
+                else:
+                    yield given | self._answer(logits_C, top)
 
     def _answer(self, logits_C: np.ndarray, top: int) -> dict[str, Any]:
         if self.is_regression:
@@ -206,11 +209,9 @@ class Classification(TextTask):
         return f"{answers}: {text if len(text) <= 100 else text[:99] + '…'}"
 
 
-def _pair(line: str) -> tuple[str, str | None]:
-    text, tab, text_b = line.rstrip("\r\n").partition("\t")
-    if not text.strip() or (tab and not text_b.strip()):
-        raise InputError(f"input {line!r}: a line holds a text, or two texts with a TAB between")
-    return text, text_b if tab else None
+def _pair(given: Ask) -> tuple[str, str | None]:
+    texts = given.rstrip("\r\n").split("\t", 1) if isinstance(given, str) else given
+    return texts[0], texts[1] if len(texts) > 1 else None
 
 
 def _frame(pair: tuple[str, str | None], tokenizer: Any, special: labelled.Around, length: int) -> labelled.Framed:

@@ -108,15 +108,12 @@ class Denoising(TextTask):
         Gaps are written as the tokenizer spells them: "<extra_id_0>", "<extra_id_1>", ... in this order for span
         corruption, "<mask>" for text infilling; a prefix has none. An answer is the whole text with its gaps filled;
         its score is the mean log-probability of the tokens that the decoder made.
-        Errors: `InputError` for a text without a token, or longer than the model.
+        A text without a token has {"text", "error"}. Errors: `InputError` for a text longer than the model.
         """
         texts = list(inputs)
         known = corrupted.marks(tokenizer, self.objective, model_cfg, raw=2)
         asked = [tokenizer.encode_prompt(text) for text in texts]
-        for text, ids in zip(texts, asked, strict=True):
-            if not len(ids):
-                raise InputError(f"input {text!r} has no token; give some text")
-        sources = [known.frame(ids) for ids in asked]
+        sources = [known.frame(ids) for ids in asked if len(ids)]
         if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
             model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
         found = translate.translate(
@@ -127,7 +124,12 @@ class Denoising(TextTask):
             Beam(width=max(WIDTH, top), nbest=top, stop_ids=(model_cfg.eos_id,)),
             start=(model_cfg.decoder_start_id, *known.begin),
         )
-        for text, source, hypotheses in zip(texts, sources, found, strict=True):
+        framed = iter(sources)
+        for text, ids in zip(texts, asked, strict=True):
+            if not len(ids):
+                yield {"text": text, "error": "it has no token; give some text"}
+                continue
+            source, hypotheses = next(framed), next(found)
             answers = [
                 {"text": tokenizer.decode(self.objective.restore(source, made, known)), "score": score}
                 for made, score in hypotheses

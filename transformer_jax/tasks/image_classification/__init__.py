@@ -8,7 +8,6 @@ Letters: B rows, Y and X pixels, C channels, K classes, E images of a set.
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ import numpy as np
 
 from transformer_jax import augment as augmentations
 from transformer_jax import metrics, models, sharding
-from transformer_jax.contracts import Evaluation, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
+from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import image_files, image_sources, images
+from transformer_jax.data import inputs as inputs_lib
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
@@ -45,6 +45,8 @@ class Look:
     """The folder of these pictures."""
     file: str = ""
     """A text file with the path of an image on each line."""
+    out: str = ""
+    """Write the answers into this file, .csv or .jsonl, and print none."""
     json: bool = False
     """One JSON object a line."""
 
@@ -281,15 +283,19 @@ class ImageClassification(Task):
         """How many labels, and whether to draw attention."""
         return Look(top=defaults.top)
 
-    def respond(
-        self, loaded: Any, inputs: Sequence[str], options: Look, *, progress: Progress = no_progress
-    ) -> Iterator[str]:
+    def read(self, given: Sequence[str], options: Look) -> list[Input]:
+        """The image files that are named, and those in the folders that are."""
+        paths = given if given and given != ["-"] else [str(one.ask) for one in inputs_lib.lines(options.file or "-")]
+        return inputs_lib.images(paths)
+
+    def answers(
+        self, loaded: Any, asked: Sequence[Any], options: Look, *, progress: Progress = no_progress
+    ) -> Iterator[dict[str, Any]]:
         """The labels of each image. Raises `InputError` for a folder that is not there."""
         folder = Path(options.folder) if options.attention else None
         if folder is not None and not folder.is_dir():
             raise InputError(f"--folder {folder} is no folder; make it, or name another")
-        for answer in self.predict(loaded.params, loaded.config, None, inputs, top=options.top, attention=folder):
-            yield (json.dumps(answer, ensure_ascii=False) if options.json else self.describe(answer)) + "\n"
+        return self.predict(loaded.params, loaded.config, None, asked, top=options.top, attention=folder)
 
     def predict(
         self,
@@ -306,7 +312,7 @@ class ImageClassification(Task):
         Arguments:
           attention: a folder for a picture of each image with what the model looked at (`vit.rollout`), STEM.png; the
             answer then has "attention", its path.
-        Errors: `InputError` for a file that cannot be read or decoded, and a model without a head.
+        A file that cannot be read or decoded has {"image", "error"}. Errors: `InputError` for a model without a head.
         """
         if not model_cfg.num_classes:
             raise InputError("the model has no head that tells classes apart; train one, with --init-from")
@@ -316,21 +322,28 @@ class ImageClassification(Task):
         paths = iter(inputs)
         used: set[str] = set()
         while group := list(itertools.islice(paths, PREDICT_ROWS)):
-            pixels = [_read(path, self.preprocess) for path in group]
-            filled = pixels if len(group) == 1 else pixels + pixels[:1] * (PREDICT_ROWS - len(group))
-            images_BYXC = np.stack(filled)
-            probability_EK = self._probabilities(np.asarray(step(params, images_BYXC)))[: len(group)]
-            for path, image, probability_K in zip(group, pixels, probability_EK, strict=True):
+            read = [_read(path, self.preprocess) for path in group]
+            pixels = [found for found in read if isinstance(found, np.ndarray)] or [self._blank()]
+            filled = pixels if len(group) == 1 else pixels + pixels[:1] * (PREDICT_ROWS - len(pixels))
+            probability_EK = iter(self._probabilities(np.asarray(step(params, np.stack(filled)))))
+            for path, found in zip(group, read, strict=True):
+                if isinstance(found, str):
+                    yield {"image": path, "error": found}
+                    continue
+                probability_K = next(probability_EK)
                 order = np.argsort(-probability_K, kind="stable")[:top]
                 best = [{"label": self.labels[k], "probability": float(probability_K[k])} for k in order]
                 answer: dict[str, Any] = {"image": path, **best[0], "top": best}
                 if attention is not None:
                     picture = _unused(attention, Path(path).stem, used)
-                    flow = np.asarray(look(params, image[None]))[0]
+                    flow = np.asarray(look(params, found[None]))[0]
                     title = f"{best[0]['label']} {best[0]['probability']:.1%}"
-                    pictures.plot_attention(image, flow, title, picture)
+                    pictures.plot_attention(found, flow, title, picture)
                     answer["attention"] = str(picture)
                 yield answer
+
+    def _blank(self) -> np.ndarray:
+        return np.zeros((self.preprocess.size, self.preprocess.size, len(self.preprocess.mean)), np.uint8)
 
     def _looked_at(self, family: Any, params: Any, model_cfg: Any, x_BYXC: jax.Array) -> jax.Array:
         mean_C, std_C = (jnp.array(x, jnp.float32) for x in (self.preprocess.mean, self.preprocess.std))
@@ -349,13 +362,14 @@ def _counted(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
     return outputs["logits"][counted_E], outputs["labels"][counted_E]
 
 
-def _read(path: str, preprocess: Preprocess) -> np.ndarray:
+def _read(path: str, preprocess: Preprocess) -> np.ndarray | str:
+    """The pixels of a file, or why there are none."""
     try:
         return image_files.pixels(Path(path).read_bytes(), preprocess)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        return f"it cannot be read ({error.strerror})"
     except image_files.Broken as error:
-        raise InputError(f"{path}: {error}") from None
+        return str(error)
 
 
 def _unused(folder: Path, stem: str, used: set[str]) -> Path:

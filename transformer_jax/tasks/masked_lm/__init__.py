@@ -190,31 +190,35 @@ class MaskedLM(TextTask):
         in a text with masks. Errors: `InputError` for a text without a token, with masks that are too far apart, and
         with the mask of another tokenizer.
         """
-        known, room = masked.vocabulary(tokenizer), model_cfg.max_length - 2
-        top = min(top, model_cfg.vocab_size)
+        known = masked.vocabulary(tokenizer)
         for text in inputs:
-            ids = _around_masks(tokenizer.encode_prompt(text), known.mask, room, text)
-            if not len(ids):
-                raise InputError(f"input {text!r} has no token; give some text")
-            at = np.flatnonzero(ids == known.mask) + 1
-            if not len(at):
-                if other := ANY_MASK.search(text):
-                    spelled = tokenizer.decode([known.mask]).strip()
-                    raise InputError(f"input {text[:80]!r}: {other[0]} is text here; the mask token is {spelled}")
-                (log_probs,) = pseudo_log_likelihood(params, model_cfg, tokenizer, [text])
-                yield {"text": text, "masks": [], "pseudo_perplexity_per_token": math.exp(-float(log_probs.mean()))}
-                continue
-            tokens_BT, lengths_B = _rows([ids], 1, known, model_cfg.max_length)
-            positions_BP = np.zeros((1, -(-len(at) // 8) * 8), np.int32)  # few shapes, so few compilations
-            positions_BP[0, : len(at)] = at
-            log_probs_BPK, ids_BPK = jax.device_get(
-                _likeliest(params, model_cfg, tokens_BT, lengths_B, positions_BP, top)
-            )
-            masks = [
-                [{"token": tokenizer.decode([i]), "probability": math.exp(p)} for i, p in zip(*answers, strict=True)]
-                for answers in zip(ids_BPK[0, : len(at)].tolist(), log_probs_BPK[0, : len(at)].tolist(), strict=True)
-            ]
-            yield {"text": text, "masks": masks, "pseudo_perplexity_per_token": None}
+            try:
+                yield self._filled(params, model_cfg, tokenizer, known, text, min(top, model_cfg.vocab_size))
+            except InputError as error:
+                yield {"text": text, "error": str(error)}
+
+    def _filled(
+        self, params: Any, model_cfg: Any, tokenizer: Any, known: masked.Vocabulary, text: str, top: int
+    ) -> dict[str, Any]:
+        ids = _around_masks(tokenizer.encode_prompt(text), known.mask, model_cfg.max_length - 2)
+        if not len(ids):
+            raise InputError("it has no token; give some text")
+        at = np.flatnonzero(ids == known.mask) + 1
+        if not len(at):
+            if other := ANY_MASK.search(text):
+                spelled = tokenizer.decode([known.mask]).strip()
+                raise InputError(f"{other[0]} is text here; the mask token is {spelled}")
+            (log_probs,) = pseudo_log_likelihood(params, model_cfg, tokenizer, [text])
+            return {"text": text, "masks": [], "pseudo_perplexity_per_token": math.exp(-float(log_probs.mean()))}
+        tokens_BT, lengths_B = _rows([ids], 1, known, model_cfg.max_length)
+        positions_BP = np.zeros((1, -(-len(at) // 8) * 8), np.int32)  # few shapes, so few compilations
+        positions_BP[0, : len(at)] = at
+        log_probs_BPK, ids_BPK = jax.device_get(_likeliest(params, model_cfg, tokens_BT, lengths_B, positions_BP, top))
+        masks = [
+            [{"token": tokenizer.decode([i]), "probability": math.exp(p)} for i, p in zip(*answers, strict=True)]
+            for answers in zip(ids_BPK[0, : len(at)].tolist(), log_probs_BPK[0, : len(at)].tolist(), strict=True)
+        ]
+        return {"text": text, "masks": masks, "pseudo_perplexity_per_token": None}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """The text, and below it a line for each mask; or the text's score."""
@@ -323,14 +327,14 @@ def _cut(encoded: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
     return [ids[:room] for ids in encoded]
 
 
-def _around_masks(ids: np.ndarray, mask: int, room: int, text: str) -> np.ndarray:
+def _around_masks(ids: np.ndarray, mask: int, room: int) -> np.ndarray:
     """At most `room` tokens: the first ones, or later ones where the masks would be cut off."""
     at = np.flatnonzero(ids == mask)
     if not len(at) or len(ids) <= room:
         return _cut([ids], room)[0]
     apart = int(at[-1] - at[0]) + 1
     if apart > room:
-        raise InputError(f"input {text[:80]!r}: its masks stand {apart} tokens apart, and the model reads {room}")
+        raise InputError(f"its masks stand {apart} tokens apart, and the model reads {room}")
     (first,) = _cut([ids], room)
     middle = int(np.clip(at[0] - (room - apart) // 2, 0, len(ids) - room))
     return first if at[-1] < room else ids[middle : middle + room]

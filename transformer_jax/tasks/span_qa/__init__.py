@@ -9,14 +9,15 @@ E windows, T length, M the longest answer.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, metrics, models, sharding
-from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
+from transformer_jax.contracts import Answers, Ask, Evaluation, Input, Outputs, Prepared, Sums
+from transformer_jax.data import text_files
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.classification import labelled
@@ -39,6 +40,8 @@ class Reference:
 @dataclass(frozen=True)
 class SpanQA(TextTask):
     """The mean of two cross-entropies: of the answer's first token and of its last."""
+
+    takes_pairs: ClassVar[bool] = True
 
     max_answer_tokens: int = 30
     """The longest answer that is looked for."""
@@ -126,27 +129,35 @@ class SpanQA(TextTask):
         length = min(model_cfg.max_length, 1024)
         return questions.Questions(questions.SquadJson("squad.json", "squad.json"), tokenizer, length, length // 4)
 
+    def read(self, given: Sequence[str], options: Answers) -> list[Input] | None:
+        """The questions of a file in SQuAD's format, which need no answers."""
+        return questions.inputs(options.file) if text_files.suffix(options.file) == ".json" else None
+
     def predict(
-        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Ask], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """{"question", "answer", "probability", "start", "end", "others"} for each line question TAB context.
+        """{"question", "answer", "probability", "start", "end", "others"} for each (question, context), or line with a
+        TAB between these.
 
         start and end are characters of the context. The probability is among all spans of the context that are not
         longer than `max_answer_tokens`, each with its score in the window that gives it the highest. "others" holds the
         top - 1 next answers that do not overlap a better one, as {"answer", "probability", "start", "end"}.
-        Errors: `InputError` for a line without a tab, an empty question or context.
         """
         length = min(WINDOW, model_cfg.max_length)
         around, kept = labelled.around(tokenizer), questions.question_tokens(length)
         stride = min(STRIDE, length - questions.SPECIAL_TOKENS - kept)
         logits = jax.jit(lambda params, batch: self._logits(params, model_cfg, batch, None))
-        for line in inputs:
-            question, tab, context = line.partition("\t")
-            if not (tab and question.strip() and context.strip()):
-                raise InputError(f"{line[:80]!r}: give a question, a tab and the context that holds its answer")
+        for given in inputs:
+            texts = given.split("\t", 1) if isinstance(given, str) else given
+            question, context = (*texts, "")[:2]
+            if not (question.strip() and context.strip()):
+                error = "no question or no context; give a question, a TAB and the context that holds its answer"
+                yield {"question": question, "error": error}
+                continue
             encoded = questions.Encoded(tokenizer.encode(question)[:kept], *tokenizer.encode_with_offsets(context))
             if not len(encoded.context):
-                raise InputError(f"{line[:80]!r}: the tokenizer has no token for anything in the context")
+                yield {"question": question, "error": "the tokenizer has no token for anything in the context"}
+                continue
             windows = questions.windows(0, encoded.asked, encoded.context, around, length, stride)
             examples = questions.Examples([encoded], windows, range(len(windows)), around, length)
             scored = []

@@ -4,6 +4,7 @@ Reported are precision, recall and F1 of whole entities (conlleval's) and the sh
 word of the set counts: one that was cut off, or that the tokenizer drops, was given the tag "O".
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, metrics, models, words
-from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
+from transformer_jax.contracts import Answers, Ask, Evaluation, Input, Outputs, Prepared, Sums
+from transformer_jax.data import text_files
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.tagging import tagged
 from transformer_jax.tasks.text import TextTask
 
+CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2")
 CONLL_2003 = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 
 # `predict` tags a text in parts of at most so many tokens, and pads to a multiple of the other, so that texts of about
@@ -136,10 +139,14 @@ class Tagging(TextTask):
         length = min(model_cfg.max_length, 1024)
         return tagged.TaggedWords(tagged.Conll("words.conll", "words.conll"), tokenizer, length)
 
+    def read(self, given: Sequence[str], options: Answers) -> list[Input] | None:
+        """The sentences of a file in CoNLL's format, tagged or not, as their words."""
+        return tagged.inputs(options.file) if text_files.suffix(options.file) in CONLL_SUFFIXES else None
+
     def predict(
-        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Ask], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """{"text", "entities": [{"text", "type", "start", "end", "probability"}]} for each text.
+        """{"text", "entities": [{"text", "type", "start", "end", "probability"}]} for each text, or tuple of words.
 
         start and end are characters of the text; the probability is the product of the words' tags' probabilities.
         `top` does not matter: a word has one tag.
@@ -147,8 +154,8 @@ class Tagging(TextTask):
         length = min(PART, model_cfg.max_length)
         compiled = jax.jit(lambda params, batch: jax.nn.softmax(self._logits(params, model_cfg, batch, None)))
         shares = partial(compiled, params)
-        for text in inputs:
-            places = words.spans(text)
+        for given in inputs:
+            text, places = _placed(given)
             made = self._tag_words([text[start:end] for start, end in places], tokenizer, length, shares)
             entities = []
             for kind, first, past in metrics.entity_spans([tag for tag, _ in made]):
@@ -181,3 +188,11 @@ class Tagging(TextTask):
             pieces += [prediction["text"][at : entity["start"]], f"[{entity['text']} {entity['type']}]"]
             at = entity["end"]
         return "".join([*pieces, prediction["text"][at:]])
+
+
+def _placed(given: Ask) -> tuple[str, list[tuple[int, int]]]:
+    """A text and the places of its words: those given, or those of `words.spans`."""
+    if isinstance(given, str):
+        return given, words.spans(given)
+    ends = itertools.accumulate(len(word) + 1 for word in given)
+    return " ".join(given), [(end - 1 - len(word), end - 1) for word, end in zip(given, ends, strict=True)]

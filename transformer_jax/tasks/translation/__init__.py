@@ -46,7 +46,11 @@ class Search:
     nbest: int = 1
     """Hypotheses of each line; above 1, each on a line "score<TAB>text", and an empty line after them."""
     file: str = ""
-    """A text file with one input a line."""
+    """A text file with one input a line; or a table (.csv, .tsv, .jsonl) with one a row."""
+    text: str = ""
+    """The column of the table that is the source; empty: the one that the run was trained on."""
+    out: str = ""
+    """Write the answers into this file, .csv or .jsonl, beside the other columns of the table, and print none."""
     json: bool = False
     """One JSON object a line: source, hypotheses, scores."""
 
@@ -186,10 +190,10 @@ class Translation(TextTask):
         search = self.beam
         return Search(beam=search.width, length_penalty=search.length_penalty, max_new_tokens=search.max_new_tokens)
 
-    def respond(
-        self, loaded: Any, inputs: Sequence[str], options: Any, *, progress: Progress = no_progress
-    ) -> Iterator[str]:
-        """A line for each source, or with `nbest` its hypotheses and a blank line, or JSON."""
+    def answers(
+        self, loaded: Any, asked: Sequence[Any], options: Search, *, progress: Progress = no_progress
+    ) -> Iterator[dict[str, Any]]:
+        """The best hypotheses of each source."""
         if not 1 <= options.nbest <= options.beam:
             raise InputError(
                 f"--nbest {options.nbest} of --beam {options.beam}: a search keeps as many as it has beams"
@@ -197,16 +201,15 @@ class Translation(TextTask):
         beam = dataclasses.replace(
             self.beam, width=options.beam, length_penalty=options.length_penalty, max_new_tokens=options.max_new_tokens
         )
-        task = dataclasses.replace(self, beam=beam)
-        top = options.nbest
-        for answer in task.predict(loaded.params, loaded.config, loaded.tokenizer, inputs, top=top, progress=progress):
-            if options.json:
-                yield json.dumps(answer, ensure_ascii=False) + "\n"
-            elif top == 1:
-                yield task.describe(answer) + "\n"
-            else:
-                found = zip(answer["scores"], answer["hypotheses"], strict=True)
-                yield "".join(f"{score:.4f}\t{text}\n" for score, text in found) + "\n"
+        task, top = dataclasses.replace(self, beam=beam), options.nbest
+        return task.predict(loaded.params, loaded.config, loaded.tokenizer, asked, top=top, progress=progress)
+
+    def show(self, answer: Mapping[str, Any], options: Search) -> str:
+        """The best hypothesis on a line, an empty one where there is none; or `nbest` of them and a blank line."""
+        if options.nbest == 1:
+            return self.describe(answer) + "\n"
+        found = zip(answer.get("scores", ()), answer.get("hypotheses", ()), strict=True)
+        return "".join(f"{score:.4f}\t{text}\n" for score, text in found) + "\n"
 
     def predict(
         self,
@@ -241,7 +244,7 @@ class Translation(TextTask):
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """The best hypothesis, on one line."""
-        return prediction["hypotheses"][0] if prediction["hypotheses"] else ""
+        return next(iter(prediction.get("hypotheses", ())), "")
 
     def _encode(
         self, tokenizer: Any, model_cfg: Any, texts: Sequence[str]

@@ -147,6 +147,11 @@ class Columns:
             )
 
     @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that a model is asked about."""
+        return (self.source,)
+
+    @property
     def has_test(self) -> bool:
         return bool(self.test)
 
