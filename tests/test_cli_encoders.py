@@ -1,5 +1,6 @@
 """Encoders on the command line: a snapshot predicts, becomes a workdir that predicts the same, and comes back."""
 
+import csv
 import io
 import json
 
@@ -57,7 +58,7 @@ def test_a_snapshot_predicts_and_converts_there_and_back(snapshot, kind, tmp_pat
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{text}\n\n".encode())))
     lines = predict(tmp_path / "run", "--json", "--top", "2").splitlines()
     assert json.loads(lines[0]) == answer, "from stdin"
-    assert json.loads(lines[1])["error"] == "a blank line", "an answer for each input"
+    assert json.loads(lines[1])["error"] == "the input is empty", "an answer for each input"
     (tmp_path / "in.txt").write_text(f"{text}\n{text}\n")
     lines = predict(tmp_path / "run", "--file", str(tmp_path / "in.txt"), "--json", "--top", "2").splitlines()
     assert [without_numbers(json.loads(line)) for line in lines] == [without_numbers(answer)] * 2
@@ -86,10 +87,35 @@ def test_bad_inputs(snapshot, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     for arguments, message in (
         (["--file", str(tmp_path / "none.txt")], "cannot be read (No such file"),
-        (["--file", str(tmp_path / "latin.txt")], "is not UTF-8; convert the text to UTF-8"),
+        (["--file", str(tmp_path / "latin.txt")], "latin.txt:1: not UTF-8 at byte 3"),
         (["a text", "--file", "x"], "give one of them"),
         ([], "no input: give a text, --file, or lines on stdin"),
         (["a text", "--topp", "3"], "unknown override --topp; the nearest is --top"),
+    ):
+        assert main(["predict", str(snapshot), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("snapshot", ["labels"], indirect=True)
+def test_a_table_has_one_answer_for_each_row(snapshot, tmp_path, capsys):
+    """The header, ids and halves of quoted records are no texts; the other columns are kept."""
+    (tmp_path / "new.csv").write_bytes(b'\xef\xbb\xbfid,review\r\n1,"good, or\r\nnot"\r\n2,\r\n3,the fox\r\n')
+    new, out = str(tmp_path / "new.csv"), tmp_path / "out.csv"
+    assert main(["predict", str(snapshot), "--file", new]) == 2
+    assert "is a table; say with --text which of its columns is the input: 'id', 'review'" in capsys.readouterr().err
+    assert main(["predict", str(snapshot), "--file", new, "--text", "review", "--out", str(out)]) == 0
+    assert "1 of 3 inputs have no answer; the first: " in (err := capsys.readouterr().err) and "new.csv:4" in err
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["1", "2", "3"] and rows[0]["review"] == "good, or\nnot"
+    assert [bool(row["label"]) for row in rows] == [True, False, True] and rows[1]["error"] == "the input is empty"
+    assert main(["predict", str(snapshot), "", "the fox", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [list(json.loads(line))[:2] for line in lines] == [["input", "error"], ["text", "label"]]
+    for arguments, message in (
+        (["a", "--text", "review"], "--text and --text-b name columns of a table; name it with --file"),
+        (["a", "--out", "answers.txt"], "--out answers.txt: its name ends in none of .csv, .jsonl"),
+        (["caf\udce9"], "input 'caf'... is not UTF-8 at byte 3"),
     ):
         assert main(["predict", str(snapshot), *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_bad_input_is_one_line(workdir, predict, tmp_path):
         assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1, err
         return err
 
-    assert "stdin, line 3: byte 0xff is not UTF-8; convert the text to UTF-8" in refused(stdin=b"a\nb\nc \xff\n")
+    assert "stdin:3: not UTF-8 at byte 6 (invalid start byte); convert" in refused(stdin=b"a\nb\nc \xff\n")
     assert "no input: give a text, --file, or lines on stdin" in refused()
     assert "nowhere.txt cannot be read (No such file or directory)" in refused("--file", tmp_path / "nowhere.txt")
     assert "both --file x and an INPUT are given" in refused("a", "--file", "x")

@@ -354,7 +354,8 @@ class Task(Protocol):
             failed += [f"{one.where}: {answer['error']}"] if "error" in answer else []
             yield one, answer
         if failed and len(failed) == len(inputs):
-            raise InputError(f"no input has an answer; {failed[0]}")
+            some = f"none of {len(inputs)} inputs has an answer; the first: " if len(inputs) > 1 else ""
+            raise InputError(f"{some}{failed[0]}")
         if failed:
             print(f"{len(failed)} of {len(inputs)} inputs have no answer; the first: {failed[0]}", file=sys.stderr)
 

@@ -100,7 +100,7 @@ def test_one_answer_for_each_input(capsys):
     assert shown == ["3 letters", "(no answer: the input is empty)", "(no answer: no answer to this)", "5 letters"]
     as_json = "".join(Length().respond(LOADED, asked, contracts.Answers(json=True))).splitlines()
     assert json.loads(as_json[1]) == {"input": "", "error": "the input is empty"} and len(as_json) == 4
-    with pytest.raises(InputError, match=r"no input has an answer; input 1: the input is empty"):
+    with pytest.raises(InputError, match=r"none of 2 inputs has an answer; the first: input 1: the input is empty"):
         list(answered(inputs.arguments(["", "bad"])))
 
 

@@ -104,15 +104,15 @@ def _asked(task: Any, given: list[str], options: Any, columns: Sequence[str]) ->
     file = getattr(options, "file", "")
     if file and given:
         raise InputError(f"both --file {file} and an INPUT are given; give one of them")
+    named = tuple(filter(None, (getattr(options, name, "") for name in ("text", "text_b"))))
+    if named and not file:
+        raise InputError("--text and --text-b name columns of a table; name it with --file")
     if (own := task.read(given, options)) is not None:
         return own
     if given and given != ["-"]:
         return inputs_lib.arguments(given)
     if not hasattr(options, "file"):
         return inputs_lib.prompt()
-    named = tuple(filter(None, (getattr(options, name, "") for name in ("text", "text_b"))))
-    if named and not file:
-        raise InputError("--text and --text-b name columns of a table; name it with --file")
     if named or (columns and inputs_lib.is_table(file)):
         return inputs_lib.table(file, named or columns, pairs=task.takes_pairs)
     return inputs_lib.lines(file or "-")

@@ -13,6 +13,7 @@ file, line and byte.
 import bz2
 import codecs
 import gzip
+import io
 import itertools
 import lzma
 import re
@@ -159,6 +160,7 @@ def _check_is_text(head: bytes, mark: bytes, where: str) -> None:
 
 def _unpacked(file: Any, where: str) -> IO[bytes] | BinaryIO:
     """The bytes inside a compressed stream; a plain one as it is."""
+    file = file if hasattr(file, "peek") else io.BufferedReader(file)  # a notebook's or a test's stdin
     magic = file.peek(8)[:10]
     if magic.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
