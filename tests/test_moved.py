@@ -1,6 +1,8 @@
-"""Files that users wrote before the rooms were drawn still run, and are told the new names."""
+"""The names that README and older files of users import are there; those of moved modules with a warning."""
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +19,11 @@ def test_an_old_name_is_the_module_of_today(old, new):
 def test_another_name_is_no_module():
     with pytest.raises(ModuleNotFoundError, match="transformer_jax.data.nothing"):
         importlib.import_module("transformer_jax.data.nothing")
+
+
+def test_what_readme_imports_is_there():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    imports = re.findall(r"^(?:from transformer_jax\S* )?import .*$", readme, re.MULTILINE)
+    assert len(imports) >= 5
+    for line in imports:
+        exec(line, {})
