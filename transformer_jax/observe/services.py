@@ -20,8 +20,5 @@ def named(text: str) -> tuple[Observer, ...]:
             raise InputError(f"--log {text}: {name!r} is none of {', '.join(SERVICES)}{nearest(name, SERVICES)}")
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder of this name, such as W&B makes, is no package
-            raise InputError(
-                f"--log {text} needs the package {name}; install it: tools/install {name}, or where there is no "
-                f"checkout pip install 'transformer-jax[{name}]'"
-            )
+            raise InputError(f"--log {text} needs the package {name}; pip install 'transformer-jax[{name}]'")
     return (Sending(*names),) if names else ()
