@@ -618,7 +618,7 @@ class Format(Protocol):
         ...
 
 
-CONTRACTS = (Task, Source, Optimizer, Observer)
+CONTRACTS = (Task, Source, TokenizerSpec, Optimizer, Observer)
 
 
 def missing(value: Any, contract: Any) -> list[str]:
@@ -633,6 +633,7 @@ def required(contract: Any) -> tuple[str, ...]:
     return {
         Task: ("example", "prepare", "loss", "report"),
         Source: ("documents",),
+        TokenizerSpec: ("build",),
         Optimizer: ("schedule", "make"),
         Observer: (),
         Family: ("declare",),

@@ -1,5 +1,6 @@
 """Tokenizers: round trips, determinism, what they refuse."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from transformer_jax.data import sources, tokenizers
+from transformer_jax import contracts
+from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.data.tokenizers import Bytes, Characters, TokenizerFile, TrainBPE
 from transformer_jax.errors import InputError
 
@@ -209,3 +211,55 @@ def test_an_id_that_is_no_token_is_decoded_as_nothing(tokenizer):
     """A model whose vocabulary is padded to a multiple of 64 can sample such an id."""
     ids = [*tokenizer.encode("ab").tolist(), 300, -1, *tokenizer.encode("c").tolist(), 10**6]
     assert tokenizer.decode(ids) == "".join(tokenizer.pieces(ids)) == "abc"
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A spec of one's own: every word of the training text is a token."""
+
+    lower: bool = True
+
+    def build(self, documents, cache=None):
+        return WordTokenizer(tuple(sorted({word for _, text in documents for word in self.cut(text)})), self)
+
+    def read(self, folder):
+        return WordTokenizer(tuple((folder / "words.txt").read_text().split("\n")), self)
+
+    def cut(self, text):
+        return (text.lower() if self.lower else text).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class WordTokenizer(contracts.Tokenizer):
+    words: tuple[str, ...]
+    spec: Words
+
+    vocab_size = property(lambda self: len(self.words))
+    fingerprint = property(lambda self: repr(self))
+
+    def encode(self, text):
+        return np.array([self.words.index(word) for word in self.spec.cut(text)], np.int32)
+
+    def decode(self, ids):
+        return " ".join(self.words[id] for id in ids if 0 <= id < len(self.words))
+
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "words.txt").write_text("\n".join(self.words))
+
+
+def test_a_tokenizer_of_ones_own_needs_no_entry_anywhere(tmp_path):
+    """`build` and `read` of the spec, four methods of the tokenizer: the rest has defaults."""
+    for side in ("train", "val"):
+        (tmp_path / f"{side}.txt").write_text("The cat sat on the mat . " * 20)
+    source = sources.TextFiles(str(tmp_path / "train.txt"), validation=str(tmp_path / "val.txt"))
+    data = corpus.TextCorpus(source=source, tokenizer=Words(), length=8)
+    made = corpus.prepare(data, seed=0, cache=tmp_path / "cache")
+    assert made.tokenizer.decode(made.train[0]["inputs"]).split()[0] in made.tokenizer.words
+    made.tokenizer.save(tmp_path / "t")
+    again = tokenizers.load(tmp_path / "t", Words())
+    assert again == made.tokenizer
+    ids = tokenizers.prompt_ids(again, "the cat")
+    assert "".join(tokenizers.stream_decode(again, [again.words.index("mat")], after=ids)) == " mat"
+    with pytest.raises(InputError, match="is not a tokenizer: it has no build"):
+        tokenizers.build("words", [])

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+import transformer_jax
 from transformer_jax import hub
 from transformer_jax.data.tokenizers import Languages
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.hub import search
+from transformer_jax.tasks.causal_lm import Sample
 
 FIXTURES = Path(__file__).parents[1] / "data" / "hf"
 SEQ2SEQ = FIXTURES / "seq2seq"
@@ -186,3 +188,35 @@ def test_several_tokens_may_end_a_text(tmp_path):
     assert hub.stop_ids(folder) == (7, 5)
     (folder / "generation_config.json").write_text("{}")
     assert hub.stop_ids(folder) == (1,)  # config.json's
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ({}, {}),
+        ({"eos_token_id": 2, "max_new_tokens": 9}, {"max_new_tokens": 9}),
+        ({"do_sample": True}, {"temperature": 1.0, "top_k": 50}),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1},
+            {"temperature": 0.6, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1},
+        ),
+        ({"temperature": 0.6, "repetition_penalty": 1.3}, {"temperature": 0.0, "repetition_penalty": 1.3}),
+        ({"do_sample": False}, {"temperature": 0.0}),
+    ],
+)
+def test_a_decoder_chooses_tokens_as_its_folder_says(tmp_path, said, asked):
+    """With what is stated, the rest is Transformers' default: greedy, or a draw from 50 tokens."""
+    folder = shutil.copytree(FIXTURES / "qwen2", tmp_path / "q")
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    sample = transformer_jax.load(folder).task.default_sample()
+    assert sample == dataclasses.replace(Sample(), **asked)
+
+
+def test_what_a_decoder_is_told_and_cannot_do_is_named(tmp_path, capsys):
+    folder = shutil.copytree(FIXTURES / "qwen2", tmp_path / "q")
+    said = {"num_beams": 4, "no_repeat_ngram_size": 3, "typical_p": 0.9, "do_sample": "yes"}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="\"do_sample\" is 'yes'; it must be true or false"):
+        hub.sampling(folder)
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("num_beams 4", "no_repeat_ngram_size 3", "typical_p 0.9"))

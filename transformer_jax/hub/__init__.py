@@ -121,6 +121,11 @@ def generation(path: str | os.PathLike[str], config: Any) -> Beam:
     return search.read(Path(path), config, weights.read_json(Path(path) / "config.json"))
 
 
+def sampling(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """How a snapshot folder's decoder chooses tokens, as its settings say (`search.sampling`)."""
+    return search.sampling(Path(path), weights.read_json(Path(path) / "config.json"))
+
+
 def stop_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """The tokens that end a text, as a snapshot folder's settings say: several in models that converse."""
     return search.stop_ids(Path(path), weights.read_json(Path(path) / "config.json"))
@@ -166,11 +171,13 @@ def export(
     labels: Sequence[str] = (),
     beam: Beam | None = None,
     preprocess: Preprocess | None = None,
+    stop_ids: Sequence[int] = (),
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a snapshot folder that `load` and Transformers read: config.json, safetensors in the dtype of `params`
     (in shards of at most `shard_bytes`), the tokenizer's files. `labels` names the labels of a classifier, in order;
     `beam`, the search of an encoder-decoder, becomes generation_config.json, which `generation` reads back;
+    `stop_ids`, of a decoder, are the tokens that end a text where there are several;
     `preprocess`, of a model of images, becomes preprocessor_config.json, which `preprocessing` reads back.
 
     The files are written beside `folder` and renamed when complete and on disk, so it is there whole or not at all.
@@ -196,6 +203,8 @@ def export(
     if labels:
         settings |= _label_settings(config, labels)
     settings |= _token_settings(settings, config, tokenizer) | {"torch_dtype": dtypes[0]}
+    if len(stop_ids) > 1:
+        settings["eos_token_id"] = list(stop_ids)
     if beam is not None and not settings.get("is_encoder_decoder"):
         raise InputError(f"a beam is given to export, but {settings['model_type']} is no encoder-decoder; leave it out")
     if preprocess is not None:
@@ -211,8 +220,6 @@ def export(
     try:
         partial.chmod(folder.parent.stat().st_mode & 0o777)
         (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if beam is not None:
-            (partial / search.FILE).write_text(json.dumps(generated, indent=2) + "\n", encoding="utf-8")
         if preprocess is not None:
             processor = preprocessor.write(preprocess, settings["model_type"])
             (partial / preprocessor.FILE).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
@@ -220,6 +227,10 @@ def export(
         if tokenizer is not None:
             tokenizer.save(partial)
             _settle_tokenizer(partial / "tokenizer_config.json", getattr(config, "num_types", 0) > 1)
+        if generated is not None:  # beside what was read and is not computed here
+            kept = weights.read_json(partial / search.FILE) if (partial / search.FILE).exists() else {}
+            said = {key: value for key, value in kept.items() if key not in search.WRITTEN} | generated
+            (partial / search.FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         for file in partial.iterdir():
             _to_disk(file)
         _to_disk(partial)
@@ -271,7 +282,8 @@ def _token_settings(settings: dict[str, Any], config: Any, tokenizer: tokenizers
             f"but the tokenizer's padding has id {pad_id}, so Transformers would count them otherwise; it has no "
             "Hugging Face form"
         )
-    return {"bos_token_id": tokenizer.eos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+    begins = next((id for id in (getattr(tokenizer, "named_bos_id", None), tokenizer.bos_id) if id is not None), eos_id)
+    return {"bos_token_id": begins, "eos_token_id": eos_id, "pad_token_id": pad_id}
 
 
 def _settle_tokenizer(path: Path, types: bool) -> None:

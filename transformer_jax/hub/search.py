@@ -9,6 +9,8 @@
     suppress_tokens, bad_words_ids (of one token each)   suppress_ids
     length_penalty, no_repeat_ngram_size, num_return_sequences, num_beam_groups, diversity_penalty   as they are named
 
+A decoder's are do_sample, temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens (`sampling`).
+
 As in Transformers, generation_config.json counts alone where it is there, and "task_specific_params" never do. Unlike
 there, where no length is stated, not 20 tokens are the limit but the model's max_length.
 """
@@ -96,6 +98,60 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+# What `write` says, or leaves out where it is off; of a folder's own settings the others are kept.
+WRITTEN = (
+    *("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "length_penalty", "early_stopping"),
+    *("num_return_sequences", "no_repeat_ngram_size", "suppress_tokens", "bad_words_ids", "forced_bos_token_id"),
+    *("forced_eos_token_id", "num_beam_groups", "diversity_penalty", "eos_token_id", "pad_token_id"),
+    "decoder_start_token_id",
+)
+# Of these any one says how a decoder's tokens are chosen.
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+# Settings of a decoder that change its text and are not computed here, with the values that mean "off".
+NOT_SAMPLED = {
+    **{name: off for name, off in NOT_COMPUTED.items() if name not in SAMPLING},
+    **{"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "top_h": 1.0},
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff")),
+}
+
+
+def sampling(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How a snapshot folder's decoder chooses tokens: temperature, top_k, top_p, min_p, repetition_penalty and
+    max_new_tokens, as far as the folder states how; {} where it does not.
+
+    What is stated makes the rest Transformers' defaults: greedy without do_sample, and 50 tokens to draw from with it.
+    What is set there and not computed here is named on stderr.
+    Raises: `InputError` for a setting of the wrong type.
+    """
+    where = folder / (FILE if (folder / FILE).exists() else "config.json")
+    said = given if where.name == "config.json" else weights.read_json(where)
+    settings = {name: value for name, value in said.items() if value is not None}
+    ignored = [
+        f"{name} {value!r}"
+        for name, value in settings.items()
+        if name in NOT_SAMPLED and value and value != NOT_SAMPLED[name]
+    ]
+    if ignored:
+        print(f"{where}: not computed here, though Transformers does: {', '.join(ignored)}", file=sys.stderr)
+    number = functools.partial(_number, settings, where=where)
+    made: dict[str, Any] = {}
+    if where.name == FILE and settings.get("max_new_tokens") is not None:
+        made["max_new_tokens"] = number("max_new_tokens", 0)
+    if where.name != FILE or not any(name in settings for name in SAMPLING):
+        return made
+    draws = settings.get("do_sample", False)
+    if not isinstance(draws, bool):
+        raise InputError(f'{where}: "do_sample" is {draws!r}; it must be true or false')
+    made |= {"repetition_penalty": number("repetition_penalty", 1.0), "temperature": 0.0}
+    if draws:
+        made |= {
+            name: number(name, default) for name, default in (("temperature", 1.0), ("top_p", 1.0), ("min_p", 0.0))
+        }
+        made["top_k"] = number("top_k", 50)
+    return made
 
 
 def write(beam: Beam, config: Any, languages: Languages | None = None) -> dict[str, Any]:

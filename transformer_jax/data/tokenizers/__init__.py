@@ -31,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transformer_jax.contracts import Tokenizer
+from transformer_jax.contracts import TokenizerSpec as Spec
 from transformer_jax.data.tokenizers import languages, training
 from transformer_jax.data.tokenizers.folder import load
 from transformer_jax.data.tokenizers.languages import Languages
@@ -191,10 +192,7 @@ class TokenizerFile:
         return chosen(self, load(self.path))
 
 
-Spec = Bytes | Characters | TrainBPE | TrainWordPiece | TrainUnigram | TokenizerFile
-
-
-def build(spec: Any, documents: Documents, cache: Path | None = None, *, given: Any = None) -> Any:
+def build(spec: Spec, documents: Documents, cache: Path | None = None, *, given: Any = None) -> Any:
     """The tokenizer of a spec; `documents` are the (name, text) pairs to learn from.
 
     Args:

@@ -31,7 +31,7 @@ KEYS = ("tokenizer.json", "vocab.txt", "vocab.json", *sentencepiece.FILES)
 # Everything of a folder that a tokenizer is made of, or that Transformers keeps with it.
 FILES = (
     *("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("vocab.txt", *sentencepiece.FILES, "chat_template.jinja"),
+    *("vocab.txt", *sentencepiece.FILES, "chat_template.jinja", "generation_config.json"),
 )
 
 
@@ -228,6 +228,7 @@ def _finished(
         pieces_of=pieces,
         clean_up=spaces and type(inner.model).__name__ != "BPE",
         files={one: special.read_bytes(path) for one, path in kept.items()},
+        bos=roles.get("bos"),
         settings={} if name in (None, said) else {"tokenizer_class": name},
     )
 

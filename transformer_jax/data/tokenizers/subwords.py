@@ -34,6 +34,7 @@ class SubwordTokenizer:
     Fields:
       _inner: the library's.
       eos: the end of a text, spelled; None: there is none.
+      bos: the token that the folder names as a text's beginning, which it need not put there (`bos_id`).
       special: ids of the tokens that encoders know. languages: mBART's.
       literal: special tokens written in a text are text; in a prompt they never are.
       pieces: SentencePiece's own encoding, in place of the library's, where the folder holds SentencePiece's file.
@@ -51,6 +52,7 @@ class SubwordTokenizer:
     clean_up: bool = False
     files: Mapping[str, bytes] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    bos: str | None = None
 
     def __post_init__(self) -> None:
         self._inner.no_padding()
@@ -71,6 +73,11 @@ class SubwordTokenizer:
     @functools.cached_property
     def eos_id(self) -> int | None:
         return None if self.eos is None else self._inner.token_to_id(self.eos)
+
+    @property
+    def named_bos_id(self) -> int | None:
+        """The id of `bos`."""
+        return None if self.bos is None else self._inner.token_to_id(self.bos)
 
     @functools.cached_property
     def bos_id(self) -> int | None:

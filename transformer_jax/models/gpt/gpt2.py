@@ -13,7 +13,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import gpt
-from transformer_jax.tasks.causal_lm import CausalLM
+from transformer_jax.tasks.causal_lm import CausalLM, Sample
 
 MODEL_TYPES = ("gpt2",)
 
@@ -127,5 +127,5 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
 
 
 def task(folder: Path, cfg: gpt.Config) -> CausalLM:
-    """Language modelling, with the tokens that end a text as the folder states them."""
-    return CausalLM(stop_ids=hub.stop_ids(folder))
+    """Language modelling, with the tokens that end a text and how the others are chosen as the folder states them."""
+    return CausalLM(stop_ids=hub.stop_ids(folder), defaults=Sample(**hub.sampling(folder)))

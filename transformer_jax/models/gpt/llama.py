@@ -16,7 +16,7 @@ from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import gpt
 from transformer_jax.nn.positions import RopeScaling
-from transformer_jax.tasks.causal_lm import CausalLM
+from transformer_jax.tasks.causal_lm import CausalLM, Sample
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 MODEL_TYPES = tuple(ARCHITECTURES)
@@ -184,5 +184,5 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
 
 
 def task(folder: Path, cfg: gpt.Config) -> CausalLM:
-    """Language modelling, with the tokens that end a text as the folder states them."""
-    return CausalLM(stop_ids=hub.stop_ids(folder))
+    """Language modelling, with the tokens that end a text and how the others are chosen as the folder states them."""
+    return CausalLM(stop_ids=hub.stop_ids(folder), defaults=Sample(**hub.sampling(folder)))

@@ -10,14 +10,14 @@ import math
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
 from transformer_jax import losses, models
-from transformer_jax.contracts import Evaluation, Input, Outputs, Prepared, Progress, Sums, no_progress
+from transformer_jax.contracts import LAUNCH, Evaluation, Input, Outputs, Prepared, Progress, Sums, no_progress
 from transformer_jax.data import corpus, tokenizers
 from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
@@ -91,6 +91,8 @@ class CausalLM(TextTask):
     """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (Chowdhery et al. 2022, section 5)."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end what is sampled, besides the tokenizer's end of text: the end of a turn, in imported models."""
+    defaults: Sample = field(default_factory=Sample, metadata=LAUNCH)
+    """What to ask of the model when nothing is said: in imported models as their generation_config.json has it."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -181,7 +183,11 @@ class CausalLM(TextTask):
 
     def default_sample(self) -> Sample:
         """A text to continue."""
-        return Sample()
+        return self.defaults
+
+    def snapshot_settings(self) -> dict[str, Any]:
+        """What a Hugging Face folder says of this task."""
+        return {"stop_ids": self.stop_ids}
 
     def default_data(self, tokenizer: Any, model_cfg: Any) -> corpus.TextCorpus:
         """The embedded corpus."""
