@@ -83,7 +83,7 @@ def broken(**edits):
         (broken(type="os.system"), r"x: type 'os.system' is not one of experiment.Experiment"),
         (
             broken(data__source__type="builtins.eval"),
-            r"x.data.source: type 'builtins.eval' is not one of sources.Embedded",
+            r"x.data.source: type 'builtins.eval' is not one of the package's own",
         ),
         (broken(model__type="causal_lm.CausalLM"), r"x.model: type 'causal_lm.CausalLM' is not one of gpt.Config"),
         (broken(train__stepz=3), r"x.train.stepz: experiment.Train has no such field; the nearest is steps"),
@@ -243,11 +243,12 @@ BART = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
     """A few words on disk in place of the data that the recipe names."""
     small: Any
+    source: Any = getattr(experiment.data, "source", None)
     if isinstance(experiment.data, tagged.TaggedWords):
-        small = dataclasses.replace(experiment.data.source, data_dir=small_conll2003(write_tfds))  # type: ignore[arg-type]
+        small = dataclasses.replace(source, data_dir=small_conll2003(write_tfds))
         return tagged.TaggedWords(small, tokenizers.TrainWordPiece(60), 16)
     if isinstance(experiment.data, questions.Questions):
-        small = dataclasses.replace(experiment.data.source, data_dir=small_squad(write_tfds))  # type: ignore[arg-type]
+        small = dataclasses.replace(source, data_dir=small_squad(write_tfds))
         return questions.Questions(small, tokenizers.TrainWordPiece(60), 16, 4)
     if isinstance(experiment.data, labelled.LabelledText):
         labels, table = getattr(experiment.task, "labels", ()) or (0.5, 2.0), text.with_suffix(".jsonl")

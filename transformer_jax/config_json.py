@@ -154,7 +154,7 @@ class _Reader:
         if cls is None:
             raise InputError(f"{where}: type {name!r} is not one of the package's own; nothing is imported for it")
         for contract in options:
-            if contract in contracts.CONTRACTS and (lacking := contracts.missing(cls, contract)):
+            if getattr(contract, "_is_protocol", False) and (lacking := contracts.missing(cls, contract)):
                 raise InputError(f"{where}: {name} has no {', no '.join(lacking)}, so it is no {contract.__name__}")
         return cls
 

@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from transformer_jax.contracts import Source
 from transformer_jax.data import pipeline, sources, tokenizers, tokens
 from transformer_jax.errors import InputError
 
-Source = sources.Embedded | sources.TextFiles | sources.Jsonl | sources.Tfds
 Sampling = Literal["epochs", "random"]
 
 

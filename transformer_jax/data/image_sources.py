@@ -4,8 +4,7 @@
     Folder         a folder of class folders with JPEG, PNG and WebP files
     TfdsImages     a data set that TensorFlow Datasets has prepared, without TensorFlow: cifar10, imagenet2012, ...
 
-A source has `.classes()`, the names in the order of their numbers, and `.images("train" | "validation" | "test")`: the
-`Images` of a side, None where there is no test set.
+They are `Source`s, and so may a user's own be.
 """
 
 import functools
@@ -13,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,6 +45,18 @@ class Images:
     def __post_init__(self) -> None:
         if not self.count:
             raise InputError(f"{self.origin}: no images")
+
+
+class Source(Protocol):
+    """Where labelled images come from: a frozen dataclass."""
+
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of their numbers."""
+        ...
+
+    def images(self, side: Side) -> Images | None:
+        """The images of a side; None where there is no test set."""
+        ...
 
 
 @dataclass(frozen=True)

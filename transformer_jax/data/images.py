@@ -26,11 +26,10 @@ import numpy as np
 
 from transformer_jax import objectives
 from transformer_jax.data import image_files, pipeline, records
-from transformer_jax.data.image_sources import Digits, Folder, Images, Item, Side, TfdsImages
+from transformer_jax.data.image_sources import Images, Item, Side, Source
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 
-Source = Digits | Folder | TfdsImages
 LEAST_SEEN = 0.25  # of a picture: less is a `resize` that was not changed with the size
 BLOCK = 512  # images decoded together
 REPEATED = 64  # images that come one after the other before they come again, where they do

@@ -3,9 +3,8 @@
     Table          CSV, TSV and JSONL files with named columns, or numbered ones where there is no header
     TfdsTable      a data set that TensorFlow Datasets has prepared, without TensorFlow
 
-A source's `.rows("train" | "validation" | "test")` are read into memory and checked one by one: what is wrong with a
-row is said with its file and line. `.pairs` says whether a row has two texts, `.has_test`
-whether there are rows to test on.
+They are `Source`s, and so may a user's own be. Rows are read into memory and checked one by one: what is wrong with a
+row is said with its file and line.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -86,6 +85,24 @@ def refuse_empty(sides: Sequence[Rows]) -> None:
 
 
 # ---- The sources ---------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Where labelled rows come from: a frozen dataclass. One that inherits this has its defaults."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row has two texts."""
+        return False
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are rows to test on."""
+        return False
+
+    def rows(self, side: Side) -> Rows:
+        """The rows of a side."""
+        ...
 
 
 @dataclass(frozen=True)

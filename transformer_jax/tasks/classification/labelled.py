@@ -19,11 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.data import pipeline, records, tables, tokenizers, tokens
-from transformer_jax.data.tables import Row, Rows, Side, Table, TfdsTable
+from transformer_jax.data.tables import Row, Rows, Side, Source
 from transformer_jax.errors import InputError
-from transformer_jax.tasks.classification.stdlib_topics import StdlibTopics
-
-Source = Table | TfdsTable | StdlibTopics
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,6 +41,14 @@ class Question(NamedTuple):
 
 
 # ---- The sources ---------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Where questions with answers come from: a frozen dataclass."""
+
+    def questions(self, side: Side) -> list[Question] | None:
+        """The questions of a side; None where there is no test set."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ def _checked(question: Question, where: str) -> Question:
 class Questions:
     """The data of a question-answering experiment."""
 
-    source: SquadJson | TfdsSquad
+    source: Source
     """Where the questions come from."""
     tokenizer: tokenizers.Spec
     """How texts become tokens."""

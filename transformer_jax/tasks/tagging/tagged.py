@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -39,6 +39,14 @@ class Sentence(NamedTuple):
 
 
 # ---- The sources ---------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Where tagged sentences come from: a frozen dataclass."""
+
+    def sentences(self, side: Side) -> list[Sentence] | None:
+        """The sentences of a side; None where there is no test set."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ def check_labels(labels: Sequence[str]) -> None:
 class TaggedWords:
     """The data of a tagging experiment."""
 
-    source: Conll | TfdsTags
+    source: Source
     """Where the sentences come from."""
     tokenizer: tokenizers.Spec
     """How words become tokens."""

@@ -4,8 +4,8 @@
     Columns      CSV, TSV and JSONL files with named columns, or numbered ones where there is no header
     TfdsPairs    a data set that TensorFlow Datasets has prepared, without TensorFlow
 
-A source's `.pairs("train" | "validation" | "test")` is read anew, pair by pair, by every `for`: no more than one pair
-is held. `.has_test` says whether there are pairs to test on.
+They are `Source`s, and so may a user's own be. Pairs are read again, one by one, by every `for`: no more than one is
+held.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from transformer_jax.data import records, sources, text_files
 from transformer_jax.data.tables import Side
@@ -61,6 +61,19 @@ def in_memory(pairs: Iterable[Pair], origin: str) -> Pairs:
 
 
 # ---- The sources ---------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Where pairs come from: a frozen dataclass. One that inherits this has its default."""
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are pairs to test on."""
+        return False
+
+    def pairs(self, side: Side) -> Pairs:
+        """The pairs of a side."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,14 @@ from transformer_jax.data import pipeline, records, sources, tokenizers, tokens
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import packing
-from transformer_jax.tasks.translation import bitext, cldr
-
-Source = bitext.Lines | bitext.Columns | bitext.TfdsPairs | cldr.Cldr
+from transformer_jax.tasks.translation import bitext
 
 
 @dataclass(frozen=True)
 class ParallelText:
     """The data of a translation or summarisation experiment: which pairs, which tokens, how many in a row."""
 
-    source: Source
+    source: bitext.Source
     """Where pairs come from."""
     tokenizer: tokenizers.Spec
     """How their texts become tokens. One that is trained learns from both sides together."""
