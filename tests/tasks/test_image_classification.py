@@ -266,3 +266,17 @@ def test_files_that_cannot_be_predicted(params, tmp_path):
 def test_a_model_without_a_head_predicts_nothing(params):
     with pytest.raises(InputError, match=r"the model has no head that tells classes apart"):
         next(TASK.predict(params, dataclasses.replace(CFG, num_classes=0), None, ["a.png"], top=1))
+
+
+def test_a_resize_follows_the_size():
+    """At another size with the checkpoint's `resize` the model would see a part of each picture."""
+    published = ImageClassification(LABELS, Preprocess(size=224, resize=256, fit="shortest"))
+    said: list[str] = []
+    small = ImageClassification(LABELS, Preprocess(size=32, resize=256, fit="shortest"))
+    assert small.adopt(published, said.append, "snapshot").preprocess.resize == 37
+    assert said == ["pictures are resized to 37 pixels for a size of 32, as 256 in snapshot"]
+    for own in (Preprocess(size=32, resize=40), published.preprocess):
+        assert (
+            ImageClassification(LABELS, own).adopt(published, said.append, "snapshot").preprocess.resize == own.resize
+        )
+    assert len(said) == 1

@@ -267,12 +267,17 @@ class ImageClassification(Task):
         return images.ImageSet(image_sources.Folder("images"))
 
     def adopt(self, theirs: Any, say: Callable[[str], None], origin: str) -> "ImageClassification":
-        """With the normalisation of the images that the checkpoint's parameters were trained on."""
-        mean, std = theirs.preprocess.mean, theirs.preprocess.std
-        if (self.preprocess.mean, self.preprocess.std) == (mean, std):
-            return self
-        say(f"images are normalised by mean {mean}, std {std} as in {origin}")
-        return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, mean=mean, std=std))
+        """With the normalisation of the images that the checkpoint's parameters were trained on. Where the size is
+        another and `resize` is still the checkpoint's, `resize` is scaled with the size."""
+        ours, found = self.preprocess, theirs.preprocess
+        resize = ours.resize
+        if ours.size != found.size and ours.resize == found.resize:
+            resize = found.scaled(ours.size).resize
+            say(f"pictures are resized to {resize} pixels for a size of {ours.size}, as {found.resize} in {origin}")
+        if (ours.mean, ours.std) != (found.mean, found.std):
+            say(f"images are normalised by mean {found.mean}, std {found.std} as in {origin}")
+        adopted = dataclasses.replace(ours, resize=resize, mean=found.mean, std=found.std)
+        return dataclasses.replace(self, preprocess=adopted)
 
     def check_sample(self, model_cfg: Any, tokenizer: Any, options: Predict) -> None:
         """Raises `InputError` for an image that cannot be read."""
