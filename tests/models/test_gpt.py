@@ -247,5 +247,5 @@ def test_every_leaf_is_used(name):
 def test_a_config_is_a_static_argument_and_finds_its_family():
     assert hash(LLAMA) == hash(dataclasses.replace(LLAMA)) and dataclasses.replace(LLAMA) == LLAMA
     assert models.family(LLAMA) is gpt
-    with pytest.raises(TypeError, match="dict is not the Config of a family; there are gpt"):
+    with pytest.raises(InputError, match="model is a dict, but builtins, which defines it, has no function declare"):
         models.family({})
