@@ -302,16 +302,14 @@ def _forward(shape: Shape, operands, where_2, rows):
 # --------------------------------------------------------------------------------------------------------- backward
 
 
-def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD):
-    (B, T, D), S, H = operands[0].shape[-3:], operands[-1].shape[-2], shape.head_width
-    C = _columns(D // H, H)
-    t, s = block(T), block(S)
+def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
+    """The kernel for T queries and S keys, C columns at a time; `num_ids`: 2 with segments, else 0."""
+    H, t, s = shape.head_width, block(T), block(S)
     assert t is not None and s is not None
-    J, P, queries = D // C, C // H, T // t
-    q, k, v = operands * 3 if shape.together else operands
+    queries = T // t
 
     def kernel(where_ref, *refs):
-        ids_refs, refs = refs[: len(rows)], refs[len(rows) :]
+        ids_refs, refs = refs[:num_ids], refs[num_ids:]
         (q_ref, k_ref, v_ref, o_ref, lse_ref, do_ref), refs = refs[:6], refs[6:]
         *out_refs, delta, dq_CT, dk_sums, dv_sums = refs
         first_key = pl.program_id(2) * s
@@ -339,7 +337,7 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
         def visit(i) -> None:
             at = pl.ds(i * t, t) if queries > 1 else slice(None)
             q_tC, do_tC = q_ref[at, :], do_ref[at, :]
-            ids = (ids_refs[0][:, at], ids_refs[1][...]) if rows else None
+            ids = (ids_refs[0][:, at], ids_refs[1][...]) if num_ids else None
             for head in _heads(C, H):
                 mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
                 q_one, do_one = _one(q_tC, head, H), _one(do_tC, head, H)
@@ -363,6 +361,17 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
                 at = slice(i * t, (i + 1) * t)
                 dq_ref[at, :] = (dq_CT[:, at] * shape.scale).T.astype(dq_ref.dtype)
 
+    return kernel
+
+
+def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD):
+    (B, T, D), S, H = operands[0].shape[-3:], operands[-1].shape[-2], shape.head_width
+    C = _columns(D // H, H)
+    s = block(S)
+    assert s is not None
+    J, P = D // C, C // H
+    q, k, v = operands * 3 if shape.together else operands
+
     whole = pl.BlockSpec((None, T, C), lambda b, j, i: (b, 0, j))
     specs = [_spec(shape, which, T if which == 0 else s, C, every=which == 0) for which in range(3)]
     gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))] if shape.together else specs
@@ -373,7 +382,7 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
     lse_spec = pl.BlockSpec((None, None, P, T), lambda b, j, i: (b, j, 0, 0))
     smem = pl.BlockSpec(memory_space=pltpu.SMEM)
     return pl.pallas_call(
-        kernel,
+        _backward_kernel(shape, T, S, C, len(rows)),
         grid=(B, J, S // s),
         in_specs=[smem, *ids_specs[: len(rows)], *specs, whole, lse_spec, whole],
         out_specs=gradients,

@@ -58,32 +58,11 @@ def make_step(
     """
     optimizer = skippable(optimizer)
 
-    def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
-        loss_sum, weight, sums = loss(params, batch, key)
-        return loss_sum, (weight, sums)
-
-    value_and_grad = jax.value_and_grad(objective, has_aux=True)
-
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         if (state.ema is None) != (ema_decay == 0):
             raise ValueError(f"ema_decay {ema_decay} with a state whose ema is {'off' if state.ema is None else 'on'}")
         step_key = jax.random.fold_in(key, state.step)
-
-        if accumulate == 1:
-            total = value_and_grad(state.params, batch, step_key)
-        else:
-
-            def add(so_far: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-                i, rows = numbered
-                part = value_and_grad(state.params, rows, jax.random.fold_in(step_key, i))
-                return jax.tree.map(jnp.add, so_far, part), None
-
-            parts = micro_batches(batch, accumulate)
-            shapes = jax.eval_shape(value_and_grad, state.params, jax.tree.map(lambda x: x[0], parts), step_key)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
-
-        (loss_sum, (weight, sums)), grads = total
+        (loss_sum, (weight, sums)), grads = _gradients(loss, state.params, batch, step_key, accumulate)
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         mean_loss = loss_sum * scale
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -94,8 +73,7 @@ def make_step(
         recent, spike = state.recent, {}
         if recent is not None:
             spike = {"deviations": deviations(recent, mean_loss)}
-            pushed = jnp.append(recent[1:], mean_loss)  # a spike too: a loss that stays high is soon the usual one
-            recent = jnp.where(jnp.isfinite(mean_loss), pushed, recent)
+            recent = _pushed(recent, mean_loss)
             if skip_spikes:
                 good &= ~(spike["deviations"] > skip_spikes)
 
@@ -127,6 +105,28 @@ def make_step(
     return step
 
 
+def _gradients(loss: Loss, params: Any, batch: Batch, key: jax.Array, accumulate: int) -> Any:
+    """((loss_sum, (weight, sums)), gradients of loss_sum), added up over the micro-batches, each with its own key."""
+
+    def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
+        loss_sum, weight, sums = loss(params, batch, key)
+        return loss_sum, (weight, sums)
+
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    if accumulate == 1:
+        return value_and_grad(params, batch, key)
+
+    def add(so_far: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        i, rows = numbered
+        part = value_and_grad(params, rows, jax.random.fold_in(key, i))
+        return jax.tree.map(jnp.add, so_far, part), None
+
+    parts = micro_batches(batch, accumulate)
+    shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts), key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
+
+
 def global_norm(grads: Any) -> jax.Array:
     """The square root of the sum of all squares. Where a TPU has its gradients whole, sums as products with ones."""
     if any(sharding.shards(axis) > 1 for axis in ("embed", "heads", "kv_heads", "mlp", "vocab")):
@@ -144,6 +144,11 @@ def deviations(recent: jax.Array, loss: jax.Array) -> jax.Array:
     middle = jnp.median(recent)
     usual = 1.4826 * jnp.median(jnp.abs(recent - middle))
     return (loss - middle) / jnp.maximum(jnp.maximum(usual, 0.01 * jnp.abs(middle)), 1e-30)
+
+
+def _pushed(recent: jax.Array, loss: jax.Array) -> jax.Array:
+    """The recent losses with this one, if it is finite. A spike counts too: a loss that stays high is soon usual."""
+    return jnp.where(jnp.isfinite(loss), jnp.append(recent[1:], loss), recent)
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:
