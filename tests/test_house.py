@@ -202,6 +202,65 @@ def test_what_is_imported_is_declared():
     assert imported <= declared, f"imported, not declared in pyproject.toml: {sorted(imported - declared)}"
 
 
+# ---- Functions and families ----------------------------------------------------------------------------------------
+
+
+def _functions(source: str) -> list[tuple[str, int]]:
+    """(name, lines from `def` to the end) of every function."""
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return [(node.name, (node.end_lineno or 0) - node.lineno + 1) for node in found]
+
+
+def test_no_function_is_longer_than_a_screen():
+    assert _functions("def f():\n    x = 1\n\n    return x\n") == [("f", 4)]
+    found = [
+        f"{_name(path)}.{name} has {lines} lines"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name, lines in _functions(path.read_text())
+        if lines > 80
+    ]
+    assert not found, "\n".join(found)
+
+
+FAMILY_NAMES = {path.name for path in (PACKAGE / "models").iterdir() if (path / "__init__.py").is_file()}
+
+
+def _named_families(source: str, module: str) -> list[str]:
+    """Where a module imports a family or reads it from `models`."""
+    found = [
+        f"{module}:{line} imports {target}"
+        for line, target in _imports(source, module)
+        if target.split(".")[:2] == ["transformer_jax", "models"] and set(target.split(".")[2:3]) & FAMILY_NAMES
+    ]
+    for node in ast.walk(ast.parse(source)):
+        named = isinstance(node, ast.Attribute) and node.attr in FAMILY_NAMES and ast.unparse(node.value)
+        if named and named.split(".")[-1] == "models":
+            found.append(f"{module}:{node.lineno} names {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from transformer_jax.models import gpt",
+        "def f():\n    from transformer_jax.models.bert import Config",
+        "import transformer_jax.models.vit",
+        "from transformer_jax import models\nmodels.gpt.Config",
+        "import transformer_jax\ntransformer_jax.models.seq2seq",
+        "import importlib\nimportlib.import_module('transformer_jax.models.gpt')",
+    ],
+)
+def test_a_family_that_is_named_is_seen(source):
+    assert len(_named_families(source, "transformer_jax.train.loop")) == 1
+
+
+def test_no_family_is_named_outside_its_folder():
+    assert {"gpt", "bert", "seq2seq", "vit"} <= FAMILY_NAMES
+    outside = [path for path in sorted(PACKAGE.rglob("*.py")) if not _room(_name(path).split(".")).startswith(FAMILIES)]
+    found = [message for path in outside for message in _named_families(path.read_text(), _name(path))]
+    assert not found, "\n".join(found)
+
+
 # ---- Safety and order ----------------------------------------------------------------------------------------------
 
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from transformer_jax import models
 from transformer_jax.cli.arguments import positional
-from transformer_jax.models import gpt
 from transformer_jax.tasks.causal_lm import CausalLM
 
 PACKAGES = (
@@ -61,10 +61,10 @@ def known_bad(jax_version: str, jaxlib_version: str) -> list[str]:
 
 
 def smoke() -> tuple[float, float]:
-    """The loss of a tiny GPT before and after 20 steps on one batch, in nats per token."""
-    task = CausalLM()
-    cfg = gpt.Config(vocab_size=64, max_length=32, width=32, num_layers=2, num_heads=2)
-    params = jax.jit(gpt.init, static_argnums=1)(jax.random.key(0), cfg)
+    """The loss of a tiny language model before and after 20 steps on one batch, in nats per token."""
+    family, task = getattr(models, models.FAMILIES[0]), CausalLM()
+    cfg = family.Config(vocab_size=64, max_length=32, width=32, num_layers=2, num_heads=2)
+    params = jax.jit(family.init, static_argnums=1)(jax.random.key(0), cfg)
     tokens_BT = jax.random.randint(jax.random.key(1), (8, 33), 0, 64)
     batch = {"inputs": tokens_BT[:, :-1], "targets": tokens_BT[:, 1:], "weights": jnp.ones((8, 32))}
     optimizer = optax.adam(3e-3)
