@@ -130,18 +130,22 @@ def newton_schulz(x_NST: jax.Array, iterations: int) -> jax.Array:
 
 
 def _shared(x_NST: jax.Array, iterations: int) -> jax.Array:
-    """`newton_schulz`, each of the mesh's devices with its share of the matrices; zeros fill up the last shares."""
-    axes, count = ("matrices", None, None), len(x_NST)
-    if "matrices" not in sharding.current_rules():  # a caller's mesh
+    """`newton_schulz`, each of the mesh's devices with its share of the matrices; zeros fill up the last shares.
+
+    The matrices are gathered, shared and gathered again, in steps that the compiler has a collective for.
+    """
+    whole, shared, count = (None, None, None), ("matrices", None, None), len(x_NST)
+    if "matrices" not in sharding.current_rules() or sharding.shards("matrices") == 1:
         return newton_schulz(x_NST, iterations)
     missing = -count % sharding.shards("matrices")
-    x_NST = sharding.constrain(jnp.pad(x_NST, ((0, missing), (0, 0), (0, 0))), axes)
-    return sharding.constrain(newton_schulz(x_NST, iterations), axes)[:count]
+    x_NST = jnp.pad(sharding.constrain(x_NST, whole), ((0, missing), (0, 0), (0, 0)))
+    x_NST = sharding.constrain(newton_schulz(sharding.constrain(x_NST, shared), iterations), shared)
+    return sharding.constrain(x_NST, whole)[:count]
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """[N, rows, columns] with no more rows than columns."""
-    x = x.reshape(-1, *x.shape[-2:])
+    """[N, rows, columns] with no more rows than columns, whole on every device."""
+    x = sharding.constrain(x.reshape(-1, *x.shape[-2:]), (None, None, None))
     return jnp.swapaxes(x, 1, 2) if x.shape[1] > x.shape[2] else x
 
 
