@@ -4,6 +4,7 @@
     python -m experiments.causal_lm.shakespeare_char --data.source.paths input.txt       # README, CPU
     python -m experiments.causal_lm.shakespeare_char gpu --data.source.paths input.txt   # config/
     python -m experiments.causal_lm.shakespeare_char tfds                                # CPU run, text from TFDS
+    python -m experiments.causal_lm.shakespeare_char muon --data.source.paths input.txt  # CPU run, by Muon
 
 Reproduces: karpathy/nanoGPT, README "quick start" and config/train_shakespeare_char.py: GPT-2's architecture without
 biases, random windows, the first 90 % of the text to train on, the last 10 % to validate.
@@ -22,7 +23,7 @@ from transformer_jax.data.sources import TextFiles, Tfds
 from transformer_jax.data.tokenizers import Characters
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Sample, Train
 from transformer_jax.models import gpt
-from transformer_jax.optim import Optim
+from transformer_jax.optim import AdamW, Muon
 
 
 def experiment() -> Experiment:
@@ -40,7 +41,7 @@ def experiment() -> Experiment:
             scan_layers=False,
         ),
         data=TextCorpus(source=TextFiles(("input.txt",)), tokenizer=Characters(), length=64, sampling="random"),
-        optim=Optim(
+        optim=AdamW(
             peak_lr=1e-3,
             lr_schedule="cosine",
             warmup_steps=100,
@@ -70,6 +71,12 @@ def gpu() -> Experiment:
         evaluate=Evaluate(every=250, batch_size=64),
         checkpoint=Checkpoint(every=250),
     )
+
+
+def muon() -> Experiment:
+    """The CPU run's data, batch and steps by Muon; the learning rates were not searched for."""
+    optim = Muon(peak_lr=0.02, adamw_lr=3e-3, warmup_steps=100, iterations=4)
+    return dataclasses.replace(experiment(), optim=optim)
 
 
 def tfds() -> Experiment:
