@@ -108,6 +108,8 @@ def test_the_other_commands_take_the_file(on_eight, folder, capsys):
     assert abs(json.loads(capsys.readouterr().out.splitlines()[-1])["next"] - 1.1) < 0.2
     assert main(["inspect", "runs/eight", "--with=own_model.py"]) == 0
     assert "6,272 parameters, all there" in capsys.readouterr().out
+    assert main(["convert", "average", "runs/eight", "runs/mean", "--last", "1", "--with", "own_model.py"]) == 0
+    assert Path("runs/mean/code/own_model.py").read_text(encoding="utf-8") == OWN
     assert main(["train", "own_model.py", "--help"]) == 0
     assert "--optim.peak-lr FLOAT" in capsys.readouterr().out
     assert main(["train", "own_model.py", "--data.colum", "x"]) == 2

@@ -9,11 +9,13 @@ names it: the caller brings the types.
 """
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,7 @@ from typing import Any
 from transformer_jax.errors import InputError, nearest
 
 PACKAGE = __name__.partition(".")[0]
+NO_FILE = "__main__"  # in place of a file's name: of a type that was defined in a notebook
 
 
 def read(target: str) -> tuple[ModuleType, str]:
@@ -34,15 +37,19 @@ def read(target: str) -> tuple[ModuleType, str]:
     """
     if target.endswith(".py"):
         return _read_file(target), f"{Path(target).resolve().parent.name}-{Path(target).stem}"
+    missing = InputError(
+        f"no experiment module {target!r} here; give one such as experiments.causal_lm.stdlib, from the folder "
+        "that holds it, or the path of a file that ends in .py"
+    )
+    if not all(part.isidentifier() for part in target.split(".")):
+        raise missing
     try:
-        module = importlib.import_module(target)
+        with _one_line(target):
+            module = importlib.import_module(target)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{target}.".startswith(f"{error.name}."):
             raise  # the experiment was found; something that it imports was not
-        raise InputError(
-            f"no experiment module {target!r} here; give one such as experiments.causal_lm.stdlib, from the folder "
-            "that holds it, or the path of a file that ends in .py"
-        ) from None
+        raise missing from None
     return module, "-".join(target.split(".")[-2:])
 
 
@@ -50,18 +57,19 @@ def _read_file(target: str) -> ModuleType:
     path = Path(target).resolve()
     if not path.is_file():
         raise InputError(f"no such experiment file: {target}")
+    if (known := _loaded_from(path)) is not None:
+        return known  # a second copy of its types would not be equal to the first
+    _settle_neighbours(path)
     # Under a name of its own: another module may have the file's, now or later.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if (known := sys.modules.get(name)) is not None:
-        return known
-    _refuse_strangers(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with _one_line(target):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -70,35 +78,82 @@ def _read_file(target: str) -> ModuleType:
     return module
 
 
-def _refuse_strangers(path: Path) -> None:
-    """Raises `InputError` where a file imports a neighbour and another folder's module of that name is loaded already:
-    it would be taken in the neighbour's place."""
-    seen, left = {path}, [path]
+@contextlib.contextmanager
+def _one_line(target: str) -> Iterator[None]:
+    """What is wrong with a file itself becomes one line. What its own code raises keeps its traceback."""
+    try:
+        yield
+    except SyntaxError as error:
+        line = "" if error.lineno is None else f", line {error.lineno}, {(error.text or '').strip()[:80]!r}"
+        raise InputError(f"{error.filename or target}{line}: {error.msg}") from None
+    except SystemExit:
+        raise InputError(
+            f'{target} calls sys.exit while it is read; put what it runs below if __name__ == "__main__":'
+        ) from None
+
+
+def _loaded_from(path: Path) -> ModuleType | None:
+    """The module that was read from this file. A file that runs as a script is read again: it may not be complete."""
+    modules = (m for m in list(sys.modules.values()) if isinstance(m, ModuleType) and m.__name__ != "__main__")
+    return next((m for m in modules if str(getattr(m, "__file__", "")).endswith(path.name) and _file(m) == path), None)
+
+
+def _settle_neighbours(path: Path) -> None:
+    """Looks at the neighbours that a file imports: one that was read as a file already is what the import gives.
+
+    Raises:
+      InputError: where another folder's module of a neighbour's name is loaded, which the import would give instead.
+    """
+    folder, seen, left = path.parent, {path}, [path]
     while left:
         try:
             tree = ast.parse(left.pop().read_bytes())
-        except SyntaxError:
-            return  # its own message is better
+        except (SyntaxError, ValueError):
+            return  # reading the file says it better
         for node in ast.walk(tree):
             named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             named += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             for name in {n.partition(".")[0] for n in named}:
-                neighbour, known = path.parent / f"{name}.py", _file(sys.modules.get(name))
+                neighbour = folder / f"{name}.py"
+                if strangers := _strangers(folder, name):
+                    raise InputError(
+                        f"{path} imports its neighbour {name}, but {strangers[0]} was imported as {name} before; give "
+                        "one of them another name, or use a process for each"
+                    )
                 if not neighbour.is_file() or neighbour in seen:
                     continue
-                if known is not None and known != neighbour.resolve():
-                    raise InputError(
-                        f"{path} imports its neighbour {name}, but {known} was imported as {name} before; give one of "
-                        "them another name, or use a process for each"
-                    )
+                if name not in sys.modules and (known := _loaded_from(neighbour)) is not None:
+                    sys.modules[name] = known
                 seen.add(neighbour)
                 left.append(neighbour)
 
 
+def _strangers(folder: Path, name: str) -> list[Path]:
+    """The files of the loaded module or package `name` that are not those in this folder, where it has one."""
+    file, package = (folder / f"{name}.py").resolve(), (folder / name).resolve()
+    if not file.is_file() and not package.is_dir():
+        return []
+    is_namespace = not file.is_file() and not (package / "__init__.py").is_file()  # an installed package comes first
+    return [
+        known
+        for key, module in list(sys.modules.items())
+        if key.partition(".")[0] == name
+        and (known := _file(module)) is not None
+        and known != file
+        and not known.is_relative_to(package)
+        and (not is_namespace or _is_brought(module))
+    ]
+
+
 def _file(module: ModuleType | None) -> Path | None:
     """The file that a module was read from."""
-    file = None if module is None else getattr(module, "__file__", None)
-    return None if file is None else Path(file).resolve()
+    file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+    return Path(file).resolve() if isinstance(file, str) else None
+
+
+def _label(file: Path) -> str:
+    """A file's name; of a package that of its folder too, "mine/__init__.py"."""
+    return f"{file.parent.name}/{file.name}" if file.name == "__init__.py" else file.name
 
 
 def _is_brought(module: ModuleType) -> bool:
@@ -120,7 +175,7 @@ def is_foreign(cls: type) -> bool:
 def name_of(cls: type) -> str:
     """The name of a user's type in config.json: its file and its class, "mine.py:Config"."""
     file = _file(sys.modules.get(cls.__module__))
-    return f"{'__main__' if file is None else file.name}:{cls.__qualname__}"
+    return f"{NO_FILE if file is None else _label(file)}:{cls.__qualname__}"
 
 
 def types_of(given: Any) -> dict[str, type]:
@@ -132,53 +187,63 @@ def types_of(given: Any) -> dict[str, type]:
       InputError: for two types of one name.
     """
     found: dict[str, type] = {}
-    for cls in _classes(given):
-        name = name_of(cls)
-        if found.setdefault(name, cls) is not cls:
+    modules, classes = _given(given)
+    beside = [other for module in modules for other in _neighbours(module)]
+    for cls in [*classes, *(cls for module in (*modules, *beside) for cls in _defined_in(module))]:
+        known = found.setdefault(name_of(cls), cls)
+        files = [_file(sys.modules.get(of.__module__)) for of in (known, cls)]
+        if files[0] != files[1]:  # a file that was read twice, by two names: the first is what was brought
             raise InputError(
-                f"two types are called {name}: of {_file(sys.modules[found[name].__module__])} and of "
-                f"{_file(sys.modules[cls.__module__])}; rename one of the files, or bring one of them alone"
+                f"two types are called {name_of(cls)}: of {files[0]} and of {files[1]}; rename one of the files, or "
+                "bring one of them alone"
             )
     return found
 
 
-def _classes(given: Any) -> Iterable[type]:
+def _given(given: Any) -> tuple[list[ModuleType], list[type]]:
+    """The modules and the classes in what a caller brings."""
     if isinstance(given, ModuleType):
-        for module in _with_neighbours(given):
-            yield from (
-                value
-                for value in vars(module).values()
-                if isinstance(value, type) and value.__module__ == module.__name__ and dataclasses.is_dataclass(value)
-            )
-    elif isinstance(given, type):
-        yield given
-    else:
-        for part in given.values() if isinstance(given, Mapping) else given:
-            yield from _classes(part)
+        return [given], []
+    if isinstance(given, type) and dataclasses.is_dataclass(given):
+        return [], [given]
+    if isinstance(given, type | str) or not isinstance(given, Iterable):
+        raise InputError(f"types has {given!r}; give a module, a dataclass, or a list of these")
+    parts = [_given(part) for part in (given.values() if isinstance(given, Mapping) else given)]
+    return [module for modules, _ in parts for module in modules], [cls for _, classes in parts for cls in classes]
 
 
-def _with_neighbours(module: ModuleType) -> list[ModuleType]:
-    """A module, and the modules of the same folder that are loaded beside it."""
+def _defined_in(module: ModuleType) -> list[type]:
+    """The dataclasses that a module defines."""
+    of = (value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__)
+    return [cls for cls in of if dataclasses.is_dataclass(cls)]
+
+
+def _neighbours(module: ModuleType) -> list[ModuleType]:
+    """The loaded modules that a user's module can have imported from its own folder, or from its own package."""
     file = _file(module)
     if file is None or not _is_brought(module):
-        return [module]
-    beside = [
-        other
-        for other in list(sys.modules.values())
-        if isinstance(other, ModuleType)
-        and other is not module
-        and _is_brought(other)
-        and (theirs := _file(other)) is not None
-        and theirs.parent == file.parent
-        and theirs != file
-    ]
-    return [module, *beside]
+        return []
+    package, is_inside, _ = module.__name__.partition(".")
+    root = file.parents[module.__name__.count(".") + hasattr(module, "__path__")]
+    found: dict[Path, ModuleType] = {}
+    for name, other in list(sys.modules.items()):
+        stem = root.joinpath(*name.split("."))
+        candidates = (stem.with_name(f"{stem.name}.py"), stem / "__init__.py")
+        if Path(str(getattr(other, "__file__", ""))).name not in (candidates[0].name, "__init__.py"):
+            continue  # most modules: nothing to resolve
+        if (is_inside and name.partition(".")[0] != package) or not _is_brought(other):
+            continue
+        theirs = _file(other)
+        if theirs is not None and theirs != file and theirs in [candidate.resolve() for candidate in candidates]:
+            found.setdefault(theirs, other)
+    return list(found.values())
 
 
 def types_in(value: Any) -> list[type]:
     """The user's types in an experiment, with those that their files define."""
-    names = {cls.__module__ for cls in map(type, _dataclasses_in(value)) if is_foreign(cls)}
-    return list(types_of([sys.modules[name] for name in sorted(names & set(sys.modules))]).values())
+    classes = list(dict.fromkeys(type(part) for part in _dataclasses_in(value) if is_foreign(type(part))))
+    names = sorted({cls.__module__ for cls in classes} & set(sys.modules))
+    return list(types_of([*classes, *(sys.modules[name] for name in names)]).values())
 
 
 def look_up(name: str, types: Mapping[str, type], where: str) -> type:
@@ -189,12 +254,20 @@ def look_up(name: str, types: Mapping[str, type], where: str) -> type:
     """
     if name in types:
         return types[name]
-    file = name.partition(":")[0]
-    if of_file := [known for known in types if known.startswith(f"{file}:")]:
-        raise InputError(f"{where}: {file} as it was brought defines no {name}{nearest(name, of_file)}")
+    file, name = name.rpartition(":")[0], name[:200]
+    if of_file := [known for known in types if known.rpartition(":")[0] == file]:
+        raise InputError(f"{where}: {file} as it was brought defines no {name!r}{nearest(name, of_file)}")
+    if file == NO_FILE:
+        raise InputError(
+            f"{where}: type {name!r} was defined in a notebook or a session, which has no file; bring the class: "
+            "load(path, types=[...])"
+        )
+    is_plain = len(file) < 100 and file.isprintable() and file.endswith(".py") and not file.startswith(("/", "."))
+    shown = file if is_plain else "FILE.py"
     raise InputError(
-        f"{where}: type {name!r} is defined in {file}, which is not part of {PACKAGE} and is never imported because a "
-        f"run names it; bring it: --with path/to/{file} (in Python, load(path, types=...))"
+        f"{where}: type {name!r} is defined in {shown}, which is not part of {PACKAGE} and is never imported because a "
+        f"run names it; bring it: --with path/to/{shown} (in Python, load(path, types=...)); the run keeps its text in "
+        "WORKDIR/code"
     )
 
 
@@ -203,14 +276,18 @@ def look_up(name: str, types: Mapping[str, type], where: str) -> type:
 
 def code_of(value: Any) -> dict[str, str]:
     """{file name: text} of the files that define the foreign types in an experiment, and of their neighbours."""
-    files: dict[str, Path] = {}
+    files: set[Path] = set()
     for cls in {type(part) for part in _dataclasses_in(value)}:
         module = sys.modules.get(cls.__module__)
         if module is not None and is_foreign(cls):
-            for near in _with_neighbours(module):
-                if (file := _file(near)) is not None and file.is_file():
-                    files[file.name] = file
-    return {name: path.read_text(encoding="utf-8") for name, path in sorted(files.items())}
+            files |= {file for each in (module, *_neighbours(module)) if (file := _file(each)) is not None}
+    texts: dict[str, str] = {}
+    for file in sorted(file for file in files if file.is_file()):
+        with tokenize.open(file) as opened:  # in the encoding that it states
+            text = opened.read()
+        name = _label(file)
+        texts[name if name not in texts else f"{file.parent.name}/{name}"] = text
+    return texts
 
 
 def digests(code: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ The package's own types have short names, "gpt.Config" (`models.MODULES`); a typ
 "mine.py:Config", and is found among the types that the caller brings (`brought`). Nothing is imported by name.
 """
 
+import contextlib
 import dataclasses
 import json
 import types as python_types
@@ -26,7 +27,9 @@ def to_json(value: Any, where: str = "the experiment") -> Any:
       InputError: for a value that JSON cannot hold, and for a type that could not be found again.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        stored = [f for f in dataclasses.fields(value) if f.metadata.get("stored", True)]
+        stored = _stored(value)
+        if "type" in [f.name for f in stored]:
+            raise InputError(f"{where} has a field called type, by which config.json names classes; rename the field")
         fields = {f.name: to_json(getattr(value, f.name), f"{where}.{f.name}") for f in stored}
         return {"type": _name(type(value))} | fields
     if isinstance(value, tuple):
@@ -34,9 +37,14 @@ def to_json(value: Any, where: str = "the experiment") -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise InputError(
-        f"{where} is a {type(value).__name__}, which a config.json cannot hold; use numbers, texts, tuples and frozen "
-        "dataclasses of these"
+        f"{where} is a {type(value).__name__}, which a config.json cannot hold; use numbers, texts (a Literal in place "
+        "of an enum), tuples and frozen dataclasses of these"
     )
+
+
+def _stored(value: Any) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass that config.json holds: what the constructor takes, but for those marked otherwise."""
+    return [f for f in dataclasses.fields(value) if f.init and f.metadata.get("stored", True)]
 
 
 def _name(cls: type) -> str:
@@ -94,7 +102,19 @@ def from_json(tree: Any, *, where: str = "config.json", types: Any = ()) -> Expe
     """
     if isinstance(tree, dict):
         tree = {"order": 1} | tree  # of a run from before there were two rules
-    return _Reader(brought.types_of(types)).value(tree, Experiment, where)
+    try:
+        return _Reader(brought.types_of(types)).value(tree, Experiment, where)
+    except RecursionError:
+        raise InputError(f"{where}: is nested too deeply to be an experiment") from None
+
+
+def refuse_unreadable(experiment: Experiment) -> None:
+    """Raises `InputError` where a run of this experiment could not be gone on with: config.json cannot hold it, or
+    would be read back as another one, such as where a value is not of the type that its field states."""
+    where = "the experiment"
+    again = from_json(to_json(experiment, where), where=where, types=brought.types_in(experiment))
+    for path, read, given, _ in _differences(again, experiment):
+        raise InputError(f"{path} is {given!r}, but config.json would give {read!r} back; state the type of the field")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +130,8 @@ class _Reader:
         for option in options:
             if get_origin(option) is Literal and any(tree == a and type(tree) is type(a) for a in get_args(option)):
                 return tree
-            if get_origin(option) is tuple and isinstance(tree, list):
-                of = get_args(option)
+            if (option is tuple or get_origin(option) is tuple) and isinstance(tree, list):
+                of = get_args(option) or (Any, ...)
                 each = of[:1] * len(tree) if of[1:] == (...,) else of
                 if len(each) == len(tree):
                     pairs = enumerate(zip(tree, each, strict=True))
@@ -119,7 +139,8 @@ class _Reader:
             if option is Any:
                 return tuple(self.value(v, Any, where) for v in tree) if isinstance(tree, list) else tree
             if option is float and type(tree) in (int, float):
-                return float(tree)
+                with contextlib.suppress(OverflowError):
+                    return float(tree)
             if option in (int, str, bool, type(None)) and type(tree) is option:
                 return tree
         raise InputError(f"{where}: {json.dumps(tree)[:80]} is not {_describe(annotation)}")
@@ -129,8 +150,8 @@ class _Reader:
         renamed = models.RENAMED_FIELDS.get(tree["type"], {})
         tree = {renamed.get(key, key): value for key, value in tree.items()}
         hints = typing.get_type_hints(cls)
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for key in tree.keys() - fields.keys() - {"type"}:
+        fields = {f.name: f for f in _stored(cls)}
+        for key in sorted(tree.keys() - fields.keys() - {"type"}):
             raise InputError(f"{where}.{key}: {tree['type']} has no such field{nearest(key, fields)}")
         for f in fields.values():
             if f.name not in tree and f.default is f.default_factory is dataclasses.MISSING:
@@ -140,6 +161,11 @@ class _Reader:
             return cls(**values)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        except Exception as error:  # of a user's class, or of one of ours that was given another's part
+            message = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{where}: {tree['type']} refuses these values: {type(error).__name__}: {message}"
+            ) from error
 
     def _type(self, name: Any, options: tuple[Any, ...], where: str) -> type:
         """The type of this name, which must be one of the options or satisfy one that is a contract."""
@@ -192,12 +218,11 @@ def _differences(old: Any, new: Any, path: str = "", free: bool = False) -> Iter
         if old != new:
             yield path, old, new, free
         return
-    for f in dataclasses.fields(new):
-        if f.metadata.get("stored", True):
-            may_change = free or f.metadata.get("decided") == "launch"
-            yield from _differences(
-                getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}" if path else f.name, may_change
-            )
+    for f in _stored(new):
+        may_change = free or f.metadata.get("decided") == "launch"
+        yield from _differences(
+            getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}" if path else f.name, may_change
+        )
 
 
 def _brief(value: Any) -> str:

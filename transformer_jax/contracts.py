@@ -628,6 +628,11 @@ def missing(value: Any, contract: Any) -> list[str]:
     return [name for name, method in own.items() if not callable(method) or method is vars(contract).get(name)]
 
 
+def defaults(contract: Any) -> tuple[str, ...]:
+    """The names of a contract's methods and constants with a default."""
+    return tuple(name for name in vars(contract) if not name.startswith("_") and name not in required(contract))
+
+
 def required(contract: Any) -> tuple[str, ...]:
     """The names of a contract's methods without a default; of a contract that stands beside its data all methods."""
     known: dict[Any, tuple[str, ...]] = {

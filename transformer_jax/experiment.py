@@ -161,6 +161,12 @@ class Experiment:
         self._check_contracts()
         if self.sample is None:
             object.__setattr__(self, "sample", self.task.default_sample())
+        asked = type(self.task.default_sample())
+        if not isinstance(self.sample, asked):
+            task, sample = type(self.task).__name__, type(self.sample).__name__
+            raise InputError(
+                f"sample is a {sample}, but {task} needs a {asked.__name__}; give sample=None for its defaults"
+            )
         train = self.train
         _positive("train.steps", train.steps)
         _positive("train.batch_size", train.batch_size)
@@ -205,6 +211,12 @@ class Experiment:
                     f"{name} is a {type(value).__name__}, which has no {' and no '.join(lacking)}; "
                     f"contracts.{contract.__name__} says what it must have"
                 )
+            absent = [method for method in contracts.defaults(contract) if not hasattr(value, method)]
+            if absent:
+                raise InputError(
+                    f"{name} is a {type(value).__name__}, which has no {absent[0]}; inherit "
+                    f"contracts.{contract.__name__}, which has defaults for all but what it must define"
+                )
         for name in ("model", "data", "task", "optim"):
             cls = type(getattr(self, name))
             if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
@@ -212,6 +224,23 @@ class Experiment:
                     f"{name} is a {cls.__name__}, which is no frozen dataclass; write @dataclass(frozen=True) above it"
                 )
         models.family(self.model)
+        self._check_observers()
+
+    def _check_observers(self) -> None:
+        """Raises `InputError` for an observer that could not hear anything."""
+        if not isinstance(self.observers, tuple | list):
+            raise InputError(f"observers is a {type(self.observers).__name__}; give a tuple, such as (MyLogger(),)")
+        object.__setattr__(self, "observers", tuple(self.observers))
+        for observer in self.observers:
+            if isinstance(observer, type):
+                raise InputError(
+                    f"observers has the class {observer.__name__}; give a value of it: {observer.__name__}()"
+                )
+            if not any(hasattr(observer, method) for method in contracts.defaults(contracts.Observer)):
+                raise InputError(
+                    f"observers has a {type(observer).__name__}, which has none of the methods of contracts.Observer: "
+                    f"{', '.join(contracts.defaults(contracts.Observer))}"
+                )
 
 
 def compute_dtype(precision: Precision, platform: str | None = None) -> str:

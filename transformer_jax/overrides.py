@@ -49,7 +49,7 @@ def _concrete(value: Any) -> Any:
     a subcommand of a union, and tells its members apart by name alone, which families share."""
     import tyro
 
-    cls, fields = type(value), dataclasses.fields(value)
+    cls, fields = type(value), [f for f in dataclasses.fields(value) if f.init]
     hidden = {f.name for f in fields if not f.metadata.get("stored", True)}  # values of Python, without a flag
     children = {
         f.name: _concrete(child)
@@ -74,14 +74,14 @@ def _concrete(value: Any) -> Any:
         **children,
         **{name: dataclasses.field(default=getattr(value, name), metadata={"stored": False}) for name in hidden},
     }
-    subclass: Any = dataclass(frozen=True)(type(cls.__name__, (cls,), body))
-    plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in children}
+    subclass: Any = dataclass(frozen=True, kw_only=True)(type(cls.__name__, (cls,), body))
+    plain = {f.name: getattr(value, f.name) for f in fields if f.name not in children}
     return subclass(**plain, **children)
 
 
 def _original(value: Any) -> Any:
     """The inverse of `_concrete`."""
-    values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     made = {name: _original(child) if dataclasses.is_dataclass(child) else child for name, child in values.items()}
     return getattr(type(value), "_of", type(value))(**made)
 
@@ -91,7 +91,7 @@ def flags(value: Any, prefix: str = "--") -> set[str]:
     names: set[str] = set()
     for f in dataclasses.fields(value):
         child, name = getattr(value, f.name), f.name.replace("_", "-")
-        if not f.metadata.get("stored", True):
+        if not f.init or not f.metadata.get("stored", True):
             continue
         if f.metadata.get("flat"):
             names |= flags(child, prefix)

@@ -74,11 +74,13 @@ def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        with store.near(run, ("config.json", "tokenizer/")) as (near, _):
+        with store.near(run, ("config.json", "tokenizer/", "code/")) as (near, _):
             shutil.copyfile(near / "config.json", part / "config.json")
-            if (near / "tokenizer").is_dir():
-                shutil.copytree(near / "tokenizer", part / "tokenizer")
+            for name in ("tokenizer", "code"):
+                if (near / name).is_dir():
+                    shutil.copytree(near / name, part / name)
         facts = {"family": meta["family"], "config": meta["config"], "run": identity.run_id(part)}
+        facts["code"] = meta.get("code", {})
         with Writer(part / "checkpoints", averaged=chosen, **facts) as writer:
             writer.save(state, rows=meta["rows"])
         part.rename(folder)

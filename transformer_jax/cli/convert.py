@@ -31,12 +31,12 @@ def main(arguments: list[str]) -> int:
         python -m transformer_jax convert hf runs/a exported
         python -m transformer_jax convert average runs/wmt runs/wmt_mean --last 5
     """
+    types, arguments = with_types(arguments)
     kind, source, target, rest = positional(main, arguments, 3)
     if kind not in ("hf", "average"):
         raise InputError(
             f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders) and average (checkpoints)"
         )
-    types, rest = with_types(rest)
     verify, rest = verified(rest) if kind == "hf" else (True, rest)
     if kind == "hf" and rest:
         raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert hf SRC DST")

@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
 
         python -m transformer_jax evaluate runs/de --task.beam.width 1 --data.source.test other.en other.de
     """
+    types, arguments = with_types(arguments)
     workdir, rest = positional(main, arguments, 1)
-    types, rest = with_types(rest)
     verify, rest = verified(rest)
     folder = path(workdir)
     stored = config_json.load(folder / "config.json", types)

@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> int:
         python -m transformer_jax inspect runs/a
         python -m transformer_jax inspect runs/a --verify
     """
+    types, arguments = with_types(arguments)
     where, rest = positional(main, arguments, 1)
-    types, rest = with_types(rest)
     if rest == ["--verify"]:
         return _inspect_files(path(where))
     verify, rest = verified(rest)

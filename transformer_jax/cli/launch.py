@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import math
 import os
 import socket
@@ -21,8 +22,8 @@ from typing import Any
 
 import jax
 
+from transformer_jax import config_json, models, overrides
 from transformer_jax import hosts as several
-from transformer_jax import models, overrides
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
@@ -31,12 +32,14 @@ from transformer_jax.nn import params as params_lib
 
 
 def variants(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
-    """The module's own public functions that make an Experiment: `experiment`, and those annotated to return one."""
+    """The module's own public functions that make an Experiment without arguments: `experiment`, and those annotated to
+    return one."""
 
     def makes_one(name: str, value: Any) -> bool:
         returns = getattr(value, "__annotations__", {}).get("return")
         text = returns if isinstance(returns, str) else ""  # from __future__ import annotations
-        return name == "experiment" or returns is Experiment or text.rpartition(".")[2] == "Experiment"
+        says_so = returns is Experiment or text.strip("\"'").rpartition(".")[2] == "Experiment"
+        return name == "experiment" or (says_so and not _needed(value))
 
     own = {
         name: value
@@ -44,6 +47,24 @@ def variants(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
         if not name.startswith("_") and isinstance(value, FunctionType) and value.__module__ == module.__name__
     }
     return {name: value for name, value in own.items() if makes_one(name, value)}
+
+
+def made(recipe: Callable[[], Experiment], target: str) -> Experiment:
+    """What a function of an experiment file gives. Raises `InputError` where it is no Experiment."""
+    name = getattr(recipe, "__name__", "experiment")
+    if needed := _needed(recipe):
+        raise InputError(f"{name} in {target} needs {', '.join(needed)}; it must make an Experiment without arguments")
+    experiment = recipe()
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"{name}() in {target} returned a {type(experiment).__name__}; it must return an Experiment")
+    config_json.to_json(experiment)  # what it cannot hold has no place on the command line either
+    return experiment
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a function cannot be called without."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
 
     `predict PATH --help-fields` lists the fields.
     """
+    types, arguments = with_types(arguments)
     where, rest = positional(main, arguments, 1)
-    types, rest = with_types(rest)
     verify, rest = verified(rest)
     inputs = []
     while rest and not rest[0].startswith("--"):

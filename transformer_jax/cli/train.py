@@ -32,9 +32,10 @@ def main(arguments: list[str]) -> int:
     A workdir that holds a checkpoint goes on from it; to go on after the end, give more --train.steps. Ctrl-C, SIGTERM
     and SIGUSR1 end a run after its step, with a checkpoint and the command to go on; the exit code is 128 + the signal.
     """
-    if not arguments or arguments[0].startswith("-"):
-        positional(main, arguments, 1)
-    modules, (target, *rest) = with_types(arguments)
+    modules, given = with_types(arguments)
+    if not given or given[0].startswith("-"):
+        positional(main, given, 1)
+    target, *rest = given
     module, name = brought.read(target)
     where = os.path.relpath(target) if target.endswith(".py") else target
     recipes = launch.variants(module)
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     if chosen not in recipes:
         raise InputError(f"{target} has no variant {chosen!r}; it has {', '.join(recipes) or 'no experiment()'}")
     launched = launch.parse(
-        recipes[chosen](),
+        launch.made(recipes[chosen], target),
         rest,
         workdir=str(Path("runs") / (name if chosen == "experiment" else f"{name}-{chosen}")),
         description=module.__doc__ or "",
@@ -59,17 +60,19 @@ def main(arguments: list[str]) -> int:
         from transformer_jax import restore
         from transformer_jax.train import loop
 
+        types = [module, *modules]
         results = loop.run(
             experiment,
             launched.workdir,
-            load=functools.partial(restore.load, types=[module, *modules]),
+            load=functools.partial(restore.load, types=types),
+            types=types,
             profile=profile,
             debug_nans=launched.debug.nans,
             verify=launched.verify,
         )
     if results.signal:
         python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
-        again = [python, "-m", "transformer_jax", "train", where, *arguments[1:]]
+        again = [python, "-m", "transformer_jax", "train", *(where if a == target else a for a in arguments)]
         print(f"to go on: {shlex.join(again)}", flush=True)
         return 128 + results.signal
     return 0

@@ -116,11 +116,10 @@ def hook(cfg: Any, name: str) -> Any:
 def name(cfg: Any) -> str:
     """The family of a config in a word: "gpt", or the name of the user's file."""
     module = family(cfg)
-    return (
-        module.__name__.rpartition(".")[2]
-        if module.__name__.startswith("transformer_jax.")
-        else Path(module.__file__).stem
-    )
+    file = getattr(module, "__file__", None)
+    if module.__name__.startswith("transformer_jax.") or file is None:  # None: of a notebook
+        return module.__name__.rpartition(".")[2]
+    return Path(file).parent.name if Path(file).name == "__init__.py" else Path(file).stem
 
 
 # ---------------------------------------------------------------------------------------------------------------- types

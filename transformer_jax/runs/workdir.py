@@ -40,12 +40,12 @@ def stored_experiment(workdir: Path, types: Any = ()) -> Experiment | None:
     return config_json.load(workdir / "config.json", types) if (workdir / "config.json").exists() else None
 
 
-def check(workdir: Path, experiment: Experiment) -> list[str]:
+def check(workdir: Path, experiment: Experiment, types: Any = ()) -> list[str]:
     """The differences from what the folder holds, all of which are allowed; none for a new folder.
 
     Errors: `InputError` when the folder holds another experiment, or something that is not a run.
     """
-    if (stored := stored_experiment(workdir, brought.types_in(experiment))) is not None:
+    if (stored := stored_experiment(workdir, [brought.types_in(experiment), types])) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
     begun = {
         lock.NAME,

@@ -20,6 +20,11 @@ def shardings(example: Example, batch_size: int, mesh: Mesh | AbstractMesh) -> d
     masked language model predicts, is whole on every device, and so is an image.
     Errors: `InputError` when a dimension does not divide over the mesh.
     """
+    if "weights" not in example:
+        raise InputError(
+            f"the task's example has {', '.join(example)}, but no 'weights': 1 for an example that counts, or for each "
+            "of its positions, and 0 for padding"
+        )
     places = {}
     length = max((x.shape[0] for x in example.values() if len(x.shape) == 1), default=0)
     for name, x in example.items():

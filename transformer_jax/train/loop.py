@@ -43,6 +43,7 @@ def run(
     workdir: str | os.PathLike[str],
     *,
     load: Callable[..., Any],
+    types: Any = (),
     profile: tuple[int, int] | None = None,
     debug_nans: bool = False,
     verify: bool = True,
@@ -53,6 +54,8 @@ def run(
       experiment: the recipe; its `observers` hear of the run.
       workdir: a folder, or gs://BUCKET/RUN.
       load: `transformer_jax.load`, which reads the parameters that `experiment.init_from` names.
+      types: the user's types that the folder's config may name besides those of `experiment`: a module, a class, or
+        several of them.
       profile: (first, last): these steps are traced into WORKDIR/profile.
       debug_nans: stop at the first step that is not finite, and say which operation it is; no step runs ahead.
       verify: False goes on from the newest checkpoint without comparing its files with its manifest.
@@ -62,7 +65,7 @@ def run(
     """
     folder = store.path(workdir)
     with _explained(folder), contextlib.ExitStack() as held:  # the workdir's lock, until the last number is written
-        place = enter(experiment, folder, held, verify=verify)
+        place = enter(experiment, folder, held, types=types, verify=verify)
         if place.done is not None:
             return place.done
         run = setup(place, held, load=load)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax import brought, hosts, observe
+from transformer_jax import brought, config_json, hosts, observe
 from transformer_jax.experiment import Experiment
 from transformer_jax.runs import checkpoint, fingerprint, lock, store, store_lock
 from transformer_jax.runs import workdir as workdirs
@@ -65,13 +65,16 @@ class Place:
         return line.replace(str(self.near), str(self.folder))
 
 
-def enter(experiment: Experiment, folder: Path, held: contextlib.ExitStack, *, verify: bool = True) -> Place:
+def enter(
+    experiment: Experiment, folder: Path, held: contextlib.ExitStack, *, types: Any = (), verify: bool = True
+) -> Place:
     """Looks at a folder, compares it with the experiment, and takes its lock where a run is in it already.
 
     Args:
       experiment: what is to be run.
       folder: the workdir, or where it will be.
       held: closes what is opened here.
+      types: the user's types that the folder's config may name besides those of `experiment`.
       verify: compare the files of the step to go on from with its manifest.
     Raises:
       InputError: where the folder holds another run, or something that is no run.
@@ -79,12 +82,13 @@ def enter(experiment: Experiment, folder: Path, held: contextlib.ExitStack, *, v
     say(1, f"workdir {folder}")
     seen = workdirs.seen(folder)
     experiment = dataclasses.replace(experiment, task=experiment.task.settle(experiment.data))
-    stored = workdirs.stored_experiment(folder, brought.types_in(experiment))
+    config_json.refuse_unreadable(experiment)
+    stored = workdirs.stored_experiment(folder, [brought.types_in(experiment), types])
     if stored is not None:
         experiment = dataclasses.replace(experiment, order=stored.order)  # a run keeps its rule to its end
         if experiment.init_from and experiment.init_from == stored.init_from:  # as it was adopted when the run began
             experiment = start.adopt(experiment, stored.model, lambda line: None, task=stored.task)
-    for line in workdirs.check(folder, experiment):
+    for line in workdirs.check(folder, experiment, types):
         say(1, f"changed since it was last run: {line}")
     saved_step = checkpoint.latest_step(folder / "checkpoints")
     done = workdirs.read_results(folder)

@@ -200,20 +200,39 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
     task, metric = experiment.task, experiment.checkpoint.best_metric
     with pipeline.order_rule(experiment.order):
         prepared = task.prepare(experiment.data, program.model, seed=experiment.seed, workdir_tokenizer=tokenizer)
+    check_prepared(task, prepared)
     for fact, value in prepared.facts.items():
         form = {int: ",", float: ".4f"}.get(type(value), "")
         say(4, f"{fact.replace('_', ' ')}: {value:{form}}")
     with jax.set_mesh(mesh):
         if brought.is_foreign(type(task)):
             check_loss(task, jax.eval_shape(program.loss, program.state.params, program.batch, None))
+            check_evaluate(task, jax.eval_shape(program.evaluate, program.state.params, program.batch))
         arguments = (program.evaluate, program.state.params, program.batch)
         reported = evaluation.reported(*arguments, task, prepared.validation)
     if metric not in reported:
-        raise InputError(f"checkpoint.best_metric is {metric!r}; this task reports {', '.join(reported)}")
+        raise InputError(
+            f"checkpoint.best_metric is {metric!r}, but this task reports {', '.join(reported)}; name one of "
+            "these with --checkpoint.best-metric"
+        )
     task.check_sample(program.model, prepared.tokenizer, experiment.sample)
     if not hosts.alone():
         hosts.agree("the data", fingerprint.data(prepared))
     return prepared
+
+
+def check_prepared(task: contracts.Task, prepared: Any) -> None:
+    """Raises `InputError` where a task's `prepare` did not return what the contract says."""
+    name = type(task).__name__
+    if not isinstance(prepared, contracts.Prepared):
+        raise InputError(f"task {name}.prepare returned a {type(prepared).__name__}; it must return contracts.Prepared")
+    for what, examples in {"validation": prepared.validation, "test": prepared.test}.items():
+        if not isinstance(examples, contracts.Evaluation) and (what, examples) != ("test", None):
+            raise InputError(
+                f"task {name}.prepare returned a {type(examples).__name__} as {what}; it must be contracts.Evaluation"
+            )
+        if examples is not None and len(examples.examples) == 0:
+            raise InputError(f"task {name}.prepare returned a {what} set without examples")
 
 
 def check_loss(task: contracts.Task, returned: Any) -> None:
@@ -223,8 +242,22 @@ def check_loss(task: contracts.Task, returned: Any) -> None:
         raise InputError(f"task {name}.loss returned {_shapes(returned)}; it must return {right}")
     pairs = {"the loss": returned[:2], **returned[2]}
     for what, pair in pairs.items():
-        if not isinstance(pair, tuple) or len(pair) != 2 or any(np.shape(x) != () for x in pair):
+        if not _is_sum(pair):
             raise InputError(f"task {name}.loss returned {_shapes(pair)} for {what!r}; it must return {right}")
+
+
+def check_evaluate(task: contracts.Task, returned: Any) -> None:
+    """Raises `InputError` where a task's `evaluate` did not return what the contract says."""
+    is_pair = isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, Mapping) for x in returned)
+    if not is_pair or not all(map(_is_sum, returned[0].values())):
+        raise InputError(
+            f"task {type(task).__name__}.evaluate returned {_shapes(returned)}; it must return "
+            "({name: (sum, weight)} of scalars, {name: [B, ...]})"
+        )
+
+
+def _is_sum(pair: Any) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and all(np.shape(x) == () for x in pair)
 
 
 def _shapes(tree: Any) -> str:
@@ -252,7 +285,7 @@ def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStac
         if prepared.tokenizer is not None and not (place.near / "tokenizer").is_dir():
             _save_tokenizer(prepared.tokenizer, place.near / "tokenizer")
         for name, text in brought.code_of(place.experiment).items():
-            (place.near / "code").mkdir(exist_ok=True)
+            (place.near / "code" / name).parent.mkdir(parents=True, exist_ok=True)
             files.write(place.near / "code" / name, text)
         place.publish()
         held.push(lambda kind, *_: _publish_last(place, failed=kind is not None))
