@@ -6,6 +6,7 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.train import batch, setup
 
 OWN = (Path(__file__).resolve().parents[1] / "examples" / "own_model.py").read_text(encoding="utf-8")
+NOT_A_SET: Any = [1]
 IMPORTS = "from {} import experiment as whole\n\ndef experiment():\n    return whole()\n"
 
 
@@ -320,7 +322,7 @@ def test_another_task_in_an_experiment_needs_its_own_sample():
     ("returned", "message"),
     [
         (None, "returned a NoneType; it must return contracts.Prepared"),
-        (contracts.Prepared([1], [1]), "returned a list as validation; it must be contracts.Evaluation"),
+        (contracts.Prepared([1], NOT_A_SET), "returned a list as validation; it must be contracts.Evaluation"),
         (contracts.Prepared([1], contracts.Evaluation([])), "a validation set without examples"),
     ],
 )
