@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from transformer_jax import files
+from transformer_jax import files, observe
 from transformer_jax.errors import InputError
 
 
@@ -97,3 +97,11 @@ def test_nothing_is_written_through_a_link(tmp_path):
     with pytest.raises(InputError, match="is no file"):
         files.write(tmp_path, "mine")
     assert (tmp_path / "other").read_text() == "theirs"
+
+
+def test_rows_of_a_run_are_read_from_its_own_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "rows").write_text('{"step": 1}\n')
+    (tmp_path / "run/metrics.jsonl").symlink_to("../rows")
+    with pytest.raises(InputError, match="is a link to"):
+        observe.read_rows(tmp_path / "run/metrics.jsonl")

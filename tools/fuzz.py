@@ -38,9 +38,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import numpy as np
 
+from tools import fuzz_odd
 from transformer_jax import config_json, models, restore
 from transformer_jax import optim as optimizers
-from transformer_jax.data import corpus, image_files, sources, tokenizers, tokens
+from transformer_jax.data import corpus, image_files, image_sources, sources, tokenizers, tokens
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -60,6 +61,7 @@ class Kind(NamedTuple):
     make: Callable[[Path], Any]
     read: Callable[[Path], Any]
     files: tuple[str, ...]
+    change: Callable[[Path, np.random.Generator], None] | None = None  # None: `mutate`
 
 
 # ------------------------------------------------------------------------------------------------------- good inputs
@@ -108,14 +110,15 @@ def _read_tokenizer(folder: Path) -> None:
 
 
 def _read_images(folder: Path) -> None:
-    for file in folder.iterdir():
-        image_files.pixels(file.read_bytes(), Preprocess(size=8, resize=8))
+    for file in sorted(folder.iterdir()):
+        image_files.pixels(image_sources.read_bytes(file), Preprocess(size=8, resize=8))
 
 
 def _snapshot(name: str) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
     return _copy(f"hf/{name}/config.json", f"hf/{name}/model.safetensors"), restore.load
 
 
+RUN = ("config.json", "results.json", "metrics.jsonl", "run.json")
 PICTURES = ("rgb.jpg", "progressive.jpg", "palette.png", "grey_alpha.png", "rotated.jpg", "wide.webp")
 
 KINDS = {
@@ -131,6 +134,17 @@ KINDS = {
     "step": Kind(_make_step, lambda folder: restore.load(folder / "0", verify=False), ("0/meta/metadata",)),
     "manifest": Kind(_make_step, lambda folder: restore.load(folder / "0"), (f"0/{manifest.NAME}",)),
     "token file": Kind(_make_tokens, _read_tokens, ("header.json", "documents.bin", "tokens.bin")),
+    "run": Kind(fuzz_odd.make_run(_make_step), fuzz_odd.read_run, ("results.json", "metrics.jsonl", "run.json")),
+    "odd run": Kind(
+        fuzz_odd.make_run(_make_step), fuzz_odd.read_run, (*RUN, "checkpoints/0/meta/metadata"), fuzz_odd.odd
+    ),
+    "odd step": Kind(_make_step, lambda folder: restore.load(folder / "0"), (f"0/{manifest.NAME}",), fuzz_odd.odd),
+    "odd snapshot": Kind(*_snapshot("gpt2"), ("config.json", "model.safetensors"), fuzz_odd.odd),
+    "odd tokenizer": Kind(_copy("hf/gpt2/tokenizer.json"), _read_tokenizer, ("tokenizer.json",), fuzz_odd.odd),
+    "odd tokens": Kind(_make_tokens, _read_tokens, ("header.json", "documents.bin", "tokens.bin"), fuzz_odd.odd),
+    "odd image": Kind(_copy("images/rgb.jpg"), _read_images, ("rgb.jpg",), fuzz_odd.odd_data),
+    "bomb": Kind(fuzz_odd.make_text, fuzz_odd.read_text, ("text.jsonl.gz",), fuzz_odd.bomb),
+    "launcher": Kind(fuzz_odd.make_words, fuzz_odd.read_words, ("words.json",), fuzz_odd.mutate_words),
     "image": Kind(_copy(*(f"images/{name}" for name in PICTURES)), _read_images, PICTURES),
 }
 
@@ -200,7 +214,7 @@ def mutate_json(tree: Any, rng: np.random.Generator) -> Any:
 def mutate(path: Path, rng: np.random.Generator) -> None:
     """Changes a file in one to four places: a JSON file half of the time as what it says."""
     data = path.read_bytes()
-    as_json = data[:1] in (b"{", b"[") and rng.random() < 0.7
+    as_json = data[:1] in (b"{", b"[") and path.suffix != ".jsonl" and rng.random() < 0.7
     header = 8 + int.from_bytes(data[:8], "little") if path.suffix == ".safetensors" else 0
     for _ in range(int(rng.integers(1, 5))):
         if as_json or (header and rng.random() < 0.5):
@@ -252,7 +266,7 @@ class Watch:
             self.seen.append(f"{event} {arguments!r:.80}")
         elif event == "open" and isinstance(arguments[0], str | bytes | Path):
             path = os.fsdecode(arguments[0])
-            here = os.path.abspath(path).startswith(str(self.inside))
+            here = os.path.realpath(path).startswith(str(self.inside))
             reads = not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
             if not (reads and (here or path.startswith((*self.code, "/proc/", "/sys/", "/usr/share/zoneinfo")))):
                 self.seen.append(f"open {path:.80}")
@@ -264,7 +278,7 @@ def attack(kind: Kind, good: Path, number: int, seed: int, folder: Path, watch: 
     """Mutates a copy of the good files and reads it: "refused", "read", or what went wrong."""
     here = Path(shutil.copytree(good, folder / "input"))
     rng = np.random.default_rng([seed, number])
-    mutate(here / kind.files[number % len(kind.files)], rng)
+    (kind.change or mutate)(here / kind.files[number % len(kind.files)], rng)
     watch.seen, watch.inside = [], here
     try:
         kind.read(here)
@@ -356,9 +370,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only:
         name, _, number = options.only.rpartition(":")
         with tempfile.TemporaryDirectory() as folder:
-            KINDS[name].make(Path(folder))
-            mutate(Path(folder) / KINDS[name].files[int(number) % len(KINDS[name].files)], _rng(options.seed, number))
-            print(KINDS[name].read(Path(folder)))
+            here, kind = Path(folder, "input"), KINDS[name]
+            here.mkdir()
+            kind.make(here)
+            (kind.change or mutate)(here / kind.files[int(number) % len(kind.files)], _rng(options.seed, number))
+            print(kind.read(here))
         return 0
     began, found = time.perf_counter(), 0
     print(f"{'input':16}{'tries':>7}{'refused':>9}{'read':>7}{'problems':>10}{'memory':>9}  by input")

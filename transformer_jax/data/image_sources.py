@@ -139,7 +139,7 @@ class Folder:
             found = [item for item in found if (sources.position(item[0]) < below) == held]
 
         def read(numbers: Sequence[int]) -> list[Item]:
-            return [Item(_bytes(found[i][1]), found[i][2], str(found[i][1])) for i in numbers]
+            return [Item(read_bytes(found[i][1]), found[i][2], str(found[i][1])) for i in numbers]
 
         return Images(f"{root} ({side})", len(found), read, left_out)
 
@@ -159,7 +159,8 @@ def _subfolders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """An encoded image, of a regular file that is not too long."""
     try:
         return files.read(path, image_files.MOST_BYTES)
     except OSError as error:

@@ -27,6 +27,7 @@ from transformer_jax.errors import InputError
 
 PIECE = 1 << 20  # bytes that are read at a time
 HEAD = 1 << 20  # bytes at the head of a file that show its encoding and its line ends
+LONGEST_TEXT = 1 << 28  # characters of a file that is read as a whole
 LONGEST_LINE = 1 << 26  # characters: a longer line would fill the memory, and is no line of text
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -67,21 +68,31 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def whole(path: Path) -> str:
-    """The text of a file."""
-    return "".join(pieces(path))
+    """The text of a file. Raises: `InputError` also where it has more than LONGEST_TEXT characters."""
+    held, size = [], 0
+    for piece in pieces(path):
+        held.append(piece)
+        size += len(piece)
+        if size > LONGEST_TEXT:
+            raise InputError(f"{path} has more than {LONGEST_TEXT:,} characters, all of which would be held; divide it")
+    return "".join(held)
 
 
 def split(text: Iterable[str], where: str) -> Iterator[str]:
     """The lines of a text that comes in pieces, as `lines` gives those of a file."""
-    carried, line = "", 1
+    held, size, line = [""], 0, 1  # the parts of a line that has not ended yet
     for piece in text:
-        *ended, carried = (carried + piece).split("\n")
-        line += len(ended)
-        if len(carried) > LONGEST_LINE:
+        *ended, last = piece.split("\n")
+        if ended:
+            yield "".join([*held, ended[0]])
+            yield from ended[1:]
+            held, size, line = [], 0, line + len(ended)
+        held.append(last)
+        size += len(last)
+        if size > LONGEST_LINE:
             raise InputError(f"{where}:{line}: a line of more than {LONGEST_LINE:,} characters; break it into lines")
-        yield from ended
-    if carried:
-        yield carried
+    if size:
+        yield "".join(held)
 
 
 def decoded(file: Any, where: str) -> Iterator[str]:

@@ -128,6 +128,7 @@ def open_file(folder: Path) -> TokenFile:
             ("documents", np.dtype("<i8"), header["documents"]),
         ):
             path = folder / f"{name}.bin"
+            files.opened(path, inside=folder).close()
             size, expected = path.stat().st_size, count * dtype.itemsize
             if size != expected or count < 1:
                 raise InputError(f"token file {path} has {size:,} bytes, its header says {expected:,}: it is damaged")

@@ -75,7 +75,7 @@ def _open(path: Path, stack: contextlib.ExitStack) -> Any:
     files.opened(path, inside=path.parent).close()
     try:
         return stack.enter_context(safetensors.safe_open(path, "numpy"))
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, MemoryError) as error:
         with open(path, "rb") as file:
             if file.read(24) == b"version https://git-lfs.":
                 raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there") from None

@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Each line with its row; None where it is no row."""
-    with files.opened(path) as file:
+    with files.opened(path, inside=path.parent) as file:
         while line := file.readline(LONGEST):
             try:
                 row = json.loads(line)
