@@ -235,7 +235,7 @@ def _named_families(source: str, module: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         named = isinstance(node, ast.Attribute) and node.attr in FAMILY_NAMES and ast.unparse(node.value)
         if named and named.split(".")[-1] == "models":
-            found.append(f"{module}:{node.lineno} names {ast.unparse(node)}")
+            found.append(f"{module}:{node.lineno} names {ast.unparse(node)}")  # type: ignore[attr-defined]
     return found
 
 
