@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,6 +228,9 @@ def export(
         if tokenizer is not None:
             tokenizer.save(partial)
             _settle_tokenizer(partial / "tokenizer_config.json", getattr(config, "num_types", 0) > 1)
+            if settings.get("is_encoder_decoder"):
+                _end_sources(partial / "tokenizer.json", tokenizer)
+            _say_if_read_otherwise(partial, tokenizer, settings["model_type"])
         if generated is not None:  # beside what was read and is not computed here
             kept = weights.read_json(partial / search.FILE) if (partial / search.FILE).exists() else {}
             said = {key: value for key, value in kept.items() if key not in search.WRITTEN} | generated
@@ -296,6 +300,36 @@ def _settle_tokenizer(path: Path, types: bool) -> None:
     if types:
         settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     path.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _end_sources(path: Path, tokenizer: Any) -> None:
+    """Lets Transformers put the end of text after a source, as we do, where the tokenizer's file adds nothing."""
+    described: dict[str, Any] = weights.read_json(path) if path.exists() else {"post_processor": "none"}
+    if described.get("post_processor") is not None or tokenizer.eos_id is None or tokenizer.languages is not None:
+        return
+    eos = tokenizer.decode([tokenizer.eos_id])
+    parts = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": eos, "type_id": 0}}]
+    pair = [*parts, {"Sequence": {"id": "B", "type_id": 0}}, parts[1]]
+    special = {eos: {"id": eos, "ids": [tokenizer.eos_id], "tokens": [eos]}}
+    template = {"type": "TemplateProcessing", "single": parts, "pair": pair, "special_tokens": special}
+    described["post_processor"] = template
+    path.write_text(json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _say_if_read_otherwise(folder: Path, tokenizer: Any, model_type: str) -> None:
+    """Says on stderr where Transformers, for this model type, makes another tokenizer of the files."""
+    again = tokenizers.load(folder)
+    if not isinstance(again, tokenizers.SubwordTokenizer):
+        return
+    kept = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
+    ours, theirs = (json.loads(one._inner.to_str()) for one in (tokenizer, again))
+    if any(ours[part] != theirs[part] for part in kept):
+        made = again.settings.get("tokenizer_class", "another tokenizer")
+        print(
+            f"for the model type {model_type} Transformers makes {made} of the exported tokenizer, which reads texts "
+            "otherwise than it did here",
+            file=sys.stderr,
+        )
 
 
 def _format_of(config: Any) -> Any:

@@ -207,6 +207,19 @@ def read(data: bytes, file: Path | str) -> Model:
     return Model(tuple(pieces), trainer.get(3, UNIGRAM), normalizer.get(2, b""), *flags)
 
 
+def read_model(file: Path) -> Any:
+    """The tokenizer of the folder of a SentencePiece file: the name that `load` had for it in version 0.1."""
+    from transformer_jax.data.tokenizers import folder
+
+    return folder.read_folder(file.parent)
+
+
+def read_pieces(data: bytes, file: Path | str) -> tuple[list[Piece], bytes]:
+    """The pieces by id, and the map of characters: the name that `read` had in version 0.1."""
+    model = read(data, file)
+    return list(model.pieces), model.charsmap
+
+
 def merges(model: Model) -> list[tuple[str, str]]:
     """A BPE's merges in the order of the pieces that they make, as Transformers makes them of the ids."""
     id_of = {piece.spelling: id for id, piece in enumerate(model.pieces)}
