@@ -1,6 +1,6 @@
 """Odd files of users through every reader, as training and as `predict` call it: the same rows, or the same refusal.
 
-    python tools/odd_files.py [--files 2000] [--seed 0]
+    python tools/odd_files.py [--files 2000] [--seed 0] [--commands 30]
 
 File n is drawn from (seed, n): the format, and around the same rows an encoding, a byte-order mark, line ends, quoting,
 blank lines, tabs, a header or none, compression, the case of its suffix, and now and then damage. Each is read by the
@@ -9,11 +9,15 @@ source that trains from it and by the function that `predict --file` calls. A fi
     same      both give the rows that were written
     refused   both refuse it with one line of the same text
     differs   anything else: a bug, printed with its recipe
+
+--commands takes so many tables through the whole commands as well: `train` for one step, and `predict --file` of the
+same table, which must write an answer for each row.
 """
 
 import argparse
 import bz2
 import collections
+import contextlib
 import csv
 import gzip
 import io
@@ -52,6 +56,8 @@ PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.c
 MARKED = ("utf-8-sig", "utf-16", "utf-32")
 SUFFIX = {"csv": ".csv", "tsv": ".tsv", "jsonl": ".jsonl", "jsonl text": ".jsonl", "squad": ".json"}
 ENDS = ("\n", "\r\n", "\r")
+KINDS = ("text", "jsonl text", "csv", "tsv", "jsonl", "pairs", "conll", "squad")
+LABELS = ("bad", "good")
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,13 @@ class Odd:
     header: bool = True
 
 
-def draw(folder: Path, seed: int, number: int) -> Odd:
-    """File `number` of a seed, written into the folder."""
+def draw(folder: Path, seed: int, number: int, kinds: tuple[str, ...] = KINDS, labels: tuple[str, ...] = ()) -> Odd:
+    """File `number` of a seed, written into the folder; with `labels` a table's label is one of them."""
     rng = random.Random(f"{seed} {number}")
-    kind = rng.choice(("text", "jsonl text", "csv", "tsv", "jsonl", "pairs", "conll", "squad"))
+    kind = rng.choice(kinds)
     header, quoting = rng.random() < 0.8, rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     separator = ";" if kind == "csv" and rng.random() < 0.05 else ","
-    written, rows = _content(rng, kind, header, quoting, separator)
+    written, rows = _content(rng, kind, header, quoting, separator, labels)
     end = rng.choice(ENDS)
     if end == "\r" and kind == "csv" and quoting == csv.QUOTE_MINIMAL:
         end = "\n"  # Python would leave a "\n" within a text unquoted
@@ -91,7 +97,9 @@ def draw(folder: Path, seed: int, number: int) -> Odd:
     return Odd(path, kind, rows if whole else None, recipe, header)
 
 
-def _content(rng: random.Random, kind: str, header: bool, quoting: int, separator: str) -> tuple[str, Any]:
+def _content(
+    rng: random.Random, kind: str, header: bool, quoting: int, separator: str, labels: tuple[str, ...]
+) -> tuple[str, Any]:
     """(the text of a file with "\\n" at its ends, the rows in it)."""
 
     def sentence() -> str:
@@ -102,7 +110,7 @@ def _content(rng: random.Random, kind: str, header: bool, quoting: int, separato
 
     count = rng.randint(1, 8)
     texts = ["" if rng.random() < 0.1 else sentence() for _ in range(count)]
-    others = [sentence() for _ in range(count)]
+    others = [rng.choice(labels) if labels else sentence() for _ in range(count)]
     if kind in ("text", "pairs"):
         return "".join(f"{text}\n" for text in texts), texts
     if kind == "jsonl text":
@@ -216,11 +224,72 @@ def verdict(odd: Odd) -> str:
     return f"differs: training {how} {trained!r:.300}, predict {again} {predicted!r:.300}, written {odd.rows!r:.300}"
 
 
+# ---- Whole commands ------------------------------------------------------------------------------------------------
+
+EXPERIMENT = """
+from transformer_jax.data.tables import Table
+from transformer_jax.data.tokenizers import TokenizerFile
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Train
+from transformer_jax.models import bert
+from transformer_jax.tasks.classification import Classification
+from transformer_jax.tasks.classification.labelled import LabelledText
+
+def experiment():
+    model = dict(vocab_size=5, max_length=16, width=8, num_layers=1, num_heads=1, heads=("classification",))
+    return Experiment(
+        model=bert.Config(**model, num_labels=2),
+        data=LabelledText(Table("train", "good.csv"), TokenizerFile("."), length=16),
+        task=Classification(("bad", "good")),
+        train=Train(steps=1, batch_size=2),
+        evaluate=Evaluate(batch_size=2),
+        checkpoint=Checkpoint(best_metric="accuracy", best="highest"),
+    )
+"""
+
+
+def commands(folder: Path, seed: int, number: int) -> str:
+    """Table `number` through both commands: "answered", "refused" by both, "empty" (training alone wants texts)."""
+    odd = draw(folder, seed, number, ("csv", "tsv", "jsonl"), LABELS)
+    (folder / "mine.py").write_text(EXPERIMENT)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    if not (folder / "first").exists():  # what is asked where no run could be made of the table
+        (folder / "good.csv").write_text("text,label\na,good\nb,bad\n")
+        assert _command(folder, ["train", "mine.py", "--workdir", "first", "--data.source.train", "good.csv"])[0]
+    text, label = ("text", "label") if odd.header or odd.kind == "jsonl" else ("0", "1")
+    run, out = folder / f"run{number}", folder / f"out{number}.jsonl"
+    (folder / "good.csv").write_text("text,label\n" * (text != "0") + "a,good\nb,bad\n")
+    columns = ["--data.source.train", str(odd.path), "--data.source.text", text, "--data.source.label", label]
+    trained, why = _command(folder, ["train", "mine.py", "--workdir", str(run), *columns])
+    if not trained and "empty text" not in why:
+        asked, again = _command(folder, ["predict", str(folder / "first"), "--file", str(odd.path), "--text", text])
+        same = not asked and (odd.rows is None or "train" in why)
+        return "refused" if same else f"differs: training {why}, predict {again or 'answers'} ({odd.recipe})"
+    model = run if trained else folder / "first"
+    asked, again = _command(folder, ["predict", str(model), "--file", str(odd.path), "--text", text, "--out", str(out)])
+    if not asked:
+        return f"differs: trained, and predict refuses: {again} ({odd.recipe})"
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
+    aligned = [(row[text], row[label]) for row in rows] == as_predict(odd)
+    kind = "answered" if trained else "empty"
+    return kind if aligned else f"differs: {rows} ({odd.recipe})"
+
+
+def _command(folder: Path, arguments: list[str]) -> tuple[bool, str]:
+    """(whether it ended well, the last line of stderr)."""
+    from transformer_jax.__main__ import main as command
+
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = command(arguments)
+    return code == 0, said.getvalue().strip().rpartition("\n")[2]
+
+
 def main(arguments: list[str]) -> int:
     """Prints the counts; 1 where a file differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", type=int, default=0)
     options = parser.parse_args(arguments)
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -230,6 +299,11 @@ def main(arguments: list[str]) -> int:
             counts[f"{odd.kind}: {found.partition(':')[0]}"] += 1
             if found.startswith("differs"):
                 print(f"file {number} ({odd.recipe}): {found}")
+        for number in range(options.commands):
+            found = commands(Path(folder), options.seed, number)
+            counts[f"commands: {found.partition(':')[0]}"] += 1
+            if found.startswith("differs"):
+                print(f"commands {number}: {found}")
     for name, count in sorted(counts.items()):
         print(f"{name:24} {count:6,}")
     return int(any(name.endswith("differs") for name in counts))
