@@ -275,13 +275,13 @@ def commands(folder: Path, seed: int, number: int) -> str:
 
 
 def _command(folder: Path, arguments: list[str]) -> tuple[bool, str]:
-    """(whether it ended well, the last line of stderr)."""
+    """(whether it ended well, the last line of stderr, or the exit status)."""
     from transformer_jax.__main__ import main as command
 
     said = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = command(arguments)
-    return code == 0, said.getvalue().strip().rpartition("\n")[2]
+    return code == 0, said.getvalue().strip().rpartition("\n")[2] or f"exit status {code}"
 
 
 def main(arguments: list[str]) -> int:
