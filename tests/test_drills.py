@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("gpt", "disk", 20),
         ("gpt", "signal", 10),
         ("gpt", "store", 2),
+        ("gpt", "readers", 200),
     ],
 )
 def test_a_drill(job, drill, tries):

@@ -24,7 +24,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tools import drills_damage, drills_disk, drills_faults, drills_folder, drills_store
+from tools import drills_beside, drills_damage, drills_disk, drills_faults, drills_folder, drills_store
 from tools.drills_trainer import INTERVAL, Job, Row, Trainer, end_trainers, wrong_start
 from transformer_jax import observe
 from transformer_jax.runs import checkpoint
@@ -293,6 +293,8 @@ DRILLS = {
     "signal": signals,
     "cost": cost,
     "store": drills_store.drill,
+    "readers": drills_beside.readers,
+    "owners": drills_beside.owners,
 }
 
 
