@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from PIL import Image
 
-from transformer_jax import brought, config_json, restore, sharding
+from transformer_jax import brought, config_json, models, restore, sharding
 from transformer_jax import experiment as experiments
 from transformer_jax.cli import launch
 from transformer_jax.data import corpus, image_sources, images, sources, tables, tokenizers
@@ -58,6 +58,19 @@ def small(**changes) -> Experiment:
 def test_round_trip(experiment):
     text = json.dumps(config_json.to_json(experiment))
     assert config_json.from_json(json.loads(text)) == experiment
+
+
+def test_settings_that_are_gone():
+    """Each in a file that old versions wrote, with the value that means what is computed today, and with another."""
+    for name, removed in models.REMOVED_FIELDS.items():
+        cls = models.type_of(name)
+        assert cls is not None and not set(removed) & {f.name for f in dataclasses.fields(cls)}
+    tree = config_json.to_json(small())
+    tree["data"]["eval_stride"] = 0
+    assert config_json.from_json(tree) == small()
+    tree["data"]["eval_stride"] = 4
+    with pytest.raises(InputError, match=r"x.data.eval_stride is 4: corpus.TextCorpus has no such setting any more"):
+        config_json.from_json(tree, where="x")
 
 
 def test_absent_fields_take_their_defaults():

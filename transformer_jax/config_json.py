@@ -149,6 +149,12 @@ class _Reader:
         cls = self._type(tree.get("type"), options, where)
         renamed = models.RENAMED_FIELDS.get(tree["type"], {})
         tree = {renamed.get(key, key): value for key, value in tree.items()}
+        for key, meant in models.REMOVED_FIELDS.get(tree["type"], {}).items():
+            if (value := tree.pop(key, meant)) != meant:
+                raise InputError(
+                    f"{where}.{key} is {json.dumps(value)[:80]}: {tree['type']} has no such setting any more, and is "
+                    f"what it was with {json.dumps(meant)}; use the version of the package that wrote the file"
+                )
         hints = typing.get_type_hints(cls)
         fields = {f.name: f for f in _stored(cls)}
         for key in sorted(tree.keys() - fields.keys() - {"type"}):

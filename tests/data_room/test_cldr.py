@@ -84,10 +84,8 @@ def test_what_a_phrase_is_made_of_is_seen_in_training():
     assert sum(word in seen for word in words("test")) > 0.9 * len(words("test"))
 
 
-def test_pairs_follow_from_the_seed():
+def test_pairs_are_the_same_in_every_process():
     texts = [pair[:2] for side in SIDES for pair in SMALL.pairs(side)]
-    other = [pair[:2] for side in SIDES for pair in Cldr(train=3000, validation=100, test=100, seed=1).pairs(side)]
-    assert len(set(texts) & set(other)) < 150
     # In a process that orders sets and hashes strings in another way.
     code = (
         "import hashlib\n"

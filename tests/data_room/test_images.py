@@ -83,13 +83,6 @@ def test_crops_are_a_function_of_seed_and_example(tmp_path):
     np.testing.assert_array_equal(one.validation[3]["images"], prepare(tmp_path).validation[3]["images"])
 
 
-def test_repeated_images_are_64_apart(tmp_path):
-    train = prepare(write(tmp_path), repeats=3).train
-    plain = prepare(tmp_path).train
-    for i, row in enumerate([*range(64), *range(64), *range(64), *range(64, 80)]):
-        np.testing.assert_array_equal(train[i]["images"], plain[row]["images"])
-
-
 def test_a_part_is_held_out_by_name(tmp_path):
     folder = write(tmp_path, sides=("",), each=30)
     made = prepare(folder)
@@ -172,7 +165,6 @@ def test_broken_images_are_left_out_and_named(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"crop_area": (0.5, 0.2)}, r"data.crop_area = \(0.5, 0.2\)"),
-        ({"repeats": 0}, r"data.repeats = 0"),
         ({"memory": -1}, r"data.memory = -1"),
     ],
 )

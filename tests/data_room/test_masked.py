@@ -210,7 +210,6 @@ def test_batches(folder, layout):
     [
         ({"tokenizer": tokenizers.Bytes()}, r"no token for \[CLS\], \[SEP\], \[MASK\].*TrainWordPiece"),
         ({"sampling": "random"}, r"data.sampling = 'random'"),
-        ({"eval_stride": 8}, r"data.eval_stride = 8"),
         ({"length": 4}, r"data.length = 4 must be at least 8"),
         ({"length": 4096}, r"one row needs 4094; give more text or lower data.length = 4096"),
     ],

@@ -196,6 +196,7 @@ def test_the_passage_is_where_it_says(topics):
     assert text[int(line) - 1] == row.text.split("\n")[0]
 
 
-def test_too_long_a_passage():
-    with pytest.raises(InputError, match=r"has 0 files with passages of 100000 lines under tarfile.*lower --data"):
-        StdlibTopics(lines=100_000).rows("train")
+def test_a_python_without_its_source(monkeypatch, tmp_path):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(InputError, match=r"has 0 files with passages of 10 lines under tarfile.*comes with its source"):
+        StdlibTopics().rows("train")

@@ -11,7 +11,7 @@ import pytest
 
 from transformer_jax import contracts
 from transformer_jax.data import corpus, sources, tokenizers
-from transformer_jax.data.tokenizers import Bytes, Characters, TokenizerFile, TrainBPE
+from transformer_jax.data.tokenizers import Bytes, Characters, TokenizerFile, TrainBPE, training
 from transformer_jax.errors import InputError
 
 HARD = "def f(x):\n\treturn x  # Grüße, 世界 🙂👩‍👩‍👧 \u0000\r\n   <|endoftext|> naïve\u2028é"
@@ -128,12 +128,14 @@ def test_trained_bpe_is_kept_for_the_same_text_and_spec(tmp_path, capfd):
     assert other.fingerprint != first.fingerprint
 
 
-def test_bpe_learns_from_no_more_than_it_is_told():
+def test_bpe_learns_from_no_more_than_so_much(monkeypatch):
+    monkeypatch.setattr(training, "TRAIN_BYTES", 1000)
+
     def endless():
         while True:
             yield "a", "some text\n" * 10
 
-    assert tokenizers.build(TrainBPE(vocab_size=270, train_bytes=1000), endless()).vocab_size > 257
+    assert tokenizers.build(TrainBPE(vocab_size=270), endless()).vocab_size > 257
 
 
 def test_gpt2s_two_files(tmp_path):

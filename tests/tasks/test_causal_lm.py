@@ -39,7 +39,7 @@ def test_loss_is_the_weighted_sum_of_nats():
 def test_smoothing_trains_but_is_not_reported():
     params, rows = gpt.init(jax.random.key(0), CFG), batch()
     plain, _, _ = CausalLM().loss(params, CFG, rows)
-    smooth, _, sums = CausalLM(label_smoothing=0.1, z_loss=1e-2).loss(params, CFG, rows)
+    smooth, _, sums = CausalLM(label_smoothing=0.1).loss(params, CFG, rows)
     assert abs(float(smooth) - float(plain)) > 1e-2
     np.testing.assert_allclose(float(sums["loss"][0]), float(plain), rtol=1e-6)
 

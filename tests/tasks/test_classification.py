@@ -69,20 +69,6 @@ def test_loss_is_the_cross_entropy_of_rows_that_count(params):
     assert float(weight) == 3 and sums["loss"] == (total, weight)
 
 
-def test_class_weights_divide_by_their_sum(params):
-    rows = batch()
-    wanted = nats(params, rows)[:3]
-    task = Classification(LABELS, class_weights=(0.5, 2.0, 7.0))
-    total, weight, sums = loss(task, params, CFG, rows)
-    w = np.array([7.0, 0.5, 2.0])  # of labels 2, 0, 1
-    np.testing.assert_allclose(float(total), (w * wanted).sum(), rtol=1e-5)
-    assert float(weight) == w.sum()
-    np.testing.assert_allclose(float(sums["loss"][0]), wanted.sum(), rtol=1e-5)  # reported without them
-    assert float(sums["loss"][1]) == 3
-    logits_BC = logits(task, params, CFG, rows)
-    assert float(sums["accuracy"][0]) == (logits_BC.argmax(-1) == rows["labels"])[:3].sum()
-
-
 def test_regression_is_the_squared_error(params):
     cfg = bert.Config(**SMALL, num_labels=1, heads=("classification",))
     params = bert.init(jax.random.key(0), cfg)
@@ -203,12 +189,6 @@ def test_a_model_that_does_not_fit(tmp_path, task, changes, message):
     [
         ({"labels": ("a",)}, r"task.labels = \('a',\): give two or more different names"),
         ({"labels": ("a", "a")}, r"give two or more different names"),
-        (
-            {"labels": LABELS, "class_weights": (1.0, 2.0)},
-            r"task.class_weights has 2 weights for 3 labels; give one each",
-        ),
-        ({"labels": (), "class_weights": (1.0,)}, r"has 1 weights for 0 labels"),
-        ({"class_weights": (1.0, 0.0)}, r"each must be a positive number"),
     ],
 )
 def test_contradictions(fields, message):

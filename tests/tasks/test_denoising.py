@@ -217,7 +217,7 @@ def test_an_empty_input_ends_nothing(learned):
             {"length": 10_000},
             r"sources of 10000 and targets of \d+ tokens, and model.max_length is",
         ),
-        (SpanCorruption(), T5, {"sampling": "random"}, r"denoising goes over epochs, without a stride"),
+        (SpanCorruption(), T5, {"sampling": "random"}, r"denoising goes over epochs; give"),
         (SpanCorruption(), ("<pad>", "<unk>", "</s>", *T5[3:]), {}, r"model.eos_id = 1, but the tokenizer has 2"),
     ],
 )

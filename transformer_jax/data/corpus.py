@@ -6,9 +6,8 @@ the tokens one position on. Which window row i is decides the sampling, as a pur
     "epochs"    windows side by side, each once an epoch, in an order drawn anew each epoch (Grain's seeded shuffle)
     "random"    a uniformly random position for every row (nanoGPT's `get_batch`)
 
-Validation goes over the whole stream in order. Each token but the first is predicted once: with `eval_stride` below the
-length, windows overlap, and what the window before has scored is context of weight 0. The last window is padded with
-weight 0.
+Validation goes over the whole stream in order, in windows side by side: each token but the first is predicted once.
+The last window is padded with weight 0.
 
 Letters: B rows, T length.
 """
@@ -40,19 +39,12 @@ class TextCorpus:
     """Tokens in a window."""
     sampling: Sampling = "epochs"
     """epochs: every window once an epoch, shuffled; random: windows at random positions (nanoGPT)."""
-    eval_stride: int = 0
-    """Tokens between the starts of two validation windows; 0: the length (no overlap)."""
 
     def __post_init__(self):
         if self.length < 1:
             raise InputError(f"data.length = {self.length} must be at least 1")
         if self.sampling not in ("epochs", "random"):
             raise InputError(f"data.sampling = {self.sampling!r} must be 'epochs' or 'random'")
-        if not 0 <= self.eval_stride <= self.length:
-            raise InputError(
-                f"data.eval_stride = {self.eval_stride} must lie between 1 and data.length = {self.length} "
-                "(a wider one would skip tokens), or be 0 for the length itself"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +74,7 @@ def prepare(
     return Corpus(
         tokenizer=tokenizer,
         train=training_windows(train, corpus.length, corpus.sampling, seed, train_documents.origin),
-        validation=validation_windows(validation, corpus.length, corpus.eval_stride, validation_documents.origin),
+        validation=validation_windows(validation, corpus.length, validation_documents.origin),
         train_tokens=train,
         validation_tokens=validation,
     )
@@ -99,8 +91,6 @@ class Windows:
     starts: Sequence[int]
     """Row -> position of the window's first input in `tokens`."""
     length: int
-    overlap: int = 0
-    """Targets at the front of every window but the first that the window before has scored."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -117,11 +107,10 @@ class Windows:
         at_BT = start_B1 + offset_T  # one wider than T: inputs and targets
         inside_BT = at_BT < len(self.tokens)
         window_BT = np.where(inside_BT, self.tokens[np.minimum(at_BT, len(self.tokens) - 1)], 0).astype(np.int32)
-        scored_BT = (start_B1 == 0) | (offset_T[1:] > self.overlap)
         return {
             "inputs": np.ascontiguousarray(window_BT[:, :-1]),
             "targets": np.ascontiguousarray(window_BT[:, 1:]),
-            "weights": (inside_BT[:, 1:] & scored_BT).astype(np.float32),
+            "weights": inside_BT[:, 1:].astype(np.float32),
         }
 
 
@@ -143,16 +132,13 @@ def training_windows(
     return Windows(file.tokens, _Random(count - length, seed), length)
 
 
-def validation_windows(
-    file: tokens.TokenFile, length: int, stride: int = 0, origin: str = "the validation text"
-) -> Windows:
+def validation_windows(file: tokens.TokenFile, length: int, origin: str = "the validation text") -> Windows:
     """Every token but the first as a target of weight 1, once, in order. A short text is one padded window."""
     targets = len(file.tokens) - 1
     if targets < 1:
         raise InputError(f"{origin} has {len(file.tokens)} token, and predicting one needs at least 2; give more text")
-    stride = stride or length
-    windows = 1 + -(-max(targets - length, 0) // stride)
-    return Windows(file.tokens, range(0, windows * stride, stride), length, overlap=length - stride)
+    windows = -(-targets // length)
+    return Windows(file.tokens, range(0, windows * length, length), length)
 
 
 @dataclass(frozen=True)

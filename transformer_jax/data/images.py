@@ -32,7 +32,6 @@ from transformer_jax.errors import InputError
 
 LEAST_SEEN = 0.25  # of a picture: less is a `resize` that was not changed with the size
 BLOCK = 512  # images decoded together
-REPEATED = 64  # images that come one after the other before they come again, where they do
 CROPS = 7  # the stream of `objectives.generator` that random crops draw from
 
 
@@ -47,8 +46,6 @@ class ImageSet:
     (Szegedy et al. 2015)."""
     crop_area: tuple[float, float] = (0.05, 1.0)
     """The least and the largest share of the image that such a part has; big_vision's, torchvision's is (0.08, 1)."""
-    repeats: int = 1
-    """How often an image comes, each time augmented in another way (Hoffer et al. 2020): 64 images, and again."""
     broken: Literal["refuse", "skip"] = "refuse"
     """A file that cannot be decoded ends the run, or is left out, counted and named."""
     memory: int = 4_000_000_000
@@ -58,8 +55,6 @@ class ImageSet:
         least, most = self.crop_area
         if not 0 < least <= most <= 1:
             raise InputError(f"data.crop_area = {self.crop_area}: give the least and the largest share, within (0, 1]")
-        if self.repeats < 1:
-            raise InputError(f"data.repeats = {self.repeats}: must be 1 or more")
         if self.memory < 0:
             raise InputError(f"data.memory = {self.memory}: must be 0 or more")
 
@@ -92,11 +87,10 @@ class Held(_Examples):
     """int32 [E]."""
     order: Sequence[int]
     """Example -> image."""
-    repeats: int = 1
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""
-        rows_B = np.array([self.order[_once(i, self.repeats)] for i in numbers], np.int64)
+        rows_B = np.array([self.order[i] for i in numbers], np.int64)
         weights_B = np.ones(len(rows_B), np.float32)
         return {"images": self.images[rows_B], "labels": self.labels[rows_B], "weights": weights_B}
 
@@ -113,7 +107,6 @@ class OnDemand(_Examples):
     order: Sequence[int]
     seed: int
     crop: tuple[float, float] | None = None
-    repeats: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
     """Where images that were left out are counted, as they are found."""
     side: Side = "train"
@@ -122,7 +115,7 @@ class OnDemand(_Examples):
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""
-        items = self.source.read([self.order[_once(i, self.repeats)] for i in numbers])
+        items = self.source.read([self.order[i] for i in numbers])
         rngs = [self.crop and objectives.generator(self.seed, i, CROPS) for i in numbers]
         made = _decode(items, self.preprocess, self.crop, rngs)
         size, channels = self.preprocess.size, len(self.preprocess.mean)
@@ -183,30 +176,23 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
         facts[f"{side}_images"] = images.count
         if images.left_out:
             facts[f"{side}_files_left_out"] = records.counted(images.left_out)
-        crops, repeats = side == "train" and data.train_crop == "inception", data.repeats if side == "train" else 1
+        crops = side == "train" and data.train_crop == "inception"
         if not crops and each * images.count <= left:
             left -= each * images.count
             pixels, kept, broken = _decode_all(images, preprocess, data)
             if broken:
                 facts[f"{side}_images_left_out"] = _few(broken)
             order = pipeline.epochs(len(kept), seed) if side == "train" else range(len(kept))
-            made[side] = Held(pixels, numbers[kept], order, repeats)
+            made[side] = Held(pixels, numbers[kept], order)
         else:
             order = pipeline.epochs(images.count, seed) if side == "train" else range(images.count)
             crop = data.crop_area if crops else None
-            made[side] = OnDemand(images, numbers, preprocess, data, order, seed, crop, repeats, facts, side)
+            made[side] = OnDemand(images, numbers, preprocess, data, order, seed, crop, facts, side)
     return Prepared(made["train"], made["validation"], made.get("test"), facts)
 
 
 def _few(broken: Sequence[str]) -> str:
     return f"{len(broken)}: {'; '.join(broken[:3])}" + "; ..." * (len(broken) > 3)
-
-
-def _once(i: int, repeats: int) -> int:
-    """The place that example i of the stream with repetitions has in the one without: copies are `REPEATED` apart, so
-    that neighbours, which the task may mix, are not the same image."""
-    block, row = divmod(i, repeats * REPEATED)
-    return block * REPEATED + row % REPEATED
 
 
 def _decode_all(images: Images, preprocess: Preprocess, data: ImageSet) -> tuple[np.ndarray, list[int], list[str]]:

@@ -63,6 +63,18 @@ RENAMED = {
     "adamw.AdamW": "optim.AdamW",
 }
 RENAMED_FIELDS = {"optim.Optim": {"schedule": "lr_schedule"}}
+# Settings that are gone, with the one value of an old config.json that means what is computed today.
+REMOVED_FIELDS: dict[str, dict[str, Any]] = {
+    "corpus.TextCorpus": {"eval_stride": 0},
+    "causal_lm.CausalLM": {"z_loss": 0.0},
+    "classification.Classification": {"class_weights": []},
+    "images.ImageSet": {"repeats": 1},
+    "stdlib_topics.StdlibTopics": {"lines": 10},
+    "cldr.Cldr": {"seed": 0},
+    "tokenizers.TrainBPE": {"train_bytes": 1 << 30},
+    "tokenizers.TrainWordPiece": {"train_bytes": 1 << 30},
+    "tokenizers.TrainUnigram": {"train_bytes": 1 << 30},
+}
 
 FAMILIES = tuple(name for name, path in MODULES.items() if path.startswith("models."))
 

@@ -96,8 +96,6 @@ class TrainBPE:
 
     vocab_size: int = 4096
     """Tokens in all: 256 bytes, the special ones, and the merges. A small corpus may have fewer."""
-    train_bytes: int = 1 << 30
-    """At most about this much text is learned from, taken from the beginning."""
     special: tuple[str, ...] = ()
     """Special tokens, numbered from 0, in place of <|endoftext|> alone; RoBERTa's and BART's: <s> <pad> </s> <unk>
     <mask>; T5's: `t5_special()`."""
@@ -120,7 +118,7 @@ class TrainBPE:
 
     def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
         def train() -> SubwordTokenizer:
-            return training.train_bpe(self.vocab_size, self.special, self.split_digits, documents, self.train_bytes)
+            return training.train_bpe(self.vocab_size, self.special, self.split_digits, documents)
 
         return _cached(self, train, documents, cache)
 
@@ -133,8 +131,6 @@ class TrainWordPiece:
     """Tokens in all: [PAD] [UNK] [CLS] [SEP] [MASK], letters, and the merges. A small corpus may have fewer."""
     lowercase: bool = True
     """Letters are lowered and accents taken off, as in BERT's uncased models."""
-    train_bytes: int = 1 << 30
-    """At most about this much text is learned from, taken from the beginning; it is held in memory."""
     special_tokens: Written = ""
     """Special tokens written in a text: "read" as tokens, or "text", which they are by default."""
 
@@ -143,7 +139,7 @@ class TrainWordPiece:
 
     def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
         def train() -> SubwordTokenizer:
-            return training.train_wordpiece(self.vocab_size, self.lowercase, documents, self.train_bytes)
+            return training.train_wordpiece(self.vocab_size, self.lowercase, documents)
 
         return _cached(self, train, documents, cache)
 
@@ -158,8 +154,6 @@ class TrainUnigram:
     """Tokens in all: <pad> <unk> [CLS] [SEP] [MASK], and the pieces. A small corpus may have fewer."""
     lowercase: bool = True
     """Letters are lowered and accents taken off, as in ALBERT."""
-    train_bytes: int = 1 << 30
-    """At most about this much text is learned from, taken from the beginning."""
     special_tokens: Written = ""
     """Special tokens written in a text: "read" as tokens, or "text", which they are by default."""
 
@@ -168,7 +162,7 @@ class TrainUnigram:
 
     def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
         def train() -> SubwordTokenizer:
-            return training.train_unigram(self.vocab_size, self.lowercase, documents, self.train_bytes)
+            return training.train_unigram(self.vocab_size, self.lowercase, documents)
 
         return _cached(self, train, documents, cache)
 
@@ -224,8 +218,6 @@ def _switched(tokenizer: Any, written: str) -> Any:
 def _check(spec: TrainBPE | TrainWordPiece | TrainUnigram) -> None:
     if spec.vocab_size < 6:
         raise InputError(f"{type(spec).__name__}.vocab_size = {spec.vocab_size} must be more than the special tokens")
-    if spec.train_bytes < 1:
-        raise InputError(f"{type(spec).__name__}.train_bytes = {spec.train_bytes} must be positive")
 
 
 def _cached(

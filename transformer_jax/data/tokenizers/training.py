@@ -27,13 +27,13 @@ BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 # Characters that get a WordPiece of their own: the most frequent ones. A word with any other becomes [UNK].
 ALPHABET = 1000
+# At most about this much text is learned from, taken from the beginning; WordPiece holds it in memory.
+TRAIN_BYTES = 1 << 30
 
 Documents = Iterable[tuple[str, str]]
 
 
-def train_bpe(
-    vocab_size: int, special: Sequence[str], split_digits: bool, documents: Documents, train_bytes: int
-) -> SubwordTokenizer:
+def train_bpe(vocab_size: int, special: Sequence[str], split_digits: bool, documents: Documents) -> SubwordTokenizer:
     """Byte-level BPE (Sennrich et al. 2016, section 3.2; over bytes: Radford et al. 2019, section 2.2)."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Inner
@@ -50,12 +50,12 @@ def train_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(_texts("byte-level BPE", vocab_size, documents, train_bytes), trainer)
+    inner.train_from_iterator(_texts("byte-level BPE", vocab_size, documents), trainer)
     eos = next((token for token in END_TOKENS if inner.token_to_id(token) is not None), None)
     return _finish(inner, eos)
 
 
-def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents, train_bytes: int) -> SubwordTokenizer:
+def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents) -> SubwordTokenizer:
     """BERT's normaliser, words and "##" (Devlin et al. 2019; Wu et al. 2016, section 4.1), learned by BPE merges.
 
     The library numbers characters inside words ("##a") in the order of a hash table, and ties between merges are broken
@@ -65,7 +65,7 @@ def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents, trai
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    texts = list(_texts("WordPiece", vocab_size, documents, train_bytes))
+    texts = list(_texts("WordPiece", vocab_size, documents))
     first, inside = _alphabet(normalizer.normalize_str(text) for text in texts)
     fixed = [*BERT_SPECIAL, *first, *(f"##{letter}" for letter in inside)]
     if vocab_size < len(fixed):
@@ -93,7 +93,7 @@ def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents, trai
     return _finish(inner, None)
 
 
-def train_unigram(vocab_size: int, lowercase: bool, documents: Documents, train_bytes: int) -> SubwordTokenizer:
+def train_unigram(vocab_size: int, lowercase: bool, documents: Documents) -> SubwordTokenizer:
     """A unigram language model over pieces (Kudo 2018, section 3.2), with ALBERT's normaliser and "▁" before words."""
     from tokenizers import Tokenizer as Inner
     from tokenizers import models, trainers
@@ -103,7 +103,7 @@ def train_unigram(vocab_size: int, lowercase: bool, documents: Documents, train_
         vocab_size=vocab_size, special_tokens=list(ALBERT_SPECIAL), unk_token="<unk>", show_progress=False
     )
     try:
-        inner.train_from_iterator(_texts("Unigram", vocab_size, documents, train_bytes), trainer)
+        inner.train_from_iterator(_texts("Unigram", vocab_size, documents), trainer)
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception
@@ -149,12 +149,12 @@ def dress_unigram(inner: Any, lowercase: bool) -> Any:
     return inner
 
 
-def _texts(kind: str, vocab_size: int, documents: Documents, train_bytes: int) -> Iterator[str]:
-    """The texts to learn from, up to about `train_bytes`. Errors: `InputError` where there is none."""
+def _texts(kind: str, vocab_size: int, documents: Documents) -> Iterator[str]:
+    """The texts to learn from, up to about `TRAIN_BYTES`. Errors: `InputError` where there is none."""
     print(f"learning a {kind} of {vocab_size:,} tokens from {_origin(documents)}", file=sys.stderr)
     seen = 0
     for _, text in documents:
-        if seen >= train_bytes:
+        if seen >= TRAIN_BYTES:
             return
         seen += len(text.encode("utf-8", "surrogatepass"))
         yield text

@@ -87,8 +87,6 @@ class CausalLM(TextTask):
 
     label_smoothing: float = 0.0
     """Share of the target spread over the vocabulary (Szegedy et al. 2016, section 7). Not in what is reported."""
-    z_loss: float = 0.0
-    """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (Chowdhery et al. 2022, section 5)."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end what is sampled, besides the tokenizer's end of text: the end of a turn, in imported models."""
     defaults: Sample = field(default_factory=Sample, metadata=LAUNCH)
@@ -97,8 +95,6 @@ class CausalLM(TextTask):
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
-        if self.z_loss < 0.0:
-            raise InputError(f"task.z_loss = {self.z_loss}: must be 0 or more")
 
     def example(self, data: corpus.TextCorpus) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example, [T]."""
@@ -153,7 +149,6 @@ class CausalLM(TextTask):
             batch["targets"],
             batch["weights"],
             label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
         )
         return total, weight, {"loss": (plain, weight)}
 

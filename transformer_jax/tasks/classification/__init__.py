@@ -6,7 +6,6 @@ Letters: B rows, T length, D width, C labels, E examples of a set.
 """
 
 import itertools
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,18 +36,10 @@ class Classification(TextTask):
 
     labels: tuple[str, ...] = ("negative", "positive")
     """The names, in the order of the model's outputs; (): the label is a number to predict (regression)."""
-    class_weights: tuple[float, ...] = ()
-    """What an example of each label weighs in the loss; (): all the same. The mean is over the weights."""
 
     def __post_init__(self) -> None:
         if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
             raise InputError(f"task.labels = {self.labels}: give two or more different names, or none for regression")
-        if self.class_weights and len(self.class_weights) != len(self.labels):
-            raise InputError(
-                f"task.class_weights has {len(self.class_weights)} weights for {len(self.labels)} labels; give one each"
-            )
-        if not all(0 < weight < math.inf for weight in self.class_weights):
-            raise InputError(f"task.class_weights = {self.class_weights}: each must be a positive number")
 
     @property
     def is_regression(self) -> bool:
@@ -105,11 +96,7 @@ class Classification(TextTask):
         return models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}); squared errors in regression.
-
-        With class weights w, training minimises sum w[y] loss / sum w[y], as `torch.nn.CrossEntropyLoss` does;
-        the pair in the dict counts every example alike.
-        """
+        """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}); squared errors in regression."""
         return self._losses(self.logits(params, model_cfg, batch, key=key), batch)
 
     def _losses(self, logits_BC: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
@@ -122,11 +109,7 @@ class Classification(TextTask):
         nats_B = -jnp.sum(one_hot_BC * jax.nn.log_softmax(logits_BC), axis=-1)
         plain = jnp.sum(weights_B * nats_B), examples
         right = jnp.sum(weights_B * (jnp.argmax(logits_BC, axis=-1) == labels_B))
-        total, weight = plain
-        if self.class_weights:
-            scaled_B = weights_B * (one_hot_BC @ jnp.array(self.class_weights, jnp.float32))
-            total, weight = jnp.sum(scaled_B * nats_B), jnp.sum(scaled_B)
-        return total, weight, jax.lax.stop_gradient({"loss": plain, "accuracy": (right, examples)})
+        return *plain, jax.lax.stop_gradient({"loss": plain, "accuracy": (right, examples)})
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
         """The sums of `loss`, and {"logits": float32 [B, C]}."""

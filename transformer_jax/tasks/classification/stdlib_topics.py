@@ -37,6 +37,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "wsgiref": ("wsgiref",),
     "xml": ("xml",),
 }
+_LINES = 10  # of a passage; the last, shorter one of a file is left out
 _MOST: dict[Side, int] = {"train": 300, "validation": 60, "test": 60}  # passages of a topic, evenly drawn from all
 
 
@@ -52,19 +53,12 @@ class StdlibTopics:
     differ between Python versions.
     """
 
-    lines: int = 10
-    """Lines in a passage; the last, shorter one of a file is left out."""
-
     pairs = False
     has_test = True
 
-    def __post_init__(self) -> None:
-        if self.lines < 1:
-            raise InputError(f"data.source.lines = {self.lines}: must be 1 or more")
-
     def rows(self, side: Side) -> Rows:
         root = Path(sysconfig.get_path("stdlib"))
-        files = {topic: _topic_files(root, topic, self.lines) for topic in TOPICS}
+        files = {topic: _topic_files(root, topic) for topic in TOPICS}
         # A few passages stand in several files, word for word: most are licences and tables.
         trained = {row.text for sides in files.values() for passages in sides["train"] for row in passages}
         held: list[Row] = []
@@ -75,7 +69,7 @@ class StdlibTopics:
         return Rows(f"passages of the Python standard library at {root} ({side})", held)
 
 
-def _topic_files(root: Path, topic: str, lines: int) -> dict[Side, list[list[Row]]]:
+def _topic_files(root: Path, topic: str) -> dict[Side, list[list[Row]]]:
     """Each file's passages, by side."""
     own = re.compile("|".join(rf"\b{n}\b|{n.upper()}" if len(n) < 4 else f"(?i:{n})" for n in TOPICS[topic]))
     files: list[tuple[str, list[Row]]] = []
@@ -85,15 +79,15 @@ def _topic_files(root: Path, topic: str, lines: int) -> dict[Side, list[list[Row
             continue
         numbered = enumerate(path.read_text("utf-8").splitlines(), 1)
         kept = [(number, line) for number, line in numbered if line.strip() and not own.search(line)]
-        passages = [kept[first : first + lines] for first in range(0, len(kept) - lines + 1, lines)]
+        passages = [kept[first : first + _LINES] for first in range(0, len(kept) - _LINES + 1, _LINES)]
         if passages:
             rows = [Row("\n".join(line for _, line in p), None, topic, f"{name}:{p[0][0]}") for p in passages]
             files.append((name, rows))
     if len(files) < 3:
         raise InputError(
-            f"the standard library at {root} has {len(files)} files with passages of {lines} lines under "
+            f"the standard library at {root} has {len(files)} files with passages of {_LINES} lines under "
             f"{', '.join(TOPICS[topic])}, and one each is needed to train, validate and test; "
-            "lower --data.source.lines, or use a Python that comes with its source"
+            "use a Python that comes with its source"
         )
     largest = max(files, key=lambda file: len(file[1]))
     sides: dict[Side, list[list[Row]]] = {"train": [largest[1]], "validation": [], "test": []}

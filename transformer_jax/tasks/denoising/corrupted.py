@@ -100,11 +100,8 @@ def prepare(
       objective writes or with others than the model's, and settings of `data` that are for causal language models
       alone.
     """
-    if data.sampling != "epochs" or data.eval_stride:
-        raise InputError(
-            f"data.sampling = {data.sampling!r} and data.eval_stride = {data.eval_stride}: "
-            "denoising goes over epochs, without a stride"
-        )
+    if data.sampling != "epochs":
+        raise InputError(f"data.sampling = {data.sampling!r}: denoising goes over epochs; give --data.sampling epochs")
     sizes = objective.sizes(data.length)
     sides = {side: data.source.documents(side) for side in ("train", "validation")}  # type: ignore[arg-type]
     cache = tokens.cache_dir()

@@ -87,10 +87,10 @@ def prepare(
     Errors: `InputError` for a missing, empty or too short corpus, a tokenizer without [CLS], [SEP] or [MASK], and
       settings of `data` that are for causal language models alone.
     """
-    if data.sampling != "epochs" or data.eval_stride:
+    if data.sampling != "epochs":
         raise InputError(
-            f"data.sampling = {data.sampling!r} and data.eval_stride = {data.eval_stride}: "
-            "masked language modelling goes over epochs, without a stride"
+            f"data.sampling = {data.sampling!r}: masked language modelling goes over epochs; "
+            "give --data.sampling epochs"
         )
     if data.length < 8:
         raise InputError(f"data.length = {data.length} must be at least 8, of which special tokens take up to 3")
