@@ -212,8 +212,8 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
         reported = evaluation.reported(*arguments, task, prepared.validation)
     if metric not in reported:
         raise InputError(
-            f"checkpoint.best_metric is {metric!r}, but this task reports {', '.join(reported)}; name one of "
-            "these with --checkpoint.best-metric"
+            f"checkpoint.best_metric is {metric!r}; this task reports {', '.join(reported)}; name one of these with "
+            "--checkpoint.best-metric"
         )
     task.check_sample(program.model, prepared.tokenizer, experiment.sample)
     if not hosts.alone():
