@@ -113,7 +113,7 @@ def refuse_unreadable(experiment: Experiment) -> None:
     would be read back as another one, such as where a value is not of the type that its field states."""
     where = "the experiment"
     again = from_json(to_json(experiment, where), where=where, types=brought.types_in(experiment))
-    for path, read, given, _ in _differences(again, experiment):
+    for path, read, given, _ in differences(again, experiment):
         raise InputError(f"{path} is {given!r}, but config.json would give {read!r} back; state the type of the field")
 
 
@@ -209,7 +209,7 @@ def refuse_other(stored: Experiment, asked: Experiment, workdir: Path) -> list[s
       InputError: naming the first differing field that makes it another experiment.
     """
     changed = []
-    for path, old, new, may_change in _differences(stored, asked):
+    for path, old, new, may_change in differences(stored, asked):
         if not may_change:
             raise InputError(
                 f"{workdir} holds another experiment: {path} is {_brief(old)} there and {_brief(new)} here; "
@@ -219,14 +219,15 @@ def refuse_other(stored: Experiment, asked: Experiment, workdir: Path) -> list[s
     return changed
 
 
-def _differences(old: Any, new: Any, path: str = "", free: bool = False) -> Iterator[tuple[str, Any, Any, bool]]:
+def differences(old: Any, new: Any, path: str = "", free: bool = False) -> Iterator[tuple[str, Any, Any, bool]]:
+    """(path, old value, new value, whether a launch may change it) of each stored field that differs."""
     if not dataclasses.is_dataclass(new) or type(old) is not type(new):
         if old != new:
             yield path, old, new, free
         return
     for f in _stored(new):
         may_change = free or f.metadata.get("decided") == "launch"
-        yield from _differences(
+        yield from differences(
             getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}" if path else f.name, may_change
         )
 

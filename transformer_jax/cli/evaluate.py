@@ -1,10 +1,13 @@
 """`evaluate`: the numbers of a run on its validation set and its test set."""
 
 import dataclasses
+from typing import Any
 
 from transformer_jax import config_json, overrides
 from transformer_jax.cli import launch
 from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
+from transformer_jax.errors import InputError
+from transformer_jax.experiment import Experiment, compute_dtype, computed_in
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +32,7 @@ def main(arguments: list[str]) -> int:
     folder = path(workdir)
     stored = config_json.load(folder / "config.json", types)
     asked = overrides.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
+    _refuse_other_model(stored, asked)
     launch.keep_freed_memory(asked)
     launch.use_cpu_cores(asked)
     launch.keep_compilations()
@@ -39,9 +43,10 @@ def main(arguments: list[str]) -> int:
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
     loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types)
-    prepared = asked.task.prepare(asked.data, loaded.config, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
+    model = _model(loaded.config, stored, asked)
+    prepared = asked.task.prepare(asked.data, model, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
-    evaluator = evaluation.make(asked.task, asked.data, loaded.config, mesh, batch_size=size)
+    evaluator = evaluation.make(asked.task, asked.data, model, mesh, batch_size=size)
     reports = {}
     with store.near(folder) as (near, publish):
         log = lambda line: print(line.replace(str(near), str(folder)))  # noqa: E731
@@ -59,3 +64,17 @@ def main(arguments: list[str]) -> int:
         workdirs.write_json(near / "evaluation.json", stored_numbers)
         publish()
     return 0
+
+
+def _refuse_other_model(stored: Experiment, asked: Experiment) -> None:
+    """Raises `InputError` for an override that would make the checkpoint's parameters mean something else."""
+    for field, old, new, may_change in config_json.differences(stored.model, asked.model, "model"):
+        if not may_change:
+            raise InputError(f"{field} is {old} in this run, and its parameters are of that; {new} cannot be evaluated")
+
+
+def _model(config: Any, stored: Experiment, asked: Experiment) -> Any:
+    """The checkpoint's config with the overrides of how it computes."""
+    changed = {path.split(".")[1] for path, *_ in config_json.differences(stored.model, asked.model, "model")}
+    config = dataclasses.replace(config, **{name: getattr(asked.model, name) for name in changed})
+    return computed_in(config, compute_dtype(asked.precision))

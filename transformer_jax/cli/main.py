@@ -13,7 +13,7 @@ For example:
     python -m transformer_jax train experiments.causal_lm.stdlib --workdir runs/a --train.steps 200
     python -m transformer_jax predict runs/a "def add("
 
-A run whose model, task or data are of your own file needs that file again: --with mine.py, in every command.
+A run with a model, task, data or optimiser of your own file needs that file again: --with mine.py, in every command.
 A workdir may be in an object store, gs://BUCKET/RUN (docs/reliability.md).
 `python -m transformer_jax COMMAND --help` says more. Bad input is one line on stderr and exit code 2, a run that
 cannot go on, such as on a full disk, one line and 1; a run ended by Ctrl-C, SIGUSR1 or SIGTERM exits with 130, 138 or

@@ -125,6 +125,20 @@ def hook(cfg: Any, name: str) -> Any:
     return vars(family(cfg)).get(name, getattr(Family, name))
 
 
+def require(cfg: Any, by: str, functions: tuple[str, ...], settings: tuple[str, ...] = ()) -> None:
+    """Raises `InputError` where a model lacks what a task asks of it.
+
+    Args:
+      by: who asks, for the message.
+      functions: of the family's module.
+      settings: of the Config.
+    """
+    lacking = [f"{function}()" for function in functions if not callable(vars(family(cfg)).get(function))]
+    lacking += [f"Config.{setting}" for setting in settings if not hasattr(cfg, setting)]
+    if lacking:
+        raise InputError(f"{by} needs a model with {', '.join(lacking)}, which {name(cfg)} does not define")
+
+
 def name(cfg: Any) -> str:
     """The family of a config in a word: "gpt", or the name of the user's file."""
     module = family(cfg)

@@ -6,6 +6,7 @@ here, so one block serves them all.
 B batch, T length, S keys or slots, D width, N query heads, K key/value heads, H head width, F MLP width, L layers.
 """
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass, field
@@ -133,6 +134,16 @@ class TextConfig(Config):
     """Biases in the dense layers and LayerNorms."""
     tie_embeddings: bool = True
     """The output matrix is the token embedding's transpose."""
+
+
+def attention_width(cfg: Any) -> int:
+    """Width of all heads of all layers, by which FLOPs of attention are counted; 0 for a model without these heads."""
+    return cfg.num_layers * cfg.num_heads * cfg.head_width if isinstance(cfg, Config) else 0
+
+
+def unrolled(cfg: Any) -> Any:
+    """The same model with its layers unrolled, where they are scanned."""
+    return dataclasses.replace(cfg, scan_layers=False) if isinstance(cfg, Config) else cfg
 
 
 def mesh_sizes(cfg: Config) -> dict[str, tuple[str, int]]:

@@ -87,7 +87,7 @@ class Observing:
         for observer in list(self.optional):
             try:
                 call(observer, method, arguments)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.optional.remove(observer)
                 print(dropped(observer, error), file=sys.stderr, flush=True)
 

@@ -21,9 +21,12 @@ from transformer_jax.contracts import LAUNCH, Evaluation, Input, Outputs, Prepar
 from transformer_jax.data import corpus, tokenizers
 from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
+from transformer_jax.nn import block
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks.text import TextTask
 
+SAMPLES = "sampling (--sample.max-new-tokens 0 leaves it out)"
+DECODES = ("init_cache", "prefill", "decode_step", "for_decoding")  # what a family defines to be sampled from
 GZIP_AT_MOST = 64 << 20  # bytes of validation text that are worth compressing for comparison: about 3 s
 
 
@@ -95,6 +98,11 @@ class CausalLM(TextTask):
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
+
+    def check(self, model_cfg: Any, data: corpus.TextCorpus) -> None:
+        """Raises `InputError` for a model without `hidden` and `head`, and examples longer than its positions."""
+        models.require(model_cfg, "task CausalLM", ("hidden", "head"), ("vocab_size", "max_length", "width"))
+        super().check(model_cfg, data)
 
     def example(self, data: corpus.TextCorpus) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example, [T]."""
@@ -172,7 +180,7 @@ class CausalLM(TextTask):
         """
         T = data.length
         head = 6.0 * model_cfg.width * model_cfg.vocab_size * T  # the tied table is no kernel
-        scores = model_cfg.num_layers * model_cfg.num_heads * model_cfg.head_width * T * T
+        scores = block.attention_width(model_cfg) * T * T
         declaration = models.family(model_cfg).declare(model_cfg)
         return head + params_lib.flops(declaration, lambda path: T * (path != "head/kernel"), scores)
 
@@ -205,8 +213,9 @@ class CausalLM(TextTask):
         yield "\n"
 
     def check_sample(self, model_cfg: Any, tokenizer: Any, options: Sample) -> None:
-        """Raises `InputError` for a prompt that the tokenizer cannot encode."""
+        """Raises `InputError` for a model that cannot decode, and a prompt that the tokenizer cannot encode."""
         if options.max_new_tokens:
+            models.require(model_cfg, SAMPLES, DECODES)
             tokenizers.prompt_ids(tokenizer, options.prompt)
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
@@ -219,8 +228,9 @@ class CausalLM(TextTask):
         family, asked = models.family(model_cfg), options.max_new_tokens
         if asked == 0:
             return
+        models.require(model_cfg, SAMPLES, DECODES)
         if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
-            model_cfg = dataclasses.replace(model_cfg, scan_layers=False)
+            model_cfg = block.unrolled(model_cfg)
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         stop_ids = tuple(dict.fromkeys((*eos, *self.stop_ids)))
         ids = tokenizers.prompt_ids(tokenizer, options.prompt)
