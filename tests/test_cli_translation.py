@@ -80,7 +80,8 @@ def test_a_line_for_each_line_in_order(workdir, predict, tmp_path):
     stdin = "\r\n".join(LINES).encode() + b"\n"
     code, out, err = predict(workdir, stdin=b"\xef\xbb\xbf" + stdin)
     lines = out.split("\n")
-    assert code == 0 and not err and lines[-1] == ""
+    assert code == 0 and lines[-1] == ""
+    assert err.startswith("2 of 7 inputs have no answer; the first: stdin:2: ") and err.count("\n") == 1
     assert len(lines) == len(LINES) + 1
     assert [bool(line) for line in lines[:-1]] == [bool(line.strip()) for line in LINES]
     assert lines[0] == lines[6] and len({*lines}) >= 4, "they differ by their sources"
@@ -94,8 +95,8 @@ def test_a_line_for_each_line_in_order(workdir, predict, tmp_path):
 def test_json_and_nbest_have_scores(workdir, predict):
     stdin = "\n".join(LINES[:3]).encode()
     answers = [json.loads(line) for line in predict(workdir, "--json", "--nbest", "2", stdin=stdin)[1].splitlines()]
-    assert [answer["source"] for answer in answers] == LINES[:3]
-    assert [len(answer["hypotheses"]) for answer in answers] == [2, 0, 2]
+    assert [answer.get("source") for answer in answers] == [LINES[0], None, LINES[2]]
+    assert "error" in answers[1] and [len(answers[i]["hypotheses"]) for i in (0, 2)] == [2, 2]
     lines = predict(workdir, "--nbest", "2", stdin=stdin)[1].split("\n")
     assert [bool(line) for line in lines] == [True, True, False, False, True, True, False, False], "a group ends empty"
     score, text = lines[0].split("\t")

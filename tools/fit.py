@@ -87,7 +87,8 @@ def _same(experiment: Experiment) -> str:
     """What two experiments with the same step have in common."""
     program, train = on_one_chip(experiment), experiment.train
     batch = jax.tree.map(lambda x: (x.shape, str(x.dtype)), program.batch)
-    return repr((program.model, batch, train.accumulate, experiment.ema, type(experiment.task), experiment.mesh))
+    kinds = (type(experiment.task), type(experiment.optim))
+    return repr((program.model, batch, train.accumulate, experiment.ema, kinds, experiment.mesh))
 
 
 def arrangements(experiment: Experiment, target: Target) -> Iterator[tuple[Experiment, Target]]:

@@ -224,7 +224,8 @@ def test_a_run_reports_the_scores_of_validation_and_test(whole):
     assert len((whole / "validation.hypotheses.txt").read_text(encoding="utf-8").split("\n")) == 9 + 1
     assert len((whole / "test.hypotheses.txt").read_text(encoding="utf-8").split("\n")) == 5 + 1
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["validation/bleu"] == results["report"]["bleu"] and rows[-1]["step"] == 4
+    (scored,) = [row for row in rows if "validation/bleu" in row]
+    assert scored["validation/bleu"] == results["report"]["bleu"] and scored["step"] == 4
 
 
 def test_stopped_by_a_signal_and_taken_up_gives_the_same_bits(tiny, whole, tmp_path, monkeypatch):

@@ -14,6 +14,9 @@ from transformer_jax.models.vit import vit as vit_format
 MODEL_TYPES = ("deit",)
 
 
+task = vit_format.task
+
+
 def table(cfg: vit.Config) -> Table:
     """Where each leaf lives."""
     if cfg.distillation == "head":
