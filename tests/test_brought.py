@@ -258,7 +258,7 @@ def test_nothing_is_imported_for_a_name(tmp_path):
         ({"observers": [{"type": "contracts.Predict"}]}, "observers: experiment.Experiment has no such field"),
         ({"model": {"type": "optim.AdamW"}}, "model is a AdamW.*no function declare"),
         ({"task": {"type": "optim.AdamW"}}, "optim.AdamW has no example"),
-        ({"task": {"type": "causal_lm.CausalLM"}, "sample": None}, "refuses these values: AttributeError"),
+        ({"task": {"type": "causal_lm.CausalLM"}, "sample": None}, "task CausalLM needs a model with hidden"),
         ({"sample": {"type": "causal_lm.CausalLM"}}, "sample is a CausalLM, but NextValue needs a Predict"),
         ({"train": {"type": "experiment.Train", "spike": 10**400}}, "train.spike: 1000.* is not float"),
     ],

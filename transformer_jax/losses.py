@@ -95,7 +95,7 @@ def _targets(labels_BT: jax.Array, weights_BT: jax.Array | None, vocab_size: int
     """int32 labels and float32 weights (None: all 1), of whatever dtypes they come in, laid out alike.
 
     A label that is none, such as the -100 of other libraries, has to have weight 0. Otherwise it is an `InputError`
-    where the values are known, and in a compiled function its weight, and so the loss, is not a number.
+    where the values are known, and in a compiled function its weight is infinite, so that the mean is not a number.
     """
     labels_BT = jnp.asarray(labels_BT, jnp.int32)
     weights_BT = jnp.ones_like(labels_BT, jnp.float32) if weights_BT is None else jnp.asarray(weights_BT, jnp.float32)
@@ -106,7 +106,7 @@ def _targets(labels_BT: jax.Array, weights_BT: jax.Array | None, vocab_size: int
             f"label {labels_BT[wrong_BT][0]} is none of the {vocab_size} there are, from 0 on; give weight 0 to "
             "positions that do not count"
         )
-    labels_BT, weights_BT = jnp.where(is_none_BT, 0, labels_BT), jnp.where(wrong_BT, jnp.nan, weights_BT)
+    labels_BT, weights_BT = jnp.where(is_none_BT, 0, labels_BT), weights_BT / jnp.where(wrong_BT, 0.0, 1.0)
     return sharding.constrain(labels_BT, ("batch", "length")), sharding.constrain(weights_BT, ("batch", "length"))
 
 

@@ -111,7 +111,7 @@ def test_a_prompt_is_checked_before_the_first_step():
     """Characters alone can be encoded that the training text has; nothing asked is never refused."""
     tokenizer = tokenizers.build(tokenizers.Characters(), sources.in_memory([("a", "no line end here")]))
     with pytest.raises(InputError, match="'K'"):
-        CausalLM().check_sample(None, tokenizer, Sample(prompt="KING:"))
-    CausalLM().check_sample(None, tokenizer, Sample(prompt="KING:", max_new_tokens=0))
-    CausalLM().check_sample(None, tokenizer, Sample())
+        CausalLM().check_sample(gpt.Config(vocab_size=64), tokenizer, Sample(prompt="KING:"))
+    CausalLM().check_sample(gpt.Config(vocab_size=64), tokenizer, Sample(prompt="KING:", max_new_tokens=0))
+    CausalLM().check_sample(gpt.Config(vocab_size=64), tokenizer, Sample())
     assert tokenizers.prompt_ids(tokenizer, "") == [0]
