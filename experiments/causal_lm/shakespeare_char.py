@@ -13,7 +13,7 @@ Expected validation loss, nats per character (here over the whole validation spl
     CPU: 1.88 (published, README, 20 batches); nanoGPT's own three seeds with 400 batches give 1.907, 1.916 and 1.900
          (measured, 2 CPU cores). About 2 minutes on 2 CPU cores (estimated).
     gpu: 1.4697, the best along the way (published, README), in about 3 minutes on one A100.
-    muon: 1.609 (measured, 2 CPU cores, the mean of seeds 0, 1, 2), where the CPU run has 1.904 (measured, the mean of seeds 0, 1, 2).
+    muon: 1.609, where the CPU run has 1.904 (both measured, 2 CPU cores, the mean of seeds 0, 1, 2).
     tfds: about the CPU run's; TFDS cuts the same text into 90 % training, 5 % validation and 5 % test.
 """
 
