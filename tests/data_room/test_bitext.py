@@ -187,4 +187,4 @@ def test_what_is_no_pair_is_counted(tmp_path):
     pairs = Columns((str(tmp_path),), (str(tmp_path),)).pairs("train")
     for _ in range(2):  # however often it is read
         assert [pair[:2] for pair in pairs] == [("a", "b")]
-        assert pairs.left_out == {"blank lines": 2, ".parquet files": 1}
+        assert pairs.skipped == {"blank lines": 2, ".parquet files": 1}

@@ -137,12 +137,12 @@ def test_no_folder_and_other_classes(tmp_path):
     assert [numbered.validation[i]["labels"] for i in (0, 4, 8)] == [3, 2, 0], "classes are matched by name"
 
 
-def test_broken_images_are_left_out_and_named(tmp_path, capsys):
+def test_broken_images_are_skipped_and_named(tmp_path, capsys):
     write(tmp_path)
     for name in ("train/ant/0.png", "val/bee/1.png"):
         (tmp_path / name).write_bytes(png(0)[:900])
     held = prepare(tmp_path, broken="skip")
-    assert held.facts["train_images_left_out"].startswith(f"1: {tmp_path}/train/ant/0.png: cannot be decoded")
+    assert held.facts["train_images_skipped"].startswith(f"1: {tmp_path}/train/ant/0.png: cannot be decoded")
     assert (
         len(held.validation) == 11 and [held.validation[i]["labels"] for i in range(11)] == [0] * 4 + [1] * 3 + [2] * 4
     )
@@ -240,8 +240,8 @@ def test_files_that_are_no_images_are_counted(tmp_path):
         image.save(tmp_path / "train/bee" / name, "PNG" if name.endswith("PNG") else "JPEG")
     made = prepare(tmp_path)
     assert made.facts["train_images"] == 3 * 2 + 3 and made.facts["validation_images"] == 6
-    assert made.facts["train_files_left_out"] == "2 .bmp files, 1 .gif files, 1 .tif files, 1 other files"
-    assert "validation_files_left_out" not in made.facts
+    assert made.facts["train_files_skipped"] == "2 .bmp files, 1 .gif files, 1 .tif files, 1 other files"
+    assert "validation_files_skipped" not in made.facts
     for path in (tmp_path / "train/cow").iterdir():
         path.rename(path.with_suffix(".tiff"))
     with pytest.raises(InputError, match=r"cow: no images in it \(2 .tiff files\); they end in .jpg, .jpeg"):
@@ -253,10 +253,10 @@ def test_broken_images_that_are_found_late_are_counted(tmp_path):
     write(tmp_path)
     (tmp_path / "train/ant/0.png").write_bytes(b"no image")
     made = prepare(tmp_path, memory=0, broken="skip")
-    assert "train_images_left_out" not in made.facts
+    assert "train_images_skipped" not in made.facts
     for _ in range(2):
         made.train.stacked(range(12))
-    assert made.facts["train_images_left_out"] == f"1: {tmp_path}/train/ant/0.png: neither JPEG, PNG nor WebP"
+    assert made.facts["train_images_skipped"] == f"1: {tmp_path}/train/ant/0.png: neither JPEG, PNG nor WebP"
 
 
 def test_a_size_without_its_resize_is_refused(tmp_path):

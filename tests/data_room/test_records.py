@@ -42,10 +42,10 @@ def test_spreadsheets_write_csv_in_many_ways(tmp_path, encoding, end, quoting):
             file.write(end)
             writer.writerows(ROWS)
         (tmp_path / name).write_bytes(pack((tmp_path / "plain").read_bytes()))
-        left_out: Counter[str] = Counter()
-        found = read(tmp_path / name, left_out=left_out)
+        skipped: Counter[str] = Counter()
+        found = read(tmp_path / name, skipped=skipped)
         assert [(record["text"], record["label"]) for record in found] == ROWS
-        assert left_out == {"blank lines": 1}
+        assert skipped == {"blank lines": 1}
 
 
 def test_columns_without_a_name_are_numbered(tmp_path):
@@ -84,7 +84,7 @@ def test_files_in_a_folder_that_are_no_tables_are_counted(tmp_path):
     for name in ("a.csv", "B.CSV", "c.parquet", "d.parquet", "README", ".hidden"):
         (tmp_path / name).write_text("text,label\na,x\n")
     rows = Table(str(tmp_path), str(tmp_path / "a.csv")).rows("train")
-    assert len(rows) == 2 and rows.left_out == {".parquet files": 2, "other files": 1}
+    assert len(rows) == 2 and rows.skipped == {".parquet files": 2, "other files": 1}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -39,7 +39,7 @@ class Images:
     """What is read, for messages."""
     count: int
     read: Callable[[Sequence[int]], list[Item]]
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
     """Files that are no images, by kind, and how many: {".gif files": 2}."""
 
     def __post_init__(self) -> None:
@@ -124,12 +124,12 @@ class Folder:
             return None
         names = self.classes()
         found: list[tuple[str, Path, int]] = []
-        left_out: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         for folder in _subfolders(root):
             if folder.name not in names:
                 raise InputError(f"{folder}: there is no class {folder.name!r} to train on; {_few(names)}")
             files, others = image_files.below(folder)
-            left_out += others
+            skipped += others
             if not files:
                 have = f" ({records.counted(others)})" if others else ""
                 raise InputError(f"{folder}: no images in it{have}; they end in {', '.join(image_files.SUFFIXES)}")
@@ -141,7 +141,7 @@ class Folder:
         def read(numbers: Sequence[int]) -> list[Item]:
             return [Item(read_bytes(found[i][1]), found[i][2], str(found[i][1])) for i in numbers]
 
-        return Images(f"{root} ({side})", len(found), read, left_out)
+        return Images(f"{root} ({side})", len(found), read, skipped)
 
     def _root(self, side: Side) -> Path:
         """The folder with the class folders of a side; `path` itself where they are not divided into sides."""

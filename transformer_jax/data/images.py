@@ -129,7 +129,7 @@ class OnDemand(_Examples):
                 raise _refusal(item, found)
             if item.where not in self.named:
                 self.named[item.where] = f"{item.where}: {found}"
-                self.facts[f"{self.side}_images_left_out"] = _few(list(self.named.values()))
+                self.facts[f"{self.side}_images_skipped"] = _few(list(self.named.values()))
                 print(f"left out, number {len(self.named)}: {item.where}: {found}", file=sys.stderr, flush=True)
         return {"images": images, "labels": self.numbers[[item.label for item in items]], "weights": weights_B}
 
@@ -174,14 +174,14 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
     made: dict[str, _Examples] = {}
     for side, images in found.items():
         facts[f"{side}_images"] = images.count
-        if images.left_out:
-            facts[f"{side}_files_left_out"] = records.counted(images.left_out)
+        if images.skipped:
+            facts[f"{side}_files_skipped"] = records.counted(images.skipped)
         crops = side == "train" and data.train_crop == "inception"
         if not crops and each * images.count <= left:
             left -= each * images.count
             pixels, kept, broken = _decode_all(images, preprocess, data)
             if broken:
-                facts[f"{side}_images_left_out"] = _few(broken)
+                facts[f"{side}_images_skipped"] = _few(broken)
             order = pipeline.epochs(len(kept), seed) if side == "train" else range(len(kept))
             made[side] = Held(pixels, numbers[kept], order)
         else:

@@ -87,16 +87,16 @@ def table(path: str, columns: Sequence[str], *, pairs: bool = False) -> list[Inp
 def images(paths: Sequence[str]) -> list[Input]:
     """Image files, those below a folder in the order of their names; stderr says which others there are."""
     found: list[Input] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for path in paths:
         if path and Path(path).is_dir():
             inside, others = image_files.below(Path(path))
             found += [Input(str(file), str(file), {}) for file in inside]
-            left_out += others
+            skipped += others
         else:
             found.append(text(path, path))
-    if left_out:
-        print(f"left out, as no images: {records.counted(left_out)}", file=sys.stderr)
+    if skipped:
+        print(f"left out, as no images: {records.counted(skipped)}", file=sys.stderr)
     return found
 
 

@@ -20,33 +20,33 @@ BLANK = "blank lines"
 FEW = 5  # places that a message names
 
 
-def read(path: Path, *, headed: bool, left_out: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read(path: Path, *, headed: bool, skipped: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line where the record begins, from 1; column -> field) of each record.
 
     Args:
       headed: whether the first line of .csv and .tsv names the columns; else they are "0", "1", ...
-      left_out: counts the blank lines.
+      skipped: counts the blank lines.
     """
-    left_out = Counter() if left_out is None else left_out
+    skipped = Counter() if skipped is None else skipped
     ending = text_files.suffix(path)
     if ending == ".csv":
         return _records(
-            path, _csv(path), headed, left_out, "a text with commas, quotes or line ends is written in quotes"
+            path, _csv(path), headed, skipped, "a text with commas, quotes or line ends is written in quotes"
         )
     if ending == ".tsv":
         rows = ((number, line.split("\t")) for number, line in enumerate(text_files.lines(path), 1))
         fix = "a TAB or line end cannot be within a text; write such texts as .csv or .jsonl"
-        return _records(path, rows, headed, left_out, fix)
+        return _records(path, rows, headed, skipped, fix)
     if ending == ".jsonl":
-        return json_lines(path, left_out)
+        return json_lines(path, skipped)
     raise InputError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}, which say how to read it")
 
 
-def json_lines(path: Path, left_out: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `read`, of a file of any name with a JSON object on each line."""
     for number, line in enumerate(text_files.lines(path), 1):
         if not line.strip():
-            left_out[BLANK] += 1
+            skipped[BLANK] += 1
             continue
         try:
             record = json.loads(line)
@@ -113,9 +113,9 @@ def places(found: Sequence[str], total: int = 0) -> str:
     return ", ".join(found[:FEW]) + (f" and {more:,} more" if more else "")
 
 
-def counted(left_out: Mapping[str, int]) -> str:
+def counted(skipped: Mapping[str, int]) -> str:
     """Counts of what was left out, in words: "2 blank lines, 1 .gif files"."""
-    return ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()))
+    return ", ".join(f"{count:,} {what}" for what, count in sorted(skipped.items()))
 
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -144,13 +144,13 @@ def _csv_lines(path: Path) -> Iterator[str]:
 
 
 def _records(
-    path: Path, rows: Iterator[tuple[int, list[str]]], headed: bool, left_out: Counter[str], fix: str
+    path: Path, rows: Iterator[tuple[int, list[str]]], headed: bool, skipped: Counter[str], fix: str
 ) -> Iterator[tuple[int, dict[str, str]]]:
     columns: list[str] = []
     for line, row in rows:
         # A line of one column may be an empty text in quotes, which is a record.
         if not row or (len(row) == 1 and not row[0].strip() and len(columns) != 1):
-            left_out[BLANK] += 1
+            skipped[BLANK] += 1
             continue
         if not columns:
             columns = [(headed and name.strip()) or str(i) for i, name in enumerate(row)]

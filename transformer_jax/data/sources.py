@@ -236,13 +236,13 @@ def _check_paths(source: "TextFiles | Jsonl") -> None:
 
 
 def find_files(
-    paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = ANY, left_out: Counter[str] | None = None
+    paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = ANY, skipped: Counter[str] | None = None
 ) -> Files:
     """The files that the paths name, each once. An explicit file may have any suffix, one in a folder only these.
 
     Args:
       suffixes: in lower case, as `text_files.suffix` gives them.
-      left_out: counts the files in folders that have other suffixes, by suffix.
+      skipped: counts the files in folders that have other suffixes, by suffix.
     """
     found: dict[Path, str] = {}
     for given in paths:
@@ -252,8 +252,8 @@ def find_files(
         elif start.is_dir():
             root, inside = start, [p for p in start.rglob("*") if p.is_file() and not _hidden(p.relative_to(start))]
             matches = [p for p in inside if suffixes == ANY or text_files.suffix(p) in suffixes]
-            if left_out is not None:
-                left_out.update(f"{p.suffix or 'other'} files" for p in set(inside) - set(matches))
+            if skipped is not None:
+                skipped.update(f"{p.suffix or 'other'} files" for p in set(inside) - set(matches))
         elif glob.has_magic(given):
             matches, root = [Path(p) for p in glob.glob(str(start), recursive=True)], start.parent
             while glob.has_magic(str(root)):

@@ -40,7 +40,7 @@ class Rows:
     origin: str
     """What was read, for messages: "reviews.csv (train)"."""
     held: Sequence[Row]
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
     """What is no row, and how often it occurs: {"blank lines": 2}."""
 
     def __post_init__(self) -> None:
@@ -161,16 +161,16 @@ class Table:
 
     def rows(self, side: Side) -> Rows:
         own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
-        left_out: Counter[str] = Counter()
-        files = sources.find_files(own or self.train, side, records.SUFFIXES, left_out)
-        held = [row for _, path in files for row in self._read(path, left_out)]
+        skipped: Counter[str] = Counter()
+        files = sources.find_files(own or self.train, side, records.SUFFIXES, skipped)
+        held = [row for _, path in files for row in self._read(path, skipped)]
         if side != "test" and not self.validation:
             wanted, below = side == "validation", self.validation_fraction
             held = [r for r in held if (sources.position(f"{r.text}\0{r.text_b}") < below) == wanted]
-        return Rows(f"{', '.join(own or self.train)} ({side})", held, left_out)
+        return Rows(f"{', '.join(own or self.train)} ({side})", held, skipped)
 
-    def _read(self, path: Path, left_out: Counter[str]) -> Iterator[Row]:
-        for line, record in records.read(path, headed=not self.text.isdecimal(), left_out=left_out):
+    def _read(self, path: Path, skipped: Counter[str]) -> Iterator[Row]:
+        for line, record in records.read(path, headed=not self.text.isdecimal(), skipped=skipped):
             where = f"{path}:{line}"
             text = records.string(record, self.text, where, OPTIONS)
             text_b = records.string(record, self.text_b, where, OPTIONS) if self.text_b else None

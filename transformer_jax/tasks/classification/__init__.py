@@ -69,7 +69,7 @@ class Classification(TextTask):
         encoder.check_head(model_cfg, "classification", labels=len(self.labels) or 1)
         made = labelled.prepare(data, self.labels, seed=seed, tokenizer=workdir_tokenizer)
         encoder.check_ids(model_cfg, made.tokenizer)
-        facts: dict[str, Any] = {"vocabulary": made.tokenizer.vocab_size, **made.left_out}
+        facts: dict[str, Any] = {"vocabulary": made.tokenizer.vocab_size, **made.skipped}
         for name, examples in (("training", made.train), ("validation", made.validation), ("test", made.test)):
             if examples is not None:
                 facts[f"{name}_examples"] = len(examples.labels)

@@ -90,8 +90,8 @@ class Labelled:
     train: Examples
     validation: Examples
     test: Examples | None
-    left_out: dict[str, str]
-    """Of each side what is no row, in words: {"train_left_out": "2 blank lines"}."""
+    skipped: dict[str, str]
+    """Of each side what is no row, in words: {"train_skipped": "2 blank lines"}."""
 
 
 def prepare(
@@ -111,8 +111,8 @@ def prepare(
     tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir(), given=tokenizer)
     made = {side: _examples(rows[side], numbers[side], tokenizer, labels, data) for side in sides}
     train = dataclasses.replace(made["train"], order=pipeline.epochs(len(rows["train"]), seed))
-    left_out = {f"{side}_left_out": records.counted(r.left_out) for side, r in rows.items() if r.left_out}
-    return Labelled(tokenizer, train, made["validation"], made.get("test"), left_out)
+    skipped = {f"{side}_skipped": records.counted(r.skipped) for side, r in rows.items() if r.skipped}
+    return Labelled(tokenizer, train, made["validation"], made.get("test"), skipped)
 
 
 def _examples(

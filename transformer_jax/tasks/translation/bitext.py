@@ -42,7 +42,7 @@ class Pairs:
     """A hash that changes when a text does; see `sources.identity`."""
     nbytes: int
     """About how much text there is, for progress bars."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
     """What is no pair, and how often it occurs, once all have been read: {"blank lines": 2}."""
 
     def __iter__(self) -> Iterator[Pair]:
@@ -171,19 +171,19 @@ class Columns:
     def pairs(self, side: Side) -> Pairs:
         """Errors: `InputError` for paths that name no file."""
         paths = {"train": self.train, "validation": self.validation, "test": self.test}[side] or self.train
-        left_out: Counter[str] = Counter()
-        files = sources.find_files(paths, side, records.SUFFIXES, left_out)
+        skipped: Counter[str] = Counter()
+        files = sources.find_files(paths, side, records.SUFFIXES, skipped)
 
         def read() -> Iterator[Pair]:
             blank: Counter[str] = Counter()  # counted anew by every reading
             yield from (pair for _, path in files for pair in self._read(path, blank))
-            left_out.update(blank - left_out)
+            skipped.update(blank - skipped)
 
         how = f"text_files columns {self.source} {self.target}"
-        return _side_of(self, side, f"{', '.join(paths)} ({side})", read, files, how, left_out)
+        return _side_of(self, side, f"{', '.join(paths)} ({side})", read, files, how, skipped)
 
     def _read(self, path: Path, blank: Counter[str]) -> Iterator[Pair]:
-        for line, record in records.read(path, headed=not self.source.isdecimal(), left_out=blank):
+        for line, record in records.read(path, headed=not self.source.isdecimal(), skipped=blank):
             where = f"{path}:{line}"
             source, target = (records.string(record, c, where, OPTIONS) for c in (self.source, self.target))
             yield Pair(source, target, where)
@@ -262,7 +262,7 @@ def _side_of(
     read: Callable[[], Iterator[Pair]],
     files: sources.Files,
     how: str,
-    left_out: Mapping[str, int] | None = None,
+    skipped: Mapping[str, int] | None = None,
 ) -> Pairs:
     """The pairs of a side. Where there are no validation files, a hash of the source text says which side it is on, so
     no source is on both, not even with another target."""
@@ -277,7 +277,7 @@ def _side_of(
         read=chosen if part else read,
         identity=lambda: sources.identity(files, f"{how} {(side, below) if part else ''}"),
         nbytes=int(size * (below if side == "validation" else 1 - below)) if part else size,
-        left_out={} if left_out is None else left_out,
+        skipped={} if skipped is None else skipped,
     )
 
 

@@ -126,7 +126,7 @@ def prepare(
     found = {side: data.source.pairs(side) for side in sides}
     counts = {side: _counts(pairs, cache) for side, pairs in found.items()}
     _check(counts, found, data.empty)  # before a tokenizer is learned
-    left_out = {side: records.counted(count["left_out"]) for side, count in counts.items() if count["left_out"]}
+    skipped = {side: records.counted(count["skipped"]) for side, count in counts.items() if count["skipped"]}
     both = _documents(found["train"], ("source", "target"))
     tokenizer = tokenizers.build(data.tokenizer, both, cache, given=tokenizer)
     frame = framing(tokenizer, model_cfg)
@@ -141,7 +141,7 @@ def prepare(
         "training_rows": len(train.packing),
         "training_target_tokens": int(train.sizes_P2[train.packing.pieces, 1].sum()),
         **{f"padding_share_{name}": share for name, share in train.padding_shares().items()},
-        **{f"{side}_left_out": what for side, what in left_out.items()},
+        **{f"{side}_skipped": what for side, what in skipped.items()},
     }
     held = {}
     for side in sides[1:]:
@@ -399,9 +399,9 @@ def _cut(texts: Texts, most: int) -> Texts:
 
 
 def _counts(pairs: bitext.Pairs, cache: Path) -> dict[str, Any]:
-    """Reads all pairs once: {"pairs": how many, "empty": with an empty side, "where": the first of these, "left_out"}.
+    """Reads all pairs once: {"pairs": how many, "empty": with an empty side, "where": the first of these, "skipped"}.
     The cache keeps that: millions take minutes."""
-    kept = cache / "pairs" / hashlib.sha256(f"2 {pairs.identity()}".encode()).hexdigest()[:32]
+    kept = cache / "pairs" / hashlib.sha256(f"3 {pairs.identity()}".encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, ValueError):
         return json.loads(kept.read_bytes())
     total, empty, where = 0, 0, []
@@ -410,7 +410,7 @@ def _counts(pairs: bitext.Pairs, cache: Path) -> dict[str, Any]:
         if side := _empty_side(pair):
             empty += 1
             where += [f"{pair.where} ({side})"] if empty <= records.FEW else []
-    found = {"pairs": total, "empty": empty, "where": where, "left_out": dict(pairs.left_out)}
+    found = {"pairs": total, "empty": empty, "where": where, "skipped": dict(pairs.skipped)}
     with contextlib.suppress(OSError):  # then it is read again
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         files.write(kept, json.dumps(found))
