@@ -1,4 +1,4 @@
-"""tools/bench.py runs, what it counts is right, and what it cannot do it refuses in one line."""
+"""tools/bench runs, what it counts is right, and what it cannot do it refuses in one line."""
 
 import importlib.util
 import json
@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tools import bench, bench_mlm, bench_profile, bench_startup, bench_step
+from tools import bench
+from tools.bench import mlm as bench_mlm
+from tools.bench import operations
+from tools.bench import startup as bench_startup
+from tools.bench import step as bench_step
 from transformer_jax.models import vit
 from transformer_jax.nn import params
 
@@ -108,7 +112,7 @@ def test_time_inside_an_operation_counts_once():
         for name, (start, duration) in times.items()
     ]
     profile = SimpleNamespace(planes=[SimpleNamespace(lines=[SimpleNamespace(events=events)])])
-    assert sorted(bench_profile.read(profile)) == [("copy", 1.0), ("dot.1", 3.0), ("dot.2", 4.0), ("while.1", 3.0)]
+    assert sorted(operations.read(profile)) == [("copy", 1.0), ("dot.1", 3.0), ("dot.2", 4.0), ("while.1", 3.0)]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_time_inside_an_operation_counts_once():
     ],
 )
 def test_kinds_of_operations(name, kind):
-    assert bench_profile.kind(name) == kind
+    assert operations.kind(name) == kind
 
 
 @pytest.mark.parametrize(

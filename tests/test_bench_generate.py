@@ -1,11 +1,11 @@
-"""tools/bench_generate.py runs, counts tokens right, and refuses in one line what it cannot do."""
+"""tools/bench/generate.py runs, counts tokens right, and refuses in one line what it cannot do."""
 
 import json
 
 import numpy as np
 import pytest
 
-from tools import bench_generate
+from tools.bench import generate as bench_generate
 
 
 def test_numbers_of_a_short_run(tmp_path, capsys):

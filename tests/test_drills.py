@@ -26,6 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
     ],
 )
 def test_a_drill(job, drill, tries):
-    words = [sys.executable, "-m", "tools.drills", "tools.drills_jobs", job, "--drill", drill, "--tries", str(tries)]
+    words = [sys.executable, "-m", "tools.drills", "tools.drills.jobs", job, "--drill", drill, "--tries", str(tries)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

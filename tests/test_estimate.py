@@ -1,10 +1,12 @@
-"""tools/estimate.py: cycles become milliseconds by kind, loops count their turns, what has no estimate is said."""
+"""tools.targets.estimate: cycles become milliseconds by kind, loops count their turns, missing estimates are named."""
 
 import json
 
 import pytest
 
-from tools import bench, bench_target, estimate
+from tools import bench
+from tools.bench import target as bench_target
+from tools.targets import estimate
 from transformer_jax.errors import InputError
 
 

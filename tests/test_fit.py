@@ -1,5 +1,5 @@
-"""tools/fit.py: which arrangements are tried, in which order, and what is printed; slow: every experiment, two layers
-deep, by the compilers of TPUs and GPUs."""
+"""tools/targets/fit.py: which arrangements are tried, in which order, and what is printed; slow: every experiment, two
+layers deep, by the compilers of TPUs and GPUs."""
 
 import itertools
 import json
@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools import compiled, fit, preflight, targets
+from tools import preflight, targets
+from tools.targets import compiled, fit
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Train
@@ -110,7 +111,7 @@ def test_every_experiment_compiles_two_layers_deep(path, kind):
     if not target.compiles():
         pytest.skip(f"no compiler for {target.name}: tools/install {targets.COMPILERS[kind][0]}")
     # A process of its own: the compilers are loaded with settings of their own, and without those of the tests.
-    command = [sys.executable, "-m", "tools.fit", str(path), "--target", kind, "--layers", "2"]
+    command = [sys.executable, "-m", "tools.targets.fit", str(path), "--target", kind, "--layers", "2"]
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     ended = subprocess.run(command, env=settings, cwd=fit.ROOT, capture_output=True, text=True, timeout=1800)
     assert ended.returncode == 0, ended.stderr[-2000:]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools import fuzz
+from tools.drills import fuzz
 from transformer_jax import hub, restore
 from transformer_jax.errors import InputError
 from transformer_jax.runs import manifest

@@ -1,4 +1,4 @@
-"""tools/hlo.py counts what a compiled program sends: of a real one, and of the forms that other compilers write."""
+"""tools.targets.hlo counts what a compiled program sends: of a real one, and of forms other compilers write."""
 
 import re
 
@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tools import hlo
+from tools.targets import hlo
 
 SIZES = {"data": 4, "tensor": 2}
 

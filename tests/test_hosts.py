@@ -453,5 +453,5 @@ def test_when_the_disk_of_a_host_breaks_the_others_say_so(start):
 @pytest.mark.slow
 def test_a_checkpoint_restores_on_any_devices_and_processes():
     """The matrix of docs/scaling.md."""
-    done = subprocess.run([sys.executable, "-m", "tools.elastic"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tools.drills.elastic"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -327,3 +327,34 @@ def test_the_numeric_rooms_are_there():
         ["bash", "-c", f"ls -d {' '.join(found[1].split())}"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and len(done.stdout.split()) > 8, done.stderr
+
+
+def _tools_named(text: str) -> set[str]:
+    """The paths below tools/ that a text names as a file or as a module; no words of a pattern such as tools/make_*."""
+    files = re.findall(r"\btools/[\w/]*\w(?:\.\w+)?(?![\w*{])", text)
+    modules = re.findall(r"(?<![\w.])tools(?:\.[a-z]\w*)+(?![\w*])", text)
+    return {*files, *(name for name in modules if not name.endswith((".py", ".md")))}
+
+
+def test_every_tool_that_a_text_names_is_there():
+    def there(name: str) -> bool:
+        if "/" in name:
+            return (ROOT / name).exists()
+        return any((ROOT / f"{'/'.join(name.split('.')[:n])}").with_suffix(".py").exists() for n in (2, 3)) or (
+            (ROOT / "tools" / name.split(".")[1]).is_dir() and len(name.split(".")) == 2
+        )
+
+    assert _tools_named("`tools/run tools.bench.step` of tools/test.") == {
+        "tools/run",
+        "tools.bench.step",
+        "tools/test",
+    }
+    texts = [*SOURCES, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("tools/*")]
+    found = [
+        f"{path.relative_to(ROOT)} names {name}"
+        for path in texts
+        if path.is_file()
+        for name in sorted(_tools_named(path.read_text(encoding="utf-8")))
+        if not there(name)
+    ]
+    assert not found, "\n".join(found)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from tools import hlo
+from tools.targets import hlo
 from transformer_jax import sharding
 from transformer_jax.errors import InputError
 from transformer_jax.losses import cross_entropy, linear_cross_entropy, num_tiles

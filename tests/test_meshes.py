@@ -2,7 +2,7 @@
 
 Three steps of AdamW, with dropout, packing, padding and the average, must give the losses and parameters of one device
 within 1e-5; every array of the state must be cut as the rule table says; and the compiled program may send only what it
-must (`tools/collectives.py`, tests/data/collectives.json). By default each kind of mesh is held to this by one family;
+must (`tools.targets.collectives`). By default each kind of mesh is held to this by one family;
 every family on every mesh, scanned and unrolled, is `tools/test -m slow tests/test_meshes.py` (ten minutes, 2 cores).
 """
 
@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from tools import collectives, hlo
+from tools.targets import collectives, hlo
 from transformer_jax import augment, sharding
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib

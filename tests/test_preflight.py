@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import pytest
 
-from tools import chips, compiled, footprint, make_preflight_fixtures, preflight, roofline, targets
+from tools import preflight, targets
+from tools.fixtures import make_preflight
+from tools.targets import chips, compiled, footprint, roofline
 from transformer_jax import models
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import program as programs
 
-COMPILED = json.loads(make_preflight_fixtures.PATH.read_text())
+COMPILED = json.loads(make_preflight.PATH.read_text())
 SMALL = "experiments.causal_lm.gpt2_small"
 
 
@@ -47,7 +49,7 @@ def test_arithmetic_equals_the_compilers_total_within_a_tenth(case):
 
 
 def test_the_cases_are_of_every_family_and_policy():
-    cases, others = make_preflight_fixtures.CASES, make_preflight_fixtures.HELD_OUT
+    cases, others = make_preflight.CASES, make_preflight.HELD_OUT
     found = {(case.split()[0], case.partition("--model.remat ")[2].split()[0]) for case in cases}
     assert len(found) == len(models.FAMILIES) * 3 and COMPILED.keys() == {*cases, *others}
 

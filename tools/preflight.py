@@ -6,7 +6,7 @@
 Prints parameters, FLOPs, memory on each device by kind and at each remat policy, what the devices send, the step's time
 by rooflines, and the days to the end. A run that does not fit is refused (exit code 2) with the nearest mesh that does.
 Where the target's compiler is installed (tools/install target-tpu, or target-gpu) the step is compiled with it, which
-takes minutes, and its word counts; otherwise, and with --analytic, it is arithmetic (tools/footprint.py), in seconds.
+takes minutes, and its word counts; otherwise, and with --analytic, it is arithmetic (targets/footprint.py), in seconds.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from tools import compiled, footprint, roofline, targets
-from tools.footprint import Footprint
-from tools.targets import Target
+from tools import targets
+from tools.targets import Target, compiled, footprint, roofline
+from tools.targets.footprint import Footprint
 from transformer_jax import brought, overrides
 from transformer_jax.cli import launch
 from transformer_jax.errors import InputError

@@ -17,7 +17,7 @@ from transformer_jax.data.preprocess import Preprocess
 FIXTURES = Path(__file__).resolve().parents[1] / "data" / "images"
 FILES = sorted(path.name for path in FIXTURES.iterdir() if path.suffix != ".npz")
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-SETTINGS = {  # those of tools/make_image_fixtures.py
+SETTINGS = {  # those of tools/fixtures/make_images.py
     "vit": Preprocess(size=16, resize=16),
     "deit": Preprocess(size=12, resize=16, resample="bicubic", **IMAGENET),
     "shortest": Preprocess(size=12, resize=16, fit="shortest", resample="bicubic"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tools import odd_files
+from tools.drills import odd_files
 from transformer_jax import contracts
 from transformer_jax.data import inputs
 from transformer_jax.errors import InputError
@@ -40,7 +40,7 @@ LOADED = types.SimpleNamespace(params=None, config=None, tokenizer=None)
 
 
 def test_odd_files_are_read_as_training_reads_them(tmp_path):
-    """`tools/odd_files.py` does so with thousands."""
+    """`tools/drills/odd_files.py` does so with thousands."""
     for number in range(100):
         odd = odd_files.draw(tmp_path, 1, number)
         assert odd_files.verdict(odd) in ("same", "refused"), odd.recipe

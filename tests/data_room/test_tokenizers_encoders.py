@@ -1,6 +1,6 @@
 """Tokenizers of encoders: what Transformers and SentencePiece make of the same files, special tokens, words, offsets.
 
-The files of tests/data/tokenizers come from `python tools/make_tokenizer_fixtures.py`.
+The files of tests/data/tokenizers come from `python tools/fixtures/make_tokenizers.py`.
 """
 
 import json

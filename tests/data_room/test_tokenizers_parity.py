@@ -1,7 +1,7 @@
 """The tokenizer of a folder is what Transformers makes of it: 33 folders, 302 texts in 32 scripts.
 
-tests/data/tokenizers_parity comes from `python tools/make_tokenizer_parity.py`. Where a folder holds nothing but
-SentencePiece's file of a Unigram model, SentencePiece's own pieces count: Transformers approximates its normaliser.
+tests/data/tokenizers_parity comes from `python tools/fixtures/make_tokenizer_parity.py`. Where a folder holds nothing
+but SentencePiece's file of a Unigram model, SentencePiece's own pieces count: Transformers approximates its normaliser.
 """
 
 import gzip

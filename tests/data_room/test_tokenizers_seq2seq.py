@@ -1,6 +1,6 @@
 """Tokenizers of encoder-decoders: Marian's folder of two SentencePiece models, mBART's ids and codes of languages.
 
-The files of tests/data/tokenizers come from `python tools/make_tokenizer_fixtures.py`.
+The files of tests/data/tokenizers come from `python tools/fixtures/make_tokenizers.py`.
 """
 
 import json

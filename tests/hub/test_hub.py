@@ -1,8 +1,8 @@
 """Snapshots that Transformers wrote give Transformers' logits; what is exported comes back to the bit; what is broken
 is refused in one line that names it.
 
-The fixtures in tests/data/hf are made by tools/make_hf_fixtures.py, which also checks that Transformers loads our
-exports.
+The fixtures in tests/data/hf are made by tools/fixtures/make_hf_decoders.py, which also checks that Transformers loads
+our exports.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 bit; published forms of the files are understood, and what is broken is refused in one line that names it.
 
 The fixtures in tests/data/hf/encoders, one for each architecture of Transformers, are made by
-tools/make_hf_encoder_fixtures.py, which also checks that Transformers loads our exports.
+tools/fixtures/make_hf_encoders.py, which also checks that Transformers loads our exports.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Encoder-decoders that Transformers wrote give Transformers' encoder states and decoder logits; exports come back to
 the bit; published forms of the files are understood, and what is broken is refused in one line that names it.
 
-The fixtures in tests/data/hf/seq2seq are made by tools/make_hf_seq2seq_fixtures.py, which also checks that Transformers
+The fixtures in tests/data/hf/seq2seq are made by tools/fixtures/make_hf_seq2seq.py, which also checks that Transformers
 loads our exports.
 """
 

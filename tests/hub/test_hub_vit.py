@@ -1,7 +1,7 @@
 """ViTs and DeiTs that Transformers wrote give Transformers' hidden states, attention and logits, at their own
 resolution and at another; exports come back to the bit; settings that we do not compute are refused in one line.
 
-The fixtures in tests/data/hf/vision are made by tools/make_hf_vit_fixtures.py, which also checks that Transformers
+The fixtures in tests/data/hf/vision are made by tools/fixtures/make_hf_vit.py, which also checks that Transformers
 loads our exports.
 """
 

@@ -1,6 +1,6 @@
 """The services of `--log`, against fakes of their packages: what is sent, and that none of them can hold up a run.
 
-tools/check_integrations runs the real packages.
+tools/drills/check_integrations runs the real packages.
 """
 
 import json

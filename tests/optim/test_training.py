@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.optim.test_optimizers import OPTIMIZERS
-from tools import collectives
+from tools.targets import collectives
 from transformer_jax import optim, restore
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError

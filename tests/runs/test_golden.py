@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools import make_golden_checkpoints as golden
+from tools.fixtures import make_golden_checkpoints as golden
 from transformer_jax import restore
 from transformer_jax.runs import checkpoint
 

@@ -14,7 +14,7 @@ import pytest
 
 import transformer_jax
 from tests.test_restore import init, write_workdir
-from tools import drills_damage
+from tools.drills import damage as drills_damage
 from transformer_jax.__main__ import main
 from transformer_jax.errors import InputError
 from transformer_jax.runs import checkpoint, manifest
@@ -87,7 +87,7 @@ def test_what_is_no_manifest_is_damage(tmp_path, text):
 
 
 def test_damage_is_named_never_loaded_and_the_step_before_is_used(run):
-    """What tools/drills.py does a thousand times: 60 random flips, truncations, extensions, deletions and swaps."""
+    """What tools/drills does a thousand times: 60 random flips, truncations, extensions, deletions and swaps."""
     newest = drills_damage.Files(run / "checkpoints" / str(checkpoint.latest_step(run / "checkpoints")))
     found = list(drills_damage.spoil(run, newest, 60))
     assert {problem for _, problem in found} == {None}, found

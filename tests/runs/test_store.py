@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from tools import bucket
+from tools.drills import bucket
 from transformer_jax import restore
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError, RunError

@@ -1,0 +1,7 @@
+"""`python -m tools.bench`."""
+
+import sys
+
+from tools import bench
+
+sys.exit(bench.main())

@@ -1,0 +1,260 @@
+"""Drills of several processes in one folder: readers beside a trainer, and trainers that all want it.
+
+What trains here does nothing but save, as fast as it can: what is drilled is the folder.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tools.drills import bucket
+from tools.drills.trainer import Job, Row
+
+READERS = 2
+OWNERS = 4
+CLOCKS = (0, 60, -60, 0)  # seconds that the owners' clocks are ahead
+
+
+def readers(job: Job, tries: int) -> Iterator[Row]:
+    """Loads beside a trainer that saves at every step and keeps one.
+
+    Survived: the load gives the parameters that were saved under its step, or fails with one line.
+    """
+    workdir = job.folder / "readers"
+    row = Row("load beside a trainer that saves at every step, keep 1")
+    with _process("save", str(workdir)) as trainer:
+        _line(trainer)
+        reading = [_started("read", str(workdir), str(tries // READERS)) for _ in range(READERS)]
+        for process in reading:
+            counts = json.loads(_line(process))
+            for problem in counts.pop("problems"):
+                row.count(problem)
+            row.tries, row.survived = row.tries + sum(counts.values()), row.survived + sum(counts.values())
+            row.remarks.append(f"{counts['read']} read, {counts['refused']} refused in one line")
+            process.communicate()
+        trainer.kill()
+        row.remarks.append(f"steps that were kept at the end: {sorted(_numbers(workdir / 'checkpoints'))}")
+    yield row
+
+
+def owners(job: Job, tries: int) -> Iterator[Row]:
+    """Processes that all want one folder: they take its lock, write, copy and read the folder, and are killed.
+
+    Survived: a time that one had the lock while nobody else had it, and after which all that it wrote was there.
+    """
+    for name, settings in (
+        ("with locks", {}),
+        ("without locks", {"locks": False}),
+        ("without locks, each on another machine", {"locks": False, "machines": True}),
+        ("without locks and hard links, each on another machine", {"locks": False, "links": False, "machines": True}),
+    ):
+        yield _owners(job.folder / name.replace(" ", "_").replace(",", ""), f"owners {name}", settings, tries)
+    with bucket.serve("drill") as server:
+        settings = {"machines": True, "bucket": True}
+        row = Row("owners in a bucket, each on another machine")
+        yield _owners(job.folder / "bucket", row.drill, settings, tries, dict(server.environment))
+
+
+def _owners(folder: Path, name: str, settings: dict[str, Any], tries: int, environment: Any = None) -> Row:
+    row, rng, began, kills = Row(name), random.Random(0), time.monotonic(), 0
+    folder.mkdir(parents=True)
+
+    def start(i: int) -> subprocess.Popen[str]:
+        words = json.dumps(settings | {"clock": CLOCKS[i]})
+        return _started("own", str(folder), words, environment=environment)
+
+    processes = [start(i) for i in range(OWNERS)]
+    while row.tries < tries and time.monotonic() - began < 600:
+        time.sleep(rng.uniform(0.05, 0.4))
+        i = rng.randrange(OWNERS)
+        processes[i].send_signal(signal.SIGKILL)
+        _, errors = processes[i].communicate()
+        if "Error" in errors or "held by two" in errors:
+            row.count(errors.strip().splitlines()[-1])
+        kills += 1
+        processes[i] = start(i)
+        times = len(_lines(folder / "owned")) - row.survived
+        row.tries, row.survived = row.tries + times, row.survived + times
+        if row.tries > row.survived:
+            break
+    for process in processes:
+        process.kill()
+        _, errors = process.communicate()
+        if "Error" in errors or "held by two" in errors:
+            row.count(errors.strip().splitlines()[-1])
+    for line in _lines(folder / "owned"):
+        if not line.endswith("."):
+            row.count(f"lost or torn: {line!r}")
+    row.remarks.append(f"{kills} SIGKILLs, clocks {', '.join(f'{c:+}' for c in CLOCKS)} s")
+    return row
+
+
+# ------------------------------------------------------------------------------------------------------- the processes
+
+
+def _started(*words: str, environment: Any = None) -> subprocess.Popen[str]:
+    environment = os.environ | (environment or {}) | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "tools.drills.beside", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@contextlib.contextmanager
+def _process(*words: str) -> Iterator[subprocess.Popen[str]]:
+    process = _started(*words)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline() or f"ended: {process.communicate()[1][-2000:]}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+
+
+def _experiment() -> Any:
+    from transformer_jax.data import corpus
+    from transformer_jax.experiment import Experiment
+    from transformer_jax.models import gpt
+
+    return Experiment(
+        model=gpt.Config(vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2),
+        data=corpus.TextCorpus(length=16),
+    )
+
+
+def save(workdir: Path) -> None:
+    """Saves steps whose parameters are all the number of the step, one after the other."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from transformer_jax import config_json
+    from transformer_jax.models import gpt
+    from transformer_jax.runs import lock
+    from transformer_jax.runs import workdir as workdirs
+    from transformer_jax.runs.writer import Writer
+    from transformer_jax.train import state as states
+
+    experiment = _experiment()
+    with lock.hold(workdir, print) as still_ours:
+        config = config_json.to_json(experiment)
+        workdirs.write_json(workdir / "config.json", config)
+        run = workdirs.run_id(workdir)
+        shapes = jax.eval_shape(lambda key: gpt.init(key, experiment.model), jax.random.key(0))
+        options = {"family": "gpt", "config": config, "run": run, "keep": 1, "still_ours": still_ours, "say": print}
+        with Writer(workdir / "checkpoints", **options) as writer:
+            for step in range(1, 10**9):
+                params = jax.tree.map(lambda x: jnp.full(x.shape, step, x.dtype), shapes)  # noqa: B023
+                state = states.create(params, optax.identity())
+                writer.save(dataclasses.replace(state, step=jnp.int32(step)), rows=step)
+                if step == 2:
+                    print("saving", flush=True)
+
+
+def read(workdir: Path, count: int) -> None:
+    """Loads the run so often; prints how often it was read, was refused, and what else happened."""
+    import jax
+    import numpy as np
+
+    from transformer_jax import restore
+    from transformer_jax.errors import InputError
+
+    counts: dict[str, Any] = {"read": 0, "refused": 0, "problems": []}
+    for _ in range(count):
+        try:
+            loaded = restore.load(workdir)
+            found = {float(x) for leaf in jax.tree.leaves(loaded.params) for x in np.unique(np.asarray(leaf))}
+            if found == {float(loaded.step or 0)}:
+                counts["read"] += 1
+            else:
+                counts["problems"].append(f"step {loaded.step} has the parameters of {sorted(found)[:5]}")
+        except InputError as error:
+            if "\n" in str(error):
+                counts["problems"].append(f"several lines: {error!r:.200}")
+            counts["refused"] += "\n" not in str(error)
+        except Exception as error:
+            counts["problems"].append(f"{type(error).__name__}: {str(error)[:200]!r}")
+    print(json.dumps(counts), flush=True)
+
+
+def own(folder: Path, settings: dict[str, Any]) -> None:
+    """Takes the folder's lock again and again, and writes, reads and copies while it has it."""
+    import errno
+
+    from transformer_jax.errors import InputError
+    from transformer_jax.runs import lock, store, store_lock
+
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if not settings.get("locks", True):
+        lock.fcntl.flock = unsupported
+    if not settings.get("links", True):
+        os.link = unsupported  # type: ignore[assignment]
+    if settings.get("machines"):
+        lock._machine = lambda: ""  # nobody's process can be looked up
+    lock.STALE, lock.HEARTBEAT = 2.0, 0.2
+    utime, ahead = os.utime, settings["clock"]
+
+    def touch(path: Any, *times: Any, **options: Any) -> None:
+        utime(path, *times or ((time.time() + ahead,) * 2,) * (not options), **options)
+
+    os.utime = touch  # type: ignore[assignment]
+    inside, owned = folder / "inside", folder / "owned"
+    place, hold = (store.path("gs://drill/run"), store_lock.hold) if settings.get("bucket") else (folder, lock.hold)
+    while True:
+        with contextlib.suppress(InputError, lock.Lost), hold(place, lambda line: None) as still_ours:
+            still_ours()
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                there = int(inside.read_text())
+                if there != os.getpid() and Path(f"/proc/{there}").exists() and not _is_zombie(there):
+                    print(f"the folder is held by two: {os.getpid()} and {there}", file=sys.stderr, flush=True)
+            inside.write_text(str(os.getpid()))
+            copy = folder.with_name(f"{folder.name}.{os.getpid()}")
+            with contextlib.suppress(shutil.Error):  # of files that others have just taken away
+                shutil.copytree(folder, copy)
+            shutil.rmtree(copy, ignore_errors=True)  # a POSIX lock would be gone by now
+            time.sleep(0.02)
+            still_ours()
+            if inside.read_text() != str(os.getpid()):
+                print(f"the folder is held by two: {os.getpid()} and {inside.read_text()}", file=sys.stderr, flush=True)
+            with owned.open("a") as file:
+                file.write(f"{os.getpid()} {time.time()}.\n")
+            inside.unlink()
+        time.sleep(0.005)
+
+
+def _is_zombie(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return True
+
+
+if __name__ == "__main__":
+    what, where, *rest = sys.argv[1:]
+    if what == "save":
+        save(Path(where))
+    elif what == "read":
+        read(Path(where), int(rest[0]))
+    else:
+        own(Path(where), json.loads(rest[0]))

@@ -1,0 +1,153 @@
+"""Meshes of chips that are not here, to trace and to compile for: `tpu:v5p:4x4x4`, `cuda:h100:4x8`.
+
+    target = targets.parse("tpu:v5e:16x16")
+    mesh = target.mesh(fsdp=16)                          # the compiler's own devices: lower and compile for them
+    mesh = target.abstract_mesh(fsdp=16)                 # needs nothing installed: trace and lower
+    program = program.make(experiment, mesh, platform=target.platform)
+    with jax.set_mesh(mesh): program.step.lower(program.state, program.batch, key).compile()
+
+A TPU target names the slice's shape in chips, a GPU target hosts x GPUs of one host. Call `without_chips` before JAX
+starts a backend: the process itself then computes on the CPU.
+"""
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
+
+from tools.targets.chips import CHIPS, Chip
+from transformer_jax import sharding
+from transformer_jax.errors import InputError, nearest
+
+# The pip extra of this project that brings a platform's compiler, and the modules that it consists of.
+COMPILERS = {
+    "tpu": ("target-tpu", ("libtpu",)),
+    "cuda": ("target-gpu", ("jax_cuda13_plugin", "jax_plugins.xla_cuda13")),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Chips of one kind.
+
+    Fields:
+      chip: what each is.
+      shape: of a TPU slice, chips along each axis of the torus; of GPUs, (hosts, GPUs of a host).
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.chip.maker}:{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def platform(self) -> str:
+        """As JAX calls it: "tpu" or "gpu"."""
+        return "tpu" if self.chip.maker == "tpu" else "gpu"
+
+    @property
+    def num_chips(self) -> int:
+        """Chips, or GPUs, in all."""
+        return math.prod(self.shape)
+
+    @property
+    def num_devices(self) -> int:
+        """What JAX counts: of some TPUs each chip is two devices."""
+        return self.num_chips * self.chip.devices
+
+    def resized(self, num_chips: int) -> "Target":
+        """The same kind of chip, `num_chips` of them: whole hosts of GPUs, or a slice near to a cube or a square."""
+        if self.platform == "gpu":
+            host = self.chip.host
+            return Target(self.chip, (-(-num_chips // host), min(num_chips, host)))
+        dimensions, left = self.chip.torus, num_chips
+        shape: list[int] = []
+        for axis in range(dimensions, 0, -1):
+            side = next(n for n in range(math.ceil(left ** (1 / axis) - 1e-9), left + 1) if left % n == 0)
+            shape, left = [*shape, side], left // side
+        return Target(self.chip, tuple(sorted(shape, reverse=dimensions == 2)))
+
+    def compiles(self) -> bool:
+        """Whether the compiler for these chips is installed."""
+        return all(_found(module) for module in COMPILERS[self.chip.maker][1])
+
+    def devices(self) -> list[Any]:
+        """Devices that can be compiled for and do not exist. Errors: `InputError` without the compiler, or for a shape
+        that there is not."""
+        extra, _ = COMPILERS[self.chip.maker]
+        if not self.compiles():
+            raise InputError(f"target {self.name}: its compiler is not installed; tools/install {extra}, or --analytic")
+        from jax.experimental import topologies
+
+        shape = "x".join(map(str, self.shape))
+        settings: dict[str, Any] = {"platform": "tpu", "topology_name": f"{self.chip.topology}:{shape}"}
+        if self.platform == "gpu":
+            jax.devices()  # loads the plugins
+            text = (Path(__file__).parent / "gpus" / f"{self.chip.name}.txtpb").read_text()
+            # One NVLink domain (XLA's "slice") is a host.
+            settings = {"platform": "cuda", "topology_name": self.name, "topology": f"1x{shape}", "target_config": text}
+        try:
+            return topologies.get_topology_desc(**settings).devices
+        except Exception as error:  # the plugin's own types
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"target {self.name}: the compiler gives no such devices ({reason})") from None
+
+    def mesh(self, data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> Mesh:
+        """An Auto mesh of these devices, to compile for; one size may be -1. Errors: as `devices`, and `InputError`
+        for sizes that do not multiply to the devices."""
+        sharding.mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
+        return sharding.make_mesh(data, fsdp, sequence, tensor, devices=self.devices())
+
+    def abstract_mesh(self, data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> AbstractMesh:
+        """The same without its compiler, to trace and to lower. Errors: `InputError` for sizes that do not multiply."""
+        sizes = sharding.mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
+        device = AbstractDevice(device_kind=self.chip.kind, num_cores=None, platform=self.platform)
+        types = (AxisType.Auto,) * len(sharding.MESH_AXES)
+        return AbstractMesh(sizes, sharding.MESH_AXES, axis_types=types, abstract_device=device)
+
+
+def parse(text: str) -> Target:
+    """ "tpu:v5p:4x4x4" or "cuda:h100:4x8" -> Target. Errors: `InputError` for another maker, chip or shape."""
+    maker, _, rest = text.partition(":")
+    name, _, shape = rest.partition(":")
+    known = {f"{chip.maker}:{chip.name}" for chip in CHIPS.values()}
+    if f"{maker}:{name}" not in known:
+        if maker in CHIPS:
+            raise InputError(f"--target {text}: write who makes it, {CHIPS[maker].maker}:{text}")
+        raise InputError(f"--target {text}: no chip {maker}:{name}{nearest(f'{maker}:{name}', known)}; there are "
+                         f"{', '.join(sorted(known))}")  # fmt: skip
+    chip, sizes = CHIPS[name], shape.split("x")
+    wanted = chip.torus or 2
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes) or len(sizes) != wanted:
+        like = {2: "4x4", 3: "4x4x4"}[wanted] if maker == "tpu" else "4x8, hosts x GPUs of a host"
+        raise InputError(
+            f"--target {text}: {shape or 'nothing'!r} is no shape of {name}; give {wanted} sizes, such as {like}"
+        )
+    if maker == "cuda" and int(sizes[1]) > chip.host:
+        raise InputError(f"--target {text}: a host has up to {chip.host} {name}; give hosts x GPUs of a host")
+    return Target(chip, tuple(map(int, sizes)))
+
+
+def without_chips() -> None:
+    """Lets this process, which has no such chips, load their compilers: JAX computes on the CPU, and libtpu neither
+    asks the cloud's metadata server where it is nor keeps other processes out. Call it before a backend exists; a
+    platform that is asked for stays."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
