@@ -133,6 +133,9 @@ def test_correlation_with_a_constant_is_zero():
         ("I-LOC I-LOC O I-LOC", [("LOC", 0, 2), ("LOC", 3, 4)]),  # IOB1
         ("I-LOC B-LOC I-LOC", [("LOC", 0, 1), ("LOC", 1, 3)]),
         ("B-A-B I-A-B", [("A-B", 0, 2)]),
+        ("S-PER S-PER B-PER E-PER", [("PER", 0, 1), ("PER", 1, 2), ("PER", 2, 4)]),  # BIOES
+        ("B-PER I-PER E-PER I-PER", [("PER", 0, 3), ("PER", 3, 4)]),
+        ("U-LOC B-LOC L-LOC L-LOC", [("LOC", 0, 1), ("LOC", 1, 3), ("LOC", 3, 4)]),  # BILOU
         ("O O", []),
     ],
 )

@@ -160,19 +160,20 @@ def _labels(labels_E: np.ndarray, classes: int, names: Sequence[str]) -> np.ndar
 def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities of one sentence as (type, first word, one past the last), in order.
 
-    Tags are "O", "B-TYPE" and "I-TYPE". As in conlleval (Tjong Kim Sang and Buchholz 2000), an "I-" that follows "O" or
-    another type begins an entity as a "B-" does; so both IOB2 and the older IOB1 are read.
+    Tags are "O", "B-TYPE" and "I-TYPE"; "E-TYPE" ends an entity and "S-TYPE" is a whole one (BIOES), or "L-" and "U-"
+    (BILOU). As in conlleval (Tjong Kim Sang and Buchholz 2000), an "I-" that follows "O" or another type begins an
+    entity as a "B-" does; so both IOB2 and the older IOB1 are read.
     """
     spans: list[tuple[str, int, int]] = []
+    before = "O"
     for at, tag in enumerate(tags):
         mark, _, kind = tag.partition("-")
-        if mark == "O":
-            continue
-        goes_on = mark == "I" and spans and spans[-1][0] == kind and spans[-1][2] == at
-        if goes_on:
-            spans[-1] = (kind, spans[-1][1], at + 1)
-        else:
-            spans.append((kind, at, at + 1))
+        if mark != "O":
+            if mark in "IEL" and before in "BI" and spans[-1][0] == kind:
+                spans[-1] = (kind, spans[-1][1], at + 1)
+            else:
+                spans.append((kind, at, at + 1))
+        before = mark
     return spans
 
 

@@ -132,6 +132,9 @@ def made_with(tmp_path, label, names):
 def test_labels_are_names_or_their_numbers(tmp_path):
     assert made_with(tmp_path, lambda i: i % 3, ("a", "b", "c")).tolist() == [0, 1, 2] * 4
     assert made_with(tmp_path, lambda i: str(i % 2), ("1", "0")).tolist() == [1, 0] * 6  # here the numbers are names
+    assert made_with(tmp_path, lambda i: f"{i % 2}.0", ("no", "yes")).tolist() == [0, 1] * 6  # as pandas writes them
+    assert made_with(tmp_path, lambda i: float(i % 2), ("1", "0")).tolist() == [1, 0] * 6
+    assert made_with(tmp_path, lambda i: i % 2 * 2 - 1.0, ("-1", "1")).tolist() == [0, 1] * 6
     values = made_with(tmp_path, lambda i: i / 4, ())
     assert values.dtype == np.float32 and values.tolist() == [i / 4 for i in range(12)]
 

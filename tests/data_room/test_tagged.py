@@ -99,13 +99,29 @@ def test_training_is_each_sentence_once_an_epoch(tmp_path, tokenizer):
     ],
 )
 def test_iob1_becomes_iob2(iob1, iob2):
-    assert " ".join(tagged.to_iob2(iob1.split())) == iob2
+    assert " ".join(tagged.in_scheme_of(LABELS, iob1.split())) == iob2
+
+
+BIOES = ("O", "B-PER", "I-PER", "E-PER", "S-PER", "B-LOC", "I-LOC", "E-LOC", "S-LOC")
+BILOU = tuple(label.replace("E-", "L-").replace("S-", "U-") for label in BIOES)
+SCHEMES = [
+    (LABELS, "B-PER I-PER I-PER O B-LOC B-LOC I-LOC"),
+    (BIOES, "B-PER I-PER E-PER O S-LOC B-LOC E-LOC"),
+    (BILOU, "B-PER I-PER L-PER O U-LOC B-LOC L-LOC"),
+]
+
+
+@pytest.mark.parametrize(("labels", "wanted"), SCHEMES)
+@pytest.mark.parametrize(("_", "given"), SCHEMES)
+def test_tags_are_converted_to_the_scheme_of_the_labels(labels, wanted, _, given):
+    tagged.check_labels(labels)
+    assert " ".join(tagged.in_scheme_of(labels, given.split())) == wanted
 
 
 def test_converted_tags_are_counted(tmp_path, tokenizer):
     text = SHARED_TASK.replace("B-", "I-")
     made = tagged.prepare(data(tmp_path, tokenizer, text), LABELS, seed=0)
-    assert made.facts["validation_iob1_tags"] == 2
+    assert made.facts["validation_tags_converted"] == 2
     np.testing.assert_array_equal(made.validation[0]["labels"][:5], [0, 1, 2, 0, 0])
 
 
@@ -153,7 +169,8 @@ def test_tfds_sequences_of_class_labels(tmp_path, tokenizer, write_tfds):
         ("Jim B-PER\n", {"tag_column": 2}, r"a\.txt:1: no column 2 of 2; say which with tag_column"),
         ("Jim B-PER\n", {"token_column": -3}, r"a\.txt:1: no column -3 of 2; say which with token_column"),
         ("was O\nJim B-MISC\n", {}, r"a\.txt:1: tag 'B-MISC' of 'Jim' is not in task.labels \(O, B-PER"),
-        ("Jim S-PER\n", {}, r"a\.txt:1: tag 'S-PER' of 'Jim' is not in task.labels"),
+        ("Jim S-MISC\n", {}, r"a\.txt:1: tag 'B-MISC' of 'Jim' is not in task.labels"),
+        ("Jim PER\n", {}, r"a\.txt:1: tag 'PER' of 'Jim' is not in task.labels"),
         ("\n-DOCSTART- O\n\n", {}, r"data.source.train of .*a\.txt.* has no sentences"),
     ],
 )
@@ -174,7 +191,7 @@ def test_unreadable_files(tmp_path):
     ("labels", "message"),
     [
         (("O", "PER"), "'PER' is none of O, B-TYPE and I-TYPE"),
-        (("O", "S-PER"), "'S-PER' is none of O"),
+        (("O", "X-PER"), "'X-PER' is none of O"),
         (("B-PER",), "no 'O'"),
         (("O", "B-PER", "B-PER"), "'B-PER' stands there twice"),
     ],

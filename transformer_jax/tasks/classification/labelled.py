@@ -12,6 +12,7 @@ Letters: B rows, T length.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,8 @@ import numpy as np
 from transformer_jax.data import pipeline, records, tables, tokenizers, tokens
 from transformer_jax.data.tables import Row, Rows, Side, Source
 from transformer_jax.errors import InputError
+
+NUMBER = re.compile(r"[+-]?[0-9]+([.][0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,10 @@ def _examples(
 
 
 def _number(row: Row, labels: Sequence[str]) -> float:
-    """A label as the target: its place among the names (where no name is a number, a number is one), or itself."""
+    """A label as the target: its position among the names, or itself in regression.
+
+    A number is compared by value: pandas writes "1.0" for 1. Where no name is a number, it is a position.
+    """
     text = str(row.label).strip()
     if not labels:
         try:
@@ -146,8 +152,10 @@ def _number(row: Row, labels: Sequence[str]) -> float:
         return value
     if text in labels:
         return labels.index(text)
-    if text.isascii() and text.isdecimal() and int(text) < len(labels) and not any(n.isdecimal() for n in labels):
-        return int(text)
+    values = [float(name) if NUMBER.fullmatch(name) else None for name in labels]
+    numbers = values if any(value is not None for value in values) else [float(i) for i in range(len(labels))]
+    if NUMBER.fullmatch(text) and float(text) in numbers:
+        return numbers.index(float(text))
     raise InputError(
         f"{row.where}: label {text!r} is not in task.labels ({', '.join(labels)}); mend it or add the name"
     )

@@ -3,9 +3,10 @@
     Conll       files with a word and its tags a line and an empty line between sentences (CoNLL-2002, -2003, ...)
     TfdsTags    the same that TensorFlow Datasets has prepared, without TensorFlow
 
-Tags mark entities in the IOB2 scheme: "O", "B-TYPE" for an entity's first word, "I-TYPE" for its others. The older
-IOB1, in which CoNLL-2003 was distributed, writes "B-" only between two entities of one type that touch; it is converted
-on reading, which changes no tag of a correct IOB2 file, and the tags that changed are counted.
+Tags mark entities in the IOB2 scheme: "O", "B-TYPE" for an entity's first word, "I-TYPE" for its others. In BIOES the
+last word is "E-TYPE" and an entity of one word "S-TYPE"; BILOU says "L-" and "U-". The older IOB1, in which CoNLL-2003
+was distributed, writes "B-" only between two entities of one type that touch. Files may be in any of these: their tags
+are converted to the scheme of the task's labels, and the tags that changed are counted.
 
 A word is one or more tokens. Its tag is asked of the first; the others have weight 0 (Devlin et al. 2019, section 5.3).
 An example is {"tokens": int32[T], "lengths": int32[], "labels": int32[T], "weights": float32[T]}: the tokens [CLS]
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from transformer_jax import metrics
 from transformer_jax.data import inputs as asked
 from transformer_jax.data import pipeline, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
@@ -165,22 +167,35 @@ def _name(tag: int, names: Sequence[str], where: str) -> str:
 # ---- Tags ----------------------------------------------------------------------------------------------------------
 
 
-def to_iob2(tags: Sequence[str]) -> tuple[str, ...]:
-    """IOB1 or IOB2 as IOB2: an "I-" that follows "O", another type or nothing begins an entity, and becomes "B-"."""
-    before = ("O", *tags)
-    return tuple(
-        "B" + tag[1:] if tag.startswith("I-") and before[i][1:] != tag[1:] else tag for i, tag in enumerate(tags)
-    )
+TAG = re.compile("O|[BIESLU]-.+")
+
+
+def in_scheme_of(labels: Sequence[str], tags: Sequence[str]) -> tuple[str, ...]:
+    """The same entities in the scheme of the labels: IOB2, or BIOES or BILOU where the labels have their marks.
+
+    Tags may be in any of these, or in IOB1, where an "I-" that follows "O", another type or nothing begins an entity.
+    """
+    marks = {label[0] for label in labels}
+    last = next((mark for mark in "EL" if mark in marks), "I")
+    only = next((mark for mark in "SU" if mark in marks), "B")
+    made = ["O"] * len(tags)
+    for kind, first, past in metrics.entity_spans(tags):
+        within = "B" + "I" * (past - first - 2) + last if past - first > 1 else only
+        made[first:past] = [f"{mark}-{kind}" for mark in within]
+    return tuple(made)
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Errors: `InputError` unless the labels are "O" and different "B-TYPE" and "I-TYPE".
+    """Raises `InputError` unless the labels are "O" and different tags of IOB2, BIOES or BILOU.
 
-    A type may lack one of the two: published models of IOB1 have no "B-PER", and entities of one word no "I-".
+    A type may lack some of them: published models of IOB1 have no "B-PER", and entities of one word no "I-".
     """
     for label in labels:
-        if label != "O" and not re.fullmatch(r"[BI]-.+", label):
-            raise InputError(f"task.labels: {label!r} is none of O, B-TYPE and I-TYPE (the IOB2 scheme)")
+        if not TAG.fullmatch(label):
+            raise InputError(
+                f"task.labels: {label!r} is none of O, B-TYPE and I-TYPE (IOB2), with E-TYPE and S-TYPE (BIOES) or "
+                "L-TYPE and U-TYPE (BILOU)"
+            )
     if "O" not in labels:
         raise InputError("task.labels: no 'O', the tag of words in no entity")
     if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
@@ -293,7 +308,7 @@ def prepare(
             f"{name}_words": sum(map(len, tags)),
             f"{name}_sentences_cut": sum(e.cut for e in encoded),
             f"{name}_words_without_token": sum(int((e.first < 0).sum()) for e in encoded),
-            f"{name}_iob1_tags": sum(a != b for a, b in zip(as_read, itertools.chain(*tags), strict=True)),
+            f"{name}_tags_converted": sum(a != b for a, b in zip(as_read, itertools.chain(*tags), strict=True)),
         }
         numbers = [np.array([number[tag] for tag in of_sentence], np.int32) for of_sentence in tags]
         made[side] = Examples(encoded, numbers, range(len(found)), data.length)
@@ -302,7 +317,8 @@ def prepare(
 
 
 def _checked(sentence: Sentence, number: dict[str, int]) -> tuple[str, ...]:
-    tags = to_iob2(sentence.tags)
+    readable = all(map(TAG.fullmatch, sentence.tags))
+    tags = in_scheme_of(list(number), sentence.tags) if readable else sentence.tags
     for word, tag in zip(sentence.words, tags, strict=True):
         if tag not in number:
             raise InputError(
