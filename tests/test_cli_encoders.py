@@ -102,7 +102,7 @@ def test_a_table_has_one_answer_for_each_row(snapshot, tmp_path, capsys):
     (tmp_path / "new.csv").write_bytes(b'\xef\xbb\xbfid,review\r\n1,"good, or\r\nnot"\r\n2,\r\n3,the fox\r\n')
     new, out = str(tmp_path / "new.csv"), tmp_path / "out.csv"
     assert main(["predict", str(snapshot), "--file", new]) == 2
-    assert "is a table; say with --text which of its columns is the input: 'id', 'review'" in capsys.readouterr().err
+    assert "is a table; choose the column of the input with --text: 'id', 'review'" in capsys.readouterr().err
     assert main(["predict", str(snapshot), "--file", new, "--text", "review", "--out", str(out)]) == 0
     assert "1 of 3 inputs have no answer; the first: " in (err := capsys.readouterr().err) and "new.csv:4" in err
     with out.open(newline="") as file:
@@ -114,7 +114,7 @@ def test_a_table_has_one_answer_for_each_row(snapshot, tmp_path, capsys):
     assert [list(json.loads(line))[:2] for line in lines] == [["input", "error"], ["text", "label"]]
     for arguments, message in (
         (["a", "--text", "review"], "--text and --text-b name columns of a table; name it with --file"),
-        (["a", "--out", "answers.txt"], "--out answers.txt: its name ends in none of .csv, .jsonl"),
+        (["a", "--out", "answers.txt"], "--out answers.txt: the name must end in .csv or .jsonl"),
         (["caf\udce9"], "input 'caf'... is not UTF-8 at byte 3"),
     ):
         assert main(["predict", str(snapshot), *arguments]) == 2

@@ -133,7 +133,7 @@ def test_files_that_are_not_two_files(tmp_path):
             "a.csv",
             "en,fr\na,b\n",
             {},
-            r"a.csv:2: no column 'source'; there are 'en', 'fr'; say .*--data.source.source",
+            r"a.csv:2: no column 'source'; there are 'en', 'fr'; choose with .--data.source.source",
         ),
         ("a.tsv", "source\ttarget\na\tb\tc\n", {}, r"a.tsv:2: 3 fields, where the header has 2"),
         ("a.jsonl", '{"source": "a", "target": ["b"]}', {}, r"a.jsonl:1: column 'target' holds list, not text"),
@@ -149,7 +149,7 @@ def test_files_that_are_not_two_files(tmp_path):
             {"source": "t.en", "target": "t.de"},
             r"a.jsonl:1: no column 't.de'; there are 'en'",
         ),
-        ("a.txt", "a\tb\n", {}, r"a.txt: its name ends in none of .csv, .tsv, .jsonl"),
+        ("a.txt", "a\tb\n", {}, r"a.txt: the name must end in one of .csv, .tsv, .jsonl"),
     ],
 )
 def test_columns_refused_in_one_line(tmp_path, name, content, named, message):
@@ -161,7 +161,7 @@ def test_columns_refused_in_one_line(tmp_path, name, content, named, message):
 def test_contradictions(tmp_path):
     with pytest.raises(InputError, match=r"Columns.train names no file"):
         Columns(())
-    with pytest.raises(InputError, match=r"Lines.validation_fraction = 1 must lie between 0 and 1"):
+    with pytest.raises(InputError, match=r"Lines.validation_fraction = 1 must be between 0 and 1"):
         Lines(("a", "b"), validation_fraction=1)
     with pytest.raises(InputError, match=r"columns '0' and 'de': give two, both by name, or both by number"):
         Columns(("a.tsv",), ("a.tsv",), source="0", target="de")

@@ -67,7 +67,9 @@ def test_a_table_is_read_by_column(tmp_path):
     assert asks(inputs.table(str(tmp_path / "a.csv"), ("review",), pairs=True))[0] == ("good, or\nnot",)
     with pytest.raises(InputError, match=r"a.csv:2: no column 'text'; there are .* with --text and --text-b"):
         inputs.table(str(tmp_path / "a.csv"), ("text",))
-    with pytest.raises(InputError, match=r"a.csv is a table; say with --text which .* 'id', 'review', 'other'"):
+    with pytest.raises(
+        InputError, match=r"a.csv is a table; choose the column of the input with --text: 'id', 'review', 'other'"
+    ):
         inputs.lines(str(tmp_path / "a.csv"))
 
 
@@ -86,7 +88,7 @@ def test_images_of_folders_and_files(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"")
     found = inputs.images([str(tmp_path), "e.bmp", ""])
     assert asks(found) == [f"{tmp_path}/{name}" for name in ("a.png", "b.JPG", "sub/d.webp")] + ["e.bmp", ""]
-    assert "left out, as no images: 1 .gif files" in capsys.readouterr().err and found[-1].error
+    assert "skipped, because they are not images: 1 .gif files" in capsys.readouterr().err and found[-1].error
 
 
 def test_one_answer_for_each_input(capsys):
@@ -119,7 +121,7 @@ def test_answers_are_written_beside_the_columns(tmp_path):
     }
     inputs.write(tmp_path / "c.csv", answered(inputs.arguments(["one"])))
     assert (tmp_path / "c.csv").read_text() == "text,length,tags\none,3,[1]\n"
-    with pytest.raises(InputError, match=r"--out .*a.txt: its name ends in none of .csv, .jsonl"):
+    with pytest.raises(InputError, match=r"--out .*a.txt: the name must end in .csv or .jsonl"):
         inputs.check_out(tmp_path / "a.txt")
     with pytest.raises(InputError, match=r"there is no folder .*gone; make it"):
         inputs.check_out(tmp_path / "gone" / "a.csv")

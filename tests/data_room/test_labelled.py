@@ -172,7 +172,7 @@ def test_a_tokenizer_without_special_tokens(tmp_path):
 def test_settings_out_of_range(tmp_path):
     with pytest.raises(InputError, match=r"data.length = 7 must be at least 8"):
         LabelledText(Table(("a",)), tokenizers.Bytes(), 7)
-    with pytest.raises(InputError, match=r"seed = -1 must lie between"):
+    with pytest.raises(InputError, match=r"seed = -1 must be between"):
         labelled.prepare(data(write(tmp_path / "a.jsonl")), ("no", "yes"), seed=-1)
 
 

@@ -220,5 +220,5 @@ def test_a_run_keeps_the_rule_that_it_began_with(file):
         before = corpus.training_windows(file, 16, "epochs", seed=0)
     after = corpus.training_windows(file, 16, "epochs", seed=0)
     assert [before.starts[i] for i in range(54)] != [after.starts[i] for i in range(54)]
-    with pytest.raises(InputError, match=r"follows rule 3, and this version knows 1 and 2"):
+    with pytest.raises(InputError, match=r"follows rule 3, but this version knows 1 and 2"):
         pipeline.epochs(97, 3, 3)

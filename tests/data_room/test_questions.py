@@ -199,7 +199,7 @@ def test_bad_files(tmp_path, tokenizer, text, message):
 
 def test_bad_settings(tmp_path, tokenizer):
     good = data(tmp_path, tokenizer, SHORT)
-    with pytest.raises(InputError, match=r"data.stride = 317 must lie between 1 and 316"):
+    with pytest.raises(InputError, match=r"data.stride = 317 must be between 1 and 316"):
         Questions(good.source, tokenizer, length=384, stride=317)
     with pytest.raises(InputError, match=r"data.length = 4 leaves no room"):
         Questions(good.source, tokenizer, length=4, stride=1)

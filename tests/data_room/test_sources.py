@@ -151,7 +151,7 @@ def test_jsonl_reads_plain_and_gzipped_and_splits_by_text(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"txt": "a"}', r"a\.jsonl:2: no column 'text'; there are 'txt'; say which"),
+        ('{"txt": "a"}', r"a\.jsonl:2: no column 'text'; there are 'txt'; choose with"),
         ('{"text": 3}', r"a\.jsonl:2: column 'text' holds int"),
         ('"text"', r"a\.jsonl:2: str, not a JSON object"),
         ('{"text": ', r"a\.jsonl:2: not a JSON object"),

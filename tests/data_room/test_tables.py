@@ -76,7 +76,7 @@ def test_identity_changes_with_a_label(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "columns", "message"),
     [
-        ("a.csv", "said,feeling\na,b\n", {}, r"a.csv:2: no column 'mood'; there are 'said', 'feeling'; say which"),
+        ("a.csv", "said,feeling\na,b\n", {}, r"a.csv:2: no column 'mood'; there are 'said', 'feeling'; choose with"),
         ("a.csv", "said,mood\na,b\nc\n", {}, r"a.csv:3: 1 fields, where the header has 2; a text with commas"),
         ("a.csv", 'said,mood\n"a,b\n', {}, r"a.csv:2: not CSV \(unexpected end of data\)"),
         ("a.csv", "said,mood,mood\na,b,c\n", {}, r"a.csv:1: two columns are named 'mood'; rename one"),
@@ -84,12 +84,12 @@ def test_identity_changes_with_a_label(tmp_path):
             "a.tsv",
             "a\tb\nc\td\te\n",
             {"text": "0", "label": "1"},
-            r"a.tsv:2: 3 fields, where the first row has 2; a TAB",
+            r"a.tsv:2: 3 fields, where the first row has 2; a text in .tsv",
         ),
         ("a.tsv", b"said\tmood\nfine\tx\nf\xfcr\ty\n", {}, r"a.tsv:3: not UTF-8 at byte 18 \(invalid start byte\)"),
         ("a.tsv", "said\tmood\n", {}, r"a.tsv \(train\): no rows"),
         ("a.tsv", "", {}, r"a.tsv \(train\): no rows"),
-        ("a.txt", "said\tmood\n", {}, r"a.txt: its name ends in none of .csv, .tsv, .jsonl"),
+        ("a.txt", "said\tmood\n", {}, r"a.txt: the name must end in one of .csv, .tsv, .jsonl"),
         ("a.jsonl", '{"said": "a", "mood": 1}\n{"said"\n', {}, r"a.jsonl:2: not a JSON object \(Expecting ':'"),
         ("a.jsonl", "[1]\n", {}, r"a.jsonl:1: list, not a JSON object"),
         ("a.jsonl", '{"said": 3, "mood": 1}\n', {}, r"a.jsonl:1: column 'said' holds int, not text"),
@@ -113,7 +113,7 @@ def test_refused_in_one_line(tmp_path, name, content, columns, message):
     [
         ({"train": ""}, r"Table\(train=\(\)\) names no file"),  # one path may be written as a string
         ({"train": ()}, r"Table\(train=\(\)\) names no file"),
-        ({"train": "a", "validation_fraction": 1.0}, r"validation_fraction = 1.0 must lie between 0 and 1"),
+        ({"train": "a", "validation_fraction": 1.0}, r"validation_fraction = 1.0 must be between 0 and 1"),
         ({"train": "a", "text": "0", "label": "label"}, r"columns '0', 'label': give all of them by name, or all by"),
     ],
 )

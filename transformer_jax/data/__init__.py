@@ -1,1 +1,1 @@
-"""From text to batches: sources, tokenizers, token files, windows of a corpus, and the pipeline that feeds the loop."""
+"""What every task reads with: sources, tokenizers, token files, tables, images, and the pipeline that makes batches."""

@@ -1,13 +1,13 @@
 """A corpus of text as random-access examples for causal language modelling.
 
-An example is a window of the token stream: {"inputs": int32[T], "targets": int32[T], "weights": float32[T]}, targets
-the tokens one position on. Which window row i is decides the sampling, as a pure function of (seed, i):
+An example is a window of the token stream: {"inputs": int32[T], "targets": int32[T], "weights": float32[T]}. The
+targets are the inputs shifted by one token. `sampling` chooses the window of row i, as a pure function of (seed, i):
 
-    "epochs"    windows side by side, each once an epoch, in an order drawn anew each epoch (Grain's seeded shuffle)
+    "epochs"    adjacent windows, each once per epoch, reshuffled every epoch (Grain's seeded shuffle)
     "random"    a uniformly random position for every row (nanoGPT's `get_batch`)
 
-Validation goes over the whole stream in order, in windows side by side: each token but the first is predicted once.
-The last window is padded with weight 0.
+Validation reads the whole stream in order, in adjacent windows: every token but the first is predicted once. The last
+window is padded with weight 0.
 
 Letters: B rows, T length.
 """
@@ -29,7 +29,7 @@ Sampling = Literal["epochs", "random"]
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """The data of a causal-LM experiment: which text, which tokens, how long a window."""
+    """The data of an experiment on a corpus: its text, its tokenizer, the length of a window."""
 
     source: Source = field(default_factory=sources.Embedded)
     """Where the text comes from."""
@@ -38,9 +38,9 @@ class TextCorpus:
     length: int = 256
     """Tokens in a window."""
     sampling: Sampling = "epochs"
-    """epochs: every window once an epoch, shuffled; random: windows at random positions (nanoGPT)."""
+    """epochs: every window once per epoch, shuffled; random: windows at random positions (nanoGPT)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.length < 1:
             raise InputError(f"data.length = {self.length} must be at least 1")
         if self.sampling not in ("epochs", "random"):
@@ -49,7 +49,7 @@ class TextCorpus:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A TextCorpus made ready."""
+    """A prepared TextCorpus."""
 
     tokenizer: tokenizers.Tokenizer
     train: "Windows"
@@ -61,9 +61,16 @@ class Corpus:
 def prepare(
     corpus: TextCorpus, *, seed: int, tokenizer: tokenizers.Tokenizer | None = None, cache: Path | None = None
 ) -> Corpus:
-    """Tokenise (once) and give the endless training examples and the finite validation ones.
+    """The endless training windows and the finite validation windows of a corpus, tokenised on first use.
 
-    `tokenizer` is given when a run goes on or starts from a checkpoint; else it is built from the training text.
+    Args:
+      corpus: the text, the tokenizer and the length.
+      seed: of the order or the positions of training windows.
+      tokenizer: the one of the run or checkpoint that is continued; None: `corpus.tokenizer` is built.
+      cache: the folder of the token files; None: `tokens.cache_dir()`.
+
+    Raises:
+      InputError: a missing, empty or too short corpus.
     """
     cache = cache or tokens.cache_dir()
     train_documents = corpus.source.documents("train")
@@ -85,7 +92,7 @@ def prepare(
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """`windows[i]` is example i; `windows.stacked([i, j, ...])` the same examples stacked, at once."""
+    """Random-access windows of a token stream: `windows[i]` is example i."""
 
     tokens: np.ndarray
     starts: Sequence[int]
@@ -101,7 +108,7 @@ class Windows:
         return {name: array[0] for name, array in self.stacked([row]).items()}
 
     def stacked(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Rows as {"inputs": int32[B, T], "targets": int32[B, T], "weights": float32[B, T]}."""
+        """A batch of rows: {"inputs": int32[B, T], "targets": int32[B, T], "weights": float32[B, T]}."""
         start_B1 = np.array([self.starts[row] for row in rows], np.int64)[:, None]
         offset_T = np.arange(self.length + 1)
         at_BT = start_B1 + offset_T  # one wider than T: inputs and targets
@@ -117,7 +124,18 @@ class Windows:
 def training_windows(
     file: tokens.TokenFile, length: int, sampling: Sampling, seed: int, origin: str = "the training text"
 ) -> Windows:
-    """An endless stream of full windows. A corpus shorter than one raises InputError."""
+    """An endless stream of full windows.
+
+    Args:
+      file: the tokenised text.
+      length: T, tokens in a window.
+      sampling: "epochs" or "random".
+      seed: in [0, 2**32).
+      origin: names the text in messages.
+
+    Raises:
+      InputError: a text shorter than one window, or a seed out of range.
+    """
     count = len(file.tokens)
     if count <= length:
         raise InputError(
@@ -125,7 +143,7 @@ def training_windows(
             "give more text or lower data.length"
         )
     if not 0 <= seed < 1 << 32:
-        raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
+        raise InputError(f"seed = {seed} must be between 0 and {(1 << 32) - 1}")
     if sampling == "epochs":
         numbers = pipeline.epochs((count - 1) // length, seed)
         return Windows(file.tokens, _SideBySide(numbers, length), length)
@@ -133,7 +151,16 @@ def training_windows(
 
 
 def validation_windows(file: tokens.TokenFile, length: int, origin: str = "the validation text") -> Windows:
-    """Every token but the first as a target of weight 1, once, in order. A short text is one padded window."""
+    """Adjacent windows that predict every token but the first once, in order; the last one is padded.
+
+    Args:
+      file: the tokenised text.
+      length: T, tokens in a window.
+      origin: names the text in messages.
+
+    Raises:
+      InputError: a text of fewer than two tokens.
+    """
     targets = len(file.tokens) - 1
     if targets < 1:
         raise InputError(f"{origin} has {len(file.tokens)} token, and predicting one needs at least 2; give more text")
@@ -143,7 +170,7 @@ def validation_windows(file: tokens.TokenFile, length: int, origin: str = "the v
 
 @dataclass(frozen=True)
 class _SideBySide(Sequence[int]):
-    """Row -> the position of a window, each once an epoch."""
+    """Row -> the position of a window; each window once per epoch."""
 
     numbers: Sequence[int]
     length: int
@@ -157,7 +184,7 @@ class _SideBySide(Sequence[int]):
 
 @dataclass(frozen=True)
 class _Random(Sequence[int]):
-    """Row -> a uniform position below `positions`: Philox, counter-based (Salmon et al. 2011), at counter = row."""
+    """Row -> a uniform position below `positions`, by the counter-based generator Philox (Salmon et al. 2011)."""
 
     positions: int
     seed: int
@@ -165,6 +192,6 @@ class _Random(Sequence[int]):
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, row):
-        # The remainder's bias is positions / 2**64.
+    def __getitem__(self, row: Any) -> Any:
+        # The bias of the remainder is positions / 2**64, which is negligible.
         return int(np.random.Philox(key=self.seed, counter=row).random_raw()) % self.positions

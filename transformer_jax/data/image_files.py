@@ -1,11 +1,11 @@
-"""The bytes of an image file as the pixels that a model gets: decoded, upright, in the model's colours, resized, cut.
+"""From the bytes of an image file to the pixels that a model reads: decoded, rotated, converted, resized, cropped.
 
-JPEG, PNG and WebP, by Pillow. Everything else is refused, and so is what would fill the memory. What comes out equals,
-to the value, what Transformers' image processors of ViT and DeiT resize and cut, after its `load_image`:
+Pillow decodes JPEG, PNG and WebP. Other formats are refused, and so are images that would fill the memory. The pixels
+equal those of Transformers' image processors for ViT and DeiT after its `load_image`, value by value:
 
-    EXIF           an image is turned as its orientation tag says
-    grey           grey, palette and CMYK images become RGB; 16 bits become 8
-    transparency   is dropped: the colours stored below it show
+    EXIF           the image is rotated or mirrored as its orientation tag says
+    colours        grey, palette and CMYK images become RGB; 16 bits become 8
+    transparency   is dropped: the stored colours stay
 
 Letters: Y and X pixels, C channels.
 """
@@ -20,16 +20,19 @@ import numpy as np
 from transformer_jax.data.preprocess import Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
-MOST_BYTES = 400_000_000  # of memory for one image, `_bytes_needed`
-MAX_RESIZED = 2**25  # pixels of an image when it has been resized, before its centre is cut out
-ORIENTATION = 274  # the tag of EXIF
-MAX_SIDE = 2**16  # pixels; resizing an image that is nothing but long takes many times its memory
-DRAFT_PIXELS = 2**24  # a JPEG with more is decoded at a half, a quarter or an eighth of its size, where that suffices
+MOST_BYTES = 400_000_000  # of memory for decoding one image, see `_bytes_needed`
+MAX_RESIZED = 2**25  # pixels of a resized image before the centre crop
+ORIENTATION = 274  # the number of the EXIF tag
+MAX_SIDE = 2**16  # pixels; resizing a very long, narrow image takes many times its memory
+DRAFT_PIXELS = 2**24  # a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is large enough
 
 
 def below(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The image files anywhere below a folder, by name, and how many files there are of each other kind. Hidden files
-    are neither."""
+    """The image files below a folder, sorted by path, and counts of the other files by kind. Hidden files are ignored.
+
+    Args:
+      folder: searched with all its subfolders.
+    """
     seen = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     images = [path for path in seen if path.suffix.lower() in SUFFIXES]
     others = Counter(f"{path.suffix.lower() or 'other'} files" for path in seen)
@@ -39,7 +42,7 @@ def below(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 class Broken(Exception):
-    """Why bytes are no image, in a few words."""
+    """These bytes cannot be decoded as an image; the message says why."""
 
 
 def pixels(
@@ -49,13 +52,16 @@ def pixels(
     crop: tuple[float, float] | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """uint8 [size, size, C] of an encoded image, or of one as uint8 [Y, X] or [Y, X, C].
+    """The pixels uint8 [size, size, C] of an image: the resized centre, or a resized random crop.
 
-    Arguments:
-      preprocess: its channels are one (grey) or three (RGB); it resizes and cuts out the centre.
-      crop, rng: in place of this, a part of the image of a random place, shape and share of its area in `crop`,
-        resized (`inception_box`).
-    Errors: `Broken`, with the reason.
+    Args:
+      data: the bytes of an image file, or decoded pixels uint8 [Y, X] or [Y, X, C].
+      preprocess: one channel (grey) or three (RGB), the sizes and the filter.
+      crop: the range of the random crop's share of the area (`inception_box`); None: the centre crop.
+      rng: draws the random crop; None: the centre crop.
+
+    Raises:
+      Broken: the image cannot be decoded, or takes too much memory.
     """
     try:
         image = _upright(data, channels=len(preprocess.mean), side=preprocess.resize)
@@ -65,13 +71,13 @@ def pixels(
         return _array(image.crop(box).resize((preprocess.size, preprocess.size), _filter(preprocess)))
     except Broken:
         raise
-    except Exception as error:  # whatever a decoder makes of damaged bytes
+    except Exception as error:  # decoders raise many types for damaged bytes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Broken(f"cannot be decoded ({reason})") from None
 
 
 def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
-    """A Pillow image of mode L or RGB."""
+    """A Pillow image of mode L or RGB, rotated as its EXIF tag says."""
     from PIL import Image, ImageOps
 
     if isinstance(data, np.ndarray):
@@ -85,34 +91,35 @@ def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
         image.draft(None, (2 * side, 2 * side))
     if (needed := _bytes_needed(image, whole, mode)) > MOST_BYTES:
         raise Broken(f"{size}, which take {needed:,} bytes of memory, more than {MOST_BYTES:,}: make it smaller")
-    ImageOps.exif_transpose(image, in_place=True)  # else a copy is made of any image
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+    ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy every image
+    if image.mode.startswith("I"):  # 16 bits; Pillow's conversion would clip them at 255
         image = _eight_bits(image)
     image.info.pop("transparency", None)
     return image if image.mode == mode else image.convert(mode)
 
 
 def _bytes_needed(image: Any, whole: int, mode: str) -> int:
-    """The most memory that reading an image takes, from its header.
+    """An upper bound on the bytes of memory that decoding an image takes, from its header.
 
     Args:
-      whole: pixels of the file; a JPEG may be decoded at a part of its size, which is then the image's own.
-      mode: what it is converted to.
+      image: an opened Pillow image. Its size is smaller than the file's if a JPEG is decoded at a reduced size.
+      whole: pixels of the file.
+      mode: the mode that the image is converted to.
     """
     pixels, held = image.width * image.height, {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}.get(image.mode, 4)
-    held += image.mode.startswith("I")  # and 8 of the 16 bits
-    turned = held if image.getexif().get(ORIENTATION, 1) != 1 else 0
+    held += image.mode.startswith("I")  # the 8-bit copy of 16 bits
+    rotated = held if image.getexif().get(ORIENTATION, 1) != 1 else 0
     converted = 0 if image.mode == mode else {"L": 1, "RGB": 4}[mode]
-    needed = pixels * (held + max(turned, converted))
-    if image.format == "WEBP":  # the decoder has canvases of its own
+    needed = pixels * (held + max(rotated, converted))
+    if image.format == "WEBP":  # the decoder's own canvases
         needed += 13 * pixels
-    if image.info.get("progressive"):  # and this one the coefficients of the whole image
+    if image.info.get("progressive"):  # the decoder holds the coefficients of the whole image
         needed += 2 * len(image.getbands()) * whole
     return needed
 
 
 def _eight_bits(image: Any) -> Any:
-    """A grey image of 16 bits as one of 8, a strip at a time."""
+    """A grey image of 16 bits as one of 8 bits, converted in strips to save memory."""
     from PIL import Image
 
     grey = np.empty((image.height, image.width), np.uint8)
@@ -124,8 +131,10 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _open(data: bytes) -> Any:
-    """The file's header read, by its first bytes. `Image.open` would also try formats that nobody asked for, and warn
-    of large images, which are looked after here."""
+    """The Pillow image of a file, chosen by its first bytes; only the header is read.
+
+    `Image.open` would also try other formats, and would warn of large images, which `_upright` refuses.
+    """
     import io
 
     from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -158,9 +167,17 @@ def _centre(image: Any, preprocess: Preprocess) -> np.ndarray:
 def inception_box(
     width: int, height: int, area: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a random part of an image (Szegedy et al. 2015, section 6): its share of the area
-    is uniform in `area`, its aspect ratio log-uniform in [3/4, 4/3], its place uniform. The whole image where ten draws
-    gave none that fits."""
+    """(left, top, right, bottom) of a random crop, in pixels (Szegedy et al. 2015, section 6).
+
+    Its share of the area is uniform in `area`, its aspect ratio log-uniform in [3/4, 4/3], its position uniform. After
+    ten draws that do not fit it is the whole image.
+
+    Args:
+      width: of the image, in pixels.
+      height: of the image, in pixels.
+      area: the smallest and the largest share of the image's area.
+      rng: draws the crop.
+    """
     for _ in range(10):
         pixels, aspect = width * height * rng.uniform(*area), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))

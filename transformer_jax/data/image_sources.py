@@ -1,10 +1,8 @@
-"""Where labelled images come from.
+"""Sources of labelled images. A user's own source implements `Source`.
 
-    Digits         1,797 handwritten digits of 8 x 8 pixels, which scikit-learn brings along: no file, no network
-    Folder         a folder of class folders with JPEG, PNG and WebP files
-    TfdsImages     a data set that TensorFlow Datasets has prepared, without TensorFlow: cifar10, imagenet2012, ...
-
-They are `Source`s, and so may a user's own be.
+Digits         1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn: no file, no network
+Folder         a folder of class folders with JPEG, PNG and WebP files
+TfdsImages     a prepared data set of TensorFlow Datasets, read without TensorFlow: cifar10, imagenet2012, ...
 """
 
 import functools
@@ -24,7 +22,13 @@ Side = Literal["train", "validation", "test"]
 
 
 class Item(NamedTuple):
-    """An image as it is stored: its file's bytes, or uint8 [Y, X]; the number of its class; where it is, for people."""
+    """An image as it is stored.
+
+    Fields:
+      data: the bytes of its file, or pixels uint8 [Y, X].
+      label: the number of its class.
+      where: names it in messages, such as the path of its file.
+    """
 
     data: bytes | np.ndarray
     label: int
@@ -33,14 +37,14 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One side of a source. `read(rows)` gives those images, in this order."""
+    """One side of a source: train, validation or test. `read(rows)` returns these images in this order."""
 
     origin: str
-    """What is read, for messages."""
+    """Names the data in messages."""
     count: int
     read: Callable[[Sequence[int]], list[Item]]
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Files that are no images, by kind, and how many: {".gif files": 2}."""
+    """Counts of files that are not images, by kind: {".gif files": 2}."""
 
     def __post_init__(self) -> None:
         if not self.count:
@@ -48,22 +52,26 @@ class Images:
 
 
 class Source(Protocol):
-    """Where labelled images come from: a frozen dataclass."""
+    """A source of labelled images: a frozen dataclass."""
 
     def classes(self) -> tuple[str, ...]:
-        """Their names, in the order of their numbers."""
+        """The names of the classes, in the order of their numbers."""
         ...
 
     def images(self, side: Side) -> Images | None:
-        """The images of a side; None where there is no test set."""
+        """The images of a side, or None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The test part of UCI's "Optical recognition of handwritten digits" (Alpaydin and Kaynak 1998), in scikit-learn.
+    """The test set of UCI's "Optical recognition of handwritten digits" (Alpaydin and Kaynak 1998), from scikit-learn.
 
-    Split in proportion to the classes, always in the same way: 1,257 to train on, 180 to validate on, 360 to test on.
+    The split is stratified and fixed: 1,257 images to train on, 180 to validate on, 360 to test on.
     """
 
     def classes(self) -> tuple[str, ...]:
@@ -94,20 +102,20 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Folder:
-    """PATH/CLASS/*.jpg (.png, .webp), or PATH/train/CLASS/*.jpg with PATH/val (or validation) and, if there is one,
-    PATH/test.
+    """Images in PATH/CLASS/*.jpg (.png, .webp), or in PATH/train/CLASS, PATH/val/CLASS and PATH/test/CLASS.
 
-    The classes are the folders to train on, in the order of their names; other files in them are counted. Without a
-    validation folder a part of the files, chosen by a hash of their names, is held out.
+    The classes are the sorted names of the training folders. Other files in them are counted. Without a validation
+    folder, a hash of each file's path decides whether it is held out.
     """
 
     path: str
+    """The folder that holds the class folders, or the folders train, val (validation, valid) and test."""
     validation_fraction: float = 0.1
-    """The part held out where there is no validation folder."""
+    """The share of files held out if there is no validation folder."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
-            raise InputError(f"Folder.validation_fraction = {self.validation_fraction} must lie between 0 and 1")
+            raise InputError(f"Folder.validation_fraction = {self.validation_fraction} must be between 0 and 1")
 
     def classes(self) -> tuple[str, ...]:
         names = tuple(sorted(folder.name for folder in _subfolders(self._root("train"))))
@@ -127,7 +135,7 @@ class Folder:
         skipped: Counter[str] = Counter()
         for folder in _subfolders(root):
             if folder.name not in names:
-                raise InputError(f"{folder}: there is no class {folder.name!r} to train on; {_few(names)}")
+                raise InputError(f"{folder}: the training set has no class {folder.name!r}; {_few(names)}")
             files, others = image_files.below(folder)
             skipped += others
             if not files:
@@ -144,7 +152,7 @@ class Folder:
         return Images(f"{root} ({side})", len(found), read, skipped)
 
     def _root(self, side: Side) -> Path:
-        """The folder with the class folders of a side; `path` itself where they are not divided into sides."""
+        """The folder with the class folders of a side: `path` itself if it is not divided into sides."""
         top = Path(self.path).expanduser()
         if not top.is_dir():
             raise InputError(f"{self.path} is no folder (looked in {Path.cwd()}); it holds a folder for each class")
@@ -160,7 +168,14 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """An encoded image, of a regular file that is not too long."""
+    """The bytes of an image file.
+
+    Args:
+      path: of a regular file of at most `image_files.MOST_BYTES`.
+
+    Raises:
+      InputError: the file cannot be read, or is too large.
+    """
     try:
         return files.read(path, image_files.MOST_BYTES)
     except OSError as error:
@@ -174,17 +189,19 @@ def _few(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class TfdsImages:
-    """A data set that TensorFlow Datasets has prepared in array_record format: cifar10, imagenet2012, imagenette/full,
-    oxford_flowers102, your own. Files are decoded here, as those of a folder."""
+    """A prepared TFDS data set in array_record format: cifar10, imagenet2012, oxford_flowers102, your own.
+
+    `image_files` decodes its files, as those of a folder.
+    """
 
     name: str
-    """As TFDS writes it."""
+    """The TFDS name, such as "imagenette/full"."""
     train: str = "train"
-    """Slices such as "train[:98%]" work, where a set has no validation split of its own."""
+    """The training split. Slices such as "train[:98%]" work, for a set without a validation split."""
     validation: str = "validation"
-    """The split to choose the checkpoint on."""
+    """The split that chooses the checkpoint."""
     test: str = ""
-    """The split to report the chosen checkpoint on; empty: none."""
+    """The split that the chosen checkpoint is reported on; empty: none."""
     image: str = "image"
     """The feature that holds the image."""
     label: str = "label"
@@ -201,7 +218,9 @@ class TfdsImages:
             if name not in features:
                 raise InputError(f"TFDS {full_name}: no feature {name!r}; it has {', '.join(sorted(features))}")
         if not hasattr(features[self.label], "names"):
-            raise InputError(f"TFDS {full_name}: feature {self.label!r} has no names of classes; name another")
+            raise InputError(
+                f"TFDS {full_name}: feature {self.label!r} has no class names; name another with --data.source.label"
+            )
         return tuple(features[self.label].names)
 
     def images(self, side: Side) -> Images | None:
@@ -222,8 +241,8 @@ class TfdsImages:
                 where, label = f"TFDS {full_name}:{split}:{number}", int(example[self.label])
                 if not 0 <= label < classes:
                     raise InputError(
-                        f"{where}: label {label} is none of the {classes} that the set has; its labels are not public, "
-                        "or the store is damaged"
+                        f"{where}: label {label} is not one of the set's {classes}; its labels are not public, or the "
+                        "store is damaged"
                     )
                 items.append(Item(example[self.image], label, where))
             return items

@@ -4,10 +4,9 @@ An example is a fixed shape:
 
     {"images": uint8 [size, size, C], "labels": int32 [], "weights": float32 []}
 
-The host decodes, turns, resizes and cuts (`image_files`), and no more: pixels are augmented and normalised on the
-device, by the task. A set that fits into `ImageSet.memory` is decoded once; of a larger one, and wherever a random part
-of each image is cut out, an example is decoded when it is asked for, with random numbers that are a function of (seed,
-example).
+The host decodes, resizes and crops (`image_files`). The task augments and normalises on the device. A set that fits
+into `ImageSet.memory` is decoded once. For a larger set, and for random crops, each example is decoded when it is
+read; its random numbers are a function of (seed, example).
 
 Letters: B rows, E images, C channels.
 """
@@ -30,37 +29,38 @@ from transformer_jax.data.image_sources import Images, Item, Side, Source
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 
-LEAST_SEEN = 0.25  # of a picture: less is a `resize` that was not changed with the size
+LEAST_SEEN = 0.25  # share of a picture; below it, `resize` was probably not changed together with `size`
 BLOCK = 512  # images decoded together
-CROPS = 7  # the stream of `objectives.generator` that random crops draw from
+CROPS = 7  # the stream of `objectives.generator` for random crops
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The data of an experiment with images: which, and how they are read."""
+    """The data of an experiment on images: the source, the crops, and the memory for decoded images."""
 
     source: Source
-    """Where images come from."""
+    """The labelled images."""
     train_crop: Literal["centre", "inception"] = "centre"
-    """What is trained on: what is evaluated, the resized centre; or a random part of each image, drawn anew every time
-    (Szegedy et al. 2015)."""
+    """centre: the crop that is also evaluated; inception: a random crop, redrawn every epoch (Szegedy et al. 2015)."""
     crop_area: tuple[float, float] = (0.05, 1.0)
-    """The least and the largest share of the image that such a part has; big_vision's, torchvision's is (0.08, 1)."""
+    """The range of a random crop's share of the area. The default is big_vision's; torchvision's is (0.08, 1)."""
     broken: Literal["refuse", "skip"] = "refuse"
-    """A file that cannot be decoded ends the run, or is left out, counted and named."""
+    """refuse: a file that cannot be decoded ends the run; skip: it is skipped, counted and named."""
     memory: int = 4_000_000_000
-    """Bytes of decoded images to hold, by each host; a set with more is decoded again and again."""
+    """Bytes of decoded images that each host may hold; a larger set is decoded again every epoch."""
 
     def __post_init__(self) -> None:
         least, most = self.crop_area
         if not 0 < least <= most <= 1:
-            raise InputError(f"data.crop_area = {self.crop_area}: give the least and the largest share, within (0, 1]")
+            raise InputError(
+                f"data.crop_area = {self.crop_area}: give the smallest and the largest share, within (0, 1]"
+            )
         if self.memory < 0:
             raise InputError(f"data.memory = {self.memory}: must be 0 or more")
 
 
 class _Examples(abc.ABC):
-    """`examples[i]` is example i; `examples.stacked([i, j, ...])` the same ones stacked, at once."""
+    """Random-access examples: `examples[i]` is example i."""
 
     order: Sequence[int]
 
@@ -79,7 +79,7 @@ class _Examples(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Held(_Examples):
-    """Decoded images."""
+    """Examples whose images are decoded and in memory."""
 
     images: np.ndarray
     """uint8 [E, size, size, C]."""
@@ -97,21 +97,21 @@ class Held(_Examples):
 
 @dataclass(frozen=True, eq=False)
 class OnDemand(_Examples):
-    """Images that are decoded when they are asked for. One that cannot be, and is to be skipped, has weight 0."""
+    """Examples whose images are decoded when they are read. A broken image that is skipped has weight 0."""
 
     source: Images
     numbers: np.ndarray
-    """The task's number of each of the source's classes."""
+    """int32: the source's number of a class -> the task's number."""
     preprocess: Preprocess
     data: ImageSet
     order: Sequence[int]
     seed: int
     crop: tuple[float, float] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    """Where images that were left out are counted, as they are found."""
+    """The facts of the run, which count the skipped images as they are found."""
     side: Side = "train"
     named: dict[str, str] = field(default_factory=dict)
-    """Images that were left out, and why."""
+    """Where a skipped image is -> why it was skipped."""
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""
@@ -130,13 +130,13 @@ class OnDemand(_Examples):
             if item.where not in self.named:
                 self.named[item.where] = f"{item.where}: {found}"
                 self.facts[f"{self.side}_images_skipped"] = _few(list(self.named.values()))
-                print(f"left out, number {len(self.named)}: {item.where}: {found}", file=sys.stderr, flush=True)
+                print(f"skipped image {len(self.named)}: {item.where}: {found}", file=sys.stderr, flush=True)
         return {"images": images, "labels": self.numbers[[item.label for item in items]], "weights": weights_B}
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An ImageSet made ready. `train` is endless."""
+    """A prepared ImageSet. `train` is endless."""
 
     train: _Examples
     validation: _Examples
@@ -145,23 +145,28 @@ class Prepared:
 
 
 def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, seed: int) -> Prepared:
-    """Finds the images of every side and, as far as they fit into memory, decodes them.
+    """The examples of every side; images that fit into memory are decoded now.
 
-    Arguments:
-      labels: the names of the task's classes, in order; the source's classes must be among them.
-    Errors: `InputError` for a side without images, an unknown class, an image that is none (or a label that is out of
-      range) as far as they are decoded here; the others when their turn comes.
+    Args:
+      data: the images and how they are read.
+      preprocess: resizes and crops each image.
+      labels: the names of the task's classes, in order; they include the source's classes.
+      seed: of the order and of random crops.
+
+    Raises:
+      InputError: a side without images, an unknown class, a broken image or a label out of range. What is not decoded
+        here is checked when it is read.
     """
     if preprocess.seen < LEAST_SEEN:
         fit = f"--task.preprocess.resize {round(preprocess.size * 8 / 7)}"
         raise InputError(
-            f"task.preprocess resizes pictures to {preprocess.resize} pixels and cuts out the central "
-            f"{preprocess.size}: the model sees {preprocess.seen:.1%} of each; give {fit}"
+            f"task.preprocess resizes pictures to {preprocess.resize} pixels and crops the central {preprocess.size}: "
+            f"the model sees {preprocess.seen:.1%} of each; give {fit}"
         )
     names = data.source.classes()
     if unknown := [name for name in names if name not in labels]:
         raise InputError(
-            f"the data have the class {unknown[0]!r}, of which the model knows nothing; it knows "
+            f"the data have the class {unknown[0]!r}, which the model does not have; its classes are "
             f"{', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
         )
     numbers = np.array([labels.index(name) for name in names], np.int32)
@@ -196,7 +201,7 @@ def _few(broken: Sequence[str]) -> str:
 
 
 def _decode_all(images: Images, preprocess: Preprocess, data: ImageSet) -> tuple[np.ndarray, list[int], list[str]]:
-    """(uint8 [E, size, size, C], the source's labels, what was left out and why)."""
+    """(pixels uint8 [E, size, size, C], the source's labels, which images were skipped and why)."""
     pixels = np.empty((images.count, preprocess.size, preprocess.size, len(preprocess.mean)), np.uint8)
     labels: list[int] = []
     broken: list[str] = []
@@ -219,7 +224,7 @@ def _decode_all(images: Images, preprocess: Preprocess, data: ImageSet) -> tuple
 
 @contextlib.contextmanager
 def _progress(images: Images) -> Iterator[Callable[[int], None]]:
-    """advance(images more), where decoding takes long: a bar on a terminal, else a line a few times a minute."""
+    """Yields advance(more images): a progress bar on a terminal, elsewhere a line every 15 seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -245,7 +250,7 @@ def _decode(
     crop: tuple[float, float] | None = None,
     rngs: Sequence[Any] | None = None,
 ) -> Iterator[np.ndarray | image_files.Broken]:
-    """Each item's pixels, or what is wrong with it; on all cores, for Pillow decodes without Python's lock."""
+    """Each item's pixels, or what is wrong with it. Threads use all cores, since Pillow releases the GIL."""
 
     def one(item: Item, rng: np.random.Generator | None) -> np.ndarray | image_files.Broken:
         try:
@@ -265,4 +270,4 @@ def _cores() -> int:
 
 
 def _refusal(item: Item, broken: image_files.Broken) -> InputError:
-    return InputError(f"{item.where}: {broken}; mend or remove it, or leave such images out with --data.broken skip")
+    return InputError(f"{item.where}: {broken}; repair or remove it, or skip such images with --data.broken skip")

@@ -1,11 +1,10 @@
-"""What a model is asked, read as training reads it, and its answers: one for each input, in order.
+"""The inputs of `predict`, read as training reads its data, and the file of answers: one for each input, in order.
 
-asked = inputs.arguments(["a text", ""])                      # what stands on the command line
-asked = inputs.lines("new.txt")                               # of a file, or "-": stdin
-asked = inputs.table("new.csv", ("review",))                  # by column, the other columns kept
+asked = inputs.arguments(["a text", ""])          # texts from the command line
+asked = inputs.lines("new.txt")                   # the lines of a file; "-" is stdin
+asked = inputs.table("new.csv", ("review",))      # a column of a table; the other columns are kept
 asked = inputs.images(["photo.jpg", "folder"])
-for one, answer in inputs.answered(asked, predict): ...       # {"error": why} where there is no answer
-inputs.write(Path("answers.csv"), inputs.answered(asked, predict))
+inputs.write(Path("answers.csv"), task.answered(loaded, asked, options))
 """
 
 import csv
@@ -23,14 +22,21 @@ from transformer_jax.data import image_files, records, text_files
 from transformer_jax.errors import InputError
 
 OUT = (".csv", ".jsonl")
-ECHOED = ("text", "text_b", "source", "question", "image")  # what tasks repeat of an input in its answer
+ECHOED = ("text", "text_b", "source", "question", "image")  # fields of an answer that repeat its input
 
 
 # ---- Reading -------------------------------------------------------------------------------------------------------
 
 
 def arguments(given: Sequence[str]) -> list[Input]:
-    """Texts of the command line. Raises `InputError` for one that is not UTF-8."""
+    """An input for each text of the command line.
+
+    Args:
+      given: the texts.
+
+    Raises:
+      InputError: a text that is not UTF-8.
+    """
     for one in given:
         try:
             one.encode()
@@ -41,22 +47,29 @@ def arguments(given: Sequence[str]) -> list[Input]:
 
 
 def lines(path: str) -> list[Input]:
-    """Every line of a text file, blank ones too; of stdin where the path is "-".
+    """An input for each line of a text file, blank lines included.
+
+    Args:
+      path: the file; "-" is stdin.
 
     Raises:
-      InputError: for a file that cannot be read, and for a table, of which a line is no input.
+      InputError: the file cannot be read, or is a table, whose lines are not inputs.
     """
     if path == "-":
         given = text_files.split(text_files.decoded(sys.stdin.buffer, "stdin"), "stdin")
         return [text(line, f"stdin:{number}") for number, line in enumerate(given, 1)]
     if is_table(path):
         names = ", ".join(map(repr, next((record for _, record in records.read(Path(path), headed=True)), {})))
-        raise InputError(f"{path} is a table; say with --text which of its columns is the input: {names}")
+        raise InputError(f"{path} is a table; choose the column of the input with --text: {names}")
     return [text(line, f"{path}:{number}") for number, line in enumerate(text_files.lines(Path(path)), 1)]
 
 
 def is_table(path: str) -> bool:
-    """Whether the name is that of a table."""
+    """Whether the name of a file ends like a table's: .csv, .tsv or .jsonl.
+
+    Args:
+      path: the name, compressed or not.
+    """
     return text_files.suffix(path) in records.SUFFIXES
 
 
@@ -66,13 +79,15 @@ def prompt() -> list[Input]:
 
 
 def table(path: str, columns: Sequence[str], *, pairs: bool = False) -> list[Input]:
-    """Every record of a .csv, .tsv or .jsonl file.
+    """An input for each record of a .csv, .tsv or .jsonl file.
 
     Args:
-      columns: of the text, or of the two texts of a pair; by number from 0 where the file has no header.
-      pairs: for a task that takes a TAB in a text for the border of two; here it is a part of one.
+      path: the file.
+      columns: the column of the text, or the two columns of a pair; numbers from 0 if the file has no header.
+      pairs: whether the task splits a text at a TAB. Then a text of a table is passed as a tuple, which is not split.
+
     Raises:
-      InputError: for what `data.tables.Table` refuses of a file, empty texts apart: these have no answer.
+      InputError: whatever `data.tables.Table` refuses, except empty texts: they get an error as their answer.
     """
     found = []
     for line, record in records.read(Path(path), headed=not columns[0].isdecimal()):
@@ -85,7 +100,11 @@ def table(path: str, columns: Sequence[str], *, pairs: bool = False) -> list[Inp
 
 
 def images(paths: Sequence[str]) -> list[Input]:
-    """Image files, those below a folder in the order of their names; stderr says which others there are."""
+    """An input for each image file; other files in folders are counted on stderr.
+
+    Args:
+      paths: image files, and folders, whose images are sorted by path.
+    """
     found: list[Input] = []
     skipped: Counter[str] = Counter()
     for path in paths:
@@ -96,12 +115,18 @@ def images(paths: Sequence[str]) -> list[Input]:
         else:
             found.append(text(path, path))
     if skipped:
-        print(f"left out, as no images: {records.counted(skipped)}", file=sys.stderr)
+        print(f"skipped, because they are not images: {records.counted(skipped)}", file=sys.stderr)
     return found
 
 
 def text(ask: Ask, where: str, columns: Mapping[str, Any] | None = None) -> Input:
-    """An input of one text or several; without a text there is nothing to answer."""
+    """An input of one text or several, with an error if one of them is blank.
+
+    Args:
+      ask: the text, or several.
+      where: names the input in messages.
+      columns: the record that it is from; None: it is not from a table.
+    """
     texts = (ask,) if isinstance(ask, str) else ask
     return Input(ask, where, columns or {}, "" if all(one.strip() for one in texts) else "the input is empty")
 
@@ -110,18 +135,32 @@ def text(ask: Ask, where: str, columns: Mapping[str, Any] | None = None) -> Inpu
 
 
 def check_out(path: Path) -> None:
-    """Raises `InputError` where `write` would: before anything is computed."""
+    """Refuses a path that `write` would refuse, before anything is computed.
+
+    Args:
+      path: of the file to write.
+
+    Raises:
+      InputError: an unknown ending, or a folder that does not exist.
+    """
     if path.suffix.lower() not in OUT:
-        raise InputError(f"--out {path}: its name ends in none of {', '.join(OUT)}, which say how to write it")
+        raise InputError(f"--out {path}: the name must end in {' or '.join(OUT)}, the format to write")
     if not path.parent.is_dir():
         raise InputError(f"--out {path}: there is no folder {path.parent}; make it, or name another")
 
 
 def write(path: Path, rows: Iterable[tuple[Input, Mapping[str, Any]]]) -> None:
-    """Writes a row for each input: its columns, or its text, and then what was answered, whole or not at all.
+    """Writes a row for each input, its columns or its text and then its answer. The file is complete or absent.
 
-    An answer's field that has the name of a column is called "predicted_NAME". In .csv a list or an object is JSON,
-    and what there is not stays empty.
+    A field of an answer with the name of a column becomes "predicted_NAME". In .csv a list or an object is written as
+    JSON, and a missing field is empty.
+
+    Args:
+      path: .csv or .jsonl.
+      rows: each input with its answer.
+
+    Raises:
+      InputError: as `check_out`.
     """
     check_out(path)
     made = [_row(one, answer) for one, answer in rows]

@@ -1,8 +1,8 @@
 """Batches from random-access examples.
 
-A batch is a pure function of the row it starts at, so resuming needs the number of rows consumed and nothing else: not
-the number of hosts, nor the depth of the prefetch, nor where in an epoch it was. With several hosts each makes those
-rows of every global batch that its devices hold; put in their places, they are the batch that one host would make.
+A batch is a pure function of its first row. So a run resumes from the number of rows consumed alone, whatever the
+number of hosts, the prefetch depth or the position in the epoch. Each of several hosts makes the rows that its devices
+hold; together they are the batch that one host would make.
 """
 
 import atexit
@@ -25,29 +25,32 @@ from transformer_jax.errors import InputError, RunError
 
 Batch = dict[str, np.ndarray]
 
-NOTICE = 10.0  # seconds without a batch after which it is said what is being made, and again after 30, 90, ...
-TIMEOUT = 300.0  # seconds without a batch after which the data is taken for hung
-ENDING = 5.0  # seconds that the thread has to finish its batch when nobody wants more
+NOTICE = 10.0  # seconds without a batch before a notice on stderr, repeated after 30, 90, ...
+TIMEOUT = 300.0  # seconds without a batch before the run ends
+ENDING = 5.0  # seconds that the thread has to finish its last batch
 
 
 class Dataset(Protocol):
-    """Examples by row: dicts of arrays. A Grain MapDataset is one; so is corpus.Windows.
+    """Random-access examples: dicts of arrays by row, such as a Grain MapDataset or `corpus.Windows`.
 
-    One with a method `stacked(rows) -> Batch` of its own, equal to stacking its examples, is asked for whole batches:
-    for small examples that is many times faster.
+    A dataset may define `stacked(rows) -> Batch`, equal to its stacked examples. It makes small examples much faster.
     """
 
     def __len__(self) -> int: ...
     def __getitem__(self, row: int, /) -> Any: ...
 
 
-RULE = 2  # the rule of the order of examples that a new run follows; a run keeps the one that it began with
+RULE = 2  # the ordering rule of new runs; a resumed run keeps the rule that it began with
 _rule = contextvars.ContextVar("rule", default=RULE)
 
 
 @contextlib.contextmanager
 def order_rule(rule: int) -> Iterator[None]:
-    """Orders that are made in this block follow a rule of `epochs`: a run that goes on prepares its data so."""
+    """A context in which `epochs` follows this rule, for a resumed run that began with another one.
+
+    Args:
+      rule: 1 or 2, see `epochs`.
+    """
     token = _rule.set(rule)
     try:
         yield
@@ -56,25 +59,26 @@ def order_rule(rule: int) -> Iterator[None]:
 
 
 def epochs(rows: int, seed: int, rule: int | None = None) -> Sequence[int]:
-    """Numbers below `rows` for ever: each once an epoch, in an order drawn anew each epoch (Grain's shuffle).
+    """An endless sequence of row numbers: each row once per epoch, reshuffled every epoch (Grain's shuffle).
 
     Args:
-      rule: 2: the order of an epoch is drawn from (seed, epoch) hashed together, so no two seeds share one. 1, of runs
-        from before: from seed + epoch, so that the second epoch of seed 0 is the first of seed 1. None: that of
-        `order_rule`, else RULE.
+      rows: how many rows there are.
+      seed: in [0, 2**32).
+      rule: 2 shuffles an epoch by a hash of (seed, epoch), so no two seeds share an order. 1, of older runs, shuffles
+        by seed + epoch, so the second epoch of seed 0 is the first of seed 1. None: the rule of `order_rule`, or RULE.
+
     Raises:
-      InputError: for a seed or a rule that there is not.
+      InputError: a seed out of range, or an unknown rule.
     """
     import grain
 
     rule = _rule.get() if rule is None else rule
-
     if not 0 <= seed < 1 << 32:
-        raise InputError(f"seed = {seed} must lie between 0 and {(1 << 32) - 1}")
+        raise InputError(f"seed = {seed} must be between 0 and {(1 << 32) - 1}")
     if rule == 1:
         return grain.MapDataset.range(rows).shuffle(seed=seed).repeat()
     if rule != 2:
-        raise InputError(f"the order of the data follows rule {rule}, and this version knows 1 and 2; update it")
+        raise InputError(f"the order of the data follows rule {rule}, but this version knows 1 and 2; update it")
     return _Epochs(rows, seed)
 
 
@@ -91,7 +95,7 @@ class _Epochs(Sequence[int]):
         return int(_epoch(self.rows, self.seed, epoch)[row])
 
 
-@functools.lru_cache(maxsize=8)  # a batch may lie across the border of two epochs
+@functools.lru_cache(maxsize=8)  # a batch may span two epochs
 def _epoch(rows: int, seed: int, epoch: int) -> Any:
     import grain
 
@@ -107,18 +111,22 @@ def batches(
     here: Sequence[int] | None = None,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """This host's part of the batches of rows `first_row`, `first_row + batch_size`, ...
+    """This host's rows of the global batches that start at `first_row`, `first_row + batch_size`, ...
 
-    Arguments:
-        dataset: endless (len is sys.maxsize) for training, finite for evaluation. A finite one ends with a full batch:
-            rows past the end are zeros, their "weights" too.
-        batch_size: rows in a global batch.
-        here: which of them this host makes, such as range(4, 8), in increasing order (`train.batch.here`); None: all.
-        prefetch: batches made ahead by a thread; 0 makes each when it is asked for.
+    After NOTICE seconds without a batch, a line on stderr names the rows being made and the code that makes them.
 
-    An exception while making a batch is raised here, naming the rows, as soon as the batches before it are consumed;
-    InputError stays InputError. After NOTICE seconds without a batch a line on stderr says which rows are being made
-    and where the thread is; after TIMEOUT seconds that is a `RunError`.
+    Args:
+      dataset: endless (len is sys.maxsize) for training, finite for evaluation. The last batch of a finite one is
+        padded with rows of zeros, so their "weights" are 0.
+      first_row: the first row of the first batch.
+      batch_size: rows in a global batch.
+      here: the rows of a global batch that this host makes, such as range(4, 8), in increasing order; None: all.
+      prefetch: batches that a thread makes ahead; 0: each batch is made when it is read.
+
+    Raises:
+      InputError: as the dataset raised it, with the rows named, after the batches before it are consumed.
+      RuntimeError: any other exception of the dataset, in the same way.
+      RunError: no batch for TIMEOUT seconds.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} must be 1 or more")
@@ -157,7 +165,7 @@ def _stack(dataset: Dataset, rows: Sequence[int]) -> Batch:
 
 
 def _ahead(dataset: Dataset, parts: Iterator[Sequence[int]], depth: int) -> Iterator[Batch]:
-    """The batches of these rows, up to `depth` of them made by a thread before they are asked for."""
+    """The batches of these rows; a thread makes up to `depth` of them ahead."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)  # None: the end
     stop = threading.Event()
     making: Sequence[int] = [0]
@@ -181,7 +189,7 @@ def _ahead(dataset: Dataset, parts: Iterator[Sequence[int]], depth: int) -> Iter
             put(error)
 
     def doing() -> str:
-        """The rows that the thread makes, and the calls it is in, the innermost first: they name a hung source."""
+        """The rows being made and the thread's calls, innermost first. They show which source hangs."""
         frame = sys._current_frames().get(worker.ident or 0)
         calls = traceback.extract_stack(frame)[:-4:-1] if frame else []
         where = " < ".join(f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in calls)
@@ -191,8 +199,8 @@ def _ahead(dataset: Dataset, parts: Iterator[Sequence[int]], depth: int) -> Iter
         stop.set()
         worker.join(ENDING)
 
-    # A daemon, so that a source that hangs cannot keep the program from ending; and stopped before the interpreter
-    # goes, which would otherwise tear the thread out of the middle of somebody's C++ and abort.
+    # The thread is a daemon, so that a hung source cannot keep the program from ending. It is stopped before the
+    # interpreter exits: a thread that is killed inside C++ code would abort the process.
     worker = threading.Thread(target=work, name="data", daemon=True)
     atexit.register(finish)
     worker.start()
@@ -202,7 +210,7 @@ def _ahead(dataset: Dataset, parts: Iterator[Sequence[int]], depth: int) -> Iter
                 raise item
             yield item
     finally:
-        if not stop.is_set():  # set already: the interpreter is ending, and atexit came first
+        if not stop.is_set():  # it is set if the interpreter is exiting and atexit ran first
             finish()
             atexit.unregister(finish)
 
@@ -210,7 +218,7 @@ def _ahead(dataset: Dataset, parts: Iterator[Sequence[int]], depth: int) -> Iter
 def _next(
     ready: "queue.Queue[Batch | BaseException | None]", worker: threading.Thread, doing: Callable[[], str]
 ) -> Batch | BaseException | None:
-    """What the thread has made, as soon as it is there; says on stderr, now and then, that it is not."""
+    """The thread's next item. While it waits, it prints notices on stderr."""
     since, notice = time.monotonic(), NOTICE
     while True:
         try:
@@ -218,7 +226,7 @@ def _next(
         except queue.Empty:
             waited = time.monotonic() - since
             if not worker.is_alive() and ready.empty():
-                raise RunError(f"the data thread ended without a word; it was at {doing()}") from None
+                raise RunError(f"the data thread died; it was at {doing()}") from None
             if waited > TIMEOUT:
                 raise RunError(f"no batch for {waited:.0f} s, the data source hangs: {doing()}") from None
             if waited > notice:

@@ -1,6 +1,6 @@
-"""What is done to an image before a model sees it at evaluation, as a value: `Preprocess`.
+"""`Preprocess`: how an image becomes a model's input at evaluation.
 
-`data.images` does it; `hub` reads it from a snapshot's preprocessor_config.json and writes it there.
+`data.images` applies it; `hub` reads and writes it as preprocessor_config.json.
 """
 
 import dataclasses
@@ -14,23 +14,23 @@ Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, cut out the centre, scale pixels to [0, 1], normalise each channel: (x - mean) / std.
+    """Resize, crop the centre, scale pixels to [0, 1], normalise each channel: (x - mean) / std.
 
-    The defaults are the published ViT's. Errors: `InputError` on construction for sizes that leave nothing to cut.
+    The defaults are the published ViT's. A crop larger than the resized image is an `InputError`.
     """
 
     size: int = 224
-    """Pixels of a side of what the model gets."""
+    """Height and width of the model's input, in pixels."""
     resize: int = 224
-    """Pixels of a side after resizing, before the centre is cut out."""
+    """Pixels of a side after resizing, before the centre crop."""
     fit: Literal["squash", "shortest"] = "squash"
-    """Both sides become `resize`, or the shorter one does and the other follows."""
+    """squash: both sides become `resize`; shortest: the shorter one does, and the aspect ratio is kept."""
     resample: Resample = "bilinear"
-    """The filter, as Pillow names and computes it."""
+    """The name of Pillow's resampling filter."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Of each channel, on the scale [0, 1]."""
+    """The mean of each channel, of pixels in [0, 1]."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Of each channel, on the same scale."""
+    """The standard deviation of each channel, of pixels in [0, 1]."""
 
     def __post_init__(self) -> None:
         if self.fit not in ("squash", "shortest"):
@@ -48,9 +48,13 @@ class Preprocess:
 
     @property
     def seen(self) -> float:
-        """The share of the resized square that is cut out for the model."""
+        """The share of the resized square that the model sees."""
         return (self.size / self.resize) ** 2
 
     def scaled(self, size: int) -> "Preprocess":
-        """The same for another size: `resize` grows with it, so that the model sees the same part of each picture."""
+        """This preprocessing for another size. `resize` scales with it, so the model sees the same part of an image.
+
+        Args:
+          size: of the new input, in pixels.
+        """
         return dataclasses.replace(self, size=size, resize=round(self.resize * size / self.size))

@@ -1,8 +1,7 @@
-"""Records of tables, compressed or not, as `text_files` reads them: .csv (quoted as RFC 4180 says), .tsv (no quoting: a
-TAB always ends a field) and .jsonl.
+"""Records of tables: .csv (quoted as in RFC 4180), .tsv (no quoting: a TAB always ends a field) and .jsonl.
 
-A header's names lose the white space around them; a column without a name is called by its number. Blank lines are
-left out and counted. What is wrong with a record is an `InputError` with file and line.
+`text_files` reads the files, compressed or not. The names in a header are stripped of white space; a column without a
+name gets its number. Blank lines are skipped and counted. A bad record is an `InputError` with file and line.
 """
 
 import csv
@@ -17,15 +16,19 @@ from transformer_jax.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 BLANK = "blank lines"
-FEW = 5  # places that a message names
+FEW = 5  # places that a message lists
 
 
 def read(path: Path, *, headed: bool, skipped: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line where the record begins, from 1; column -> field) of each record.
+    """Yields (the line where the record begins, from 1; {column: field}) for each record.
 
     Args:
-      headed: whether the first line of .csv and .tsv names the columns; else they are "0", "1", ...
-      skipped: counts the blank lines.
+      path: a .csv, .tsv or .jsonl file.
+      headed: whether the first line of .csv and .tsv names the columns; otherwise they are "0", "1", ...
+      skipped: counts the blank lines; None: they are not counted.
+
+    Raises:
+      InputError: another ending, or a bad record.
     """
     skipped = Counter() if skipped is None else skipped
     ending = text_files.suffix(path)
@@ -35,15 +38,23 @@ def read(path: Path, *, headed: bool, skipped: Counter[str] | None = None) -> It
         )
     if ending == ".tsv":
         rows = ((number, line.split("\t")) for number, line in enumerate(text_files.lines(path), 1))
-        fix = "a TAB or line end cannot be within a text; write such texts as .csv or .jsonl"
+        fix = "a text in .tsv cannot hold a TAB or a line end; write such texts as .csv or .jsonl"
         return _records(path, rows, headed, skipped, fix)
     if ending == ".jsonl":
         return json_lines(path, skipped)
-    raise InputError(f"{path}: its name ends in none of {', '.join(SUFFIXES)}, which say how to read it")
+    raise InputError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}, the formats that are read")
 
 
 def json_lines(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `read`, of a file of any name with a JSON object on each line."""
+    """Yields (line, from 1; object) for each line of a file of JSON objects, whatever its name.
+
+    Args:
+      path: the file.
+      skipped: counts the blank lines.
+
+    Raises:
+      InputError: a line that is not a JSON object.
+    """
     for number, line in enumerate(text_files.lines(path), 1):
         if not line.strip():
             skipped[BLANK] += 1
@@ -58,11 +69,16 @@ def json_lines(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, dict[st
 
 
 def string(record: dict[str, Any], column: str, where: str, options: str) -> str:
-    """The text in a column of a record, "" for null. What there is instead of a text is refused.
+    """The text in a column of a record; "" for null.
 
     Args:
+      record: one of `read`.
       column: its name; "translation.en" may be the "en" of the object "translation".
-      options: the settings that say which columns to read, for messages.
+      where: names the record in messages.
+      options: the flags that choose the columns, for messages.
+
+    Raises:
+      InputError: no such column, or a value that is not a text.
     """
     inner, name = within(record, column, where, options)
     value = inner[name]
@@ -73,12 +89,22 @@ def string(record: dict[str, Any], column: str, where: str, options: str) -> str
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can write half of a surrogate pair
-        raise InputError(f"{where}: column {column!r} holds half of a surrogate pair, which is no text") from None
+        raise InputError(f"{where}: column {column!r} holds half of a surrogate pair, which is not text") from None
     return value
 
 
 def within(record: dict[str, Any], column: str, where: str, options: str) -> tuple[dict[str, Any], str]:
-    """The record that holds a column, and its name there: it may be within another record."""
+    """(the object that holds a column, the column's name there): objects may be nested.
+
+    Args:
+      record: one of `read`.
+      column: its name, dotted if it is nested.
+      where: names the record in messages.
+      options: the flags that choose the columns, for messages.
+
+    Raises:
+      InputError: no such column.
+    """
     inner, name = record, column
     while name not in inner and isinstance(inner.get(name.partition(".")[0]), dict):
         outer, _, name = name.partition(".")
@@ -89,10 +115,13 @@ def within(record: dict[str, Any], column: str, where: str, options: str) -> tup
 
 
 def no_column(record: dict[str, Any], column: str, where: str, options: str) -> InputError:
-    """The refusal of a record that lacks a column.
+    """The error for a record without a column; it lists the columns, and names another separator if one is likely.
 
     Args:
-      options: the settings that say which columns to read.
+      record: one of `read`.
+      column: the missing one.
+      where: names the record.
+      options: the flags that choose the columns.
     """
     names = list(record)
     if len(record) == 1:
@@ -102,24 +131,31 @@ def no_column(record: dict[str, Any], column: str, where: str, options: str) -> 
                 f"{where}: no column {column!r}; the whole line is one field with {mark!r} in it: save the table with "
                 "commas as .csv, or with tabs as .tsv"
             )
-    return InputError(
-        f"{where}: no column {column!r}; there are {', '.join(map(repr, names))}; say which to read with {options}"
-    )
+    return InputError(f"{where}: no column {column!r}; there are {', '.join(map(repr, names))}; choose with {options}")
 
 
 def places(found: Sequence[str], total: int = 0) -> str:
-    """The first few of the places where something stands, and how many more there are of `total`, or of those given."""
+    """The first places as text, and how many more there are: "a.csv:1, a.csv:7 and 3 more".
+
+    Args:
+      found: the places.
+      total: how many there are in all; 0: those in `found`.
+    """
     more = (total or len(found)) - len(found[:FEW])
     return ", ".join(found[:FEW]) + (f" and {more:,} more" if more else "")
 
 
 def counted(skipped: Mapping[str, int]) -> str:
-    """Counts of what was left out, in words: "2 blank lines, 1 .gif files"."""
+    """Counts as text: "2 blank lines, 1 .gif files".
+
+    Args:
+      skipped: {what: how many}.
+    """
     return ", ".join(f"{count:,} {what}" for what, count in sorted(skipped.items()))
 
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(text_files.LONGEST_LINE)  # the module's own, 131,072, is less than a long article
+    csv.field_size_limit(text_files.LONGEST_LINE)  # the default, 131,072, is shorter than a long article
     reader = csv.reader(_csv_lines(path), strict=True)
     while True:
         line = reader.line_num + 1
@@ -136,7 +172,7 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_lines(path: Path) -> Iterator[str]:
-    """Lines with their ends. "\\r" may end a row, even in a file whose quoted texts have "\\n": Excel on a Mac."""
+    """Lines with their ends. A lone "\\r" ends a row as well: Excel on a Mac writes it, with "\\n" in quoted texts."""
     for line in text_files.lines(path):
         *rows, last = line.split("\r")
         yield from (f"{row}\r" for row in rows)
@@ -148,7 +184,7 @@ def _records(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     columns: list[str] = []
     for line, row in rows:
-        # A line of one column may be an empty text in quotes, which is a record.
+        # In a table of one column, "" in quotes is a record with an empty text, not a blank line.
         if not row or (len(row) == 1 and not row[0].strip() and len(columns) != 1):
             skipped[BLANK] += 1
             continue

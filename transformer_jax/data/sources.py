@@ -1,16 +1,15 @@
-"""Where text comes from: frozen dataclasses whose `.documents("train" | "validation")` can be read again and again.
+"""Sources of text: frozen dataclasses whose `.documents("train" | "validation")` can be read repeatedly.
 
-    Embedded     the source tree of the Python that is running: real code and prose on every machine, no network
+    Embedded     the standard library of the running Python: real code and prose on every machine, no network
     TextFiles    plain text: files, folders, globs
     Jsonl        one JSON object per line
-    Tfds         any text data set that TensorFlow Datasets has prepared, without TensorFlow
+    Tfds         a prepared text data set of TensorFlow Datasets, read without TensorFlow
 
-Files may be compressed, and are read as `text_files` says. Reading streams: no corpus is ever held in memory whole. A
-plain text file comes in pieces cut at line ends, and consecutive pieces under one name are one document.
+`text_files` reads the files, compressed or not, as a stream: a corpus is never in memory as a whole. A plain text file
+comes in pieces that end at line ends; consecutive pieces with one name are one document.
 
-A document is on one side only. Where a source has no validation set of its own, the sides are told apart by a hash of
-the document's relative path (of its text, in JSONL), so the answer depends neither on the machine nor on what else is
-in the folder.
+A document is either training or validation text. If a source has no validation set of its own, a hash of the document's
+relative path (in JSONL of its text) decides. So the split depends neither on the machine nor on the other files.
 """
 
 import glob
@@ -28,33 +27,38 @@ from transformer_jax.data import records, text_files
 from transformer_jax.errors import InputError
 
 Split = Literal["train", "validation"]
-Files = list[tuple[str, Path]]  # (name: the path relative to where the search began, file), sorted, names unique
+Files = list[tuple[str, Path]]  # (path relative to the searched folder, file), sorted, the names unique
 
-ANY = ("",)  # the suffixes of `find_files` for files of every kind
-READ_TO_IDENTIFY = 1 << 30  # bytes; see `identity`
+ANY = ("",)  # `find_files` finds files with any suffix
+READ_TO_IDENTIFY = 1 << 30  # bytes that `identity` reads at most
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The (name, text) pairs of one side of a corpus, read anew by every `for`.
+    """The (name, text) pairs of one side of a corpus. Every `for` reads them again.
 
-    Consecutive pairs with the same name are one document in pieces.
+    Consecutive pairs with the same name are pieces of one document.
     """
 
     origin: str
-    """What is read, for messages: "the text files of books/ (train)"."""
+    """Names the text in messages: "the text files of books/ (train)"."""
     read: Callable[[], Iterator[tuple[str, str]]]
     identity: Callable[[], str]
-    """A hash that changes when the text does; it costs at most reading READ_TO_IDENTIFY bytes."""
+    """A hash that changes with the text; it reads at most READ_TO_IDENTIFY bytes."""
     nbytes: int
-    """About how much there is to read, for progress bars."""
+    """An estimate of the bytes of text, for progress bars."""
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return self.read()
 
 
 def in_memory(pairs: Iterable[tuple[str, str]], origin: str = "the documents given") -> Documents:
-    """Documents from (name, text) pairs that are already here."""
+    """Documents from (name, text) pairs in memory.
+
+    Args:
+      pairs: the names and texts.
+      origin: names them in messages.
+    """
     held = list(pairs)
     return Documents(
         origin=origin,
@@ -66,19 +70,24 @@ def in_memory(pairs: Iterable[tuple[str, str]], origin: str = "the documents giv
 
 # ---- The sources ---------------------------------------------------------------------------------------------------
 
-# Not the language's own writing: tests and their data, installed packages, the build's settings (which differ by
-# machine), and pydoc_data, one generated file so large that it would be half of whichever side it fell on.
+# Tests, installed packages and the build's settings differ by machine. pydoc_data is one generated file, so large that
+# it would be half of the validation set.
 NOT_EMBEDDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The standard library of the running Python, about 11 MB in 700 files: the corpus that every machine has.
+    """The standard library of the running Python, about 11 MB in 700 files: a corpus that every machine has.
 
-    The text differs between Python versions; the split of a file that several versions have is the same in all.
+    The text differs between Python versions, but a file is always on the same side.
     """
 
     def documents(self, split: Split) -> Documents:
+        """The Python files of a side.
+
+        Args:
+          split: "train" or "validation".
+        """
         root = Path(sysconfig.get_path("stdlib"))
         files: Files = []
         for folder, folders, names in os.walk(root):
@@ -88,8 +97,8 @@ class Embedded:
         files = [(name, path) for name, path in files if is_utf8(path)]
         if not files:
             raise InputError(
-                f"no .py files under {root}, the standard library of this Python: it comes without its source; "
-                "use TextFiles with text of your own"
+                f"no .py files under {root}: this Python has no source files of its standard library; use TextFiles "
+                "with text of your own"
             )
         held = {name for name, _ in files if position(name) < 0.07}
         return _file_documents(_side(sorted(files), held, split), f"the Python standard library at {root} ({split})")
@@ -97,31 +106,35 @@ class Embedded:
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Plain text. Paths are files, folders (every file below them that is not hidden) or globs.
+    """Plain text files.
 
-    Without `validation`, one file is cut: the first characters train, the last `validation_fraction` of them validate
-    (nanoGPT's split). Several are split by a hash of their path below the folder, or the fixed part of the glob,
-    they were found under.
+    Without `validation`, a single file is split: its last `validation_fraction` of characters validates (nanoGPT's
+    split). Several files are split by a hash of their paths, relative to the folder or the fixed part of the glob.
     """
 
     paths: tuple[str, ...]
-    """Files, folders or globs."""
+    """Files, globs, or folders with all the files below them that are not hidden."""
     validation: tuple[str, ...] = ()
     """Files, folders or globs to validate on; empty: a part of `paths`."""
     validation_fraction: float = 0.1
-    """The part of `paths` held out where `validation` is empty."""
+    """The share of `paths` held out if `validation` is empty."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_paths(self)
 
     def documents(self, split: Split) -> Documents:
+        """The text of a side.
+
+        Args:
+          split: "train" or "validation".
+        """
         origin = f"the text files of {', '.join(self.paths)} ({split})"
         if self.validation:
             return _file_documents(find_files(self.paths if split == "train" else self.validation, split), origin)
         files = find_files(self.paths, split)
         if len(files) == 1:
             return _one_file(files, self.validation_fraction, split, origin)
-        # A handful of files may all hash to one side; the file with the lowest hash validates in any case.
+        # The hashes of a few files may all be above the fraction, so the file with the lowest hash always validates.
         lowest = min(position(name) for name, _ in files)
         held = {name for name, _ in files if position(name) <= max(lowest, self.validation_fraction)}
         return _file_documents(_side(files, held, split), origin)
@@ -129,9 +142,9 @@ class TextFiles:
 
 @dataclass(frozen=True)
 class Jsonl:
-    """JSON objects, one a line. Empty texts hold nothing to predict and are left out.
+    """JSON objects, one per line. Empty texts are skipped.
 
-    Without `validation`, each text falls on a side by its own hash, so no text is on both, not even a duplicate.
+    Without `validation`, each text is split by its own hash, so duplicates are on one side.
     """
 
     paths: tuple[str, ...]
@@ -141,17 +154,22 @@ class Jsonl:
     validation: tuple[str, ...] = ()
     """Files, folders or globs to validate on; empty: a part of `paths`."""
     validation_fraction: float = 0.01
-    """The part of the texts held out where `validation` is empty."""
+    """The share of texts held out if `validation` is empty."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_paths(self)
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that a model is asked about."""
+        """The names of the columns that are a model's input."""
         return (self.field,)
 
     def documents(self, split: Split) -> Documents:
+        """The texts of a side.
+
+        Args:
+          split: "train" or "validation".
+        """
         own = bool(self.validation)
         paths = self.validation if own and split == "validation" else self.paths
         files = find_files(paths, split, (".jsonl", ".json"))
@@ -176,10 +194,10 @@ class Jsonl:
 
 @dataclass(frozen=True)
 class Tfds:
-    """A data set that TensorFlow Datasets has prepared in array_record format, read without TensorFlow."""
+    """A prepared TFDS data set in array_record format, read without TensorFlow."""
 
     name: str
-    """As TFDS writes it: "tiny_shakespeare", "c4/en", "c4/en:3.1.0"."""
+    """The TFDS name: "tiny_shakespeare", "c4/en", "c4/en:3.1.0"."""
     field: str = "text"
     """The feature that holds the text."""
     train: str = "train"
@@ -190,6 +208,11 @@ class Tfds:
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     def documents(self, split: Split) -> Documents:
+        """The texts of a side.
+
+        Args:
+          split: "train" or "validation".
+        """
         from transformer_jax.data import tfds_store
 
         wanted = self.train if split == "train" else self.validation
@@ -210,11 +233,15 @@ class Tfds:
         )
 
 
-# ---- Which file is on which side -----------------------------------------------------------------------------------
+# ---- The split of files --------------------------------------------------------------------------------------------
 
 
 def position(text: str) -> float:
-    """A hash of the text as a number in [0, 1)."""
+    """A hash of a text as a number in [0, 1).
+
+    Args:
+      text: any text.
+    """
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
 
@@ -228,21 +255,26 @@ def _check_paths(source: "TextFiles | Jsonl") -> None:
         if isinstance(value, str):  # one path, written without the comma that makes a tuple
             object.__setattr__(source, name, (value,))
     if not source.paths:
-        raise InputError(f"{type(source).__name__}(paths=()) names no file; give it files, folders or globs")
+        raise InputError(f"{type(source).__name__}(paths=()) names no file; give files, folders or globs")
     if not 0 < source.validation_fraction < 1:
         raise InputError(
-            f"{type(source).__name__}.validation_fraction = {source.validation_fraction} must lie between 0 and 1"
+            f"{type(source).__name__}.validation_fraction = {source.validation_fraction} must be between 0 and 1"
         )
 
 
 def find_files(
     paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = ANY, skipped: Counter[str] | None = None
 ) -> Files:
-    """The files that the paths name, each once. An explicit file may have any suffix, one in a folder only these.
+    """The files that the paths name, each once, sorted by name.
 
     Args:
-      suffixes: in lower case, as `text_files.suffix` gives them.
-      skipped: counts the files in folders that have other suffixes, by suffix.
+      paths: files, folders or globs. Hidden files in folders are ignored.
+      split: names the data in messages.
+      suffixes: of the files to find in folders, in lower case; files that are named may have any suffix.
+      skipped: counts the other files in folders by suffix; None: they are not counted.
+
+    Raises:
+      InputError: a path that does not exist, or without files.
     """
     found: dict[Path, str] = {}
     for given in paths:
@@ -267,7 +299,7 @@ def find_files(
         for path in matches:
             found.setdefault(path.resolve(), path.relative_to(root).as_posix())
     names = list(found.values())
-    # Two folders may hold a file of the same name, and a name stands for one document.
+    # Two folders may hold files of the same name, but a name means one document.
     return sorted((name if names.count(name) == 1 else str(path), path) for path, name in found.items())
 
 
@@ -280,7 +312,7 @@ def _hidden(path: Path) -> bool:
 
 def _file_documents(files: Files, origin: str) -> Documents:
     if not files:
-        raise InputError(f"{origin}: no files; give it more of them, or name the validation files")
+        raise InputError(f"{origin}: no files; give more files, or name the validation files")
     return Documents(
         origin=origin,
         read=lambda: ((name, piece) for name, path in files for piece in text_files.pieces(path)),
@@ -290,14 +322,14 @@ def _file_documents(files: Files, origin: str) -> Documents:
 
 
 def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Documents:
-    """One side of a single file: characters before or after int(characters * (1 - fraction)), as nanoGPT cuts it."""
+    """One side of a single file: the characters before or after int(characters * (1 - fraction)), as in nanoGPT."""
     ((name, path),) = files
 
     def read() -> Iterator[tuple[str, str]]:
-        cut = int(sum(map(len, text_files.pieces(path))) * (1 - fraction))
+        border = int(sum(map(len, text_files.pieces(path))) * (1 - fraction))
         at = 0
         for piece in text_files.pieces(path):
-            side = piece[: max(cut - at, 0)] if split == "train" else piece[max(cut - at, 0) :]
+            side = piece[: max(border - at, 0)] if split == "train" else piece[max(border - at, 0) :]
             at += len(piece)
             if side:
                 yield name, side
@@ -309,6 +341,11 @@ def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Docum
 
 
 def is_utf8(path: Path) -> bool:
+    """Whether a file is UTF-8 text.
+
+    Args:
+      path: the file.
+    """
     try:
         path.read_bytes().decode()
     except UnicodeDecodeError:
@@ -319,8 +356,12 @@ def is_utf8(path: Path) -> bool:
 def identity(files: Files, how: str) -> str:
     """A hash of the files' names and contents.
 
-    Where they are together larger than READ_TO_IDENTIFY, size and modification time stand for the content, so that a
-    run over terabytes does not begin by reading them all.
+    If they are larger than READ_TO_IDENTIFY together, it hashes sizes and modification times instead of contents, so
+    that a run over terabytes does not begin by reading them all.
+
+    Args:
+      files: as `find_files` returns them.
+      how: whatever else decides the data, such as the column.
     """
     small = sum(path.stat().st_size for _, path in files) <= READ_TO_IDENTIFY
     digest = hashlib.sha256(how.encode())

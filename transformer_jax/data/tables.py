@@ -1,10 +1,10 @@
-"""Rows of labelled text: a text, or a pair of texts, and a label, from files and from TFDS.
+"""Rows of labelled text, from files and from TFDS. A row is a text, or a pair of texts, and a label.
 
-    Table          CSV, TSV and JSONL files with named columns, or numbered ones where there is no header
-    TfdsTable      a data set that TensorFlow Datasets has prepared, without TensorFlow
+    Table          CSV, TSV and JSONL files with named columns, or with numbered ones if there is no header
+    TfdsTable      a prepared data set of TensorFlow Datasets, read without TensorFlow
 
-They are `Source`s, and so may a user's own be. Rows are read into memory and checked one by one: what is wrong with a
-row is said with its file and line.
+A user's own source implements `Source`. Rows are read into memory and checked one by one; an error names the file and
+the line.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ OPTIONS = "--data.source.text, --data.source.text-b and --data.source.label"
 
 
 class Row(NamedTuple):
-    """A labelled text. `where` says for messages where it stands, "a.csv:17"."""
+    """A labelled text, or pair of texts; `where` names it in messages: "a.csv:17"."""
 
     text: str
     text_b: str | None
@@ -35,17 +35,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one side: `len`, `[i]`, `for`."""
+    """The rows of one side: a sequence."""
 
     origin: str
-    """What was read, for messages: "reviews.csv (train)"."""
+    """Names the rows in messages: "reviews.csv (train)"."""
     held: Sequence[Row]
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """What is no row, and how often it occurs: {"blank lines": 2}."""
+    """Counts of what was skipped: {"blank lines": 2}."""
 
     def __post_init__(self) -> None:
         if not self.held:
-            raise InputError(f"{self.origin}: no rows; give it some, or name a file that has them")
+            raise InputError(f"{self.origin}: no rows; add some, or name another file")
 
     def __len__(self) -> int:
         return len(self.held)
@@ -57,11 +57,11 @@ class Rows:
         return iter(self.held)
 
     def identity(self) -> str:
-        """A hash that changes when a text or a label does."""
+        """A hash that changes with the texts and labels."""
         return hashlib.sha256(json.dumps([row[:3] for row in self.held]).encode()).hexdigest()
 
     def documents(self) -> sources.Documents:
-        """The texts alone, to learn a tokenizer from."""
+        """The texts without labels, to train a tokenizer on."""
 
         def read() -> Iterator[tuple[str, str]]:
             for row in self.held:
@@ -72,7 +72,14 @@ class Rows:
 
 
 def refuse_empty(sides: Sequence[Rows]) -> None:
-    """Raises `InputError` that names all rows without a text, or without the second text of a pair, at once."""
+    """Refuses rows with an empty text; one message names them all.
+
+    Args:
+      sides: the rows of each side.
+
+    Raises:
+      InputError: a row without a text, or without the second text of a pair.
+    """
     empty = [
         row.where
         for rows in sides
@@ -88,7 +95,7 @@ def refuse_empty(sides: Sequence[Rows]) -> None:
 
 
 class Source(Protocol):
-    """Where labelled rows come from: a frozen dataclass. One that inherits this has its defaults."""
+    """A source of labelled rows: a frozen dataclass. A class that inherits from this has its defaults."""
 
     @property
     def pairs(self) -> bool:
@@ -97,28 +104,32 @@ class Source(Protocol):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are rows to test on."""
+        """Whether there is a test set."""
         return False
 
     def rows(self, side: Side) -> Rows:
-        """The rows of a side."""
+        """The rows of a side.
+
+        Args:
+          side: "train", "validation" or, with `has_test`, "test".
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Table:
-    """Files of rows: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+    """Files of rows: .csv (quoted as in RFC 4180), .tsv (no quoting: a TAB always ends a field) and .jsonl.
 
-    The first line of .csv and .tsv names the columns; columns given by number ("0", "1") say that there is none.
-    Without `validation`, each row falls on a side by a hash of its text, so no text is on both, not even a duplicate.
+    The first line of .csv and .tsv names the columns, unless columns are given by number ("0", "1"). Without
+    `validation`, each row is split by a hash of its text, so duplicates are on one side.
     """
 
     train: tuple[str, ...]
     """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
     validation: tuple[str, ...] = ()
-    """Files to choose the checkpoint on; empty: a part of `train`."""
+    """Files that choose the checkpoint; empty: a part of `train`."""
     test: tuple[str, ...] = ()
-    """Files to report the chosen checkpoint on; empty: none."""
+    """Files that the chosen checkpoint is reported on; empty: none."""
     text: str = "text"
     """The column of the text, by name or by number from 0."""
     text_b: str = ""
@@ -126,33 +137,35 @@ class Table:
     label: str = "label"
     """The column of the label."""
     validation_fraction: float = 0.1
-    """The part of the rows held out where `validation` is empty."""
+    """The share of rows held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
             if isinstance(value := getattr(self, name), str):  # one path, written without the comma of a tuple
                 object.__setattr__(self, name, (value,) if value else ())
         if not self.train:
-            raise InputError("Table(train=()) names no file; give it files, folders or globs")
+            raise InputError("Table(train=()) names no file; give files, folders or globs")
         if not 0 < self.validation_fraction < 1:
-            raise InputError(f"Table.validation_fraction = {self.validation_fraction} must lie between 0 and 1")
+            raise InputError(f"Table.validation_fraction = {self.validation_fraction} must be between 0 and 1")
         if len({name.isdecimal() for name in self._columns}) > 1:
             raise InputError(
                 f"columns {', '.join(map(repr, self._columns))}: give all of them by name, or all by number from 0 "
-                "where the file has no header"
+                "if the file has no header"
             )
 
     @property
     def pairs(self) -> bool:
+        """Whether a row has two texts."""
         return bool(self.text_b)
 
     @property
     def has_test(self) -> bool:
+        """Whether there is a test set."""
         return bool(self.test)
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that a model is asked about."""
+        """The names of the columns that are a model's input."""
         return (self.text,) + ((self.text_b,) if self.text_b else ())
 
     @property
@@ -160,6 +173,11 @@ class Table:
         return (self.text, self.label) + ((self.text_b,) if self.text_b else ())
 
     def rows(self, side: Side) -> Rows:
+        """The rows of a side.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         skipped: Counter[str] = Counter()
         files = sources.find_files(own or self.train, side, records.SUFFIXES, skipped)
@@ -183,34 +201,41 @@ class Table:
 
 @dataclass(frozen=True)
 class TfdsTable:
-    """A data set that TensorFlow Datasets has prepared in array_record format: glue/*, imdb_reviews, your own."""
+    """A prepared TFDS data set in array_record format: glue/*, imdb_reviews, your own."""
 
     name: str
-    """As TFDS writes it: "glue/mrpc", "imdb_reviews"."""
+    """The TFDS name: "glue/mrpc", "imdb_reviews"."""
     text: str = "sentence"
     """The feature that holds the text."""
     text_b: str = ""
     """The feature of the second text of a pair; empty: single texts."""
     label: str = "label"
-    """The feature of the label; a ClassLabel counts by the names it has there."""
+    """The feature of the label. The names of a ClassLabel are the labels."""
     train: str = "train"
-    """Slices such as "train[:90%]" work, where a set has no validation split of its own."""
+    """The training split. Slices such as "train[:90%]" work, for a set without a validation split."""
     validation: str = "validation"
-    """The split to choose the checkpoint on."""
+    """The split that chooses the checkpoint."""
     test: str = ""
-    """The split to report the chosen checkpoint on; empty: none (GLUE keeps its test labels to itself)."""
+    """The split that the chosen checkpoint is reported on; empty: none (GLUE's test labels are not public)."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     @property
     def pairs(self) -> bool:
+        """Whether a row has two texts."""
         return bool(self.text_b)
 
     @property
     def has_test(self) -> bool:
+        """Whether there is a test set."""
         return bool(self.test)
 
     def rows(self, side: Side) -> Rows:
+        """The rows of a side.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         from transformer_jax.data import tfds_store
 
         split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
@@ -218,7 +243,7 @@ class TfdsTable:
         features = source.dataset_info.features
         if self.label not in features:
             raise InputError(
-                f"TFDS {full_name}: no feature {self.label!r}; it has {', '.join(sorted(features))}; say which with "
+                f"TFDS {full_name}: no feature {self.label!r}; it has {', '.join(sorted(features))}; choose with "
                 "--data.source.label"
             )
         names = getattr(features[self.label], "names", None)
@@ -231,8 +256,8 @@ class TfdsTable:
                 if names is not None:
                     if not 0 <= label < len(names):
                         raise InputError(
-                            f"{where}: label {label} is none of the {len(names)} that the set has; its "
-                            "labels are not public, or the store is damaged"
+                            f"{where}: label {label} is not one of the set's {len(names)}; its labels are not public, "
+                            "or the store is damaged"
                         )
                     label = names[label]
                 text = tfds_store.text_of(example, self.text, where)

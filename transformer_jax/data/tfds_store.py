@@ -1,7 +1,7 @@
-"""Reading what TensorFlow Datasets has prepared, without TensorFlow.
+"""Reading the prepared data sets of TensorFlow Datasets (TFDS) without TensorFlow.
 
-TFDS keeps a data set as DATA_DIR/NAME[/CONFIG]/VERSION. In array_record format any example can be read by its number;
-in TFRecord format, the older default, only TensorFlow can read it: such a store is converted once.
+A data set is a folder DATA_DIR/NAME[/CONFIG]/VERSION. In array_record format, any example can be read by its number.
+The older default format, TFRecord, needs TensorFlow: such a data set must be converted once.
 """
 
 import os
@@ -21,24 +21,29 @@ OWN_FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 def open_split(
     name: str, split: str, data_dir: str = "", *, decoders: Any = None
 ) -> tuple[Any, str, list[tuple[str, Path]]]:
-    """(random-access source of examples, "name/config/version", the files it reads).
+    """(random-access examples, "name/config/version", the files that they are read from) of a split.
 
-    Arguments: decoders, TFDS's, for features that are not to be decoded in its way.
+    Args:
+      name: of the data set, such as "glue/mrpc".
+      split: such as "train" or "train[:90%]".
+      data_dir: the store; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      decoders: TFDS decoders by feature; None: the default ones.
 
-    Raises InputError where the data set, its split or a readable format is missing, saying how to get it.
+    Raises:
+      InputError: the data set, its split or a readable format is missing; the message says how to get it.
     """
     import tensorflow_datasets as tfds
 
     store = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = Path(store).expanduser()
     base = name.split("/")[0].split(":")[0]
-    # Ask the store first: TFDS would go on to look for the builder's code, and for the network.
+    # If the data set is not in the store, TFDS would look for the builder's code and use the network.
     if base in ("", ".", "..") or not (root / base).is_dir():
         here = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else ""
         raise InputError(
             f"TFDS data set {name!r} is not in {root} ({f'it has {here}' if here else 'empty or absent'}); prepare it "
-            f"where TensorFlow and a network are: `tfds build {name} --data_dir {store} --file_format array_record`, "
-            "or say where it is with TFDS_DATA_DIR or data_dir"
+            f"on a machine with TensorFlow: `tfds build {name} --data_dir {store} --file_format array_record`, "
+            "or set TFDS_DATA_DIR or data_dir to its folder"
         )
     for path in (root / base).rglob("*.json"):
         _refuse_foreign(read_json(path, MOST_BYTES, inside=root), path)
@@ -54,7 +59,7 @@ def open_split(
     if not (formats := {f.value for f in info.available_file_formats()} & {"array_record", "parquet"}):
         raise InputError(
             f"TFDS data set {name!r} at {builder.data_path} is in {info.file_format.value} format, which only "
-            "TensorFlow reads; convert it once, where TensorFlow is installed: "
+            "TensorFlow reads; convert it once, on a machine with TensorFlow: "
             "`python -m tensorflow_datasets.scripts.convert_format "
             f"--dataset_version_dir={builder.data_path} --out_file_format=array_record`"
         )
@@ -71,8 +76,7 @@ def open_split(
 
 
 def _refuse_foreign(tree: Any, path: Path) -> None:
-    """Raises `InputError` where a features.json names a class from elsewhere: TFDS would import its module, and so run
-    whatever code a store brings along."""
+    """Refuses a JSON file that names a class outside TFDS: TFDS would import its module and run a stranger's code."""
     if isinstance(tree, list):
         for value in tree:
             _refuse_foreign(value, path)
@@ -81,7 +85,7 @@ def _refuse_foreign(tree: Any, path: Path) -> None:
             names_class = key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str)
             if names_class and "." in value and not OWN_FEATURES.fullmatch(value):
                 raise InputError(
-                    f"{path} names the class {value[:80]!r}, which is not TFDS's own: no code of a store is run"
+                    f"{path} names the class {value[:80]!r}, which is not part of TFDS; code in a store is never run"
                 )
             _refuse_foreign(value, path)
 
@@ -91,9 +95,18 @@ def _line(error: Exception) -> str:
 
 
 def text_of(example: dict[str, Any], field: str, where: str) -> str:
-    """The text of an example, decoded from the bytes that TFDS stores."""
+    """The text of an example, decoded from the bytes that TFDS stores.
+
+    Args:
+      example: its features by name.
+      field: the feature that holds the text.
+      where: names the example in messages.
+
+    Raises:
+      InputError: no such feature, or no text in it.
+    """
     if field not in example:
-        raise InputError(f"{where}: no feature {field!r}; it has {', '.join(example)}; say which with field=...")
+        raise InputError(f"{where}: no feature {field!r}; it has {', '.join(example)}; choose with field=...")
     value = example[field]
     value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if isinstance(value, str):

@@ -185,7 +185,7 @@ class Questions:
             raise InputError(f"data.length = {self.length} leaves no room for a context; it must be at least 8")
         if not 1 <= self.stride <= room:
             raise InputError(
-                f"data.stride = {self.stride} must lie between 1 and {room}, the tokens of context that any window of "
+                f"data.stride = {self.stride} must be between 1 and {room}, the tokens of context that any window of "
                 f"data.length = {self.length} has room for"
             )
 

@@ -252,7 +252,7 @@ class TfdsPairs:
 def _check_fraction(source: Any) -> None:
     if not 0 < source.validation_fraction < 1:
         kind = type(source).__name__
-        raise InputError(f"{kind}.validation_fraction = {source.validation_fraction} must lie between 0 and 1")
+        raise InputError(f"{kind}.validation_fraction = {source.validation_fraction} must be between 0 and 1")
 
 
 def _side_of(
