@@ -129,7 +129,6 @@ NOT_YET: set[str] = {
     "cli/main.py",
     "cli/train.py",
     "config_json.py",
-    "contracts.py",
     "decoding/beam.py",
     "decoding/decode.py",
     "decoding/translate.py",
@@ -281,13 +280,13 @@ def test_a_plain_word_is_left_alone(source):
 
 
 def _parameters(node: ast.FunctionDef) -> list[str]:
-    """The names of a function's parameters in the order of its signature, without `self` and `cls`."""
+    """The names of a function's parameters in the order of its signature, without a method's `self`."""
     given = node.args
     named = [arg.arg for arg in given.posonlyargs + given.args]
     named += [f"*{given.vararg.arg}"] if given.vararg else []
     named += [arg.arg for arg in given.kwonlyargs]
     named += [f"**{given.kwarg.arg}"] if given.kwarg else []
-    return [name for name in named if name not in ("self", "cls")]
+    return named[1:] if named[:1] == ["self"] or "classmethod" in map(ast.unparse, node.decorator_list) else named
 
 
 def _documented(docstring: str) -> list[str] | None:
@@ -308,7 +307,7 @@ def _disagreement(node: ast.FunctionDef, strict: bool) -> str:
         return "no docstring"
     if len(parameters) > 2:
         return f"no `Args:` for {parameters}"
-    unnamed = [name for name in parameters if not re.search(rf"`{re.escape(name)}\b[^`]*`", docstring)]
+    unnamed = [name for name in parameters if not re.search(rf"`[^`]*(?<!\w){re.escape(name)}(?!\w)[^`]*`", docstring)]
     return f"neither `Args:` nor `backquotes` name {unnamed}" if unnamed else ""
 
 

@@ -18,7 +18,7 @@ from transformer_jax.tasks.tagging import tagged
 
 
 def asks(found):
-    return [one.ask for one in found]
+    return [one.query for one in found]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def test_words_and_questions_without_answers(tmp_path):
     tree = {"data": [{"paragraphs": [{"context": "Denver won", "qas": [{"id": "q1", "question": "Who won?"}]}]}]}
     (tmp_path / "a.json").write_text(json.dumps(tree))
     (found,) = questions.inputs(str(tmp_path / "a.json"))
-    assert found.ask == ("Who won?", "Denver won") and found.columns == {"id": "q1"}
+    assert found.query == ("Who won?", "Denver won") and found.columns == {"id": "q1"}
 
 
 def test_images_of_folders_and_files(tmp_path, capsys):
@@ -94,7 +94,7 @@ def test_images_of_folders_and_files(tmp_path, capsys):
 def test_one_answer_for_each_input(capsys):
     asked = inputs.arguments(["one", "", "bad", "three"])
     found = list(answered(asked))
-    assert [one.ask for one, _ in found] == ["one", "", "bad", "three"]
+    assert [one.query for one, _ in found] == ["one", "", "bad", "three"]
     assert [answer.get("length") for _, answer in found] == [3, None, None, 5]
     assert [answer.get("error") for _, answer in found] == [None, "the input is empty", "no answer to this", None]
     assert "2 of 4 inputs have no answer; the first: input 2: the input is empty" in capsys.readouterr().err

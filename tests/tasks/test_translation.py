@@ -134,7 +134,7 @@ def score(task, prepared, folder, **options):
     mesh = sharding.make_mesh()
     scores = task.score(
         *(PARAMS, CFG, prepared.tokenizer, prepared.validation, folder, "validation"),
-        **{"mesh": mesh, "say": said.append, **options},
+        **{"mesh": mesh, "log": said.append, **options},
     )
     return scores, said
 

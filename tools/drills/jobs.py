@@ -22,7 +22,9 @@ from transformer_jax.optim import Optim
 from transformer_jax.tasks import MaskedLM
 
 PACKAGE = Path(transformer_jax.__file__).parent
-TEXT = TextFiles(tuple(str(PACKAGE / name) for name in ("contracts.py", "experiment.py", "restore.py", "sharding.py")))
+TEXT = TextFiles(
+    tuple(str(PACKAGE / name) for name in ("contracts/task.py", "experiment.py", "restore.py", "sharding.py"))
+)
 TRAIN = Train(steps=200, batch_size=8, log_every=1)
 
 

@@ -188,15 +188,15 @@ def as_predict(odd: Odd) -> Any:
     """The rows as `predict --file` reads them."""
     path = str(odd.path)
     if odd.kind == "conll":
-        return [one.ask for one in tagged.inputs(path)]
+        return [one.query for one in tagged.inputs(path)]
     if odd.kind == "squad":
-        return [one.ask for one in questions.inputs(path)]
+        return [one.query for one in questions.inputs(path)]
     if odd.kind in ("text", "pairs"):
-        return [one.ask for one in inputs.lines(path)]
+        return [one.query for one in inputs.lines(path)]
     if odd.kind == "jsonl text":
-        return [one.ask for one in inputs.table(path, ("text",))]
+        return [one.query for one in inputs.table(path, ("text",))]
     columns = ("text", "label") if odd.header or odd.kind == "jsonl" else ("0", "1")
-    return [one.ask for one in inputs.table(path, columns)]
+    return [one.query for one in inputs.table(path, columns)]
 
 
 def _lines(text: str) -> list[str]:

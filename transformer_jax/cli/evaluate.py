@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
             if examples is None:
                 continue
             numbers, outputs = evaluator.numbers(loaded.params, examples)
-            scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, near, name, say=log)
+            scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, near, name, log=log)
             reports[name] = {**numbers, **scores}
             count = len(examples.examples)
             print(f"step {loaded.step:,}, {name} set, {count:,} examples\n{observe.table(reports[name])}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax import files
-from transformer_jax.contracts import Ask, Input
+from transformer_jax.contracts import Input, Query
 from transformer_jax.data import image_files, records, text_files
 from transformer_jax.errors import InputError
 
@@ -119,16 +119,16 @@ def images(paths: Sequence[str]) -> list[Input]:
     return found
 
 
-def text(ask: Ask, where: str, columns: Mapping[str, Any] | None = None) -> Input:
+def text(query: Query, where: str, columns: Mapping[str, Any] | None = None) -> Input:
     """An input of one text or several, with an error if one of them is blank.
 
     Args:
-      ask: the text, or several.
+      query: the text, or several.
       where: names the input in messages.
       columns: the record that it is from; None: it is not from a table.
     """
-    texts = (ask,) if isinstance(ask, str) else ask
-    return Input(ask, where, columns or {}, "" if all(one.strip() for one in texts) else "the input is empty")
+    texts = (query,) if isinstance(query, str) else query
+    return Input(query, where, columns or {}, "" if all(one.strip() for one in texts) else "the input is empty")
 
 
 # ---- Writing -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def write(path: Path, rows: Iterable[tuple[Input, Mapping[str, Any]]]) -> None:
 
 
 def _row(one: Input, answer: Mapping[str, Any]) -> dict[str, Any]:
-    texts = (one.ask,) if isinstance(one.ask, str) else one.ask
+    texts = (one.query,) if isinstance(one.query, str) else one.query
     given = dict(one.columns) or dict(zip(("text", "text_b"), texts, strict=False))
     new = {name: value for name, value in answer.items() if not (name in ECHOED and value in texts)}
     return given | {f"predicted_{name}" if name in given else name: value for name, value in new.items()}

@@ -76,7 +76,7 @@ class Evaluator:
         folder: Path,
         name: str,
         *,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, float | str]:
         """The numbers of the text that the model makes; none where `stop` said True meanwhile."""
@@ -93,7 +93,7 @@ class Evaluator:
         ):
             if not stop():
                 return self.task.score(
-                    params, self.model, tokenizer, examples, folder, name, mesh=self.mesh, say=say, progress=progress
+                    params, self.model, tokenizer, examples, folder, name, mesh=self.mesh, log=log, progress=progress
                 )
         return {}
 

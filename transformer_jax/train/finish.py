@@ -65,7 +65,7 @@ def _best_parameters(run: Run, best_step: int | None) -> tuple[int | None, Any]:
 def _score(run: Run, params: Any, examples: Any, name: str) -> dict[str, float | str]:
     """The numbers of the text that the model makes of a set; none when a signal came meanwhile."""
     log = lambda line: say(7, run.place.named(line))  # noqa: E731
-    return run.evaluator.scores(params, run.prepared.tokenizer, examples, run.place.near, name, say=log, stop=run.stop)
+    return run.evaluator.scores(params, run.prepared.tokenizer, examples, run.place.near, name, log=log, stop=run.stop)
 
 
 def stopped(run: Run) -> Results:

@@ -428,11 +428,11 @@ def resample_positions(params: Params, cfg: Config, image_size: int) -> tuple[Pa
     return {**params, "embed": {**params["embed"], "position": {"embedding": table}}}, new
 
 
-def resized(params: Params, cfg: Config, wanted: Config, say: Callable[[str], None]) -> Params:
+def resized(params: Params, cfg: Config, wanted: Config, log: Callable[[str], None]) -> Params:
     """The parameters of `cfg` for the image size of `wanted`."""
     if cfg.image_size == wanted.image_size:
         return params
-    say(f"from images of {cfg.image_size} pixels to {wanted.image_size}")
+    log(f"from images of {cfg.image_size} pixels to {wanted.image_size}")
     return resample_positions(params, cfg, wanted.image_size)[0]
 
 

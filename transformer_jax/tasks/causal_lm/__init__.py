@@ -208,7 +208,7 @@ class CausalLM(TextTask):
             raise InputError(
                 f"a language model continues one prompt, {len(inputs)} are given; quote a prompt with spaces"
             )
-        options = dataclasses.replace(options, prompt=inputs[0].ask)
+        options = dataclasses.replace(options, prompt=inputs[0].query)
         yield from self.sample(loaded.params, loaded.config, loaded.tokenizer, options, seed=options.seed)
         yield "\n"
 

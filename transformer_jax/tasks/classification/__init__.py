@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import metrics, models
-from transformer_jax.contracts import Ask, Evaluation, Outputs, Prepared, Sums
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Query, Sums
 from transformer_jax.data import tables
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
@@ -154,7 +154,7 @@ class Classification(TextTask):
         return labelled.LabelledText(tables.Table(("labelled.tsv",)), tokenizer, length)
 
     def predict(
-        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Ask], *, top: int
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Query], *, top: int
     ) -> Iterator[dict[str, Any]]:
         """For each text, or pair of texts (a tuple, or a line with a TAB between): {"text", "text_b" (pairs), "label",
         "probability", "top": [{"label", "probability"}, ...]}, or {"text", "text_b", "value"} in regression.
@@ -192,7 +192,7 @@ class Classification(TextTask):
         return f"{answers}: {text if len(text) <= 100 else text[:99] + '…'}"
 
 
-def _pair(given: Ask) -> tuple[str, str | None]:
+def _pair(given: Query) -> tuple[str, str | None]:
     texts = given.rstrip("\r\n").split("\t", 1) if isinstance(given, str) else given
     return texts[0], texts[1] if len(texts) > 1 else None
 

@@ -267,16 +267,16 @@ class ImageClassification(Task):
         """A folder that the user has to give."""
         return images.ImageSet(image_sources.Folder("images"))
 
-    def adopt(self, theirs: Any, say: Callable[[str], None], origin: str) -> "ImageClassification":
+    def adopt(self, theirs: Any, log: Callable[[str], None], origin: str) -> "ImageClassification":
         """With the normalisation of the images that the checkpoint's parameters were trained on. Where the size is
         another and `resize` is still the checkpoint's, `resize` is scaled with the size."""
         ours, found = self.preprocess, theirs.preprocess
         resize = ours.resize
         if ours.size != found.size and ours.resize == found.resize:
             resize = found.scaled(ours.size).resize
-            say(f"pictures are resized to {resize} pixels for a size of {ours.size}, as {found.resize} in {origin}")
+            log(f"pictures are resized to {resize} pixels for a size of {ours.size}, as {found.resize} in {origin}")
         if (ours.mean, ours.std) != (found.mean, found.std):
-            say(f"images are normalised by mean {found.mean}, std {found.std} as in {origin}")
+            log(f"images are normalised by mean {found.mean}, std {found.std} as in {origin}")
         adopted = dataclasses.replace(ours, resize=resize, mean=found.mean, std=found.std)
         return dataclasses.replace(self, preprocess=adopted)
 
@@ -291,7 +291,7 @@ class ImageClassification(Task):
 
     def read(self, given: Sequence[str], options: Look) -> list[Input]:
         """The image files that are named, and those in the folders that are."""
-        paths = given if given and given != ["-"] else [str(one.ask) for one in inputs_lib.lines(options.file or "-")]
+        paths = given if given and given != ["-"] else [str(one.query) for one in inputs_lib.lines(options.file or "-")]
         return inputs_lib.images(paths)
 
     def answers(

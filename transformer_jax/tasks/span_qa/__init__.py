@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, metrics, models, sharding
-from transformer_jax.contracts import Answers, Ask, Evaluation, Input, Outputs, Prepared, Sums
+from transformer_jax.contracts import Answers, Evaluation, Input, Outputs, Prepared, Query, Sums
 from transformer_jax.data import text_files
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
@@ -134,7 +134,7 @@ class SpanQA(TextTask):
         return questions.inputs(options.file) if text_files.suffix(options.file) == ".json" else None
 
     def predict(
-        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Ask], *, top: int
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Query], *, top: int
     ) -> Iterator[dict[str, Any]]:
         """{"question", "answer", "probability", "start", "end", "others"} for each (question, context), or line with a
         TAB between these.

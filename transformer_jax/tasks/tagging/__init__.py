@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, metrics, models, words
-from transformer_jax.contracts import Answers, Ask, Evaluation, Input, Outputs, Prepared, Sums
+from transformer_jax.contracts import Answers, Evaluation, Input, Outputs, Prepared, Query, Sums
 from transformer_jax.data import text_files
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.tagging import tagged
@@ -144,7 +144,7 @@ class Tagging(TextTask):
         return tagged.inputs(options.file) if text_files.suffix(options.file) in CONLL_SUFFIXES else None
 
     def predict(
-        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Ask], *, top: int
+        self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Query], *, top: int
     ) -> Iterator[dict[str, Any]]:
         """{"text", "entities": [{"text", "type", "start", "end", "probability"}]} for each text, or tuple of words.
 
@@ -190,7 +190,7 @@ class Tagging(TextTask):
         return "".join([*pieces, prediction["text"][at:]])
 
 
-def _placed(given: Ask) -> tuple[str, list[tuple[int, int]]]:
+def _placed(given: Query) -> tuple[str, list[tuple[int, int]]]:
     """A text and the places of its words: those given, or those of `words.spans`."""
     if isinstance(given, str):
         return given, words.spans(given)

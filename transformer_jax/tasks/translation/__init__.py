@@ -132,7 +132,7 @@ class Translation(TextTask):
         name: str,
         *,
         mesh: Mesh,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         progress: Progress = no_progress,
     ) -> dict[str, float | str]:
         """`metrics` of the best hypotheses for the set's sources, against its references.
@@ -153,7 +153,7 @@ class Translation(TextTask):
         mine = held.sources[here::count]
         lines, cut = self._encode(tokenizer, model_cfg, mine)
         if cut:
-            say(_cut_notice(cut, len(mine), model_cfg))
+            log(_cut_notice(cut, len(mine), model_cfg))
         with jax.set_mesh(mesh):
             found = self._search(params, model_cfg, tokenizer, lines, self.beam, mesh, progress)
             best = [texts[0][0] if texts else "" for texts in found]
@@ -168,8 +168,8 @@ class Translation(TextTask):
             picture, words_E = folder / f"{name}_by_length.png", np.array([len(words.spoken(text)) for text in sources])
             metrics.plot_by_length(getattr(metrics, self.metrics[0]), words_E, hypotheses, references, picture)
         for i in sorted(set(np.linspace(0, len(sources) - 1, EXAMPLES).astype(int).tolist())):
-            say(f"source      {sources[i]}\n    reference   {references[i]}\n    hypothesis  {hypotheses[i]}")
-        say(f"{len(hypotheses):,} hypotheses: {folder / name}.hypotheses.txt; picture: {folder / name}_by_length.png")
+            log(f"source      {sources[i]}\n    reference   {references[i]}\n    hypothesis  {hypotheses[i]}")
+        log(f"{len(hypotheses):,} hypotheses: {folder / name}.hypotheses.txt; picture: {folder / name}_by_length.png")
         return scores
 
     def default_sample(self) -> Predict:

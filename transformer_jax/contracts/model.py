@@ -1,0 +1,82 @@
+"""A model family, and the Hugging Face folders that hold its models."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from transformer_jax.contracts.task import Task
+
+
+class Family(Protocol):
+    """A model: the module that defines its Config, a frozen dataclass.
+
+    Training needs only `declare`; a task calls the other functions that it needs (`hidden`, `apply`, `head`, ...). The
+    functions and constants below are optional: where the module does not define one, this default holds
+    (`models.hook`).
+    """
+
+    TRUNK: ClassVar[tuple[str, ...] | None] = None
+    """The top-level names of the parameter tree without the heads; `init_from` must fill them. None: all names."""
+    LABEL_HEADS: ClassVar[tuple[str, ...]] = ()
+    """The heads whose last dimension is the task's labels, in their order."""
+
+    @staticmethod
+    def declare(cfg: Any) -> Any:
+        """The tree of `nn.params.Param` of `cfg`: shape, axis names and initialiser of each parameter."""
+
+    @staticmethod
+    def mesh_sizes(cfg: Any) -> Mapping[str, tuple[str, int]]:
+        """{field of `cfg`: (logical axis, size)}: sizes, besides the parameters', that a mesh must divide."""
+        return {}
+
+    @staticmethod
+    def resized(params: Any, cfg: Any, wanted: Any, log: Callable[[str], None]) -> Any:
+        """The parameters for another Config that differs in fields marked `RUN`.
+
+        A Vision Transformer resamples its position embeddings here, for images of another size.
+
+        Args:
+          params: the parameter tree of `cfg`.
+          cfg: the Config that `params` were trained with.
+          wanted: the Config of the run.
+          log: called with each line to print.
+        """
+        return params
+
+
+class Format(Protocol):
+    """A kind of Hugging Face folder, read and written: a module."""
+
+    MODEL_TYPES: tuple[str, ...]
+    """The values of "model_type" in config.json that this format reads."""
+
+    @staticmethod
+    def read_config(given: Mapping[str, Any], names: Any, where: str) -> Any:
+        """The Config that a config.json describes.
+
+        Args:
+          given: the object in config.json.
+          names: the names of the tensors in the folder.
+          where: the file's name, for messages.
+        """
+        ...
+
+    @staticmethod
+    def holds(cfg: Any) -> bool:
+        """Whether this format is the one to write `cfg` in."""
+        ...
+
+    @staticmethod
+    def write_config(cfg: Any) -> dict[str, Any]:
+        """The object of a config.json that describes `cfg`."""
+        ...
+
+    @staticmethod
+    def table(cfg: Any) -> Any:
+        """The `hub.mapping.Table` between our leaves and the tensors of `cfg`."""
+        ...
+
+    @staticmethod
+    def task(folder: Path, cfg: Any) -> Task | None:
+        """The task of the model in `folder`, whose Config is `cfg`; None where the package has no such task."""
+        ...
