@@ -1,8 +1,8 @@
 """A model, a task, data, an optimiser and an observer of one's own, in one file: the next value of a time series.
 
-    python -m transformer_jax train own_model.py --data.path series.csv --workdir runs/own
-    python -m transformer_jax evaluate runs/own --with own_model.py
-    python -m transformer_jax predict runs/own "0.1 0.4 0.8 1.1" --with own_model.py
+    transformer-jax train own_model.py --data.path series.csv --workdir runs/own
+    transformer-jax evaluate runs/own --with own_model.py
+    transformer-jax predict runs/own "0.1 0.4 0.8 1.1" --with own_model.py
 
 The model is no Transformer: a gated linear recurrence, computed in parallel by an associative scan (Martin and Cundy
 2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length"). On a noisy sum of two sines (tests/

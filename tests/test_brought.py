@@ -14,7 +14,7 @@ import pytest
 
 import transformer_jax
 from transformer_jax import brought, config_json, contracts, models, overrides
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.cli.main import main
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -45,8 +45,8 @@ def write(path: Path, text: str) -> str:
 
 
 def made(file: str, *arguments: str) -> Experiment:
-    recipe = launch.variants(brought.read(file)[0])["experiment"]
-    return overrides.override(launch.made(recipe, file), list(arguments), description="", program="train")
+    recipe = process.variants(brought.read(file)[0])["experiment"]
+    return overrides.override(process.made(recipe, file), list(arguments), description="", program="train")
 
 
 # ---- files
@@ -130,7 +130,7 @@ def test_what_a_file_raises_keeps_its_traceback(tmp_path):
 @pytest.mark.parametrize("target", ["./mine", "..mine", "mine.txt", "no.such.module"])
 def test_with_may_stand_first_and_names_what_is_wrong(command, target, capsys):
     assert main([command, "--with", target, "run"]) == 2
-    assert f"no experiment module '{target}' here" in capsys.readouterr().err
+    assert f"no recipe and no module '{target}' here" in capsys.readouterr().err
 
 
 # ---- fields
@@ -212,7 +212,7 @@ def test_a_field_that_a_resume_could_not_read_is_refused_before_anything_is_done
 
 def test_every_recipe_can_be_read_back():
     for file in sorted((Path(__file__).resolve().parents[1] / "experiments").rglob("*.py")):
-        for recipe in launch.variants(brought.read(str(file))[0]).values() if file.name != "__init__.py" else ():
+        for recipe in process.variants(brought.read(str(file))[0]).values() if file.name != "__init__.py" else ():
             config_json.refuse_unreadable(recipe())
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from transformer_jax import config_json
 from transformer_jax.__main__ import main
-from transformer_jax.cli import doctor, launch
+from transformer_jax.cli import doctor, process
+from transformer_jax.cli.main import COMMANDS
 from transformer_jax.data import corpus
 from transformer_jax.experiment import Evaluate, Experiment, Mesh, Train
 from transformer_jax.models import gpt
@@ -116,7 +117,7 @@ def test_bad_corpora(mine, tmp_path, capsys, text, message):
 
 
 def test_no_experiment(tmp_path, capsys):
-    assert "no experiment module 'experiments.nothing'" in refused(capsys, "train", "experiments.nothing")
+    assert "no recipe and no module 'experiments.nothing' here" in refused(capsys, "train", "experiments.nothing")
     assert "no such experiment file" in refused(capsys, "train", tmp_path / "nothing.py")
     assert "unknown command 'trian'" in refused(capsys, "trian")
     (tmp_path / "empty.py").write_text("")
@@ -224,10 +225,10 @@ def test_inspect(trained, capsys):
     assert "blocks/mlp/up/kernel" in out and "[1, 16, 64]" in out and "all there" in out and "in the folder: 4" in out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "inspect", "convert", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_with_an_example(command, capsys):
     assert main([command, "--help"]) == 0
-    assert f"python -m transformer_jax {command}" in capsys.readouterr().out
+    assert f"transformer-jax {command}" in capsys.readouterr().out
 
 
 def test_help_of_an_experiment_lists_every_field(mine, capsys):
@@ -270,7 +271,7 @@ def test_cpu_devices_divide_the_batch_and_fit_the_mesh():
             evaluate=Evaluate(batch_size=evaluated),
             mesh=Mesh(*mesh),
         )
-        return launch.num_cpu_devices(experiment, cores)
+        return process.num_cpu_devices(experiment, cores)
 
     assert [count(1), count(2), count(4), count(5), count(16)] == [1, 2, 4, 4, 12]
     assert count(4, batch=7) == 1

@@ -14,7 +14,7 @@ from PIL import Image
 
 from transformer_jax import brought, config_json, models, restore, sharding
 from transformer_jax import experiment as experiments
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.data import corpus, image_sources, images, sources, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Sample, Train
@@ -187,7 +187,7 @@ def test_what_makes_it_another_experiment(changes, message, tmp_path):
 
 def all_recipes():
     for path in FILES:
-        for name, recipe in launch.variants(brought.read(str(path))[0]).items():
+        for name, recipe in process.variants(brought.read(str(path))[0]).items():
             yield pytest.param(recipe, id=f"{path.relative_to(ROOT / 'experiments').with_suffix('')}:{name}")
 
 
@@ -198,7 +198,7 @@ def test_there_are_experiments():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_docstring_says_what_to_expect(path):
     text = brought.read(str(path))[0].__doc__ or ""
-    for part in ("python -m experiments.", "xpected", "ardware", "CPU"):
+    for part in ("transformer-jax train ", "xpected", "ardware", "CPU"):
         assert part in text or part == "CPU" or (part == "ardware" and "core" in text), f"{path}: no {part!r}"
     assert any(label in text for label in ("measured", "published", "estimated"))
 
@@ -381,7 +381,7 @@ ALIKE = ("imagenet_b16", "wmt14_big", "multi30k", "sst2")
 def test_a_shrunken_one_trains(path, tmp_path, write_tfds):
     text = tmp_path / "text.txt"
     text.write_text("a rose is a rose is a rose\n" * 30)
-    experiment = launch.variants(brought.read(str(path))[0])["experiment"]()
+    experiment = process.variants(brought.read(str(path))[0])["experiment"]()
     results = loop.run(shrink(experiment, text, write_tfds), tmp_path / "run", load=restore.load)
     assert results.step == 2 and np.isfinite(results.report[experiment.checkpoint.best_metric])
     assert results.report.get("bits_per_byte", 0) < 9

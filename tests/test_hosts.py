@@ -19,7 +19,7 @@ import pytest
 
 import transformer_jax
 from transformer_jax import brought, restore, sharding
-from transformer_jax.cli import launch
+from transformer_jax.cli import process as cli_process
 from transformer_jax.data import pipeline
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.data.sources import Embedded, TextFiles
@@ -379,9 +379,9 @@ def test_processes_on_one_machine_share_its_cores():
         train=Train(batch_size=8),
         mesh=Mesh(data=-1, tensor=2),
     )
-    assert launch.num_cpu_devices(tiny, 4, processes=1) == 4
-    assert launch.num_cpu_devices(tiny, 3, processes=2) == 2, "8 rows do not divide over 3 x 2 / 2"
-    assert launch.num_cpu_devices(tiny, 1, processes=2) == 1, "a tensor axis across both"
+    assert cli_process.num_cpu_devices(tiny, 4, processes=1) == 4
+    assert cli_process.num_cpu_devices(tiny, 3, processes=2) == 2, "8 rows do not divide over 3 x 2 / 2"
+    assert cli_process.num_cpu_devices(tiny, 1, processes=2) == 1, "a tensor axis across both"
 
 
 # ---- Slow: more layouts

@@ -125,7 +125,7 @@ NOT_YET: set[str] = {
     "augment/mixing.py",
     "augment/randaugment.py",
     "cli/convert.py",
-    "cli/launch.py",
+    "cli/process.py",
     "cli/main.py",
     "cli/train.py",
     "config_json.py",

@@ -20,7 +20,7 @@ from tools import targets
 from tools.targets import Target, compiled, footprint, roofline
 from tools.targets.footprint import Footprint
 from transformer_jax import brought, overrides
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib
@@ -66,7 +66,7 @@ def read(arguments: list[str]) -> Request:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("give an experiment first, such as experiments.causal_lm.gpt2_small --target tpu:v5p:4x4x4")
     module, _ = brought.read(arguments[0])
-    recipes, rest = launch.variants(module), arguments[1:]
+    recipes, rest = process.variants(module), arguments[1:]
     chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "experiment"
     if chosen not in recipes:
         raise InputError(f"{arguments[0]} has no variant {chosen!r}; it has {', '.join(recipes) or 'no experiment()'}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from transformer_jax import shipped
 from transformer_jax.errors import InputError, nearest
 
 PACKAGE = __name__.partition(".")[0]
@@ -28,7 +29,8 @@ NO_FILE = "__main__"  # in place of a file's name: of a type that was defined in
 
 
 def read(target: str) -> tuple[ModuleType, str]:
-    """The module that `a.b.c` or `path/to/b/c.py` names, and a short name for its runs, "b-c".
+    """The module of a recipe, `causal_lm.stdlib`, a file, `path/to/b/c.py`, or a dotted module, and a short name for
+    its runs, "b-c".
 
     A file is read with its own folder on the path, so it can import its neighbours.
 
@@ -37,17 +39,19 @@ def read(target: str) -> tuple[ModuleType, str]:
     """
     if target.endswith(".py"):
         return _read_file(target), f"{Path(target).resolve().parent.name}-{Path(target).stem}"
+    recipes = shipped.names()
     missing = InputError(
-        f"no experiment module {target!r} here; give one such as experiments.causal_lm.stdlib, from the folder "
-        "that holds it, or the path of a file that ends in .py"
+        f"no recipe and no module {target!r} here{nearest(target.removeprefix('experiments.'), recipes)}; "
+        "`transformer-jax recipes` lists the recipes; a file of yours is named by its path, which ends in .py"
     )
     if not all(part.isidentifier() for part in target.split(".")):
         raise missing
+    name = shipped.module(target) if target in recipes else target
     try:
         with _one_line(target):
-            module = importlib.import_module(target)
+            module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{target}.".startswith(f"{error.name}."):
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the experiment was found; something that it imports was not
         raise missing from None
     return module, "-".join(target.split(".")[-2:])

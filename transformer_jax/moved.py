@@ -25,7 +25,7 @@ MOVED = {
     **{f"data.{name}": f"tasks.{task}.{name}" for name, task in _TASKS.items()},
     **{f"train.{name}": f"runs.{name}" for name in ("checkpoint", "lock", "manifest", "store", "workdir", "writer")},
     **{name: f"decoding.{name}" for name in ("beam", "decode", "translate")},
-    **{"data.denoising": "tasks.denoising.corrupted", "train.observe": "observe", "launch": "cli.launch"},
+    **{"data.denoising": "tasks.denoising.corrupted", "train.observe": "observe", "launch": "cli.process"},
 }
 
 

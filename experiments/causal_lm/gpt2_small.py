@@ -1,9 +1,9 @@
 """GPT-2 124M from scratch on C4 or on your own text, or fine-tuned from the published weights.
 
-    TFDS_DATA_DIR=/data python -m experiments.causal_lm.gpt2_small --data.tokenizer.path gpt2/
-    python -m experiments.causal_lm.gpt2_small text --data.source.paths shards/ --data.tokenizer.path gpt2/
-    python -m experiments.causal_lm.gpt2_small jsonl --data.source.paths 'shards/*.jsonl.gz' --data.tokenizer.path gpt2/
-    python -m experiments.causal_lm.gpt2_small finetune --init-from downloads/gpt2 --data.source.paths mine.txt
+    TFDS_DATA_DIR=/data transformer-jax train causal_lm.gpt2_small --data.tokenizer.path gpt2/
+    transformer-jax train causal_lm.gpt2_small text --data.source.paths shards/ --data.tokenizer.path gpt2/
+    transformer-jax train causal_lm.gpt2_small jsonl --data.source.paths 'shards/*.jsonl.gz' --data.tokenizer.path gpt2/
+    transformer-jax train causal_lm.gpt2_small finetune --init-from downloads/gpt2 --data.source.paths mine.txt
 
 `gpt2/` is the Hugging Face folder of `gpt2` (its tokenizer alone is enough to train from scratch).
 

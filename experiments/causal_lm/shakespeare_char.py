@@ -1,10 +1,10 @@
 """Character-level Shakespeare: the two configurations that nanoGPT publishes, as they are published.
 
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
-    python -m experiments.causal_lm.shakespeare_char --data.source.paths input.txt       # README, CPU
-    python -m experiments.causal_lm.shakespeare_char gpu --data.source.paths input.txt   # config/
-    python -m experiments.causal_lm.shakespeare_char tfds                                # CPU run, text from TFDS
-    python -m experiments.causal_lm.shakespeare_char muon --data.source.paths input.txt  # CPU run, by Muon
+    transformer-jax train causal_lm.shakespeare_char --data.source.paths input.txt       # README, CPU
+    transformer-jax train causal_lm.shakespeare_char gpu --data.source.paths input.txt   # config/
+    transformer-jax train causal_lm.shakespeare_char tfds                                # CPU run, text from TFDS
+    transformer-jax train causal_lm.shakespeare_char muon --data.source.paths input.txt  # CPU run, by Muon
 
 Reproduces: karpathy/nanoGPT, README "quick start" and config/train_shakespeare_char.py: GPT-2's architecture without
 biases, random windows, the first 90 % of the text to train on, the last 10 % to validate.

@@ -1,7 +1,7 @@
 """A small GPT that learns to write Python from the Python standard library: the job that runs on every machine.
 
     tools/run experiments.causal_lm.stdlib
-    python -m experiments.causal_lm.stdlib --workdir runs/a --model.num-layers 6 --optim.peak-lr 0.015
+    transformer-jax train causal_lm.stdlib --workdir runs/a --model.num-layers 6 --optim.peak-lr 0.015
 
 Data: the standard library's own source, about 11 MB, split by file; a byte-level BPE of 4,096 tokens trained on the
 training files. Model: the modern decoder (RMSNorm, rotary, SwiGLU, no biases), 4 layers, 192 wide, 2.6 M parameters,

@@ -1,8 +1,8 @@
 """Any of GLUE's nine tasks (Wang et al. 2019), fine-tuned from BERT-base or whatever --init-from names.
 
-    TFDS_DATA_DIR=/data python -m experiments.finetune.glue mrpc
-    TFDS_DATA_DIR=/data python -m experiments.finetune.glue stsb --init-from downloads/roberta-base
-    TFDS_DATA_DIR=/data python -m experiments.finetune.glue mnli --data.source.validation validation_mismatched
+    TFDS_DATA_DIR=/data transformer-jax train finetune.glue mrpc
+    TFDS_DATA_DIR=/data transformer-jax train finetune.glue stsb --init-from downloads/roberta-base
+    TFDS_DATA_DIR=/data transformer-jax train finetune.glue mnli --data.source.validation validation_mismatched
 
 Tasks: cola sst2 mrpc qqp stsb mnli qnli rte wnli. Data: the TFDS store's `glue/*`. GLUE keeps its test labels to
 itself, so what is reported is the validation set at the last step; no checkpoint is chosen on it.

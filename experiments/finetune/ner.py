@@ -1,9 +1,9 @@
 r"""Names of persons, organisations, places and other entities in news: CoNLL-2003, fine-tuned from BERT-base.
 
-    TFDS_DATA_DIR=/data python -m experiments.finetune.ner --init-from downloads/bert-base-cased
-    python -m experiments.finetune.ner files --init-from downloads/bert-base-cased --data.source.train eng.train \
+    TFDS_DATA_DIR=/data transformer-jax train finetune.ner --init-from downloads/bert-base-cased
+    transformer-jax train finetune.ner files --init-from downloads/bert-base-cased --data.source.train eng.train \
         --data.source.validation eng.testa --data.source.test eng.testb
-    python -m transformer_jax predict runs/finetune-ner "Jim Henson was born in Greenville , Mississippi ."
+    transformer-jax predict runs/finetune-ner "Jim Henson was born in Greenville , Mississippi ."
 
 `downloads/bert-base-cased` is a Hugging Face folder; a workdir of `experiments.mlm` serves as well. Without --init-from
 the same model is trained from scratch, on the vocabulary of that folder.

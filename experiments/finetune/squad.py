@@ -1,9 +1,9 @@
 r"""Which span of this text answers the question? SQuAD v1.1, fine-tuned from BERT-base.
 
-    TFDS_DATA_DIR=/data python -m experiments.finetune.squad --init-from downloads/bert-base-uncased
-    python -m experiments.finetune.squad files --init-from downloads/bert-base-uncased \
+    TFDS_DATA_DIR=/data transformer-jax train finetune.squad --init-from downloads/bert-base-uncased
+    transformer-jax train finetune.squad files --init-from downloads/bert-base-uncased \
         --data.source.train train-v1.1.json --data.source.validation dev-v1.1.json
-    printf 'Who won?\tThe Denver Broncos won the game.' | python -m transformer_jax predict runs/finetune-squad -
+    printf 'Who won?\tThe Denver Broncos won the game.' | transformer-jax predict runs/finetune-squad -
 
 `downloads/bert-base-uncased` is a Hugging Face folder; `downloads/bert-base-cased` or a workdir of `experiments.mlm`
 serves as well. Without --init-from the same model is trained from scratch, on the vocabulary of that folder.

@@ -1,10 +1,10 @@
 r"""Is this sentence of a film review negative or positive? SST-2 at the level of sentences, from scratch or fine-tuned.
 
-    TFDS_DATA_DIR=/data python -m experiments.finetune.sst2
-    TFDS_DATA_DIR=/data python -m experiments.finetune.sst2 finetune --init-from downloads/bert-base-uncased
-    python -m experiments.finetune.sst2 files --data.source.train sst2/train.tsv --data.source.validation sst2/dev.tsv \
+    TFDS_DATA_DIR=/data transformer-jax train finetune.sst2
+    TFDS_DATA_DIR=/data transformer-jax train finetune.sst2 finetune --init-from downloads/bert-base-uncased
+    transformer-jax train finetune.sst2 files --data.source.train sst2/train.tsv --data.source.validation sst2/dev.tsv \
         --data.source.test sst2/test.tsv
-    python -m transformer_jax predict runs/finetune-sst2 "a gorgeous , witty , seductive movie"
+    transformer-jax predict runs/finetune-sst2 "a gorgeous , witty , seductive movie"
 
 Data: the Stanford Sentiment Treebank's whole sentences, 6,920 to train, 872 to validate, 1,821 to test (Socher et al.
 2013), prepared in the TFDS store as `sst2_sentences`, or as TSV lines "sentence<TAB>0 or 1". GLUE's `sst2` has 67,349

@@ -1,8 +1,8 @@
 """From which part of the standard library is this passage of code? The fine-tuning job that runs on every machine.
 
     tools/run experiments.finetune.stdlib_topics
-    python -m experiments.finetune.stdlib_topics --workdir runs/topics --init-from runs/mlm-stdlib
-    python -m transformer_jax predict runs/topics "for line in self.sock.makefile('rb'):"
+    transformer-jax train finetune.stdlib_topics --workdir runs/topics --init-from runs/mlm-stdlib
+    transformer-jax predict runs/topics "for line in self.sock.makefile('rb'):"
 
 Data: passages of ten lines from twenty parts of the library, such as asyncio, email or "archives" (tarfile, zipfile,
 gzip, ...); lines that name the part are left out, and a file is on one side only. The checkpoint is chosen by macro F1

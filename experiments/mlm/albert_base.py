@@ -1,9 +1,9 @@
 """ALBERT-base by its published recipe: one block's parameters for all layers, n-gram masks, sentence order.
 
-    TFDS_DATA_DIR=/data python -m experiments.mlm.albert_base
-    TFDS_DATA_DIR=/data python -m experiments.mlm.albert_base xxlarge --mesh.fsdp 8
-    python -m experiments.mlm.albert_base text --data.source.paths shards/
-    python -m transformer_jax predict runs/mlm-albert_base "Paris is the [MASK] of France."
+    TFDS_DATA_DIR=/data transformer-jax train mlm.albert_base
+    TFDS_DATA_DIR=/data transformer-jax train mlm.albert_base xxlarge --mesh.fsdp 8
+    transformer-jax train mlm.albert_base text --data.source.paths shards/
+    transformer-jax predict runs/mlm-albert_base "Paris is the [MASK] of France."
 
 `downloads/albert-base-v1` is the Hugging Face folder with the published tokenizer.
 

@@ -1,9 +1,9 @@
 """BERT-base by its published recipe: masked tokens and next sentences, at 128 and then at 512 tokens.
 
-    TFDS_DATA_DIR=/data python -m experiments.mlm.bert_base --workdir runs/bert-128
-    TFDS_DATA_DIR=/data python -m experiments.mlm.bert_base phase_512 --workdir runs/bert-512 --init-from runs/bert-128
-    python -m experiments.mlm.bert_base text --data.source.paths shards/
-    python -m transformer_jax predict runs/bert-512 "Paris is the [MASK] of France."
+    TFDS_DATA_DIR=/data transformer-jax train mlm.bert_base --workdir runs/bert-128
+    TFDS_DATA_DIR=/data transformer-jax train mlm.bert_base phase_512 --workdir runs/bert-512 --init-from runs/bert-128
+    transformer-jax train mlm.bert_base text --data.source.paths shards/
+    transformer-jax predict runs/bert-512 "Paris is the [MASK] of France."
 
 `downloads/bert-base-uncased` is the Hugging Face folder with the published vocabulary (vocab.txt alone is enough).
 

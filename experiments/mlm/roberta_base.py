@@ -1,9 +1,9 @@
 """RoBERTa-base by its published recipe: full sentences of 512 tokens, dynamic masks, large batches, no sentence pairs.
 
-    TFDS_DATA_DIR=/data python -m experiments.mlm.roberta_base
-    TFDS_DATA_DIR=/data python -m experiments.mlm.roberta_base books_and_wiki
-    python -m experiments.mlm.roberta_base text --data.source.paths shards/
-    python -m transformer_jax predict runs/mlm-roberta_base "Paris is the <mask> of France."
+    TFDS_DATA_DIR=/data transformer-jax train mlm.roberta_base
+    TFDS_DATA_DIR=/data transformer-jax train mlm.roberta_base books_and_wiki
+    transformer-jax train mlm.roberta_base text --data.source.paths shards/
+    transformer-jax predict runs/mlm-roberta_base "Paris is the <mask> of France."
 
 `downloads/roberta-base` is the Hugging Face folder with the published tokenizer (vocab.json and merges.txt are enough).
 

@@ -1,8 +1,8 @@
 """A small encoder that learns to fill gaps in Python from the Python standard library: runs on every machine.
 
     tools/run experiments.mlm.stdlib
-    python -m experiments.mlm.stdlib words --workdir runs/words --train.steps 500
-    python -m transformer_jax predict runs/mlm-stdlib "def add(self, other): return self + <mask>"
+    transformer-jax train mlm.stdlib words --workdir runs/words --train.steps 500
+    transformer-jax predict runs/mlm-stdlib "def add(self, other): return self + <mask>"
 
 Data: the standard library's own source, about 11 MB, split by file; a byte-level BPE of 4,096 tokens trained on the
 training files. Model: the modern encoder (pre-norm, rotary, GeGLU, no biases), 4 layers, 192 wide, rows of 128 tokens

@@ -1,9 +1,9 @@
 """BART-base's pre-training: restore a text of which spans are masked and whose sentences are shuffled.
 
-    TFDS_DATA_DIR=/data python -m experiments.translation.bart_denoising
-    python -m experiments.translation.bart_denoising text --data.source.paths shards/
-    python -m experiments.translation.bart_denoising stdlib --workdir runs/bart-stdlib
-    python -m transformer_jax predict runs/translation-bart_denoising "Paris is the<mask> of France."
+    TFDS_DATA_DIR=/data transformer-jax train translation.bart_denoising
+    transformer-jax train translation.bart_denoising text --data.source.paths shards/
+    transformer-jax train translation.bart_denoising stdlib --workdir runs/bart-stdlib
+    transformer-jax predict runs/translation-bart_denoising "Paris is the<mask> of France."
 
 `downloads/bart-base` is the Hugging Face folder with the published tokenizer (vocab.json and merges.txt are enough).
 

@@ -1,8 +1,8 @@
 """English phrases as German writes them: dates, times, numbers, money, measures, names. Runs on every machine.
 
     tools/run experiments.translation.cldr
-    python -m experiments.translation.cldr --workdir runs/fr --data.source.target-language fr
-    echo "Thursday, May 7, 2026, 3:05 PM" | python -m transformer_jax predict runs/translation-cldr
+    transformer-jax train translation.cldr --workdir runs/fr --data.source.target-language fr
+    echo "Thursday, May 7, 2026, 3:05 PM" | transformer-jax predict runs/translation-cldr
 
 Data: 60,000 pairs made from the Unicode CLDR as Babel packages it ("May 7 – 9, 2026" is "7.–9. Mai 2026", "Peru
 (12.5%)" is "Peru (12,5 %)"), 1,000 to validate and 1,000 to test; no target phrase of a test pair is in training. A

@@ -1,9 +1,9 @@
 """English to German captions of pictures on Multi30k: a small Transformer that a laptop trains in half an hour.
 
-    TFDS_DATA_DIR=/data python -m experiments.translation.multi30k
-    TFDS_DATA_DIR=/data python -m experiments.translation.multi30k full --workdir runs/multi30k-full
-    python -m experiments.translation.multi30k files --data.source.train train.en train.de
-    echo "A dog runs on the beach." | python -m transformer_jax predict runs/translation-multi30k
+    TFDS_DATA_DIR=/data transformer-jax train translation.multi30k
+    TFDS_DATA_DIR=/data transformer-jax train translation.multi30k full --workdir runs/multi30k-full
+    transformer-jax train translation.multi30k files --data.source.train train.en train.de
+    echo "A dog runs on the beach." | transformer-jax predict runs/translation-multi30k
 
 Data: 29,000 pairs to train, 1,014 to validate, and the 1,000 of test_2016_flickr (Elliott et al. 2016; task 1 of
 github.com/multi30k/dataset), as a TFDS store `multi30k/de-en` or as files of lines. Text stays cased and detokenised,

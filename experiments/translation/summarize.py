@@ -1,9 +1,9 @@
 """News articles to their highlights, CNN / Daily Mail: BART or T5 fine-tuned, scored by ROUGE.
 
-    TFDS_DATA_DIR=/data python -m experiments.translation.summarize --init-from downloads/bart-large
-    TFDS_DATA_DIR=/data python -m experiments.translation.summarize t5_small --init-from downloads/t5-small
-    python -m experiments.translation.summarize files --data.source.train news/train.jsonl
-    python -m transformer_jax predict runs/translation-summarize < articles.txt
+    TFDS_DATA_DIR=/data transformer-jax train translation.summarize --init-from downloads/bart-large
+    TFDS_DATA_DIR=/data transformer-jax train translation.summarize t5_small --init-from downloads/t5-small
+    transformer-jax train translation.summarize files --data.source.train news/train.jsonl
+    transformer-jax predict runs/translation-summarize < articles.txt
 
 The folder that --init-from names is a Hugging Face snapshot or a workdir of `bart_denoising` or `t5_span_corruption`;
 it brings its architecture and its tokenizer. --init-from "" trains from scratch.

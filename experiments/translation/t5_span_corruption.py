@@ -1,9 +1,9 @@
 """T5's pre-training, span corruption: a small encoder-decoder that fills gaps in Python, and the published models.
 
     tools/run experiments.translation.t5_span_corruption
-    python -m transformer_jax predict runs/translation-t5_span_corruption "for i in<extra_id_0>(len(items)):"
-    TFDS_DATA_DIR=/data python -m experiments.translation.t5_span_corruption base --workdir runs/t5-base
-    TFDS_DATA_DIR=/data python -m experiments.translation.t5_span_corruption small --workdir runs/t5-small
+    transformer-jax predict runs/translation-t5_span_corruption "for i in<extra_id_0>(len(items)):"
+    TFDS_DATA_DIR=/data transformer-jax train translation.t5_span_corruption base --workdir runs/t5-base
+    TFDS_DATA_DIR=/data transformer-jax train translation.t5_span_corruption small --workdir runs/t5-small
 
 The default runs on every machine. Data: the standard library's own source, about 11 MB, split by file; a byte-level BPE
 of 4,096 tokens, 32 sentinels among them. Model: T5 v1.1's blocks, 4 layers on each side, 192 wide. Sources of 128

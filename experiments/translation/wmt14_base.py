@@ -1,10 +1,10 @@
 """English to German on WMT 2014 by the Transformer that began it, the base model, by its published recipe.
 
-    TFDS_DATA_DIR=/data python -m experiments.translation.wmt14_base
-    python -m experiments.translation.wmt14_base files --data.source.train wmt/train.en wmt/train.de
-    python -m transformer_jax convert average runs/translation-wmt14_base runs/wmt14_base-mean --last 5
-    python -m transformer_jax evaluate runs/wmt14_base-mean
-    python -m transformer_jax predict runs/wmt14_base-mean < newstest2014.en > newstest2014.de
+    TFDS_DATA_DIR=/data transformer-jax train translation.wmt14_base
+    transformer-jax train translation.wmt14_base files --data.source.train wmt/train.en wmt/train.de
+    transformer-jax convert average runs/translation-wmt14_base runs/wmt14_base-mean --last 5
+    transformer-jax evaluate runs/wmt14_base-mean
+    transformer-jax predict runs/wmt14_base-mean < newstest2014.en > newstest2014.de
 
 Reproduces: Vaswani et al. 2017, sections 5 and 6.1: six layers of 512 on each side, a joint vocabulary of 37,000,
 batches of about 25,000 source and 25,000 target tokens, 100,000 steps, Adam with beta 0.9 and 0.98 and epsilon 1e-9,

@@ -1,10 +1,10 @@
 """English to German on WMT 2014 by the big Transformer, by its published recipe.
 
-    TFDS_DATA_DIR=/data python -m experiments.translation.wmt14_big
-    python -m experiments.translation.wmt14_big files --data.source.train wmt/train.en wmt/train.de
-    python -m transformer_jax convert average runs/translation-wmt14_big runs/wmt14_big-mean --last 20
-    python -m transformer_jax evaluate runs/wmt14_big-mean
-    python -m transformer_jax predict runs/wmt14_big-mean < newstest2014.en > newstest2014.de
+    TFDS_DATA_DIR=/data transformer-jax train translation.wmt14_big
+    transformer-jax train translation.wmt14_big files --data.source.train wmt/train.en wmt/train.de
+    transformer-jax convert average runs/translation-wmt14_big runs/wmt14_big-mean --last 20
+    transformer-jax evaluate runs/wmt14_big-mean
+    transformer-jax predict runs/wmt14_big-mean < newstest2014.en > newstest2014.de
 
 Reproduces: Vaswani et al. 2017, sections 5 and 6.1 and table 3: as `wmt14_base`, 1,024 wide with 16 heads, dropout 0.3,
 300,000 steps; the learning rate has its peak, 4.9e-4, at step 4,000 as well. They report the mean of the last 20

@@ -1,8 +1,8 @@
 """CIFAR-10 from scratch: a plain recipe for twenty minutes of two CPU cores, and a strong one for a GPU.
 
-    TFDS_DATA_DIR=/data python -m experiments.vit.cifar10
-    TFDS_DATA_DIR=/data python -m experiments.vit.cifar10 strong --workdir runs/cifar10-strong
-    python -m transformer_jax predict runs/vit-cifar10 photo.jpg --top 3 --attention
+    TFDS_DATA_DIR=/data transformer-jax train vit.cifar10
+    TFDS_DATA_DIR=/data transformer-jax train vit.cifar10 strong --workdir runs/cifar10-strong
+    transformer-jax predict runs/vit-cifar10 photo.jpg --top 3 --attention
 
 Data: Krizhevsky 2009, 50,000 images of 32 x 32 pixels to train on, of which the last 2 % choose the checkpoint, and
 10,000 to test on, prepared in the TFDS store as `cifar10`.

@@ -1,9 +1,9 @@
 """CIFAR-10 from a pre-trained ViT: the published way to a good classifier of few images.
 
-    TFDS_DATA_DIR=/data python -m experiments.vit.cifar10_finetune --init-from downloads/vit-base-patch16-224-in21k
-    TFDS_DATA_DIR=/data python -m experiments.vit.cifar10_finetune large_images --init-from ...
-    TFDS_DATA_DIR=/data python -m experiments.vit.cifar10_finetune head_only --init-from ...
-    python -m transformer_jax predict runs/vit-cifar10_finetune photo.jpg --top 3 --attention
+    TFDS_DATA_DIR=/data transformer-jax train vit.cifar10_finetune --init-from downloads/vit-base-patch16-224-in21k
+    TFDS_DATA_DIR=/data transformer-jax train vit.cifar10_finetune large_images --init-from ...
+    TFDS_DATA_DIR=/data transformer-jax train vit.cifar10_finetune head_only --init-from ...
+    transformer-jax predict runs/vit-cifar10_finetune photo.jpg --top 3 --attention
 
 --init-from names a Hugging Face folder of a ViT or DeiT, or a run of `experiments.vit`, whose architecture and
 normalisation come with it. The head is new; positions are interpolated where the images have another size than those it

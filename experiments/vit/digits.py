@@ -1,9 +1,9 @@
 """Handwritten digits of 8 x 8 pixels, the smallest real task for a Vision Transformer: runs on every machine.
 
     tools/run experiments.vit.digits
-    python -m experiments.vit.digits --seed 1 --workdir runs/digits-1
-    python -m transformer_jax evaluate runs/vit-digits
-    python -m transformer_jax predict runs/vit-digits digit.png --attention
+    transformer-jax train vit.digits --seed 1 --workdir runs/digits-1
+    transformer-jax evaluate runs/vit-digits
+    transformer-jax predict runs/vit-digits digit.png --attention
 
 Data: the 1,797 digits of scikit-learn (Alpaydin and Kaynak 1998), in fixed parts of 1,257 to train on, 180 that choose
 the checkpoint and 360 that it is reported on, with the confusion matrix, the reliability curve and its worst mistakes.

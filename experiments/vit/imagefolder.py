@@ -1,10 +1,10 @@
 """Your own pictures: a folder with a folder of images for each class.
 
-    python -m experiments.vit.imagefolder --data.source.path photos --model.num-classes 3
-    python -m experiments.vit.imagefolder finetune --data.source.path photos --model.num-classes 3 \
+    transformer-jax train vit.imagefolder --data.source.path photos --model.num-classes 3
+    transformer-jax train vit.imagefolder finetune --data.source.path photos --model.num-classes 3 \
         --init-from downloads/vit-base-patch16-224
-    python -m transformer_jax evaluate runs/vit-imagefolder
-    python -m transformer_jax predict runs/vit-imagefolder new/*.jpg --top 3 --attention
+    transformer-jax evaluate runs/vit-imagefolder
+    transformer-jax predict runs/vit-imagefolder new/*.jpg --top 3 --attention
 
 Data: PATH/CLASS/*.jpg (PNG and WebP as well), of which a tenth is held out, or PATH/train/CLASS/*.jpg with PATH/val
 and, if you have one, PATH/test. Files that cannot be decoded end the run, unless you say --data.broken skip. Random

@@ -1,8 +1,8 @@
 """ViT-B/16 on ImageNet-1k: big_vision's plain 90-epoch recipe, and the one of "How to train your ViT?".
 
-    TFDS_DATA_DIR=/data python -m experiments.vit.imagenet_b16
-    TFDS_DATA_DIR=/data python -m experiments.vit.imagenet_b16 augreg --workdir runs/b16-augreg
-    python -m transformer_jax predict runs/vit-imagenet_b16 photo.jpg --attention
+    TFDS_DATA_DIR=/data transformer-jax train vit.imagenet_b16
+    TFDS_DATA_DIR=/data transformer-jax train vit.imagenet_b16 augreg --workdir runs/b16-augreg
+    transformer-jax predict runs/vit-imagenet_b16 photo.jpg --attention
 
 `experiment` is `experiments.vit.imagenet_s16` with the larger model: there the recipe and its sources. `augreg` is
 google-research/big_vision, configs/vit_i1k.py for B/16 (Steiner et al. 2022, arXiv 2106.10270, setting "medium2"): the

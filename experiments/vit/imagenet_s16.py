@@ -1,8 +1,8 @@
 """ViT-S/16 on ImageNet-1k: big_vision's plain recipe, 90 epochs.
 
-    TFDS_DATA_DIR=/data python -m experiments.vit.imagenet_s16
-    TFDS_DATA_DIR=/data python -m experiments.vit.imagenet_s16 epochs_300 --workdir runs/s16-300
-    python -m transformer_jax predict runs/vit-imagenet_s16 photo.jpg --attention
+    TFDS_DATA_DIR=/data transformer-jax train vit.imagenet_s16
+    TFDS_DATA_DIR=/data transformer-jax train vit.imagenet_s16 epochs_300 --workdir runs/s16-300
+    transformer-jax predict runs/vit-imagenet_s16 photo.jpg --attention
 
 Reproduces: Beyer, Zhai and Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580), and
 google-research/big_vision, configs/vit_s16_i1k.py: fixed sines and cosines for positions, global average pooling, a

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(server, folder, steps: int):
-    command = [sys.executable, "-m", "tools.launch.local", "2", "tools.drills.jobs", "gpt", "--workdir"]
+    command = [sys.executable, "-m", "transformer_jax", "launch", "local", "2", "tools.drills.jobs", "gpt", "--workdir"]
     command += ["gs://drill/run", "--train.steps", str(steps), "--checkpoint.every", "10", "--checkpoint.keep", "2"]
     command += ["--evaluate.every", "0", "--hosts.timeout", "10", "--mesh.fsdp", "2", "--mesh.data", "1"]
     settings = server.environment | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONUNBUFFERED": "1"}

@@ -54,7 +54,7 @@ from tools.bench import step as bench_step
 from tools.bench import target as bench_target
 from transformer_jax import brought, config_json, optim, overrides
 from transformer_jax import experiment as experiments
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.data import corpus, image_sources, images, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Train
@@ -163,11 +163,11 @@ def main(arguments: list[str] | None = None) -> int:
             if options.json:
                 Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
             return 0
-        launch.keep_freed_memory(experiment)
+        process.keep_freed_memory(experiment)
         if options.devices is not None:
             jax.config.update("jax_num_cpu_devices", options.devices)
         else:
-            launch.use_cpu_cores(experiment)
+            process.use_cpu_cores(experiment)
         rows = pairs(experiment, options.full_rows)
         if options.profile:
             run, _, compiled = bench_step.prepare(experiment, rows)
@@ -196,7 +196,7 @@ def named(shape: str) -> Experiment:
     if "." not in shape and "/" not in shape:
         raise InputError(f"no shape {shape!r}; there are {', '.join(SHAPES)}; or give an experiment's module or file")
     target, _, variant = shape.partition(":")
-    recipes = launch.variants(brought.read(target)[0])
+    recipes = process.variants(brought.read(target)[0])
     if (variant or "experiment") not in recipes:
         raise InputError(f"{target} has no {variant or 'experiment'!r}; it has {', '.join(recipes) or 'none'}")
     return recipes[variant or "experiment"]()

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from tools import bench
 from tools.bench import step as bench_step
 from transformer_jax import losses, models
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.data import corpus
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Train
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    launch.keep_freed_memory(experiment)
-    launch.use_cpu_cores(experiment)
+    process.keep_freed_memory(experiment)
+    process.use_cpu_cores(experiment)
     load = os.getloadavg()[0]
     tasks = {"gathered": MaskedLM(), "every position": EveryPosition()}
     sides = {name: bench_step.prepare(dataclasses.replace(experiment, task=task), []) for name, task in tasks.items()}

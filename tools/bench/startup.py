@@ -32,7 +32,7 @@ def child(layers: int, scan: bool) -> dict[str, float]:
 
     from tools.bench import step as bench_step
     from transformer_jax import sharding
-    from transformer_jax.cli import launch
+    from transformer_jax.cli import process
     from transformer_jax.data import corpus
     from transformer_jax.experiment import Experiment, Train
     from transformer_jax.models import gpt
@@ -43,8 +43,8 @@ def child(layers: int, scan: bool) -> dict[str, float]:
     model = gpt.Config(vocab_size=512, max_length=LENGTH, width=WIDTH, num_layers=layers, num_heads=2, scan_layers=scan)
     train = Train(batch_size=ROWS, steps=STEPS)
     experiment = Experiment(model=model, data=corpus.TextCorpus(length=LENGTH), train=train)
-    launch.use_cpu_cores(experiment)
-    launch.keep_compilations()
+    process.use_cpu_cores(experiment)
+    process.keep_compilations()
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
     with jax.set_mesh(mesh):
         program = programs.make(experiment, mesh)

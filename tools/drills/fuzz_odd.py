@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tools.launch import gke, local, slurm, tpu_vm
 from transformer_jax import observe, restore
+from transformer_jax.cli.launch import gke, local, slurm, tpu_vm
 from transformer_jax.data import records, text_files
-from transformer_jax.errors import InputError
 from transformer_jax.runs import checkpoint, identity, workdir
 
 ODD = ("link out", "link to a device", "link to itself", "pipe", "socket", "folder", "sparse", "empty", "deep", "wide")
@@ -152,13 +151,9 @@ def mutate_words(path: Path, rng: np.random.Generator) -> None:
 def read_words(folder: Path) -> None:
     """Prints what a launcher would start; raises `AssertionError` where a word is a line or an option there."""
     name, *words = json.loads((folder / "words.json").read_text())
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            MAIN[name](["--dry-run", *words])
-    except SystemExit as stop:
-        assert stop.code == 2, f"exit code {stop.code}"
-        raise InputError(err.getvalue().splitlines()[-1]) from None
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        MAIN[name](["--dry-run", *words])
     made = out.getvalue().splitlines()
     if name == "slurm":
         body = made.index("set -eu")

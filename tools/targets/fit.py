@@ -24,7 +24,7 @@ import jax
 from tools import preflight, targets
 from tools.targets import Target, compiled, footprint
 from transformer_jax import brought
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib
@@ -70,7 +70,7 @@ def steps(paths: list[Path]) -> list[Step]:
     """The steps of all variants in these files, each once."""
     found: dict[Any, tuple[list[str], Experiment]] = {}
     for path in paths:
-        for variant, recipe in launch.variants(brought.read(str(path))[0]).items():
+        for variant, recipe in process.variants(brought.read(str(path))[0]).items():
             experiment = recipe()
             name = f"{path.relative_to(ROOT / 'experiments').with_suffix('')}:{variant}"
             found.setdefault(_same(experiment), ([], experiment))[0].append(name)

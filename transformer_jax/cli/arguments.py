@@ -8,7 +8,7 @@ from typing import Any
 from transformer_jax import brought
 from transformer_jax.errors import InputError
 
-PROGRAM = "python -m transformer_jax"
+PROGRAM = "transformer-jax"
 
 
 def positional(command: Callable[..., int], arguments: list[str], count: int, *, exactly: bool = False) -> list[Any]:

@@ -19,17 +19,17 @@ from transformer_jax.train import state as state_lib
 def main(arguments: list[str]) -> int:
     """Make another folder of a run or a model: between Hugging Face snapshots and workdirs, or a mean of checkpoints.
 
-        python -m transformer_jax convert hf SRC DST [--no-verify]
-        python -m transformer_jax convert average RUN DST [--last N]
+        transformer-jax convert hf SRC DST [--no-verify]
+        transformer-jax convert average RUN DST [--last N]
 
     hf: a snapshot folder SRC becomes a workdir DST; a workdir or a step SRC becomes a snapshot folder. Neither torch
     nor Transformers is needed. Of a run with a test set it is the checkpoint by which it was reported, else the newest.
     average: DST is a workdir whose parameters are the mean of those of RUN's newest N checkpoints, 5 unless told, which
     RUN must have kept (--checkpoint.keep N). DST must not exist.
 
-        python -m transformer_jax convert hf downloads/gpt2 runs/gpt2
-        python -m transformer_jax convert hf runs/a exported
-        python -m transformer_jax convert average runs/wmt runs/wmt_mean --last 5
+        transformer-jax convert hf downloads/gpt2 runs/gpt2
+        transformer-jax convert hf runs/a exported
+        transformer-jax convert average runs/wmt runs/wmt_mean --last 5
     """
     types, arguments = with_types(arguments)
     kind, source, target, rest = positional(main, arguments, 3)

@@ -22,7 +22,7 @@ PACKAGES = (
 def main(arguments: list[str]) -> int:
     """Print versions and devices, name pairs of versions that are known to be bad, and train a tiny model briefly.
 
-        python -m transformer_jax doctor
+        transformer-jax doctor
 
     The exit code is 1 when something is wrong.
     """

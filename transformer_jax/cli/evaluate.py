@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from transformer_jax import config_json, overrides
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, compute_dtype, computed_in
@@ -13,18 +13,18 @@ from transformer_jax.experiment import Experiment, compute_dtype, computed_in
 def main(arguments: list[str]) -> int:
     """Evaluate a run on its whole validation set, and on its test set where it has one.
 
-        python -m transformer_jax evaluate WORKDIR [--with FILE] [--FIELD VALUE ...]
+        transformer-jax evaluate WORKDIR [--with FILE] [--FIELD VALUE ...]
 
     The newest checkpoint is evaluated; of a run with a test set the best one, by which it was reported. Prints the
     numbers and stores them in WORKDIR/evaluation.json, pictures beside it. Fields of the run's experiment can be
     overridden, such as other text or a larger batch:
 
-        python -m transformer_jax evaluate runs/a
-        python -m transformer_jax evaluate runs/a --evaluate.batch-size 64
+        transformer-jax evaluate runs/a
+        transformer-jax evaluate runs/a --evaluate.batch-size 64
 
     A translator's text is written to WORKDIR/validation.hypotheses.txt and WORKDIR/test.hypotheses.txt:
 
-        python -m transformer_jax evaluate runs/de --task.beam.width 1 --data.source.test other.en other.de
+        transformer-jax evaluate runs/de --task.beam.width 1 --data.source.test other.en other.de
     """
     types, arguments = with_types(arguments)
     workdir, rest = positional(main, arguments, 1)
@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
     stored = config_json.load(folder / "config.json", types)
     asked = overrides.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
     _refuse_other_model(stored, asked)
-    launch.keep_freed_memory(asked)
-    launch.use_cpu_cores(asked)
-    launch.keep_compilations()
+    process.keep_freed_memory(asked)
+    process.use_cpu_cores(asked)
+    process.keep_compilations()
     from transformer_jax import observe, restore, sharding
     from transformer_jax.runs import store
     from transformer_jax.runs import workdir as workdirs

@@ -12,15 +12,15 @@ from transformer_jax.errors import InputError
 def main(arguments: list[str]) -> int:
     """Say what a folder holds.
 
-        python -m transformer_jax inspect PATH [--verify]
+        transformer-jax inspect PATH [--verify]
 
     PATH is a workdir, one step of it, or a Hugging Face folder. Prints the config, every parameter with its dtype and
     shape, their count, and the steps that are there; the parameters are read once, so what is missing or misshapen is
     named. With --verify every file of every step is compared with the step's manifest instead; damage is named, and
     makes the exit code 1.
 
-        python -m transformer_jax inspect runs/a
-        python -m transformer_jax inspect runs/a --verify
+        transformer-jax inspect runs/a
+        transformer-jax inspect runs/a --verify
     """
     types, arguments = with_types(arguments)
     where, rest = positional(main, arguments, 1)

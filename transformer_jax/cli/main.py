@@ -1,23 +1,26 @@
 """Train transformers in JAX and use them.
 
-    train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or go on; EXPERIMENT is a module or a file
+    train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or go on; EXPERIMENT is a recipe or a file
     evaluate WORKDIR [--FIELD VALUE ...]                   the validation numbers of the newest checkpoint
     predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
     inspect PATH [--verify]                                what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or the other way round
     convert average RUN DST [--last N]                     the mean of a run's last checkpoints, as a workdir
+    recipes [copy NAME FILE]                               the recipes that ship, and a copy of one to edit
+    launch KIND ... EXPERIMENT                             the same training on many machines
     doctor                                                 versions, devices, known-bad pairs, a short smoke step
 
 For example:
 
-    python -m transformer_jax train experiments.causal_lm.stdlib --workdir runs/a --train.steps 200
-    python -m transformer_jax predict runs/a "def add("
+    transformer-jax train causal_lm.stdlib --workdir runs/a --train.steps 200
+    transformer-jax predict runs/a "def add("
 
 A run with a model, task, data or optimiser of your own file needs that file again: --with mine.py, in every command.
 A workdir may be in an object store, gs://BUCKET/RUN (docs/reliability.md).
-`python -m transformer_jax COMMAND --help` says more. Bad input is one line on stderr and exit code 2, a run that
-cannot go on, such as on a full disk, one line and 1; a run ended by Ctrl-C, SIGUSR1 or SIGTERM exits with 130, 138 or
-143 after its state is saved. What reads a checkpoint verifies its files first, unless told --no-verify.
+`transformer-jax COMMAND --help` says more; `python -m transformer_jax` is the same program. Bad input is one line on
+stderr and exit code 2, a run that cannot go on, such as on a full disk, one line and 1; a run ended by Ctrl-C, SIGUSR1
+or SIGTERM exits with 130, 138 or 143 after its state is saved. What reads a checkpoint verifies its files first;
+--no-verify skips that.
 """
 
 import importlib
@@ -31,7 +34,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from transformer_jax.errors import InputError, RunError
 
-COMMANDS = ("train", "evaluate", "predict", "inspect", "convert", "doctor")
+COMMANDS = ("train", "evaluate", "predict", "inspect", "convert", "recipes", "launch", "doctor")
+
+
+def console() -> int:
+    """The console script. Like `python -m transformer_jax`, it finds modules in the folder that it is run in."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file of the user's must not hide a library
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax import config_json, overrides
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.cli.arguments import PROGRAM, is_run, path, positional, verified, with_types
 from transformer_jax.contracts import Input
 from transformer_jax.data import inputs as inputs_lib
@@ -17,7 +17,7 @@ from transformer_jax.errors import InputError
 def main(arguments: list[str]) -> int:
     """What the model makes of a text or an image: continuation, translation, filled masks, label, entities, answer.
 
-        python -m transformer_jax predict PATH [INPUT ...] [--FIELD VALUE ...]
+        transformer-jax predict PATH [INPUT ...] [--FIELD VALUE ...]
 
     PATH is a run, one of its checkpoints or a Hugging Face folder. Without INPUT, or with -, stdin is read. Of a run
     with a test set it is the checkpoint by which it was reported, else the newest.
@@ -26,31 +26,31 @@ def main(arguments: list[str]) -> int:
     for the new tokens loses its beginning, and a line on stderr says how much. The fields are those of the
     experiment's `sample`, whose values are the defaults.
 
-        python -m transformer_jax predict runs/a "def add(" --max-new-tokens 100 --temperature 0.5 --seed 1
+        transformer-jax predict runs/a "def add(" --max-new-tokens 100 --temperature 0.5 --seed 1
 
     An encoder answers each INPUT, or each line of --file or stdin; the two texts of a pair (question and context,
     premise and hypothesis) are separated by a tab. --json gives one JSON object a line, for programs. What has no
     answer, such as a blank line, gets a reason in its place: there are as many answers as inputs, in their order.
 
-        python -m transformer_jax predict runs/mlm "import <mask> as np" --top 3
-        python -m transformer_jax predict runs/sst2 --file reviews.txt --json
+        transformer-jax predict runs/mlm "import <mask> as np" --top 3
+        transformer-jax predict runs/sst2 --file reviews.txt --json
 
     A table (.csv, .tsv, .jsonl) is read by column, as training reads it, and --out writes the answers beside the other
     columns. A tagger takes words in CoNLL's format (.conll), a question answerer SQuAD's (.json).
 
-        python -m transformer_jax predict runs/sst2 --file new.csv --text review --out answers.csv
+        transformer-jax predict runs/sst2 --file new.csv --text review --out answers.csv
 
     A translator gives a line for each line, in order, an empty one for an empty one. --beam, --length-penalty and
     --max-new-tokens change the search. With --nbest K each line gives up to K lines "score<TAB>text", best first, and
     an empty line after them; with --json one object with "source", "hypotheses" and "scores".
 
-        python -m transformer_jax predict runs/de < source.txt > target.txt
-        python -m transformer_jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
+        transformer-jax predict runs/de < source.txt > target.txt
+        transformer-jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
     A classifier of images labels files, and all in a folder. With --attention it also draws what it looked at,
     NAME_attention.png, into this folder or --folder.
 
-        python -m transformer_jax predict runs/digits photo.jpg another.png --top 3 --attention
+        transformer-jax predict runs/digits photo.jpg another.png --top 3 --attention
 
     `predict PATH --help-fields` lists the fields.
     """
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     while rest and not rest[0].startswith("--"):
         inputs.append(rest.pop(0))
     rest = ["--help" if argument == "--help-fields" else argument for argument in rest]
-    launch.keep_compilations()
+    process.keep_compilations()
     from transformer_jax import observe, restore
     from transformer_jax.runs import workdir as workdirs
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from transformer_jax import brought, hosts, observe
-from transformer_jax.cli import launch
+from transformer_jax.cli import process
 from transformer_jax.cli.arguments import PROGRAM, positional, with_types
 from transformer_jax.errors import InputError
 
@@ -17,13 +17,14 @@ from transformer_jax.errors import InputError
 def main(arguments: list[str]) -> int:
     """Train an experiment, or go on with it.
 
-        python -m transformer_jax train EXPERIMENT [VARIANT] [--workdir DIR] [--profile FIRST:LAST] [--FIELD VALUE ...]
+        transformer-jax train EXPERIMENT [VARIANT] [--workdir DIR] [--profile FIRST:LAST] [--FIELD VALUE ...]
 
-    EXPERIMENT is a module, or a Python file, with a function `experiment() -> Experiment`; VARIANT names another such
-    function in it. `train EXPERIMENT --help` lists every field with its meaning, unit and default.
+    EXPERIMENT is a recipe (`transformer-jax recipes` lists them), a Python file, or a module, with a function
+    `experiment() -> Experiment`; VARIANT names another such function in it. `train EXPERIMENT --help` lists every field
+    with its meaning, unit and default.
 
-        python -m transformer_jax train experiments.causal_lm.stdlib --workdir runs/a --optim.peak-lr 3e-4
-        python -m transformer_jax train path/to/mine.py --train.steps 500
+        transformer-jax train causal_lm.stdlib --workdir runs/a --optim.peak-lr 3e-4
+        transformer-jax train path/to/mine.py --train.steps 500
 
     The file may define its own model, task, data, optimiser and observers; types of further files come --with FILE.
 
@@ -38,22 +39,22 @@ def main(arguments: list[str]) -> int:
     target, *rest = given
     module, name = brought.read(target)
     where = os.path.relpath(target) if target.endswith(".py") else target
-    recipes = launch.variants(module)
+    recipes = process.variants(module)
     chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "experiment"
     if chosen not in recipes:
         raise InputError(f"{target} has no variant {chosen!r}; it has {', '.join(recipes) or 'no experiment()'}")
-    launched = launch.parse(
-        launch.made(recipes[chosen], target),
+    launched = process.parse(
+        process.made(recipes[chosen], target),
         rest,
         workdir=str(Path("runs") / (name if chosen == "experiment" else f"{name}-{chosen}")),
         description=module.__doc__ or "",
         program=f"{PROGRAM} train {where}",
     )
-    profile = launch.parse_profile(launched.profile)
+    profile = process.parse_profile(launched.profile)
     hosts.start(launched.hosts)
-    launch.keep_freed_memory(launched.experiment)
-    launch.use_cpu_cores(launched.experiment)
-    launch.keep_compilations()
+    process.keep_freed_memory(launched.experiment)
+    process.use_cpu_cores(launched.experiment)
+    process.keep_compilations()
     named = observe.named(launched.log) if launched.log else ()
     experiment = dataclasses.replace(launched.experiment, observers=(*launched.experiment.observers, *named))
     with hosts.together(timeout=launched.hosts.timeout):
@@ -71,8 +72,15 @@ def main(arguments: list[str]) -> int:
             verify=launched.verify,
         )
     if results.signal:
-        python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
-        again = [python, "-m", "transformer_jax", "train", *(where if a == target else a for a in arguments)]
+        again = [*_program(), "train", *(where if a == target else a for a in arguments)]
         print(f"to go on: {shlex.join(again)}", flush=True)
         return 128 + results.signal
     return 0
+
+
+def _program() -> list[str]:
+    """The words that start this program again: the console script, or the module by this interpreter."""
+    if Path(sys.argv[0]).name == PROGRAM:
+        return [PROGRAM if shutil.which(PROGRAM) == sys.argv[0] else os.path.relpath(sys.argv[0])]
+    python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+    return [python, "-m", "transformer_jax"]

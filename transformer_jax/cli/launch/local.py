@@ -1,16 +1,15 @@
 """N processes on this machine, or one on each of several by ssh: the smallest way to many hosts.
 
-    python -m tools.launch.local 2 experiments.causal_lm.stdlib --workdir runs/a
-    python -m tools.launch.local --ssh node1,node2 --folder /home/me/jax experiments.causal_lm.stdlib --workdir /nfs/a
+    transformer-jax launch local 2 causal_lm.stdlib --workdir runs/a
+    transformer-jax launch local --ssh node1,node2 --folder /home/me/jax causal_lm.stdlib --workdir /nfs/a
 
-What follows the number or the options is what `python -m transformer_jax train` takes. Host 0 is the first machine; the
+What follows the number or the options is what `transformer-jax train` takes. Host 0 is the first machine; the
 others must reach it at --port. When one process fails, the others end by themselves (transformer_jax/hosts); Ctrl-C
 stops them all at one step. The exit code is the first that is not 0.
 
 --dry-run prints the commands, one a line, and starts nothing.
 """
 
-import argparse
 import shlex
 import signal
 import socket
@@ -18,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from tools.launch import words
+from transformer_jax.cli.launch import words
 
 
 def commands(
@@ -34,12 +33,11 @@ def commands(
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(arguments: Sequence[str]) -> int:
+    """Runs `launch local` and returns its exit code."""
+    parser = words.Parser("local", __doc__)
     parser.add_argument("--ssh", metavar="HOST,HOST", default="", help="one process on each of these machines")
-    parser.add_argument("--folder", default=".", help="the checkout there, the same path on all machines")
+    parser.add_argument("--folder", default=".", help="the same path on all machines; it holds .venv")
     parser.add_argument("--python", default="", help="the interpreter; with --ssh .venv/bin/python unless told")
     parser.add_argument("--port", type=int, default=0, help="of host 0; by default a free one, with --ssh 8476")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
@@ -70,7 +68,3 @@ def _take_interrupts() -> None:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,11 @@
 """All workers of a Cloud TPU slice: one ssh command that runs the same training on every machine of it.
 
-    python -m tools.launch.tpu_vm NAME --zone us-east5-a experiments.causal_lm.gpt2_small --workdir /mnt/shared/a
+    transformer-jax launch tpu-vm NAME --zone us-east5-a causal_lm.gpt2_small --workdir gs://BUCKET/a
 
-What follows the options is what `python -m transformer_jax train` takes. JAX finds the workers and their numbers by
-itself, so there are no --hosts flags. --workdir must be on a disk that all workers mount (Filestore, or a bucket by
-Cloud Storage FUSE). The checkout and its environment (`tools/install tpu`) must be on every worker in --folder.
+What follows the options is what `transformer-jax train` takes. JAX finds the workers and their numbers by itself, so
+there are no --hosts flags. --workdir must be where all workers can write: gs://BUCKET/RUN, or a disk that all mount.
+Every worker must have the folder --folder, with .venv in it (pip install 'transformer-jax[tpu,gcs]') and the
+experiment, if that is a file.
 
 --dry-run prints the command and runs nothing. It needs gcloud:
 https://cloud.google.com/tpu/docs/managing-tpus-tpu-vm
@@ -14,10 +15,9 @@ import argparse
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 
-from tools.launch import words
+from transformer_jax.cli.launch import words
 
 
 def command(options: argparse.Namespace, train: Sequence[str]) -> list[str]:
@@ -30,14 +30,13 @@ def command(options: argparse.Namespace, train: Sequence[str]) -> list[str]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(arguments: Sequence[str]) -> int:
+    """Runs `launch tpu-vm` and returns its exit code."""
+    parser = words.Parser("tpu-vm", __doc__)
     parser.add_argument("name", help="of the TPU")
     parser.add_argument("--zone", required=True)
     parser.add_argument("--project", default="", help="by default gcloud's own")
-    parser.add_argument("--folder", default="transformer_jax", help="the checkout on every worker")
+    parser.add_argument("--folder", default="transformer_jax", help="on every worker; it holds .venv")
     parser.add_argument("--dry-run", action="store_true", help="print the command and run nothing")
     options, train = parser.parse_known_args(arguments)
     words.check(parser, options, train)
@@ -48,7 +47,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shutil.which("gcloud") is None:
         parser.error("gcloud is not on the PATH; install the Google Cloud CLI, or use --dry-run")
     return subprocess.run(made).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,11 @@
 """A SLURM job: writes the sbatch file of a training, and submits it.
 
-    python -m tools.launch.slurm --nodes 4 --gpus-per-node 8 --time 24:00:00 experiments.mlm.bert_base --workdir /nfs/a
+    transformer-jax launch slurm --nodes 4 --gpus-per-node 8 --time 24:00:00 mlm.bert_base --workdir /nfs/a
 
-What follows the options is what `python -m transformer_jax train` takes. One process a GPU, which is what JAX expects
-of SLURM (it shows each process the GPU of its local number); without GPUs one a node. JAX finds them by itself. Ninety
-seconds before the time is over, or when the job is preempted, SIGTERM makes all processes save at one step; a
-requeued job goes on from there. --workdir must be on a file system that all nodes share.
+What follows the options is what `transformer-jax train` takes. One process per GPU, which is what JAX expects of SLURM
+(each process uses the GPU of its local number); without GPUs one per node. JAX reads SLURM's variables. Ninety seconds
+before the time limit, or when the job is preempted, SIGTERM makes all processes save at the same step; a requeued job
+resumes there. --workdir must be on a file system that all nodes share.
 
 --dry-run prints the file and submits nothing. Options: https://slurm.schedmd.com/sbatch.html
 """
@@ -14,10 +14,9 @@ import argparse
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 
-from tools.launch import words
+from transformer_jax.cli.launch import words
 
 
 def script(options: argparse.Namespace, train: Sequence[str]) -> str:
@@ -41,15 +40,14 @@ def script(options: argparse.Namespace, train: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(arguments: Sequence[str]) -> int:
+    """Runs `launch slurm` and returns its exit code."""
+    parser = words.Parser("slurm", __doc__)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=0, help="0: train on CPUs, one process a node")
     parser.add_argument("--time", default="24:00:00", help="limit of the job")
     parser.add_argument("--name", default="transformer_jax")
-    parser.add_argument("--folder", default=".", help="the checkout, on all nodes")
+    parser.add_argument("--folder", default=".", help="on all nodes; it holds .venv")
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another #SBATCH line's option")
     parser.add_argument("--dry-run", action="store_true", help="print the file and submit nothing")
     options, train = parser.parse_known_args(arguments)
@@ -63,7 +61,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shutil.which("sbatch") is None:
         parser.error("sbatch is not on the PATH; run this on a login node, or use --dry-run")
     return subprocess.run(["sbatch"], input=made, text=True).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,10 @@
 import argparse
 import re
 from collections.abc import Sequence
+from typing import NoReturn
+
+from transformer_jax.cli.arguments import PROGRAM
+from transformer_jax.errors import InputError
 
 NAMES = {  # what an option may be: anything else would be an option or a line of its own where it ends up
     "name": r"[A-Za-z0-9][\w.-]*",
@@ -14,6 +18,17 @@ NAMES = {  # what an option may be: anything else would be an option or a line o
     "claim": r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?",
     "sbatch": r"--?[A-Za-z].*",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of one launcher, whose errors are `InputError`s. `about`: the launcher's docstring, for --help."""
+
+    def __init__(self, kind: str, about: str | None) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"{PROGRAM} launch {kind}", description=about, formatter_class=form, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help says more")
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace, train: Sequence[str]) -> None:
@@ -29,4 +44,4 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace, train: S
         if not word.isprintable():
             parser.error(f"argument {word!r} has a line end or another control character")
     if not train or train[0].startswith("-"):
-        parser.error("give an experiment: a module such as experiments.causal_lm.gpt2_small, or a file")
+        parser.error("give an experiment: a recipe such as causal_lm.gpt2_small, a file or a module")

@@ -1,12 +1,12 @@
 """A Kubernetes JobSet: prints the manifest of a training on TPU slices or GPU nodes, and applies it.
 
-    python -m tools.launch.gke NAME --image IMAGE --tpu v5e:4x4 --hosts 4 experiments.mlm.bert_base --workdir /data/a
-    python -m tools.launch.gke NAME --image IMAGE --gpus 8 --hosts 4 experiments.mlm.bert_base --workdir /data/a
+    transformer-jax launch gke NAME --image IMAGE --tpu v5e:4x4 --hosts 4 mlm.bert_base --workdir /data/a
+    transformer-jax launch gke NAME --image IMAGE --gpus 8 --hosts 4 mlm.bert_base --workdir /data/a
 
-What follows the options is what `python -m transformer_jax train` takes; the image holds the checkout as its working
-folder. --claim names the PersistentVolumeClaim that every pod mounts at /data, for --workdir. On TPUs GKE tells each
-pod its place and JAX reads it; on GPUs a pod's completion index is its number, and pod 0 the coordinator. A pod that
-ends with another code than 0 or 2 restarts the whole set, which goes on from its newest checkpoint.
+What follows the options is what `transformer-jax train` takes; the image has the package in the environment of its
+`python`. --claim names the PersistentVolumeClaim that every pod mounts at /data, for --workdir. On TPUs GKE gives each
+pod its number and JAX reads it; on GPUs a pod's completion index is its number, and pod 0 is the coordinator. A pod
+that ends with another code than 0 or 2 restarts the whole set, which resumes from its newest checkpoint.
 
 --dry-run prints the manifest (JSON, which is YAML) and applies nothing. It needs the JobSet controller:
 https://jobset.sigs.k8s.io, https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice
@@ -19,11 +19,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tools.launch import words
+from transformer_jax.cli.launch import words
 
 PORT = 8476
 # --tpu's names and GKE's: the label of the node pool, and chips of one machine of a multi-host slice.
@@ -86,10 +85,9 @@ def manifest(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(arguments: Sequence[str]) -> int:
+    """Runs `launch gke` and returns its exit code."""
+    parser = words.Parser("gke", __doc__)
     parser.add_argument("name", help="of the JobSet")
     parser.add_argument("--image", required=True, help="with the package, the experiments and their environment")
     parser.add_argument("--tpu", default="", metavar="KIND:TOPOLOGY", help=f"{', '.join(TPUS)}, such as v5p:4x4x4")
@@ -124,7 +122,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shutil.which("kubectl") is None:
         parser.error("kubectl is not on the PATH; install it, or use --dry-run")
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=made, text=True).returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

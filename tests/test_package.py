@@ -1,0 +1,110 @@
+"""What `pip install` brings: the console script, the recipes inside the package, nothing else at top level."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from transformer_jax import brought, shipped
+from transformer_jax.__main__ import main
+from transformer_jax.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_recipes_lists_every_file_with_its_first_line(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    files = [path for path in (ROOT / "experiments").glob("*/*.py") if path.stem != "__init__"]
+    listed = [line.split("  ", 1) for line in lines if "." in line.split("  ")[0]]
+    assert len(files) > 20 and len(lines) == len(files) + 2
+    assert [name for name, _ in listed[: len(files)]] == sorted(f"{p.parent.name}.{p.stem}" for p in files)
+    assert [part.strip()[:34] for part in next(x for x in listed if x[0] == "vit.digits")] == [
+        "vit.digits",
+        "Handwritten digits of 8 x 8 pixels",
+    ]
+
+
+def test_a_copy_is_one_to_edit_and_to_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", "vit.digits", "mine.py"]) == 0
+    assert "transformer-jax train mine.py" in capsys.readouterr().out
+    assert Path("mine.py").read_text() == (ROOT / "experiments/vit/digits.py").read_text()
+    assert brought.read("mine.py")[0].experiment() == brought.read("vit.digits")[0].experiment()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["copy", "vit.digit", "mine.py"], "no recipe 'vit.digit'; the nearest is vit.digits"),
+        (["copy", "vit.digits", "there.py"], "there.py exists"),
+        (["copy", "vit.digits", "mine.txt"], "mine.txt does not end in .py"),
+        (["copy", "vit.digits", "nowhere/mine.py"], "there is no folder nowhere"),
+        (["copy", "vit.digits"], "an argument is missing"),
+        (["take", "vit.digits", "mine.py"], "the only action is copy"),
+    ],
+)
+def test_bad_copies_are_refused(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("there.py").write_text("mine")
+    assert main(["recipes", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module, name = brought.read("causal_lm.stdlib")
+    assert (module.__name__, name) == ("experiments.causal_lm.stdlib", "causal_lm-stdlib")
+    with pytest.raises(
+        InputError, match=r"no recipe and no module 'causal_lm.stdlb' here; the nearest is causal_lm.st"
+    ):
+        brought.read("causal_lm.stdlb")
+
+
+INSTALLED = """
+import sys
+from transformer_jax import brought, shipped
+from transformer_jax.cli import process
+assert "experiments" not in sys.modules
+for name in shipped.names():
+    module, _ = brought.read(name)
+    assert module.__name__ == f"transformer_jax.recipes.{name}", module
+    assert "tools/run" not in module.__doc__ and "experiments." not in module.__doc__, module.__doc__
+    for variant, recipe in process.variants(module).items():
+        process.made(recipe, name)
+print(len(shipped.names()))
+"""
+
+
+def test_the_wheel(tmp_path):
+    setuptools = pytest.importorskip("setuptools")
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        pytest.skip(f"setuptools {setuptools.__version__} cannot build this project: 77 or newer is needed")
+    build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
+    tree = tmp_path / "tree"  # a build leaves folders behind
+    tree.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "transformer_jax", "experiments"):
+        (tree / name).symlink_to(ROOT / name)
+    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"transformer_jax"}
+    assert {
+        f"transformer_jax/recipes/{path.relative_to(ROOT / 'experiments')}" for path in ROOT.glob("experiments/**/*.py")
+    } <= set(names)
+    (script,) = importlib.metadata.Distribution.at(next((tmp_path / "site").glob("*.dist-info"))).entry_points
+    assert (script.name, script.value) == ("transformer-jax", "transformer_jax.cli.main:console")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", INSTALLED], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == len(shipped.names())
