@@ -92,7 +92,7 @@ def test_brackets_in_brackets_a_billion_layers_and_ids_beyond_memory(tmp_path):
     tokenizer = json.loads((snapshot / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["O"] = 2**31
     (snapshot / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(InputError, match=r"288 tokens have ids up to 2,147,483,648; ids count the tokens"):
+    with pytest.raises(InputError, match=r"288 tokens have ids up to 2,147,483,648; ids must number the tokens"):
         restore.load(snapshot)
     config = json.loads((snapshot / "config.json").read_text())
     (snapshot / "config.json").write_text(json.dumps(config | {"n_layer": 2**31}))

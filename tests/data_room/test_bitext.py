@@ -133,7 +133,7 @@ def test_files_that_are_not_two_files(tmp_path):
             "a.csv",
             "en,fr\na,b\n",
             {},
-            r"a.csv:2: no column 'source'; there are 'en', 'fr'; choose with .--data.source.source",
+            r"a.csv:2: no column 'source'; there are 'en', 'fr'; choose with --data.source.source",
         ),
         ("a.tsv", "source\ttarget\na\tb\tc\n", {}, r"a.tsv:2: 3 fields, where the header has 2"),
         ("a.jsonl", '{"source": "a", "target": ["b"]}', {}, r"a.jsonl:1: column 'target' holds list, not text"),

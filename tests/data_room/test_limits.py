@@ -47,12 +47,12 @@ def test_expressions_that_explode(tmp_path, capfd):
 
 def test_replacements_that_fill_the_memory(tmp_path):
     growing = {"type": "Sequence", "normalizers": [REPLACE, REPLACE, REPLACE]}
-    assert "1,000,000 characters of one" in refused(written(tmp_path, normalizer=growing))
+    assert "1,000,000 characters from one" in refused(written(tmp_path, normalizer=growing))
     assert tokenizers.load(written(tmp_path, normalizer=REPLACE)).encode("a").size == 100
     charsmap = (8).to_bytes(4, "little") + bytes(8) + b"ab\0" + b"x" * 5000 + b"\0"
     assert limits.longest(charsmap) == 5000 and limits.longest(b"") == 1
     mapped = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
-    assert "5,000 characters of one" in refused(written(tmp_path, normalizer=mapped))
+    assert "5,000 characters from one" in refused(written(tmp_path, normalizer=mapped))
 
 
 def test_files_that_are_none(tmp_path):

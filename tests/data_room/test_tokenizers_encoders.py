@@ -319,8 +319,8 @@ def test_bad_sentencepiece_files_are_named(tmp_path):
         good[:100]: "not a SentencePiece model",
         good + b"\x12\x02\x18\x03": "neither a Unigram model nor a BPE",
         good + piece(b"z", 7): r"pieces of the types \[7\]",
-        good + piece(b"the", 1): "spelled alike",
-        good + b"\x12\x03\xc0\x01\x01": "spaces end its pieces",
+        good + piece(b"the", 1): "the same spelling",
+        good + b"\x12\x03\xc0\x01\x01": "instead of beginning",
     }.items():
         file.write_bytes(content)
         with pytest.raises(InputError, match=reason) as raised:

@@ -91,7 +91,7 @@ def test_a_damaged_file_is_refused_and_made_again(tmp_path, capfd, name, damage)
         tokens.open_file(file.folder)
     capfd.readouterr()
     assert tokens.prepare(DOCUMENTS, BYTES, tmp_path).content == file.content
-    assert "making it again" in capfd.readouterr().err
+    assert "it is made again" in capfd.readouterr().err
     assert path.read_bytes() == whole
 
 
@@ -126,12 +126,12 @@ def test_bytes_that_were_not_written_are_found(tmp_path, capsys, monkeypatch):
         with pytest.raises(InputError, match=rf"token file .*{name}\.bin is damaged: its bytes are not those"):
             tokens.open_file(made.folder)
         assert tokens.prepare(DOCUMENTS, BYTES, tmp_path).tokens.tolist() == whole
-        assert "making it again" in capsys.readouterr().err
+        assert "it is made again" in capsys.readouterr().err
 
 
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
     tokenizer = dataclasses.replace(BYTES, vocab_size=100)
-    with pytest.raises(InputError, match="id [12][0-9][0-9] is none of the tokenizer's 100 ids"):
+    with pytest.raises(InputError, match="id [12][0-9][0-9] is not among the tokenizer's 100 ids"):
         tokens.prepare(sources.in_memory([("a", "xyz")]), tokenizer, tmp_path)
 
 

@@ -1,13 +1,11 @@
-"""Text files as characters: compressed or not, in an encoding that they declare, with one kind of line end.
+"""Text files as characters, whatever their compression, encoding and line ends.
 
-    compression   gzip, bzip2, xz and Zstandard, recognised by the first bytes and not by the name
-    encoding      UTF-8, or UTF-16 and UTF-32 with their byte-order mark; marks at the head are removed
-    line ends     "\\n" and "\\r\\n" become "\\n", and so does "\\r" in a file that has no "\\n"; nothing else ends a
-                  line: not U+2028, not a form feed
+    compression   gzip, bzip2, xz and Zstandard, recognised by the first bytes, not by the name
+    encoding      UTF-8, or UTF-16 and UTF-32 with a byte-order mark; leading marks are removed
+    line ends     "\\n" and "\\r\\n" become "\\n", as does "\\r" in a file without "\\n"; nothing else ends a line
 
-Every reader of text in this package goes through `pieces`, `lines` or `whole`, in training and in prediction. A file is
-read as it is asked for: however large it is, little of it is held. What cannot be read is an `InputError` that names
-file, line and byte.
+Training and prediction both read text through `pieces`, `lines` or `whole`. Files are streamed, so little of a large
+file is in memory. What cannot be read is an `InputError` that names the file, the line and the byte.
 """
 
 import bz2
@@ -26,12 +24,12 @@ from transformer_jax import files
 from transformer_jax.errors import InputError
 
 PIECE = 1 << 20  # bytes that are read at a time
-HEAD = 1 << 20  # bytes at the head of a file that show its encoding and its line ends
-LONGEST_TEXT = 1 << 28  # characters of a file that is read as a whole
-LONGEST_LINE = 1 << 26  # characters: a longer line would fill the memory, and is no line of text
+HEAD = 1 << 20  # first bytes of a file, from which its encoding and line ends are detected
+LONGEST_TEXT = 1 << 28  # characters that `whole` reads at most
+LONGEST_LINE = 1 << 26  # characters; a longer line would fill the memory
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-MARKS = (  # UTF-32's first: its mark begins as UTF-16's does
+MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
@@ -48,13 +46,24 @@ NO_TEXT = {
 
 
 def suffix(path: str | Path) -> str:
-    """How the name ends, in lower case and without the ending of a compressed file: ".csv" of "A.CSV.gz"."""
+    """The suffix of a name in lower case, without that of a compression: ".csv" for "A.CSV.gz".
+
+    Args:
+      path: a path or a name.
+    """
     name = Path(path)
     return Path(name.stem if name.suffix.lower() in COMPRESSED else name.name).suffix.lower()
 
 
 def pieces(path: Path) -> Iterator[str]:
-    """The text of a file in pieces of about PIECE bytes that end at the end of a line, wherever one does."""
+    """The text of a file in pieces of about PIECE bytes. A piece ends at a line end if it holds one.
+
+    Args:
+      path: the file.
+
+    Raises:
+      InputError: the file cannot be read, or is not text.
+    """
     try:
         with files.opened(path) as file:
             yield from decoded(file, str(path))
@@ -63,23 +72,45 @@ def pieces(path: Path) -> Iterator[str]:
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a file without their ends. A file that ends in a line end has no empty line after it."""
+    """The lines of a file without their line ends. A line end at the end of the file adds no empty line.
+
+    Args:
+      path: the file.
+
+    Raises:
+      InputError: as `pieces`, and a line of more than LONGEST_LINE characters.
+    """
     return split(pieces(path), str(path))
 
 
 def whole(path: Path) -> str:
-    """The text of a file. Raises: `InputError` also where it has more than LONGEST_TEXT characters."""
+    """The text of a file as one string.
+
+    Args:
+      path: the file.
+
+    Raises:
+      InputError: as `pieces`, and more than LONGEST_TEXT characters.
+    """
     held, size = [], 0
     for piece in pieces(path):
         held.append(piece)
         size += len(piece)
         if size > LONGEST_TEXT:
-            raise InputError(f"{path} has more than {LONGEST_TEXT:,} characters, all of which would be held; divide it")
+            raise InputError(f"{path} has more than {LONGEST_TEXT:,} characters, too many to hold in memory; divide it")
     return "".join(held)
 
 
 def split(text: Iterable[str], where: str) -> Iterator[str]:
-    """The lines of a text that comes in pieces, as `lines` gives those of a file."""
+    """The lines of a text in pieces, as `lines` yields those of a file.
+
+    Args:
+      text: the pieces.
+      where: names the text in messages.
+
+    Raises:
+      InputError: a line of more than LONGEST_LINE characters.
+    """
     held, size, line = [""], 0, 1  # the parts of a line that has not ended yet
     for piece in text:
         *ended, last = piece.split("\n")
@@ -96,11 +127,14 @@ def split(text: Iterable[str], where: str) -> Iterator[str]:
 
 
 def decoded(file: Any, where: str) -> Iterator[str]:
-    """The text of a buffered binary stream, such as `sys.stdin.buffer`, in pieces as `pieces` gives them.
+    """The text of a binary stream, in the pieces of `pieces`.
 
     Args:
-      file: has `peek` and `read`.
+      file: a binary stream, such as `sys.stdin.buffer`.
       where: names the stream in messages.
+
+    Raises:
+      InputError: the stream is not text.
     """
     unpacked = _unpacked(file, where)
     head = _read(unpacked, HEAD, where)
@@ -128,7 +162,7 @@ def decoded(file: Any, where: str) -> Iterator[str]:
         at += len(block)
         if first and text:
             text, first = text.lstrip("\ufeff"), False
-        if block:  # a "\r" at the end may belong to a "\n" that comes next
+        if block:  # a "\n" may follow a "\r" at the end of a block
             kept = len(text.rstrip("\r"))
             text, carried = _one_end(text[:kept], returns), text[kept:]
             end = text.rfind("\n") + 1 or len(text)
@@ -152,7 +186,7 @@ def _one_end(text: str, returns: bool) -> str:
 
 
 def _ends_in_returns(head: bytes, encoding: str) -> bool:
-    """Whether the lines of a file end in "\\r", as on Macs before OS X."""
+    """Whether the lines of a file end in "\\r" alone, as on Macs before OS X."""
     text = head.decode(encoding, "ignore")
     return "\r" in text and "\n" not in text
 
@@ -164,14 +198,14 @@ def _check_is_text(head: bytes, mark: bytes, where: str) -> None:
     start = head[:1024]
     if (not mark or mark == codecs.BOM_UTF8) and start.count(0) > len(start) // 4:
         raise InputError(
-            f"{where} is no text, or UTF-16 without a byte-order mark: {start.count(0)} of its first {len(start)} "
+            f"{where} is not text, or UTF-16 without a byte-order mark: {start.count(0)} of its first {len(start)} "
             "bytes are 0; convert the file to UTF-8"
         )
 
 
 def _unpacked(file: Any, where: str) -> IO[bytes] | BinaryIO:
-    """The bytes inside a compressed stream; a plain one as it is."""
-    file = file if hasattr(file, "peek") else io.BufferedReader(file)  # a notebook's or a test's stdin
+    """The decompressed stream, or the stream itself if it is not compressed."""
+    file = file if hasattr(file, "peek") else io.BufferedReader(file)  # stdin of a notebook or a test has no peek
     magic = file.peek(8)[:10]
     if magic.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
@@ -196,6 +230,6 @@ def _read(file: IO[bytes] | BinaryIO, count: int, where: str) -> bytes:
     except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise InputError(f"{where}: not a whole compressed file ({error}); fetch or pack it again") from None
     except OSError as error:
-        if error.strerror:  # the disk's, not the decompressor's
+        if error.strerror:  # an error of the disk, not of the decompressor
             raise
         raise InputError(f"{where}: not a whole compressed file ({error}); fetch or pack it again") from None

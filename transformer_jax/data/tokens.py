@@ -1,22 +1,22 @@
-"""Token files: a corpus tokenised once, memory-mapped ever after.
+"""Token files: a corpus is tokenised once and memory-mapped afterwards.
 
     CACHE/tokens/KEY/
       tokens.bin      every token of the corpus in one row, uint16 or uint32, little-endian
-      documents.bin   int64: where each document starts in it
-      header.json     counts, hashes, sizes
+      documents.bin   int64: the position of each document's first token
+      header.json     counts, sizes, hashes
 
-KEY is a hash of the corpus and the tokenizer: either changes, another file is made. A file is written under a
-temporary name, synced and renamed, so it is there whole or not at all; its bytes are compared with the digests in the
-header, and the header with its own hash, whenever it is opened. Memory stays bounded however large the corpus is.
+KEY is a hash of the corpus and the tokenizer. A file is written under a temporary name, synced and renamed, so it is
+complete or absent. Opening a file compares its bytes with the digests in the header, and the header with its own hash.
+Memory is bounded, whatever the size of the corpus.
 
-Before each document stands the token by which a text begins for the model, or else the end of text (`frame`): a model
-is asked to predict every token of the text, and one or two between neighbours. `predicted_bytes` are the UTF-8 bytes of
-the text so predicted, so
+A beginning-of-text token precedes each document, or an end-of-text token if the tokenizer has no other (`frame`). So a
+model predicts every token of the text, and one or two special tokens between documents. `predicted_bytes` counts the
+UTF-8 bytes of the predicted text:
 
     bits per byte = (sum of the losses of all tokens but the first, in nats) / ln 2 / predicted_bytes
 
-counts the cost of the ends of text and is an upper bound on the text's own. Without such a token the first token of the
-stream is given, not predicted, and its bytes are left out.
+It includes the cost of the special tokens, so it is an upper bound for the text. Without a special token the first
+token of the stream is not predicted, and its bytes do not count.
 """
 
 import collections
@@ -43,33 +43,40 @@ from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.errors import InputError
 
 FORMAT = 3
-BLOCK = 1 << 26  # bytes that are digested at a time, several in parallel
-BATCH = 4 << 20  # characters encoded together; their tokens are all that is in memory
-ABANDONED = 3600  # seconds without a write after which a temporary folder's writer is taken for dead
+BLOCK = 1 << 26  # bytes that a thread hashes at a time
+BATCH = 4 << 20  # characters that are encoded together; only their tokens are in memory
+ABANDONED = 3600  # seconds without a write after which a temporary folder is deleted
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """A tokenised corpus, mapped, not read."""
+    """A tokenised corpus, memory-mapped."""
 
     tokens: np.ndarray
     """uint16 or uint32 [count]."""
     starts: np.ndarray
-    """int64 [documents]: the position of each document's first token (what `frame` puts there, if anything)."""
+    """int64 [documents]: the position of each document's first token, which is a special one if `frame` adds one."""
     bytes: int
     """UTF-8 bytes of the text."""
     predicted_bytes: int
-    """The bytes that a model predicts: all, or all but the first token's where nothing stands before it."""
+    """The bytes that a model predicts: all, or all but the first token's if no special token precedes it."""
     vocab_size: int
     tokenizer: str
     """The tokenizer's fingerprint."""
     content: str
-    """sha256 of the text: each document's UTF-8 after a byte 0xFF."""
+    """SHA-256 of the text: a byte 0xFF before the UTF-8 of each document."""
     folder: Path
+    """The folder of the file."""
 
 
 def cache_dir() -> Path:
-    """$TRANSFORMER_JAX_CACHE, else transformer_jax in $XDG_CACHE_HOME or ~/.cache; made if absent, mode 0700."""
+    """The cache folder: $TRANSFORMER_JAX_CACHE, else transformer_jax in $XDG_CACHE_HOME or ~/.cache.
+
+    It is made with mode 0700 if it does not exist.
+
+    Raises:
+      InputError: it cannot be made.
+    """
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(os.environ.get("TRANSFORMER_JAX_CACHE") or f"{user}/transformer_jax").expanduser()
     try:
@@ -82,9 +89,15 @@ def cache_dir() -> Path:
 
 
 def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | None = None) -> TokenFile:
-    """The token file of these documents: found in the cache, or made there.
+    """The token file of these documents, from the cache if it is there.
 
-    Raises InputError where there is no text, or the cache cannot be written.
+    Args:
+      documents: the corpus.
+      tokenizer: encodes it.
+      cache: its folder; None: `cache_dir()`.
+
+    Raises:
+      InputError: there is no text, or the cache cannot be written.
     """
     key = hashlib.sha256(f"{FORMAT} {documents.identity()} {tokenizer.fingerprint}".encode()).hexdigest()[:32]
     parent = (cache or cache_dir()) / "tokens"
@@ -93,7 +106,7 @@ def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | No
         try:
             return open_file(folder)
         except InputError as error:
-            print(f"{error}; making it again", file=sys.stderr)
+            print(f"{error}; it is made again", file=sys.stderr)
             shutil.rmtree(folder)
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,7 +125,14 @@ def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | No
 
 
 def open_file(folder: Path) -> TokenFile:
-    """A token file by its folder. One that is not whole raises InputError."""
+    """The token file in a folder, checked against its digests.
+
+    Args:
+      folder: CACHE/tokens/KEY.
+
+    Raises:
+      InputError: the file is damaged, or of another version.
+    """
     try:
         try:
             header = files.read_json(folder / "header.json", inside=folder)
@@ -132,7 +152,7 @@ def open_file(folder: Path) -> TokenFile:
             size, expected = path.stat().st_size, count * dtype.itemsize
             if size != expected or count < 1:
                 raise InputError(f"token file {path} has {size:,} bytes, its header says {expected:,}: it is damaged")
-            # A plain ndarray over the map: indexing np.memmap itself is several times slower.
+            # A plain ndarray over the map, because indexing np.memmap itself is several times slower.
             arrays[name] = np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
             if _digest_array(arrays[name]) != header["digests"][name]:
                 raise InputError(f"token file {path} is damaged: its bytes are not those that were written")
@@ -154,14 +174,14 @@ def open_file(folder: Path) -> TokenFile:
 
 
 def _refuse_unknown(ids: np.ndarray, vocab_size: int, where: str) -> None:
-    """Raises `InputError` for ids that are not below `vocab_size`: a model would take another token's embedding."""
+    """Refuses ids outside [0, vocab_size): JAX would clip them, and the model would read another token."""
     low, high = (ids.min(), ids.max()) if ids.size else (0, -1)
     if low < 0 or high >= vocab_size:
-        raise InputError(f"{where}: id {low if low < 0 else high} is none of the tokenizer's {vocab_size:,} ids")
+        raise InputError(f"{where}: id {low if low < 0 else high} is not among the tokenizer's {vocab_size:,} ids")
 
 
 def _digest_array(array: np.ndarray) -> str:
-    """SHA-256 of the SHA-256 of each `BLOCK` bytes, which threads share: hashlib lets go of the interpreter's lock."""
+    """SHA-256 over the SHA-256 of each block. Threads hash the blocks in parallel, since hashlib releases the GIL."""
     data = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         blocks = pool.map(lambda at: hashlib.sha256(data[at : at + BLOCK]).digest(), range(0, len(data), BLOCK))
@@ -177,7 +197,7 @@ def _digest(header: dict[str, Any]) -> str:
 
 
 def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> None:
-    """Everything but the rename."""
+    """Writes the files of a token file into a temporary folder."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     head, tail = ([np.array(ids, np.int32)] if ids else [] for ids in frame(tokenizer))
     content = hashlib.sha256()
@@ -222,12 +242,12 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
         _sync(out)
         _sync(index)
     if not text_bytes:
-        raise InputError(f"{documents.origin}: the corpus is empty; it holds not one character")
+        raise InputError(f"{documents.origin}: the corpus is empty; it has no character")
     if spelled:
         times = ", ".join(f"{token} {count:,} times" for token, count in spelled.most_common(5))
         print(
-            f"{documents.origin}: the text spells special tokens ({times}), which are text to this tokenizer; "
-            "--data.tokenizer.special-tokens read reads them as tokens",
+            f"{documents.origin}: the text spells special tokens ({times}); this tokenizer encodes them as text. "
+            "--data.tokenizer.special-tokens read encodes them as tokens",
             file=sys.stderr,
         )
     header: dict[str, Any] = {
@@ -254,7 +274,7 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Texts by the BATCH characters; empty ones hold nothing to predict and are left out."""
+    """Lists of texts of about BATCH characters together. Empty texts are skipped."""
     batch: list[tuple[str, str]] = []
     held = 0
     for name, text in documents:
@@ -269,10 +289,13 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 
 def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens before and after each document.
+    """The ids (before, after) each document.
 
-    Before it the one that the model was trained to find at the head of a text (`bos_id`), and then after it the end of
-    text, by which generation stops; without such a token the end of text stands before it and does both.
+    With a beginning-of-text token of its own (`bos_id`), that token comes before a document and the end of text, where
+    generation stops, after it. Without one, the end of text comes before the document and does both.
+
+    Args:
+      tokenizer: encodes the documents.
     """
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     if bos is None or bos == eos:
@@ -281,7 +304,7 @@ def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _spelled(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> dict[str, int]:
-    """How often special tokens are written in texts of which the tokenizer reads them as text."""
+    """{spelling: count} of special tokens in the texts, if the tokenizer encodes them as text."""
     if not getattr(tokenizer, "literal", True) or not tokenizer.special_spellings:
         return {}
     pattern = re.compile("|".join(map(re.escape, tokenizer.special_spellings)))
@@ -293,11 +316,12 @@ def _encode(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> list[np.ndarr
         try:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
-            raise InputError(f"{name}: character {error.start} is half of a surrogate pair, which is no text") from None
+            where = f"{name}: character {error.start}"
+            raise InputError(f"{where} is half of a surrogate pair, which is not text") from None
     try:
         return tokenizer.encode_batch([text for _, text in batch])
     except InputError:
-        for name, text in batch:  # say which text it was
+        for name, text in batch:  # find the text that failed
             try:
                 tokenizer.encode(text)
             except InputError as error:
@@ -309,7 +333,7 @@ def _rename(temporary: Path, folder: Path) -> None:
     try:
         temporary.rename(folder)
     except OSError:
-        if not (folder / "header.json").exists():  # else another process was faster, with the same content
+        if not (folder / "header.json").exists():  # if it exists, another process has made the same file
             raise
     _sync_folder(folder.parent)
 
@@ -328,7 +352,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what killed writers left behind."""
+    """Deletes the temporary folders of killed writers."""
     for folder in parent.glob(".*"):
         with contextlib.suppress(OSError):  # another process may be sweeping too
             if time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir())) > ABANDONED:
@@ -340,7 +364,7 @@ def _sweep(parent: Path) -> None:
 
 @contextlib.contextmanager
 def _progress(total: int, origin: str) -> Iterator[Callable[[int, int, int], None]]:
-    """advance(bytes more, tokens so far, documents so far): a bar on a terminal, else a line a few times a minute."""
+    """Yields advance(more bytes, tokens so far, documents so far): a bar on a terminal, else a line every 15 seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -1,22 +1,22 @@
 """Tokenizers: text to token ids and back.
 
-A spec says which tokenizer an experiment wants; `build` makes it from the training text; `save` and `load` keep it.
+A spec describes the tokenizer of an experiment. `build` makes it, from the training text if it is trained; its `save`
+writes it into a folder, and `load` reads that folder.
 
     Bytes            256 byte values and an end-of-text token
     Characters       every character of the training text is a token; no end-of-text token (nanoGPT's Shakespeare)
-    TrainBPE         byte-level BPE learned from the training text (GPT-2's and RoBERTa's kind: it can write any text)
-    TrainWordPiece   WordPiece learned from the training text (BERT's kind)
-    TrainUnigram     Unigram pieces learned from the training text (SentencePiece's and ALBERT's kind)
-    TokenizerFile    a folder of Hugging Face's, or a tokenizer.json; the tokenizer is what Transformers makes of it
-                     (`folder`), and is saved as the files that it was read from
+    TrainBPE         byte-level BPE trained on the training text, as GPT-2's and RoBERTa's
+    TrainWordPiece   WordPiece trained on the training text, as BERT's
+    TrainUnigram     Unigram trained on the training text, as SentencePiece's and ALBERT's
+    TokenizerFile    a Hugging Face folder or a tokenizer.json, encoded as Transformers does; its files are kept
 
-A spec of the user's own is any frozen dataclass with `build(documents, cache) -> contracts.Tokenizer`, and with
-`read(folder)` where its tokenizer saves files of its own.
+A user's own spec is a frozen dataclass with `build(documents, cache) -> contracts.Tokenizer`. If its tokenizer saves
+files of its own, it also has `read(folder)`.
 
-Special tokens written in a text. `encode` reads them as tokens or as text, by one switch of the tokenizer: those of a
-folder are tokens, as in Transformers, unless the folder says "split_special_tokens"; for a tokenizer learned here text
-is data, and "<|endoftext|>" in a document is thirteen characters. `special_tokens` of the spec says otherwise. A prompt
-is where they are always meant: `encode_prompt`.
+Special tokens that are spelled in a text: `encode` reads them as tokens or as text. The tokenizer of a folder reads them
+as tokens, as in Transformers, unless the folder says "split_special_tokens". A tokenizer that was trained here reads
+them as text: "<|endoftext|>" in a document is thirteen characters. `special_tokens` of the spec changes this. In a
+prompt they are always tokens: `encode_prompt`.
 """
 
 import hashlib
@@ -70,39 +70,49 @@ Written = Literal["", "read", "text"]
 
 @dataclass(frozen=True)
 class Bytes:
-    """UTF-8 bytes, and an end-of-text token: 257 ids."""
+    """UTF-8 bytes and an end-of-text token: 257 ids."""
 
     def build(self, documents: Documents, cache: Path | None = None) -> ByteTokenizer:
+        """The tokenizer; it needs neither documents nor a cache."""
         return ByteTokenizer()
 
 
 @dataclass(frozen=True)
 class Characters:
-    """One id for each character of the training text, in code-point order. Others are refused, not replaced."""
+    """One id for each character of the training text, in code-point order. Other characters are refused."""
 
     def build(self, documents: Documents, cache: Path | None = None) -> CharacterTokenizer:
+        """The tokenizer of the characters in the documents.
+
+        Args:
+          documents: (name, text) pairs.
+          cache: not used.
+
+        Raises:
+          InputError: there is no text.
+        """
         seen: set[str] = set()
         for _, text in documents:
             seen.update(text)
         if not seen:
             origin = getattr(documents, "origin", "the documents given")
-            raise InputError(f"no text to learn the characters from in {origin}")
+            raise InputError(f"{origin}: no text to take the characters from")
         return CharacterTokenizer("".join(sorted(seen)))
 
 
 @dataclass(frozen=True)
 class TrainBPE:
-    """Byte-level BPE learned from the training text. The same text gives the same tokenizer, to the byte."""
+    """Byte-level BPE trained on the training text. The same text always gives the same tokenizer."""
 
     vocab_size: int = 4096
-    """Tokens in all: 256 bytes, the special ones, and the merges. A small corpus may have fewer."""
+    """Number of tokens: 256 bytes, the special tokens and the merges. A small corpus may give fewer."""
     special: tuple[str, ...] = ()
-    """Special tokens, numbered from 0, in place of <|endoftext|> alone; RoBERTa's and BART's: <s> <pad> </s> <unk>
-    <mask>; T5's: `t5_special()`."""
+    """Special tokens, numbered from 0; (): <|endoftext|>. RoBERTa and BART have <s> <pad> </s> <unk> <mask>; T5 has
+    `t5_special()`."""
     split_digits: bool = False
-    """Every digit is a token of its own, as in Llama: numbers are copied digit by digit."""
+    """Every digit is a token of its own, as in Llama, so that numbers are copied digit by digit."""
     special_tokens: Written = ""
-    """Special tokens written in a text: "read" as tokens, or "text", which they are by default."""
+    """How special tokens spelled in a text are encoded: "read": as tokens; "text" or "": as text."""
 
     def __post_init__(self) -> None:
         special = self.special or (END_OF_TEXT,)
@@ -117,6 +127,13 @@ class TrainBPE:
         _check(self)
 
     def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
+        """The trained tokenizer.
+
+        Args:
+          documents: (name, text) pairs.
+          cache: a folder that keeps the tokenizer for the same documents; None: it is always trained.
+        """
+
         def train() -> SubwordTokenizer:
             return training.train_bpe(self.vocab_size, self.special, self.split_digits, documents)
 
@@ -125,19 +142,26 @@ class TrainBPE:
 
 @dataclass(frozen=True)
 class TrainWordPiece:
-    """BERT's kind of tokenizer learned from the training text. The same text gives the same tokenizer, to the byte."""
+    """BERT's tokenizer trained on the training text. The same text always gives the same tokenizer."""
 
     vocab_size: int = 30522
-    """Tokens in all: [PAD] [UNK] [CLS] [SEP] [MASK], letters, and the merges. A small corpus may have fewer."""
+    """Number of tokens: [PAD] [UNK] [CLS] [SEP] [MASK], letters and the merges. A small corpus may give fewer."""
     lowercase: bool = True
-    """Letters are lowered and accents taken off, as in BERT's uncased models."""
+    """Text is lower-cased and accents are removed, as in BERT's uncased models."""
     special_tokens: Written = ""
-    """Special tokens written in a text: "read" as tokens, or "text", which they are by default."""
+    """How special tokens spelled in a text are encoded: "read": as tokens; "text" or "": as text."""
 
     def __post_init__(self) -> None:
         _check(self)
 
     def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
+        """The trained tokenizer.
+
+        Args:
+          documents: (name, text) pairs.
+          cache: a folder that keeps the tokenizer for the same documents; None: it is always trained.
+        """
+
         def train() -> SubwordTokenizer:
             return training.train_wordpiece(self.vocab_size, self.lowercase, documents)
 
@@ -146,21 +170,26 @@ class TrainWordPiece:
 
 @dataclass(frozen=True)
 class TrainUnigram:
-    """ALBERT's kind of tokenizer learned from the training text; slowly, and not always the same one from the same text
-    (training.py says why): a run keeps its own.
-    """
+    """ALBERT's tokenizer trained on the training text. Training is slow and not deterministic (see `training`)."""
 
     vocab_size: int = 30000
-    """Tokens in all: <pad> <unk> [CLS] [SEP] [MASK], and the pieces. A small corpus may have fewer."""
+    """Number of tokens: <pad> <unk> [CLS] [SEP] [MASK] and the pieces. A small corpus may give fewer."""
     lowercase: bool = True
-    """Letters are lowered and accents taken off, as in ALBERT."""
+    """Text is lower-cased and accents are removed, as in ALBERT."""
     special_tokens: Written = ""
-    """Special tokens written in a text: "read" as tokens, or "text", which they are by default."""
+    """How special tokens spelled in a text are encoded: "read": as tokens; "text" or "": as text."""
 
     def __post_init__(self) -> None:
         _check(self)
 
     def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
+        """The trained tokenizer.
+
+        Args:
+          documents: (name, text) pairs.
+          cache: a folder that keeps the tokenizer for the same documents; None: it is always trained.
+        """
+
         def train() -> SubwordTokenizer:
             return training.train_unigram(self.vocab_size, self.lowercase, documents)
 
@@ -169,29 +198,34 @@ class TrainUnigram:
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer that exists."""
+    """A tokenizer in a file or a folder."""
 
     path: str
     """A tokenizer.json, or a folder: a saved tokenizer, or a Hugging Face snapshot."""
     source_language: str = ""
-    """mBART's: the code of the language to translate from, such as en_XX; "": as the folder says."""
+    """For mBART: the code of the source language, such as en_XX; "": as the folder says."""
     target_language: str = ""
-    """mBART's: the code of the language to translate into."""
+    """For mBART: the code of the target language; "": as the folder says."""
     special_tokens: Written = ""
-    """Special tokens written in a text: "read" as tokens, or "text"; "": as the folder says, which is "read" where it
-    says nothing."""
+    """How special tokens spelled in a text are encoded: "read": as tokens; "text": as text; "": as the folder says,
+    by default as tokens."""
 
     def build(self, documents: Documents, cache: Path | None = None) -> Any:
-        """`documents` are not read."""
+        """The tokenizer; it needs neither documents nor a cache."""
         return chosen(self, load(self.path))
 
 
 def build(spec: Spec, documents: Documents, cache: Path | None = None, *, given: Any = None) -> Any:
-    """The tokenizer of a spec; `documents` are the (name, text) pairs to learn from.
+    """The tokenizer of a spec, or the given one with the `special_tokens` of the spec.
 
     Args:
-      cache: a folder in which a trained tokenizer is kept and found again for the same `Documents` and spec.
-      given: the tokenizer that the parameters were trained with, which then counts, with the spec's `special_tokens`.
+      spec: which tokenizer.
+      documents: (name, text) pairs to train it on.
+      cache: a folder that keeps trained tokenizers; None: none is kept.
+      given: the tokenizer that the parameters were trained with; None: it is built.
+
+    Raises:
+      InputError: what is not a spec, and what its `build` refuses.
     """
     if given is not None:
         return _switched(given, getattr(spec, "special_tokens", ""))
@@ -201,13 +235,21 @@ def build(spec: Spec, documents: Documents, cache: Path | None = None, *, given:
 
 
 def chosen(spec: TokenizerFile, tokenizer: Any) -> Any:
-    """A tokenizer with the languages and the reading of special tokens that a spec chooses."""
+    """The tokenizer with the languages and the `special_tokens` of a spec.
+
+    Args:
+      spec: chooses them.
+      tokenizer: as it was read.
+
+    Raises:
+      InputError: a language that the tokenizer does not have.
+    """
     tokenizer = languages.between(tokenizer, spec.source_language, spec.target_language)
     return _switched(tokenizer, spec.special_tokens)
 
 
 def _switched(tokenizer: Any, written: str) -> Any:
-    """A tokenizer that reads special tokens written in a text as the spec says."""
+    """The tokenizer that encodes special tokens spelled in a text as `written` says."""
     if written not in ("", "read", "text"):
         raise InputError(f'special_tokens = {written!r} must be "read", "text" or ""')
     if not written or getattr(tokenizer, "literal", None) in (None, written == "text"):
@@ -217,7 +259,9 @@ def _switched(tokenizer: Any, written: str) -> Any:
 
 def _check(spec: TrainBPE | TrainWordPiece | TrainUnigram) -> None:
     if spec.vocab_size < 6:
-        raise InputError(f"{type(spec).__name__}.vocab_size = {spec.vocab_size} must be more than the special tokens")
+        raise InputError(
+            f"{type(spec).__name__}.vocab_size = {spec.vocab_size} must be at least 6; 5 are special tokens"
+        )
 
 
 def _cached(
@@ -226,7 +270,7 @@ def _cached(
     documents: Documents,
     cache: Path | None,
 ) -> SubwordTokenizer:
-    """What `train` gives, or the same kept in `cache` from an earlier run on the same documents."""
+    """The trained tokenizer, from the cache if the same documents were used before."""
     import tokenizers
 
     identity = getattr(documents, "identity", None)
@@ -240,7 +284,7 @@ def _cached(
 
 
 def _keep(tokenizer: SubwordTokenizer, kept: Path) -> None:
-    """Save whole or not at all; another process may be doing the same."""
+    """Saves a tokenizer completely or not at all; another process may save the same one."""
     try:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
@@ -256,12 +300,20 @@ def _keep(tokenizer: SubwordTokenizer, kept: Path) -> None:
 
 
 def t5_special(count: int = 100) -> tuple[str, ...]:
-    """T5's special tokens for `TrainBPE.special`: <pad> </s> <unk>, and `count` sentinels, which stand for spans."""
+    """T5's special tokens for `TrainBPE.special`: <pad> </s> <unk>, and the sentinels.
+
+    Args:
+      count: how many sentinels <extra_id_0>, ...
+    """
     return ("<pad>", "</s>", "<unk>", *(f"<extra_id_{i}>" for i in range(count)))
 
 
 def sentinels(tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of <extra_id_0>, <extra_id_1>, ... as far as there are any, int32. T5's own descend."""
+    """The ids of the sentinels <extra_id_0>, <extra_id_1>, ..., int32; none if there are none. T5's descend.
+
+    Args:
+      tokenizer: any.
+    """
     if not isinstance(tokenizer, SubwordTokenizer):
         return np.zeros(0, np.int32)
     found = (tokenizer.id_of(f"<extra_id_{i}>") for i in itertools.count())
@@ -269,10 +321,13 @@ def sentinels(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """What a language model reads of a prompt: its special tokens as such, after the token that a text begins with.
+    """The ids of a prompt for a language model: the beginning-of-text token, if there is one, and the prompt's tokens.
 
-    An empty prompt is that token, or the end of text before it, or where there is neither a line's end or the first
-    token.
+    An empty prompt without a beginning-of-text token is the end of text; without that, a newline or token 0.
+
+    Args:
+      tokenizer: encodes the prompt; special tokens in it are tokens.
+      prompt: the text.
     """
     ids = [int(id) for id in tokenizer.encode_prompt(prompt)]
     if tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
@@ -281,7 +336,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def _first(tokenizer: Tokenizer) -> int:
-    """A line's end, or the first token of a vocabulary of characters that has none."""
+    """The id of a newline, or 0 if the vocabulary has none."""
     try:
         return int(tokenizer.encode("\n")[0])
     except InputError:
@@ -289,11 +344,13 @@ def _first(tokenizer: Tokenizer) -> int:
 
 
 def stream_decode(tokenizer: Tokenizer, ids: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
-    """The text of ids as they are made: every piece ends between characters, and together they are `decode(ids)`.
+    """The text of ids as they arrive. A piece never ends inside a character, and the joined pieces are `decode(ids)`.
 
     Args:
-      after: ids that stand before these, such as the prompt's; their text is not given again, but decides about the
-        first piece, such as the space between the two.
+      tokenizer: decodes the ids.
+      ids: as they are generated.
+      after: ids before these, such as the prompt's. Their text is not repeated, but it affects the first piece, such as
+        the space between the two.
     """
     pieces = tokenizer.pieces(itertools.chain(after, ids))
     skip = len(tokenizer.decode(after)) if after else 0

@@ -1,4 +1,4 @@
-"""A `tokenizers.Tokenizer` from the files of a folder: its vocabulary, the class's form, the added tokens."""
+"""Builds a `tokenizers.Tokenizer` from the files of a folder: vocabulary, pipeline of the class, added tokens."""
 
 import base64
 import json
@@ -14,7 +14,14 @@ from transformer_jax.errors import InputError
 
 
 def read_tokenizer_json(path: Path) -> dict[str, Any]:
-    """The object in a tokenizer.json. Raises: `InputError` for one that the library would die of."""
+    """The object in a tokenizer.json.
+
+    Args:
+      path: the file.
+
+    Raises:
+      InputError: not a tokenizer, or one that would crash the library or fill the memory.
+    """
     settings = special.read_json(path)
     limits.refuse_exploding(settings, path)
     model, added = settings.get("model"), settings.get("added_tokens")
@@ -28,10 +35,18 @@ def read_tokenizer_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_far_ids(ids: Sequence[Any], path: Path) -> None:
-    """Refuses ids far beyond the number of tokens: the library counts up to the highest, and dies of 2,000,000,000."""
+    """Refuses ids far beyond the number of tokens: the library allocates memory up to the highest id.
+
+    Args:
+      ids: of the vocabulary.
+      path: names the file in the message.
+
+    Raises:
+      InputError: an id is too large.
+    """
     highest = max((id for id in ids if isinstance(id, int)), default=0)
     if highest > 4 * len(ids) + 10_000:
-        raise InputError(f"{path}: {len(ids):,} tokens have ids up to {highest:,}; ids count the tokens, from 0")
+        raise InputError(f"{path}: {len(ids):,} tokens have ids up to {highest:,}; ids must number the tokens from 0")
 
 
 def parts(
@@ -41,7 +56,18 @@ def parts(
     roles: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> tuple[Parts, sentencepiece.Model | None]:
-    """The vocabulary in tokenizer.json or in the class's own file, and SentencePiece's model where that is the file."""
+    """(vocabulary, SentencePiece model or None) from tokenizer.json or from the files of the class.
+
+    Args:
+      folder: of the tokenizer.
+      described: the object in tokenizer.json; None: there is none.
+      made: the class; None: an unknown one.
+      roles: the special tokens, spelled.
+      settings: of tokenizer_config.json.
+
+    Raises:
+      InputError: no vocabulary, or one that does not suit the class.
+    """
     if described is not None:
         model = described["model"]
         vocabulary = model.get("vocab")
@@ -72,10 +98,10 @@ def parts(
 
 
 def _check_order(made: TokenizerClass, model: sentencepiece.Model, file: Path) -> None:
-    """Refuses a file of another model than the class's, whose ids would be shifted."""
+    """Refuses the file of another model, because the class would shift its ids."""
     first = [piece.spelling for piece in model.pieces[:3]]
     if made.vocabulary == "sentencepiece.bpe.model" and made.roles.get("mask") == "<mask>" and first[0] != "<unk>":
-        raise InputError(f"{file} does not begin with <unk>, so it is not what its tokenizer_class numbers")
+        raise InputError(f"{file} does not begin with <unk>, so it does not belong to its tokenizer_class")
     taken = {piece.spelling for piece in model.pieces} & {"<pad>", *made.extra({"extra_ids": 0}), "<mask>"}
     if made in (CLASSES["MBartTokenizer"], CLASSES["MBart50Tokenizer"]) and taken:
         raise InputError(f"{file} holds {', '.join(sorted(taken))} itself, so it is not mBART's; save tokenizer.json")
@@ -84,7 +110,7 @@ def _check_order(made: TokenizerClass, model: sentencepiece.Model, file: Path) -
 
 
 def _vocab_txt(file: Path, roles: Mapping[str, str]) -> dict[str, int]:
-    """BERT's WordPiece: one token a line, its id the number of the line."""
+    """BERT's WordPiece: one token per line; its id is the number of the line, from 0."""
     try:
         lines = special.read_bytes(file).decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -96,7 +122,7 @@ def _vocab_txt(file: Path, roles: Mapping[str, str]) -> dict[str, int]:
 
 
 def _vocab_and_merges(folder: Path) -> Parts:
-    """GPT-2's own two files, and RoBERTa's."""
+    """The two files of GPT-2 and RoBERTa: vocab.json and merges.txt."""
     from tokenizers import models
 
     refuse_far_ids(list(special.read_json(folder / "vocab.json").values()), folder / "vocab.json")
@@ -109,7 +135,7 @@ def _vocab_and_merges(folder: Path) -> Parts:
 
 
 def _charsmap(described: Mapping[str, Any]) -> bytes:
-    """The map of characters of a tokenizer.json's normaliser; empty: none."""
+    """SentencePiece's character map in the normaliser of a tokenizer.json; b"": there is none."""
     normalizer = described.get("normalizer") or {}
     steps = normalizer.get("normalizers") if normalizer.get("type") == "Sequence" else [normalizer]
     return next(
@@ -121,7 +147,14 @@ def _charsmap(described: Mapping[str, Any]) -> bytes:
 
 
 def library(file: Path) -> Any:
-    """A tokenizer.json as it is."""
+    """The library's tokenizer of a tokenizer.json.
+
+    Args:
+      file: the tokenizer.json.
+
+    Raises:
+      InputError: the library cannot read it.
+    """
     from tokenizers import Tokenizer
 
     try:
@@ -134,7 +167,11 @@ def library(file: Path) -> Any:
 
 
 def beside_vocabulary(described: Mapping[str, Any]) -> Any:
-    """A tokenizer.json without its vocabulary: what is beside it, as the library's objects."""
+    """The library's tokenizer of a tokenizer.json without its vocabulary, for its other parts.
+
+    Args:
+      described: the object in tokenizer.json.
+    """
     from tokenizers import Tokenizer
 
     bare = {"type": "BPE", "vocab": {}, "merges": []}
@@ -149,6 +186,19 @@ def build(
     roles: Mapping[str, str],
     folder: Path,
 ) -> Any:
+    """The library's tokenizer of a class, without added tokens.
+
+    Args:
+      made: the class; None: Llama's pipeline for a BPE, Metaspace for a Unigram model.
+      parts: the vocabulary.
+      model: the SentencePiece file that the vocabulary is from; None: another file.
+      settings: of tokenizer_config.json.
+      roles: the special tokens, spelled.
+      folder: names the tokenizer in messages.
+
+    Raises:
+      InputError: class and vocabulary contradict each other, or the library refuses them.
+    """
     from tokenizers import AddedToken, Tokenizer, models
 
     if made is not None and isinstance(parts.vocabulary, list) != made.vocabulary.startswith("s"):
@@ -163,7 +213,7 @@ def build(
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{folder}: its vocabulary makes no tokenizer ({error})") from None
+        raise InputError(f"{folder}: no tokenizer can be built from its vocabulary ({error})") from None
     if model is not None:
         kept = [(piece.spelling, piece.kind) for piece in model.pieces if piece.kind in (3, 4)]
         inner.add_tokens([AddedToken(s, normalized=False, special=kind == 3) for s, kind in kept])
@@ -171,7 +221,14 @@ def build(
 
 
 def add(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, Any], made: TokenizerClass | None) -> None:
-    """The added tokens, in the order that decides the ids of new ones."""
+    """Adds the added tokens to a tokenizer, in Transformers' order, which decides the ids of new tokens.
+
+    Args:
+      inner: the library's tokenizer.
+      settings: of tokenizer_config.json, with "added" and "extra".
+      roles: the special tokens.
+      made: the class; None: an unknown one.
+    """
     adding = [token for _, token in sorted(settings["added"].items())]
     known = {token.content for token in inner.get_added_tokens_decoder().values()} | {t.content for t in adding}
     extra = list(settings["extra"]) + (list(made.extra(settings)) if made is not None else [])
@@ -180,7 +237,7 @@ def add(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, Any], made:
     for token in [*roles.values(), *extra]:
         one = token_of(token, Path(settings["where"]).parent) if isinstance(token, str | dict) else token
         missing = inner.token_to_id(one.content) is None and one.content in defaults
-        if one.content not in known and not missing:  # what only the class would name is not made up
+        if one.content not in known and not missing:  # a default of the class is not added to the vocabulary
             adding.append(one)
             known.add(one.content)
     for token in adding:
@@ -189,7 +246,13 @@ def add(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, Any], made:
 
 
 def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> None:
-    """A post-processor that adds the beginning and the end of a text where the settings ask for them."""
+    """Sets the post-processor that adds the beginning and the end of a text, if the settings ask for them.
+
+    Args:
+      inner: the library's tokenizer.
+      settings: of tokenizer_config.json.
+      roles: the special tokens, spelled.
+    """
     from tokenizers import processors
 
     ends = {
@@ -206,7 +269,15 @@ def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> 
 
 
 def token_of(token: Any, folder: Path) -> Any:
-    """An `AddedToken` of a token as JSON spells it."""
+    """The library's `AddedToken` of a token in JSON.
+
+    Args:
+      token: its spelling, or its object.
+      folder: names the tokenizer in the message.
+
+    Raises:
+      InputError: not a token.
+    """
     from tokenizers import AddedToken
 
     if isinstance(token, str):
@@ -214,4 +285,4 @@ def token_of(token: Any, folder: Path) -> Any:
     try:
         return AddedToken(**{key: value for key, value in token.items() if key != "__type"})
     except (TypeError, AttributeError):
-        raise InputError(f"{folder}: {token!r} is no added token") from None
+        raise InputError(f"{folder}: {token!r} is not an added token") from None

@@ -1,9 +1,9 @@
-"""What Transformers' tokenizer classes make of a vocabulary.
+"""Transformers' tokenizer classes: the pipeline that each builds around a vocabulary.
 
-`tokenizer_class` names one. Most build the whole tokenizer from the vocabulary and a few settings of
-tokenizer_config.json, and take from a tokenizer.json nothing but the vocabulary, the merges, the map of characters and
-the post-processor; so a "do_lower_case" beside a tokenizer.json counts, and its normaliser does not. Read from
-Transformers 5.24, whose results the tests hold these to.
+`tokenizer_class` names the class. Most classes build the tokenizer from the vocabulary and a few settings of
+tokenizer_config.json. From a tokenizer.json they take only the vocabulary, the merges, the character map and the
+post-processor. So "do_lower_case" in the settings overrides the normaliser in tokenizer.json. The tests compare the
+ids with those of Transformers 5.24.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 from transformer_jax.data.tokenizers.languages import CODES, LATER_CODES
 from transformer_jax.errors import InputError
 
-# Qwen 2's words: like GPT-2's, with single digits and line ends apart.
+# How Qwen 2 splits words: as GPT-2, but each digit and each run of line ends is a word.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -21,13 +21,13 @@ QWEN_WORDS = (
 
 @dataclass(frozen=True)
 class Parts:
-    """What the files of a folder hold.
+    """The vocabulary of a folder.
 
     Fields:
-      vocabulary: {token: id}, or of a Unigram model [(piece, log probability), ...] by id.
-      merges: of a BPE, the first to be applied first.
-      charsmap: SentencePiece's compiled map of characters; empty: none.
-      unknown: of a Unigram model, the id of the unknown piece in its own file.
+      vocabulary: {token: id}, or for a Unigram model [(piece, log-probability), ...] by id.
+      merges: of a BPE, in the order in which they apply.
+      charsmap: SentencePiece's compiled character map; empty: none.
+      unknown: of a Unigram model, the id of the unknown piece in its file.
     """
 
     vocabulary: Any
@@ -38,14 +38,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """One class.
+    """A tokenizer class of Transformers.
 
     Fields:
-      roles: the special tokens that it has where no setting names them.
+      roles: its default special tokens.
       make: (parts, settings, roles) -> a `tokenizers.Tokenizer` without special tokens.
-      vocabulary: the file that it reads where there is no tokenizer.json.
-      frame: (tokenizer, settings, roles) -> the post-processor, where the class does not leave that to its file.
-      from_pieces: a SentencePiece file's pieces in the class's order.
+      vocabulary: the file that it reads if there is no tokenizer.json.
+      frame: (tokenizer, settings, roles) -> the post-processor; None: that of the file.
+      from_pieces: (pieces of a SentencePiece file, settings, roles) -> pieces in the class's order of ids.
       extra: settings -> further special tokens.
     """
 
@@ -58,7 +58,16 @@ class TokenizerClass:
 
 
 def switch(settings: Mapping[str, Any], name: str, default: bool | None) -> bool | None:
-    """A setting that is true or false. Raises: `InputError` for another value."""
+    """A boolean setting.
+
+    Args:
+      settings: of tokenizer_config.json.
+      name: of the setting.
+      default: its value if it is absent or null.
+
+    Raises:
+      InputError: another type of value.
+    """
     value = settings.get(name, default)
     if value is not None and not isinstance(value, bool):
         raise InputError(f"{settings.get('where', 'tokenizer_config.json')}: {name} is {value!r}, not true or false")
@@ -84,7 +93,13 @@ def _bert(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -
 
 
 def cls_sep(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
-    """[CLS] A [SEP] B [SEP], with types 0 and 1."""
+    """The post-processor for [CLS] A [SEP] B [SEP], with types 0 and 1.
+
+    Args:
+      inner: the library's tokenizer.
+      settings: not used.
+      roles: the special tokens, spelled.
+    """
     from tokenizers import processors
 
     cls, sep = roles["cls"], roles["sep"]
@@ -107,6 +122,13 @@ def _byte_level(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, s
 
 
 def roberta_frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    """The post-processor for <s> A </s></s> B </s>.
+
+    Args:
+      inner: the library's tokenizer.
+      settings: of tokenizer_config.json.
+      roles: the special tokens, spelled.
+    """
     from tokenizers import processors
 
     sep, cls = ((roles[role], inner.token_to_id(roles[role])) for role in ("sep", "cls"))
@@ -159,7 +181,11 @@ def _bpe(parts: Parts, **options: Any) -> Any:
 
 
 def _unigram(unknown: int | None) -> Callable[[Parts, Mapping[str, Any], Mapping[str, str]], Any]:
-    """T5's, XLM-R's and CamemBERT's: words between spaces, each with "▁" at its head. None: the id of the role."""
+    """The `make` of T5, XLM-R and CamemBERT: words at white space, each with a leading "▁".
+
+    Args:
+      unknown: the id of the unknown piece; None: that of the role "unk".
+    """
 
     def make(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
         from tokenizers import Tokenizer, models, normalizers
@@ -175,7 +201,12 @@ def _unigram(unknown: int | None) -> Callable[[Parts, Mapping[str, Any], Mapping
 
 
 def metaspace(inner: Any, prefix: bool = True) -> Any:
-    """`inner` with words between white space, "▁" at the head of each."""
+    """The tokenizer, set to split words at white space, each with a leading "▁".
+
+    Args:
+      inner: the library's tokenizer, which is changed.
+      prefix: whether the first word has a "▁" as well.
+    """
     from tokenizers import decoders, pre_tokenizers
 
     scheme = "always" if prefix else "never"
@@ -195,7 +226,11 @@ def _albert(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str])
 
 
 def albert_steps(settings: Mapping[str, Any]) -> list[Any]:
-    """What ALBERT does to a text before SentencePiece's own map: quotes, accents, lower-casing."""
+    """The normalisers that ALBERT applies before SentencePiece's: quotes, accents, lower-casing.
+
+    Args:
+      settings: of tokenizer_config.json.
+    """
     from tokenizers import normalizers
 
     steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -223,7 +258,7 @@ def _mbart50(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]
 
 
 def _template(single: Sequence[str], pair: Sequence[str]) -> Callable[[Any, Mapping[str, Any], Mapping[str, str]], Any]:
-    """A post-processor whose tokens are roles, or spelled."""
+    """The `frame` of a template, whose tokens are roles ("bos") or spelled."""
 
     def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
         from tokenizers import processors
@@ -245,7 +280,7 @@ def _language_frame(leading: bool) -> Callable[[Any, Mapping[str, Any], Mapping[
 
 
 def _fairseq(last: Sequence[str]) -> Callable[[Any, Mapping[str, Any], Mapping[str, str]], Any]:
-    """<unk> <s> </s> of SentencePiece become <s> <pad> </s> <unk>; `last` and the mask follow the pieces."""
+    """The `from_pieces` of fairseq: <unk> <s> </s> become <s> <pad> </s> <unk>; `last` and the mask come last."""
 
     def reorder(pieces: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
         first = [(roles[role], 0.0) for role in ("cls", "pad", "eos", "unk")]
@@ -260,7 +295,14 @@ def _camembert(pieces: Any, settings: Mapping[str, Any], roles: Mapping[str, str
 
 
 def sentinels(settings: Mapping[str, Any]) -> list[str]:
-    """T5's: <extra_id_0>, ... as many as "extra_ids" says, 100 by default."""
+    """T5's sentinels <extra_id_0>, ...
+
+    Args:
+      settings: "extra_ids" is their number, 100 by default.
+
+    Raises:
+      InputError: "extra_ids" is not a number.
+    """
     count = settings.get("extra_ids", 100)
     if type(count) is not int or count < 0:
         raise InputError(f"{settings.get('where')}: extra_ids is {count!r}, not a number of tokens")
@@ -332,7 +374,7 @@ CLASSES = {
         lambda settings: (*CODES, *LATER_CODES),
     ),
 }
-# Other names of these.
+# Other names of these classes.
 ALIASES = {
     **dict.fromkeys(("BartTokenizer", "LongformerTokenizer", "LEDTokenizer", "MvpTokenizer"), "RobertaTokenizer"),
     **dict.fromkeys(
@@ -344,12 +386,12 @@ ALIASES = {
     "Phi3Tokenizer": "LlamaTokenizer",
     "MT5Tokenizer": "T5Tokenizer",
 }
-# Written in Python there; no tokenizer.json says what they do.
+# Classes written in Python, which no tokenizer.json describes.
 UNREAD = (
     *("BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizer", "ByT5Tokenizer", "BertGenerationTokenizer"),
     *("CpmTokenizer", "XLMTokenizer", "TransfoXLTokenizer", "CTRLTokenizer", "BartphoTokenizer", "FSMTTokenizer"),
 )
-# The class by "model_type", and the types whose published folders name the wrong one.
+# The class by "model_type". The published folders of MISNAMED types name the wrong class.
 BY_MODEL_TYPE = {
     **{"bert": "BertTokenizer", "electra": "BertTokenizer", "albert": "AlbertTokenizer"},
     **{"roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer"},

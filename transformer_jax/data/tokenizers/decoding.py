@@ -1,8 +1,8 @@
-"""From ids to text, whole and as they are made, for the decoders of the `tokenizers` library.
+"""From ids to text, streamed, for the decoders of the `tokenizers` library.
 
-A stream's pieces together are `decode(all ids)`, whatever the ids are. That takes the decoder apart: most look at one
-token at a time (WordPiece, Metaspace), some at the bytes of a character (byte-level BPE) or at a run of bytes (Llama).
-For a decoder that nothing here knows the text comes whole, at the end.
+The joined pieces of a stream equal `decode(all ids)`. Each kind of decoder streams in its own way: by token (WordPiece,
+Metaspace), by character (byte-level BPE), or by run of byte tokens (Llama). For any other decoder, the text is one
+piece at the end.
 """
 
 import codecs
@@ -23,11 +23,12 @@ BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def stream(inner: Any, decoder: Any, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids as they come, in pieces.
+    """The text of ids, in pieces as they arrive.
 
     Args:
-      inner: the library's tokenizer. decoder: its decoder as tokenizer.json describes it.
-      ids: of the vocabulary, but some of them may be no token.
+      inner: the library's tokenizer.
+      decoder: its decoder in tokenizer.json.
+      ids: below the vocabulary's size; ids without a token are ignored.
     """
     tokens = (token for id in ids if (token := inner.id_to_token(id)) is not None)
     kind = decoder.get("type") if isinstance(decoder, dict) else None
@@ -41,7 +42,11 @@ def stream(inner: Any, decoder: Any, ids: Iterable[int]) -> Iterator[str]:
 
 
 def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:
-    """Decoded UTF-8, bytes of an unfinished character held back; what is invalid becomes U+FFFD."""
+    """The UTF-8 text of bytes in parts, one piece per finished character; invalid bytes become U+FFFD.
+
+    Args:
+      parts: the bytes of each token.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for part in parts:
         if text := decoder.decode(part):
@@ -51,23 +56,27 @@ def whole_characters(parts: Iterable[bytes]) -> Iterator[str]:
 
 
 def token_bytes(spelled: str) -> bytes:
-    """The bytes that a token of byte-level BPE stands for."""
+    """The bytes of a token of byte-level BPE.
+
+    Args:
+      spelled: the token in GPT-2's spelling.
+    """
     table = _byte_of_letter()
     if all(letter in table for letter in spelled):
         return bytes(table[letter] for letter in spelled)
-    return spelled.encode("utf-8", "surrogatepass")  # a token added by name
+    return spelled.encode("utf-8", "surrogatepass")  # an added token
 
 
 @functools.cache
 def _byte_of_letter() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones stand for themselves, the others for the letters from U+0100 on."""
+    """GPT-2's spelling of bytes: a printable byte is its own character, the others are the characters from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 def _one_by_one(decoder: Any, tokens: Iterable[str]) -> Iterator[str]:
-    """For decoders that treat the first token in one way, and each other by itself."""
+    """The pieces of a decoder that treats the first token in its own way and every other one independently."""
     first = True
     for token in tokens:
         if text := decoder.decode([token]) if first else decoder.decode(["x", token])[1:]:
@@ -76,7 +85,7 @@ def _one_by_one(decoder: Any, tokens: Iterable[str]) -> Iterator[str]:
 
 
 def _llama_steps(steps: list[Mapping[str, Any]]) -> tuple[list[tuple[str, str]], bool, int] | None:
-    """(replacements, whether bytes are put together, spaces to take off the head); None for other steps."""
+    """(replacements, whether byte tokens are joined, leading spaces to remove); None for other steps."""
     replaced, bytes_too, strip = [], False, 0
     for at, step in enumerate(steps):
         match step:
@@ -96,7 +105,7 @@ def _llama_steps(steps: list[Mapping[str, Any]]) -> tuple[list[tuple[str, str]],
 def _bytes_and_text(
     tokens: Iterable[str], replaced: list[tuple[str, str]], bytes_too: bool, strip: int
 ) -> Iterator[str]:
-    """Llama's and Gemma's: a run of byte tokens is one text, or, where it is not UTF-8, as many U+FFFD as bytes."""
+    """The pieces of Llama and Gemma: a run of byte tokens is decoded together; invalid UTF-8 is one U+FFFD per byte."""
 
     def parts() -> Iterator[str]:
         run = b""
@@ -134,18 +143,26 @@ def _at_the_end(inner: Any, ids: Iterable[int]) -> Iterator[str]:
 
 
 def clean_up(text: str) -> str:
-    """A text without the spaces that WordPiece's first decoder put before punctuation."""
+    """A text without the spaces before punctuation, as Transformers' `clean_up_tokenization_spaces`.
+
+    Args:
+      text: the decoded text.
+    """
     for spaced, joined in CLEANED:
         text = text.replace(spaced, joined)
     return text
 
 
 def clean_up_stream(pieces: Iterable[str]) -> Iterator[str]:
-    """`clean_up` of a text in pieces. What could still become part of a replacement is held back."""
+    """`clean_up` of a text in pieces. The end of the text is withheld while it may still be replaced.
+
+    Args:
+      pieces: of the decoded text.
+    """
     held = ""
     for piece in pieces:
         held += piece
-        # Every pattern begins with a space; only around an apostrophe does one replacement make way for another.
+        # Every pattern begins with a space, so a space is a safe border unless an apostrophe is next to it.
         safe = max((found.start() for found in re.finditer(r"(?<![ '])(?= [^ '])", held)), default=0)
         if safe:
             yield clean_up(held[:safe])
@@ -157,11 +174,21 @@ def clean_up_stream(pieces: Iterable[str]) -> Iterator[str]:
 def continues(
     vocabulary: Mapping[str, int], kind: str, prefix: str | None, byte_level: bool
 ) -> Iterator[tuple[int, bool]]:
-    """(id, whether the token goes on with the word before it) of a vocabulary's tokens.
+    """(id, whether the token continues a word) for each token of a vocabulary.
 
-    "##ing" of WordPiece does; of byte-level BPE what does not begin with "Ġ" or another whitespace byte, of Metaspace
-    (Unigram, Llama) with "▁". By token alone: the first of a text counts as going on. A character of a script that puts
-    no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) begins a word, as in BERT.
+    "##ing" of WordPiece does. A token of byte-level BPE does unless it begins with "Ġ" or other white space; one of
+    Metaspace (Unigram, Llama) does unless it begins with "▁". Only the token counts, so the first token of a text may
+    continue. A character of a script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) begins a word, as in
+    BERT.
+
+    Args:
+      vocabulary: {token: id}.
+      kind: of the model, for the message.
+      prefix: of tokens that continue a word, such as "##"; None: there is none.
+      byte_level: whether tokens are in GPT-2's spelling.
+
+    Raises:
+      InputError: the vocabulary does not mark words.
     """
     if prefix:
         yield from ((id, token.startswith(prefix)) for token, id in vocabulary.items())
@@ -174,15 +201,15 @@ def continues(
         )
     else:
         raise InputError(
-            f"this {kind} tokenizer marks neither how a word begins nor how it goes on, so whole words cannot be told; "
-            "mask tokens instead, or use WordPiece, byte-level BPE or Unigram"
+            f"this {kind} tokenizer does not mark where words begin, so whole words cannot be masked; mask tokens "
+            "instead, or use WordPiece, byte-level BPE or Unigram"
         )
 
 
 def _begins_word(spelled: bytes) -> bool:
     """Whether UTF-8 begins with white space, or with a character of a script without spaces between words.
 
-    Of a character in several tokens the first byte is enough: those of E3 to E9 are Japanese and Chinese.
+    A character may be split into several tokens. Then its first byte decides: E3 to E9 are Japanese and Chinese.
     """
     if spelled[:1].isspace():
         return True

@@ -1,12 +1,13 @@
-"""The tokenizer of a folder: what Transformers makes of it.
+"""The tokenizer of a folder, with the ids that Transformers gives.
 
-The class is named by tokenizer_config.json, or by config.json, or follows from its model type (`class_of`). A class of
-`classes.CLASSES` is built from the vocabulary in tokenizer.json, or in the class's own file, and from the settings;
-any other is its tokenizer.json. Then come the added tokens, in Transformers' order: those of tokenizer_config.json, or
-else of special_tokens_map.json, added_tokens.json and tokenizer.json; the special ones; the class's own.
+tokenizer_config.json or config.json names the class, or the model type implies it (`class_of`). A class of
+`classes.CLASSES` is built from the settings and the vocabulary in tokenizer.json or in the file of the class. For any
+other class, tokenizer.json is used unchanged. Then the added tokens follow, in Transformers' order: those of
+tokenizer_config.json, or else of special_tokens_map.json, added_tokens.json and tokenizer.json; the special tokens; the
+class's own.
 
-Where SentencePiece's file stands alone, a Unigram model encodes as SentencePiece does, whose pieces the model was
-trained on (`sentencepiece.Pieces`). Transformers then uses an approximation of its normaliser, and mBART's class none.
+A folder with only SentencePiece's file and a Unigram model encodes exactly as SentencePiece (`sentencepiece.Pieces`),
+because the model was trained on those pieces. Transformers approximates its normaliser, or for mBART has none.
 """
 
 import json
@@ -24,11 +25,11 @@ from transformer_jax.data.tokenizers.subwords import SETTINGS, SubwordTokenizer,
 from transformer_jax.errors import InputError
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# Asked in this order where nothing names the end of text.
+# The end of text, in this order, if no setting names it.
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
-# Any of these is a vocabulary.
+# Files that hold a vocabulary.
 KEYS = ("tokenizer.json", "vocab.txt", "vocab.json", *sentencepiece.FILES)
-# Everything of a folder that a tokenizer is made of, or that Transformers keeps with it.
+# The files of a tokenizer, and those that Transformers saves with it.
 FILES = (
     *("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("vocab.txt", *sentencepiece.FILES, "chat_template.jinja", "generation_config.json"),
@@ -36,11 +37,14 @@ FILES = (
 
 
 def load(path: str | os.PathLike[str], spec: Any = None) -> Any:
-    """A tokenizer from its folder (what `save` wrote, or a Hugging Face snapshot) or from a tokenizer.json.
+    """The tokenizer in a folder or in a tokenizer.json.
 
     Args:
-      spec: the experiment's. Where the folder holds none of the files that are known here, its `read(folder)` gives the
-        tokenizer: that of a user's own spec.
+      path: a folder that `save` wrote, a Hugging Face snapshot, or a tokenizer.json.
+      spec: of the experiment. If the folder holds none of the known files, `spec.read(folder)` reads it.
+
+    Raises:
+      InputError: no tokenizer, or a broken one.
     """
     given = Path(path).expanduser()
     if given.is_file():
@@ -63,22 +67,29 @@ def load(path: str | os.PathLike[str], spec: Any = None) -> Any:
 
 
 def read_folder(folder: Path, file: str = "tokenizer.json") -> SubwordTokenizer:
-    """The tokenizer of a folder that holds one of Transformers' files.
+    """The tokenizer of a folder with Transformers' files.
 
-    Raises: `InputError` for files that are broken or contradict each other, and for a class that is not read.
+    Args:
+      folder: the folder.
+      file: the name of its tokenizer.json.
+
+    Raises:
+      InputError: files that are broken or contradict each other, or a class that is not supported.
     """
     config = special.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     settings = special.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     described = assembly.read_tokenizer_json(folder / file) if (folder / file).is_file() else None
     name = class_of(settings, config, described)
     if name in classes.UNREAD:
-        raise InputError(f"{folder}: tokenizer_class {name} is written in Python and not read; use another tokenizer")
+        raise InputError(
+            f"{folder}: tokenizer_class {name} is written in Python and not supported; use another tokenizer"
+        )
     if name is None and described is None:
         name = _guess(folder)
     if name is None and described is None and (folder / sentencepiece.FILES[-1]).is_file():
         raise InputError(
-            f"{folder / sentencepiece.FILES[-1]}: whose it is nothing here says; set tokenizer_class in "
-            f"{folder / SETTINGS}, such as XLMRobertaTokenizer or MBartTokenizer"
+            f"{folder / sentencepiece.FILES[-1]}: no file names its tokenizer_class; set it in {folder / SETTINGS}, "
+            "such as XLMRobertaTokenizer or MBartTokenizer"
         )
     made = CLASSES.get(name or "")
     settings = _merged(folder, settings, described) | {"where": str(folder / SETTINGS)}
@@ -92,7 +103,7 @@ def read_folder(folder: Path, file: str = "tokenizer.json") -> SubwordTokenizer:
         inner = assembly.build(made, parts, model, settings, spelled, folder)
         if described is not None and described.get("post_processor") is not None:
             inner.post_processor = assembly.beside_vocabulary(described).post_processor
-    if name is None:  # nothing says which tokens are special: those with the usual spellings
+    if name is None:  # no file names the special tokens, so the usual spellings are special
         spelled = special.usual(inner, settings)
     asked = described is None and {"add_bos_token", "add_eos_token"} & settings.keys()
     framed = inner.post_processor is not None and not asked
@@ -106,10 +117,12 @@ def read_folder(folder: Path, file: str = "tokenizer.json") -> SubwordTokenizer:
 
 
 def class_of(settings: Mapping[str, Any], config: Mapping[str, Any], described: Mapping[str, Any] | None) -> str | None:
-    """Transformers' class for a folder; None where nothing says it, or where it is the library's tokenizer as it is.
+    """The name of Transformers' class for a folder; None if no file implies one.
 
     Args:
-      settings, config: the objects in tokenizer_config.json and config.json; described: that in tokenizer.json.
+      settings: the object in tokenizer_config.json.
+      config: the object in config.json.
+      described: the object in tokenizer.json; None: there is none.
     """
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     named = classes.ALIASES.get(named := str(named).removesuffix("Fast"), named) if named else None
@@ -127,7 +140,7 @@ def class_of(settings: Mapping[str, Any], config: Mapping[str, Any], described: 
 
 
 def _guess(folder: Path) -> str | None:
-    """The class of a folder that says nothing but by its files."""
+    """The class that the names of a folder's files imply."""
     if (folder / "vocab.txt").is_file():
         return "BertTokenizer"
     if (folder / "vocab.json").is_file():
@@ -140,12 +153,12 @@ def _guess(folder: Path) -> str | None:
 
 
 def _merged(folder: Path, settings: Mapping[str, Any], described: Mapping[str, Any] | None) -> dict[str, Any]:
-    """tokenizer_config.json with what the other files say of special and added tokens.
+    """tokenizer_config.json merged with the special and added tokens of the other files.
 
-    "added" is {id: AddedToken}, "extra" the further special tokens.
+    "added" is {id: AddedToken}; "extra" lists the further special tokens.
     """
     made = {key: value for key, value in settings.items() if key != "tokenizer_class"}
-    if described is not None:  # its post-processor says it
+    if described is not None:  # the post-processor of tokenizer.json decides
         made = {key: value for key, value in made.items() if key not in ("add_bos_token", "add_eos_token")}
     added: dict[int, Any] = {}
     if isinstance(listed := made.get("added_tokens_decoder"), dict):
@@ -155,7 +168,7 @@ def _merged(folder: Path, settings: Mapping[str, Any], described: Mapping[str, A
             made |= special.read_json(folder / "special_tokens_map.json")
         if (folder / "added_tokens.json").is_file():
             named = {_spelling(value) for key, value in made.items() if key.endswith("_token")}
-            named |= {_spelling(token) for token in _listed(settings)}  # not of the map: as Transformers has it
+            named |= {_spelling(token) for token in _listed(settings)}  # as Transformers: not those of the map
             for spelled, id in special.read_json(folder / "added_tokens.json").items():
                 if type(id) is not int:
                     raise InputError(f"{folder / 'added_tokens.json'}: {spelled!r} has the id {id!r}, not a number")
@@ -168,7 +181,7 @@ def _merged(folder: Path, settings: Mapping[str, Any], described: Mapping[str, A
 
 
 def _listed(settings: Mapping[str, Any]) -> list[Any]:
-    """Additional special tokens, by either of their names, and those of names of their own ("image_token")."""
+    """The additional special tokens, under either of their keys, and those under their own keys ("image_token")."""
     listed = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     own = [
         v
@@ -183,7 +196,7 @@ def _spelling(token: Any) -> str | None:
 
 
 def _roles(settings: Mapping[str, Any], made: TokenizerClass | None, folder: Path) -> dict[str, Any]:
-    """{"cls": AddedToken or spelling, ...} as the settings name them, else the class."""
+    """{"cls": AddedToken or spelling, ...} from the settings, or else from the class."""
     known = {str(token.content): token for token in settings["added"].values()}
     roles = {}
     for role in ROLES:
@@ -209,13 +222,13 @@ def _finished(
     eos = roles.get("eos")
     if name is None and "eos_token" not in settings:
         eos = next((token for token in END_TOKENS if inner.token_to_id(token) is not None), None)
-    if eos is not None and (inner.token_to_id(eos) is None or eos == "[SEP]"):  # that ends parts, not texts
+    if eos is not None and (inner.token_to_id(eos) is None or eos == "[SEP]"):  # [SEP] separates parts of a text
         eos = None
     pieces = None
     if model is not None and model.kind == sentencepiece.UNIGRAM:
         pieces = sentencepiece.Pieces(model, _ids(inner, model, found.unk), _before(name, settings))
     spaces = bool(classes.switch(settings, "clean_up_tokenization_spaces", False))
-    said = class_of(special.read_json(folder / SETTINGS), {}, None) if (folder / SETTINGS).is_file() else None
+    stored = class_of(special.read_json(folder / SETTINGS), {}, None) if (folder / SETTINGS).is_file() else None
     kept = {one: folder / one for one in FILES if (folder / one).is_file()}
     if (folder / file).is_file():
         kept["tokenizer.json"] = folder / file
@@ -229,19 +242,19 @@ def _finished(
         clean_up=spaces and type(inner.model).__name__ != "BPE",
         files={one: special.read_bytes(path) for one, path in kept.items()},
         bos=roles.get("bos"),
-        settings={} if name in (None, said) else {"tokenizer_class": name},
+        settings={} if name in (None, stored) else {"tokenizer_class": name},
     )
 
 
 def _ids(inner: Any, model: sentencepiece.Model, unknown: int | None) -> np.ndarray:
-    """SentencePiece's ids -> ids, int32."""
+    """The ids of SentencePiece's pieces, int32."""
     ids = [inner.token_to_id(piece.spelling) for piece in model.pieces]
     other = model.unknown if unknown is None else unknown
     return np.array([other if id is None or at == model.unknown else id for at, id in enumerate(ids)], np.int32)
 
 
 def _before(name: str | None, settings: Mapping[str, Any]) -> Any:
-    """What a class does to a text before SentencePiece sees it."""
+    """The normaliser of a class that runs before SentencePiece's; None: there is none."""
     from tokenizers import normalizers
 
     return normalizers.Sequence(classes.albert_steps(settings)) if name == "AlbertTokenizer" else None

@@ -1,13 +1,13 @@
-"""Marian's tokenizer (opus-mt): SentencePiece pieces of the source and of the target, numbered by one vocab.json.
+"""Marian's tokenizer (opus-mt): SentencePiece pieces of the source and of the target with ids from one vocab.json.
 
-A folder holds source.spm, which cuts the source's text into pieces, target.spm for the target's, and vocab.json: the id
-of every piece of either side, of `</s>`, `<unk>` and `<pad>`, and of codes such as `>>deu<<` where the model translates
-into several languages. A piece that vocab.json lacks is <unk>; what SentencePiece does not know is looked up as it is
-spelled, since the other side may have it. A source that begins with a code of vocab.json begins with that token; any
-other `>>...<<` is text (Transformers makes it <unk>).
+A folder holds source.spm and target.spm, which split the text of each side into pieces, and vocab.json with the ids of
+all pieces, of `</s>`, `<unk>` and `<pad>`, and of language codes such as `>>deu<<` for models with several target
+languages. A piece that is not in vocab.json is <unk>. A piece that SentencePiece does not know is looked up by its
+spelling, because the other side may know it. A code of vocab.json at the beginning of a source is a token; any other
+`>>...<<` is text (Transformers makes it <unk>).
 
-Punctuation is not normalised as Moses does it, which opus-mt's own preparation did: Transformers 5 makes such a
-normaliser where sacremoses is installed, but encodes without it. „Quotes“ and dashes that the model seldom saw stay.
+Punctuation is not normalised as by Moses, although opus-mt's training data was: Transformers 5 does not do so either.
+So rare quotes and dashes stay.
 """
 
 import functools
@@ -34,13 +34,16 @@ CODE = re.compile(r">>.+?<<")
 
 @dataclass(frozen=True, eq=False)
 class MarianTokenizer:
-    """One side of a Marian folder, the source's as it is read; `target` is the other.
+    """The tokenizer of one side of a Marian folder, first the source's; `target` is the other.
 
     Fields:
-      models: the SentencePiece files as they are, {"source.spm": ..., "target.spm": ...}.
-      vocabulary: vocab.json. settings: tokenizer_config.json.
-      special, eos: the tokens that vocabulary has for these. side: which of the models encodes the text.
-      literal: special tokens written in a text are text; in a prompt they never are.
+      models: the bytes of the SentencePiece files, {"source.spm": ..., "target.spm": ...}.
+      vocabulary: vocab.json.
+      settings: tokenizer_config.json.
+      special: the ids of <unk> and <pad>.
+      eos: the spelling of the end of text.
+      side: the file whose model encodes the text.
+      literal: special tokens spelled in a text are text; in a prompt they are tokens.
     """
 
     models: dict[str, bytes]
@@ -92,7 +95,11 @@ class MarianTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text; special tokens written in it are text where `literal` says so."""
+        """The ids of each text; with `literal`, special tokens spelled in it are text.
+
+        Args:
+          texts: to encode.
+        """
         return [self._plain(text) if self.literal else self.encode_prompt(text) for text in texts]
 
     def _plain(self, text: str) -> np.ndarray:
@@ -120,12 +127,16 @@ class MarianTokenizer:
         return tuple(self._named)
 
     def replace(self, **changes: Any) -> "MarianTokenizer":
-        """This tokenizer with other fields."""
+        """This tokenizer with other fields.
+
+        Args:
+          **changes: the fields.
+        """
         return replace(self, **changes)
 
     @functools.cached_property
     def _named(self) -> list[str]:
-        """The special tokens, spelled."""
+        """The spellings of the special tokens."""
         named = {self.eos_id, *self.special.present().values()}
         return [token for token, id in self.vocabulary.items() if id in named]
 
@@ -135,7 +146,7 @@ class MarianTokenizer:
         return {token: id for token, id in self.vocabulary.items() if CODE.fullmatch(token)}
 
     def _code_of(self, text: str) -> str:
-        """The code of a language with which a source begins, or nothing."""
+        """The language code that a source begins with, or ""."""
         found = CODE.match(text) if self.side == SOURCE else None
         return found[0] if found and found[0] in self._codes else ""
 
@@ -143,14 +154,14 @@ class MarianTokenizer:
         ids = [self._codes[code]] if code else []
         unknown = self.special.unk
         assert unknown is not None  # `read_folder` refuses a vocabulary without it
-        for id, spelled in parts:  # what SentencePiece does not know is looked up as it is spelled
+        for id, spelled in parts:  # a piece that SentencePiece does not know is looked up by its spelling
             token = spelled if id == self._pieces.model.unknown else self._pieces.model.pieces[id].spelling
             ids.append(self.vocabulary.get(token, unknown))
         return np.array(ids, np.int32)
 
     @functools.cached_property
     def _pieces(self) -> sentencepiece.Pieces:
-        """Text to SentencePiece's pieces."""
+        """Splits text into SentencePiece's pieces."""
         model = sentencepiece.read(self.models[self.side], self.side)
         return sentencepiece.Pieces(model, np.arange(len(model.pieces)))
 
@@ -164,7 +175,11 @@ class MarianTokenizer:
         return "".join(self.pieces(ids))
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        """As Transformers: a space after each special token, none at either end."""
+        """The text of ids in pieces, as Transformers decodes: a space after each special token, none at either end.
+
+        Args:
+          ids: as they are generated.
+        """
         begun, held = False, ""
         for part in self._parts(ids):
             text = held + (part if begun else part.lstrip())
@@ -174,7 +189,7 @@ class MarianTokenizer:
                 yield shown
 
     def _parts(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text between special tokens begins without the space that stands before a word."""
+        """The text of each token. The first word after a special token has no space before it."""
         empty = True
         for id in ids:
             token = self._spelling.get(int(id), "")
@@ -190,7 +205,11 @@ class MarianTokenizer:
     # ---- To disk ----
 
     def save(self, folder: str | os.PathLike) -> None:
-        """The folder's four files, both sides, which Transformers' AutoTokenizer reads as well."""
+        """Writes the four files of both sides, which Transformers' AutoTokenizer reads as well.
+
+        Args:
+          folder: an existing or a new folder.
+        """
         folder = Path(folder)
         settings = self.settings | {"tokenizer_class": "MarianTokenizer"}
         if self.literal != reads_literally(settings):
@@ -204,13 +223,17 @@ class MarianTokenizer:
 def read_folder(folder: Path) -> MarianTokenizer:
     """The tokenizer of a Marian folder.
 
-    Errors: `InputError` for a file that is missing, a vocabulary of each side's own, and one without </s> or <unk>.
+    Args:
+      folder: with source.spm, target.spm and vocab.json.
+
+    Raises:
+      InputError: a file is missing, the sides have separate vocabularies, or </s> or <unk> is missing.
     """
     settings = special.read_settings(folder)
     if (folder / "target_vocab.json").exists() or settings.get("separate_vocabs"):
         raise InputError(
-            f"{folder}: source and target have vocabularies of their own (target_vocab.json); Marian models are read "
-            "where both share one vocab.json"
+            f"{folder}: source and target have separate vocabularies (target_vocab.json); only Marian models with one "
+            "shared vocab.json are supported"
         )
     if missing := [name for name in (TARGET, VOCABULARY) if not (folder / name).is_file()]:
         raise InputError(f"{folder} holds {SOURCE} but not {' and '.join(missing)}, which a Marian tokenizer needs")
@@ -227,6 +250,6 @@ def read_folder(folder: Path) -> MarianTokenizer:
     models = {name: special.read_bytes(folder / name) for name in (SOURCE, TARGET)}
     for name, model in models.items():
         if sentencepiece.read(model, folder / name).kind != sentencepiece.UNIGRAM:
-            raise InputError(f"{folder / name} is not read: it is not a Unigram model, which Marian's are")
+            raise InputError(f"{folder / name} is not a Unigram model, as Marian's are; use another folder")
     found = Special(unk=vocabulary[tokens["unk"]], pad=vocabulary.get(tokens["pad"]))
     return MarianTokenizer(models, vocabulary, settings, found, tokens["eos"], literal=reads_literally(settings))

@@ -1,6 +1,6 @@
-"""Bytes and characters: tokenizers that need no vocabulary of subwords.
+"""Bytes and characters: tokenizers without subwords.
 
-In both, whitespace begins a word and everything else continues it, as with byte-level BPE's " word".
+In both, white space begins a word and everything else continues it, as in " word" of byte-level BPE.
 """
 
 import functools
@@ -21,7 +21,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """Ids 0-255 are the bytes, 256 is the end of text."""
+    """The tokenizer of bytes: ids 0-255 are the bytes, 256 is the end of text."""
 
     vocab_size: int = 257
     eos_id: int = 256
@@ -61,7 +61,11 @@ class ByteTokenizer:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """Nothing for an id that is no token, as a model with a padded vocabulary may give."""
+        """The bytes of a token; none for an id beyond 256, which a model with a padded vocabulary may generate.
+
+        Args:
+          token: its id.
+        """
         if token == self.eos_id:
             return END_OF_TEXT.encode()
         return bytes([token]) if 0 <= token < 256 else b""
@@ -75,7 +79,7 @@ class ByteTokenizer:
 
 @dataclass(frozen=True)
 class CharacterTokenizer:
-    """Id i is `characters[i]`."""
+    """The tokenizer of characters: id i is `characters[i]`."""
 
     characters: str
 
@@ -103,7 +107,7 @@ class CharacterTokenizer:
 
     @functools.cached_property
     def _id_of(self) -> np.ndarray:
-        """Code point -> id, -1 where there is none."""
+        """int32: code point -> id; -1: it has none."""
         points = _code_points(self.characters)
         table = np.full(points.max() + 1, -1, np.int32)
         table[points] = np.arange(len(points))
@@ -137,7 +141,7 @@ class CharacterTokenizer:
         return "".join(self.pieces(ids))
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        return (self.characters[token] for token in ids if 0 <= token < self.vocab_size)  # else it is no token
+        return (self.characters[token] for token in ids if 0 <= token < self.vocab_size)  # others have no token
 
     def save(self, folder: str | os.PathLike) -> None:
         write_json(Path(folder) / "characters.json", {"characters": self.characters})
@@ -148,11 +152,19 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def spaced(words: Sequence[str]) -> list[str]:
-    """Every word but the first with the space before it."""
+    """The words, each but the first with a space before it.
+
+    Args:
+      words: of a sentence.
+    """
     return [*words[:1], *(f" {word}" for word in words[1:])]
 
 
 def join_words(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of the words one after the other, and the index of the word that each belongs to."""
+    """(ids int32 [n] of a sentence, the index int32 [n] of the word that each belongs to).
+
+    Args:
+      ids: of each word.
+    """
     word = np.repeat(np.arange(len(ids), dtype=np.int32), [len(one) for one in ids])
     return np.concatenate([np.zeros(0, np.int32), *ids]), word

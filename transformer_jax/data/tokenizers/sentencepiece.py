@@ -1,13 +1,12 @@
-"""SentencePiece's own model file (spiece.model, tokenizer.model, source.spm), read without its library.
+"""SentencePiece's model file (spiece.model, tokenizer.model, source.spm), read without its library.
 
-The file is one protocol-buffer message, `ModelProto` of sentencepiece_model.proto. Of it matter
+The file is one protocol-buffer message, `ModelProto` of sentencepiece_model.proto. These fields are read:
 
-    1  pieces, each: 1 the piece, 2 its log probability, 3 its type    2  trainer_spec: 3 the kind of model
-    3  normalizer_spec: 2 the compiled map of characters, 3 "▁" is put in front, 4 spaces are collapsed
+    1  pieces, each: 1 the piece, 2 its log-probability, 3 its type    2  trainer_spec: 3 the kind of model
+    3  normalizer_spec: 2 the compiled character map, 3 add a leading "▁", 4 collapse spaces
 
-`Pieces` encodes text with a Unigram model as SentencePiece does (Kudo and Richardson 2018), its normaliser included
-(`spm_text`): the `tokenizers` library's own form of it looks at one grapheme at a time and so misses characters that
-are written in several code points.
+`Pieces` encodes text with a Unigram model exactly as SentencePiece (Kudo and Richardson 2018), including its normaliser
+(`spm_text`). The normaliser of the `tokenizers` library works by grapheme, so it misses map entries that span several.
 """
 
 import functools
@@ -29,14 +28,14 @@ UNIGRAM, BPE = 1, 2  # types of models
 
 
 class Piece(NamedTuple):
-    """One entry of a model; its position is its id there."""
+    """One entry of a model; its position is its id."""
 
     spelling: str
     score: float
     kind: int
 
 
-Spelled = tuple[int, str, tuple[int, int]]  # (id, how it is spelled in the normalised text, where)
+Spelled = tuple[int, str, tuple[int, int]]  # (id, its spelling in the normalised text, its span there)
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,9 @@ class Model:
     Fields:
       pieces: by id.
       kind: `UNIGRAM` or `BPE`.
-      charsmap: the compiled map of characters; empty: none.
-      dummy_prefix: a space is put in front of a text. one_space: spaces around a text and all but one of several go.
+      charsmap: the compiled character map; empty: none.
+      dummy_prefix: whether a space is added before a text.
+      one_space: whether a text is stripped and runs of spaces are collapsed.
     """
 
     pieces: tuple[Piece, ...]
@@ -64,12 +64,12 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Text to ids by a Unigram model, as SentencePiece itself.
+    """Encodes text by a Unigram model exactly as SentencePiece.
 
     Fields:
       model: the file.
-      ids: int32 [pieces], the id to give for each piece.
-      before: a normaliser of the `tokenizers` library for a text before SentencePiece sees it; None: nothing.
+      ids: int32 [pieces], the id of each piece.
+      before: a normaliser of the `tokenizers` library that runs before SentencePiece's; None: there is none.
     """
 
     model: Model
@@ -78,19 +78,19 @@ class Pieces:
 
     @functools.cached_property
     def normalizer(self) -> Normalizer:
-        """From a text to what the pieces spell."""
+        """SentencePiece's normaliser."""
         user = tuple(p.spelling for p in self.model.pieces if p.kind == USER_DEFINED)
         return Normalizer(self.model.charsmap, user, self.model.dummy_prefix, self.model.one_space)
 
     @functools.cached_property
     def _inner(self) -> Any:
-        """Normalised text to pieces. Those that no text may spell are spelled as none is."""
+        """Splits normalised text into pieces. Control and unused pieces get a spelling that no text has."""
         from tokenizers import Tokenizer, models, pre_tokenizers
 
         pieces = self.model.pieces
         highest = max((piece.score for piece in pieces if piece.kind == NORMAL), default=0.0)
         vocabulary = [
-            # What the user defined is always taken whole: SentencePiece scores it so.
+            # SentencePiece scores a user-defined piece so high that it is never split.
             (p.spelling, len(p.spelling.encode()) * highest - 0.1)
             if p.kind == USER_DEFINED
             else (p.spelling if p.kind == NORMAL else f"\0{p.spelling}", p.score)
@@ -98,19 +98,26 @@ class Pieces:
         ]
         inner = Tokenizer(models.Unigram(vocabulary, unk_id=self.model.unknown, byte_fallback=False))
         if not any("▁" in p.spelling.lstrip("▁") for p in pieces if p.kind in (NORMAL, USER_DEFINED)):
-            inner.pre_tokenizer = pre_tokenizers.Split(
-                "▁", "merged_with_next"
-            )  # words by themselves: the library's cache
+            # No piece spans two words, so words are encoded one by one, which uses the library's cache.
+            inner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
         return inner
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids int32 of each text, special tokens read as text."""
+        """The ids int32 of each text; special tokens spelled in it are text.
+
+        Args:
+          texts: to encode.
+        """
         ready = [self.normalizer(self.before.normalize_str(text) if self.before else text) for text in texts]
         encodings = self._inner.encode_batch_fast(ready, add_special_tokens=False)
         return [self._ids(self._spelled(text, encoding)) for text, encoding in zip(ready, encodings, strict=True)]
 
     def spell_batch(self, texts: Sequence[str]) -> list[list[tuple[int, str]]]:
-        """(SentencePiece's id, its spelling in the text) of each piece of each text."""
+        """(SentencePiece's id, spelling in the text) of each piece of each text.
+
+        Args:
+          texts: to encode.
+        """
         ready = [self.normalizer(text) for text in texts]
         return [
             [(id, token) for id, token, _ in self._spelled(text, self._inner.encode(text, add_special_tokens=False))]
@@ -118,7 +125,11 @@ class Pieces:
         ]
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [n] of one text and the characters that each came from, int32 [n, 2]."""
+        """(ids int32 [n], character spans int32 [n, 2]) of a text.
+
+        Args:
+          text: to encode.
+        """
         origin = [(i, i + 1) for i in range(len(text))]
         if self.before is not None:
             origin = [tuple(span) for span in self._letters.encode(text, add_special_tokens=False).offsets]
@@ -133,7 +144,7 @@ class Pieces:
 
     @functools.cached_property
     def _letters(self) -> Any:
-        """Each character that `before` makes, with the characters that it came from."""
+        """Maps each character after `before` to the characters that it came from."""
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
         inner = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
@@ -142,8 +153,8 @@ class Pieces:
         return inner
 
     def _spelled(self, text: str, encoding: Any) -> list[Spelled]:
-        """(id, spelling, span in `text`) of the pieces; neighbouring unknown ones are one, as in SentencePiece."""
-        if self.model.unknown in encoding.ids:  # the fast encodings carry no offsets
+        """(id, spelling, span in `text`) of each piece. Adjacent unknown pieces are merged, as in SentencePiece."""
+        if self.model.unknown in encoding.ids:  # the fast encodings have no offsets
             encoding = self._inner.encode(text, add_special_tokens=False)
         made: list[Spelled] = []
         for id, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -153,7 +164,7 @@ class Pieces:
         return made
 
     def _expanded(self, parts: Sequence[Spelled]) -> Iterator[Spelled]:
-        """The same with the bytes of an unknown in its place, where the model has pieces for bytes."""
+        """The pieces, with an unknown one replaced by its bytes if the model has byte pieces."""
         for part in parts:
             if part[0] == self.model.unknown and self._bytes:
                 for byte in part[1].encode("utf-8", "surrogatepass"):
@@ -166,14 +177,19 @@ class Pieces:
 
     @functools.cached_property
     def _bytes(self) -> Mapping[int, int]:
-        """Byte -> id of its piece <0x41>; empty where there is none."""
+        """{byte: id of its piece <0x41>}; empty if the model has no byte pieces."""
         return {int(p.spelling[3:5], 16): id for id, p in enumerate(self.model.pieces) if p.kind == BYTE}
 
 
 def read(data: bytes, file: Path | str) -> Model:
-    """The model in the bytes of `file`.
+    """The model in the bytes of a file.
 
-    Raises: `InputError` for what is no SentencePiece model, and for what would be encoded otherwise here.
+    Args:
+      data: the bytes.
+      file: names the file in messages.
+
+    Raises:
+      InputError: not a SentencePiece model, or one with settings that are not supported.
     """
     pieces: list[Piece] = []
     trainer: dict[int, Any] = {}
@@ -181,9 +197,9 @@ def read(data: bytes, file: Path | str) -> Model:
     try:
         for number, value in _fields(data):
             if number == 1:
-                said = dict(_fields(value))
-                score = struct.unpack("<f", said.get(2, bytes(4)))[0]
-                pieces.append(Piece(said[1].decode(), score, said.get(3, NORMAL)))
+                entry = dict(_fields(value))
+                score = struct.unpack("<f", entry.get(2, bytes(4)))[0]
+                pieces.append(Piece(entry[1].decode(), score, entry.get(3, NORMAL)))
             elif number == 2:
                 trainer = dict(_fields(value))
             elif number == 3:
@@ -192,36 +208,49 @@ def read(data: bytes, file: Path | str) -> Model:
         raise InputError(f"{file}: not a SentencePiece model") from None
     kinds = {piece.kind for piece in pieces}
     reasons = {
-        "it holds no pieces, or none for the unknown": UNKNOWN not in kinds,
+        "it has no pieces, or no unknown piece": UNKNOWN not in kinds,
         "it is neither a Unigram model nor a BPE": trainer.get(3, UNIGRAM) not in (UNIGRAM, BPE),
         f"it has pieces of the types {sorted(kinds - set(range(1, 7)))}": not kinds <= set(range(1, 7)),
-        "two of its pieces are spelled alike": len({piece.spelling for piece in pieces}) < len(pieces),
-        "spaces end its pieces in place of beginning them": bool(trainer.get(24, 0)),
-        "spaces are no letters in it (escape_whitespaces)": not normalizer.get(5, 1),
+        "two of its pieces have the same spelling": len({piece.spelling for piece in pieces}) < len(pieces),
+        'its pieces end in "▁" instead of beginning with it (treat_whitespace_as_suffix)': bool(trainer.get(24, 0)),
+        'it does not write spaces as "▁" (escape_whitespaces)': not normalizer.get(5, 1),
     }
     if reason := next((reason for reason, true in reasons.items() if true), None):
         raise InputError(
-            f"{file} is not read: {reason}; save the tokenizer as tokenizer.json with Transformers' AutoTokenizer"
+            f"{file} is not supported: {reason}; save the tokenizer as tokenizer.json with Transformers' AutoTokenizer"
         )
     flags = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
     return Model(tuple(pieces), trainer.get(3, UNIGRAM), normalizer.get(2, b""), *flags)
 
 
 def read_model(file: Path) -> Any:
-    """The tokenizer of the folder of a SentencePiece file: the name that `load` had for it in version 0.1."""
+    """The tokenizer of the folder of a SentencePiece file; the name from version 0.1.
+
+    Args:
+      file: in the folder.
+    """
     from transformer_jax.data.tokenizers import folder
 
     return folder.read_folder(file.parent)
 
 
 def read_pieces(data: bytes, file: Path | str) -> tuple[list[Piece], bytes]:
-    """The pieces by id, and the map of characters: the name that `read` had in version 0.1."""
+    """(pieces by id, character map) of a file; the name from version 0.1.
+
+    Args:
+      data: the bytes.
+      file: names the file in messages.
+    """
     model = read(data, file)
     return list(model.pieces), model.charsmap
 
 
 def merges(model: Model) -> list[tuple[str, str]]:
-    """A BPE's merges in the order of the pieces that they make, as Transformers makes them of the ids."""
+    """The merges of a BPE, in the order of the pieces that they form, as Transformers derives them from the ids.
+
+    Args:
+      model: a BPE.
+    """
     id_of = {piece.spelling: id for id, piece in enumerate(model.pieces)}
     made = [
         (id, len(token[:i]), len(token[i:]), id_of[token[:i]], id_of[token[i:]], token[:i], token[i:])
@@ -233,7 +262,7 @@ def merges(model: Model) -> list[tuple[str, str]]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of the fields of a protocol-buffer message: whole numbers as int, everything else as bytes."""
+    """(number, value) of each field of a protocol-buffer message: integers as int, everything else as bytes."""
     at = 0
 
     def varint() -> int:

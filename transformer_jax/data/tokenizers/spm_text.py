@@ -1,9 +1,9 @@
-"""SentencePiece's normaliser: its compiled map of characters, spaces, and the "▁" that stands for one.
+"""SentencePiece's normaliser: its compiled character map, its treatment of spaces, and "▁" for a space.
 
-The map is a double-array trie (Aoe 1989, in the layout of darts-clone) over the UTF-8 bytes of what is to be replaced,
-and a blob of what replaces it, each ended by a zero byte. At each position of a text the longest entry that begins
-there is replaced; what the user defined stays as it is. Most text holds no entry of two characters or more, so those
-are looked for first, pair by pair, and everything else is translated character by character.
+The map is a double-array trie (Aoe 1989, in the layout of darts-clone) over the UTF-8 bytes of the texts to replace,
+and a blob of their replacements, each ended by a zero byte. At each position of a text the longest matching entry is
+replaced; user-defined pieces are kept. Few texts hold an entry of two or more characters. So these are found first, by
+their first pair of characters, and the rest is translated character by character.
 """
 
 import itertools
@@ -17,13 +17,13 @@ SPACE = "▁"
 
 
 class Normalizer:
-    """From a text to the text whose pieces SentencePiece looks for.
+    """Normalises a text for SentencePiece.
 
     Args:
-      charsmap: the compiled map of characters; empty: none.
-      user_defined: pieces that the map leaves alone.
-      dummy_prefix: a space is put in front.
-      one_space: spaces at both ends, and all but one of several, are dropped.
+      charsmap: the compiled character map; empty: none.
+      user_defined: pieces that the map does not change.
+      dummy_prefix: whether a space is added before the text.
+      one_space: whether the text is stripped and runs of spaces are collapsed.
     """
 
     def __init__(self, charsmap: bytes, user_defined: tuple[str, ...], dummy_prefix: bool, one_space: bool):
@@ -43,7 +43,11 @@ class Normalizer:
         return (SPACE * self._prefix) + mapped.replace(" ", SPACE)
 
     def aligned(self, text: str) -> tuple[str, list[tuple[int, int]]]:
-        """The same, and for each of its characters the characters of `text` that it came from, start and end."""
+        """(normalised text, for each of its characters the span of characters in `text` that it came from).
+
+        Args:
+          text: to normalise.
+        """
         made: list[tuple[str, int, int]] = []
         for start, end, replacement in self._steps(text):
             for letter in replacement:
@@ -54,13 +58,13 @@ class Normalizer:
         if made and self._prefix:
             made.insert(0, (" ", *made[0][1:]))
         for i in range(len(made) - 2, -1, -1):
-            if made[i][0] == " ":  # it belongs to the word that it begins
+            if made[i][0] == " ":  # a space has the span of the word after it
                 made[i] = (" ", *made[i + 1][1:])
         letters = "".join(letter for letter, _, _ in made).replace(" ", SPACE)
         return letters, [(start, end) for _, start, end in made]
 
     def _steps(self, text: str) -> Iterator[tuple[int, int, str]]:
-        """(start, end, what stands for it), from left to right."""
+        """(start, end, replacement) of each step, from left to right."""
         at = 0
         while at < len(text):
             if self._user is not None and (found := self._user.match(text, at)):
@@ -101,13 +105,13 @@ class Normalizer:
         return self._letters[letter]
 
     def _goes_on(self, first: str, second: str) -> bool:
-        """Whether some entry begins with these two characters."""
+        """Whether an entry begins with these two characters."""
         if (first, second) not in self._pairs:
             self._pairs[first, second] = self._walk((first + second).encode("utf-8", "surrogatepass"))[1]
         return self._pairs[first, second]
 
     def _longest(self, text: str) -> tuple[int, str]:
-        """How many characters at the head of a text are replaced together, and by what."""
+        """(characters replaced at the beginning of a text, their replacement)."""
         data = text.encode("utf-8", "surrogatepass")
         (size, value), _ = self._walk(data)
         if not size:
@@ -116,7 +120,7 @@ class Normalizer:
         return len(data[:size].decode("utf-8", "replace")), self._blob[value:end].decode("utf-8", "replace")
 
     def _walk(self, data: bytes) -> tuple[tuple[int, int], bool]:
-        """((bytes of the longest entry at the head of `data`, its value), whether the trie goes on to the end)."""
+        """((bytes of the longest entry that `data` begins with, its value), whether all of `data` is in the trie)."""
         units, found = self._units, (0, 0)
         if not units:
             return found, False
@@ -137,10 +141,10 @@ def _offset(unit: int) -> int:
 
 
 def _parse(charsmap: bytes) -> tuple[tuple[int, ...], bytes]:
-    """(the trie's units, the blob). Raises: `InputError` for a map that is cut off."""
+    """(the trie's units, the blob). Refuses a truncated map."""
     if not charsmap:
         return (), b""
     size = int.from_bytes(charsmap[:4], "little")
     if size % 4 or len(charsmap) < 4 + size:
-        raise InputError(f"the map of characters is cut off: {len(charsmap)} bytes, and its trie alone has {size}")
+        raise InputError(f"the character map is truncated: it has {len(charsmap)} bytes, its trie alone {size}")
     return struct.unpack(f"<{size // 4}I", charsmap[4 : 4 + size]), charsmap[4 + size :]

@@ -1,4 +1,4 @@
-"""Subword tokenizers: BPE, WordPiece and Unigram of the `tokenizers` library behind one interface."""
+"""`SubwordTokenizer`: BPE, WordPiece and Unigram of the `tokenizers` library behind one interface."""
 
 import dataclasses
 import functools
@@ -20,27 +20,28 @@ from transformer_jax.data.tokenizers.sentencepiece import USER_DEFINED, Pieces
 from transformer_jax.data.tokenizers.special import Special, read_json, write_json
 
 SETTINGS = "tokenizer_config.json"
-SWITCH = "split_special_tokens"  # Transformers' name: True reads special tokens written in a text as text
-OWN_SWITCH = "documents_spell_special_tokens"  # the same for the texts of our data alone; an export does not have it
+SWITCH = "split_special_tokens"  # Transformers' name; True: special tokens spelled in a text are text
+OWN_SWITCH = "documents_spell_special_tokens"  # the same for documents only; an export does not have it
 
 
 @dataclass(frozen=True, eq=False)
 class SubwordTokenizer:
-    """A `tokenizers.Tokenizer`, whatever its tokenizer.json says.
+    """A tokenizer of the `tokenizers` library.
 
-    Padding, truncation and the tokens that a post-processor would add ([CLS], <s>) are off: an objective that wants
-    them adds them itself.
+    Padding, truncation and the tokens of the post-processor ([CLS], <s>) are off. An objective adds the special tokens
+    that it needs.
 
     Fields:
-      _inner: the library's.
-      eos: the end of a text, spelled; None: there is none.
-      bos: the token that the folder names as a text's beginning, which it need not put there (`bos_id`).
-      special: ids of the tokens that encoders know. languages: mBART's.
-      literal: special tokens written in a text are text; in a prompt they never are.
-      pieces: SentencePiece's own encoding, in place of the library's, where the folder holds SentencePiece's file.
-      clean_up: the decoded text loses the spaces before punctuation, as BERT's first decoder had it.
-      files: the files of the folder that it was read from, {name: bytes}, which `save` writes again as they are.
-      settings: what tokenizer_config.json must say besides.
+      _inner: the library's tokenizer.
+      eos: the spelling of the end of text; None: there is none.
+      special: the ids of [CLS], [SEP], [PAD], [MASK] and [UNK].
+      languages: mBART's source and target language; None for other tokenizers.
+      literal: special tokens spelled in a text are text; in a prompt they are tokens.
+      pieces_of: SentencePiece's own encoding, which replaces the library's; None: the library encodes.
+      clean_up: decoded text has no space before punctuation, as BERT's first decoder.
+      files: {name: bytes} of the folder that it was read from, which `save` writes unchanged.
+      settings: further entries for tokenizer_config.json.
+      bos: the beginning of text that the folder names; a text has it only if `bos_id` is not None.
     """
 
     _inner: Any
@@ -63,7 +64,7 @@ class SubwordTokenizer:
 
     @property
     def target(self) -> "SubwordTokenizer":
-        """The tokenizer of the target side: both share this one."""
+        """The tokenizer of the target side: this one."""
         return self
 
     @functools.cached_property
@@ -81,7 +82,7 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def bos_id(self) -> int | None:
-        """The token that the post-processor puts before a text, other than an encoder's [CLS]."""
+        """The id of the token that the post-processor adds before a text; None: there is none, or it is a [CLS]."""
         if self.languages is not None:
             return None
         framed = self._inner.encode("a", add_special_tokens=True)
@@ -92,10 +93,10 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of what decides how text is encoded; what the special tokens are *for* does not."""
+        """A hash of everything that decides how text is encoded; the roles of special tokens do not."""
         described = self._inner.to_str()
         settings = json.loads(described)
-        if settings["model"].get("type") == "Unigram":  # the library's JSON does not keep a score's last digit
+        if settings["model"].get("type") == "Unigram":  # the library's JSON may lose the last digit of a score
             settings["model"]["vocab"] = [[piece, f"{score:.7g}"] for piece, score in settings["model"]["vocab"]]
             described = json.dumps(settings)
         digest = hashlib.sha256(f"{self.eos} {self.bos_id} {self.literal} {described}".encode("utf-8", "surrogatepass"))
@@ -104,11 +105,19 @@ class SubwordTokenizer:
         return digest.hexdigest()
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its spelling ("[MASK]"), None where there is none."""
+        """The id of a token; None: there is no such token.
+
+        Args:
+          token: its spelling, such as "[MASK]".
+        """
         return self._inner.token_to_id(token)
 
     def replace(self, **changes: Any) -> "SubwordTokenizer":
-        """This tokenizer with other fields."""
+        """This tokenizer with other fields.
+
+        Args:
+          **changes: the fields.
+        """
         return dataclasses.replace(self, **changes)
 
     # ---- Text to ids ----
@@ -117,11 +126,19 @@ class SubwordTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Parallel over the texts, one thread a core (TOKENIZERS_PARALLELISM=false: one)."""
+        """The ids of each text; one thread per core encodes them (TOKENIZERS_PARALLELISM=false: one thread).
+
+        Args:
+          texts: to encode.
+        """
         return self._encode(texts, self.literal)
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """Ids of a text in which special tokens are meant: "Paris is the [MASK] of France."."""
+        """The ids of a text whose special tokens are tokens: "Paris is the [MASK] of France.".
+
+        Args:
+          text: to encode.
+        """
         return self._encode([text], literal=False)[0]
 
     @limits.outlasting()
@@ -140,9 +157,12 @@ class SubwordTokenizer:
 
     @limits.outlasting()
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [n] and offsets int32 [n, 2]: token i came from text[start:end], the space before a word left out.
+        """(ids int32 [n], character spans int32 [n, 2]) of a text; a span excludes the space before a word.
 
-        The tokens of a character cut into bytes have that character's span, each of them.
+        Each token of a character that is split into bytes has the span of that character.
+
+        Args:
+          text: to encode.
         """
         if self.pieces_of is not None:
             ids, offsets = self._by_pieces([text], self.literal, spans=True)[0]
@@ -155,10 +175,13 @@ class SubwordTokenizer:
         return np.array(encoding.ids, np.int32), without_space(offsets, text)
 
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [n] of a sentence given as words, and the index of the word that each came from, int32 [n].
+        """(ids int32 [n] of a sentence, the index int32 [n] of the word that each belongs to).
 
-        Where a space is part of the token ("Ġword"), words after the first are encoded with it. A word of which the
-        normaliser leaves nothing has no ids.
+        If a space is part of a token ("Ġword"), words after the first are encoded with a space. A word that the
+        normaliser removes has no ids.
+
+        Args:
+          words: of the sentence.
         """
         return join_words(self.encode_batch(spaced(words) if self._spaces_count else list(words)))
 
@@ -167,16 +190,16 @@ class SubwordTokenizer:
     def _by_pieces(
         self, texts: Sequence[str], literal: bool, spans: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(ids, offsets or none) of texts: what is between added tokens is encoded by itself."""
+        """(ids, spans or none) of each text. The segments between added tokens are encoded separately."""
         assert self.pieces_of is not None
-        cut = [list(self._segments(text, literal)) for text in texts]
-        plain = [(text, start) for parts in cut for text, start, id in parts if id is None]
+        segments = [list(self._segments(text, literal)) for text in texts]
+        plain = [(text, start) for parts in segments for text, start, id in parts if id is None]
         if spans:
             encoded = iter([self.pieces_of.encode_with_offsets(text) for text, _ in plain])
         else:
             encoded = iter([(ids, ids) for ids in self.pieces_of.encode_batch([text for text, _ in plain])])
         made = []
-        for parts in cut:
+        for parts in segments:
             ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
             for text, start, id in parts:
                 some, where = next(encoded) if id is None else (np.array([id], np.int32), np.array([[0, len(text)]]))
@@ -186,7 +209,7 @@ class SubwordTokenizer:
         return made
 
     def _segments(self, text: str, literal: bool) -> Iterator[tuple[str, int, int | None]]:
-        """(text, where it begins, id or None) of the added tokens in a text and of what is between them."""
+        """(text, its position, id) of each added token in a text, and (text, its position, None) of the rest."""
         at, pattern = 0, self._added[not literal]
         for found in pattern.finditer(text) if pattern is not None else ():
             if found.start() > at:
@@ -198,7 +221,7 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def _added(self) -> tuple[re.Pattern | None, re.Pattern | None]:
-        """Patterns of the added tokens that are not special, and of all; a mask takes the space before it along."""
+        """(pattern of the added tokens that are not special, pattern of all); a mask includes the space before it."""
         assert self.pieces_of is not None
         own = {piece.spelling for piece in self.pieces_of.model.pieces if piece.kind == USER_DEFINED}
         tokens = [t for t in self._inner.get_added_tokens_decoder().values() if t.content and t.content not in own]
@@ -217,7 +240,7 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def special_spellings(self) -> tuple[str, ...]:
-        """The special tokens as they are spelled."""
+        """The spellings of the special tokens."""
         return tuple(token for id in self._special_ids if (token := self._inner.id_to_token(int(id))))
 
     @functools.cached_property
@@ -226,20 +249,20 @@ class SubwordTokenizer:
         return np.array(sorted(added | set(self.special.present().values())), np.int32)
 
     def _spells_special(self, text: str, ids: np.ndarray) -> bool:
-        """Whether a special token's spelling was taken for the token.
+        """Whether the model encoded the spelling of a special token as that token.
 
-        A Unigram model finds "<pad>" among its pieces like any other. Bytes and their merges never spell one.
+        A Unigram model finds "<pad>" among its pieces, like any other. Byte-level BPE never does.
         """
         if self._byte_level:
             return False
         found = set(ids[np.isin(ids, self._special_ids)].tolist())
         if self.special.unk in found and self._inner.id_to_token(self.special.unk).lower() not in text.lower():
-            found.remove(self.special.unk)  # what the vocabulary lacks is unknown
+            found.remove(self.special.unk)  # the text holds a character that the vocabulary lacks
         return bool(found)
 
     @functools.cached_property
     def _reading(self) -> Any:
-        """The library's tokenizer in which every special token is found, those too that no file lists as added."""
+        """The library's tokenizer with all special tokens added, even those that no file lists as added."""
         from tokenizers import AddedToken
 
         known = {token.content for token in self._inner.get_added_tokens_decoder().values()}
@@ -252,21 +275,21 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def _plain(self) -> Any:
-        """The library's tokenizer in which no special token is found, but for what the model finds."""
+        """The library's tokenizer without added special tokens; the model may still find one among its pieces."""
         inner = self._copy()
         inner.encode_special_tokens = True
         return inner
 
     @functools.cached_property
     def _literal(self) -> Any:
-        """The same, but a special token's spelling is split before its last character, so that it is not found."""
+        """`_plain` that splits the spelling of a special token before its last character, so that none is found."""
         from tokenizers import Regex, pre_tokenizers
 
-        cut = "|".join(f"{re.escape(s[:-1])}(?={re.escape(s[-1])})" for s in self.special_spellings if len(s) > 1)
+        heads = "|".join(f"{re.escape(s[:-1])}(?={re.escape(s[-1])})" for s in self.special_spellings if len(s) > 1)
         inner = self._copy()
         parts = [inner.pre_tokenizer] if inner.pre_tokenizer is not None else []
-        if cut:
-            parts.append(pre_tokenizers.Split(Regex(cut), "merged_with_previous"))
+        if heads:
+            parts.append(pre_tokenizers.Split(Regex(heads), "merged_with_previous"))
         inner.pre_tokenizer = pre_tokenizers.Sequence(parts)
         inner.encode_special_tokens = True
         return inner
@@ -280,7 +303,7 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def _described(self) -> dict[str, Any]:
-        """tokenizer.json without its vocabulary."""
+        """The object of tokenizer.json without its vocabulary."""
         described = json.loads(self._inner.to_str())
         return described | {"model": {k: v for k, v in described["model"].items() if k not in ("vocab", "merges")}}
 
@@ -290,18 +313,18 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def _spaces_count(self) -> bool:
-        """Whether "word" and " word" are other tokens."""
+        """Whether "word" and " word" are different tokens."""
         return self._byte_level or '"prepend_scheme": "never"' in json.dumps(self._described["pre_tokenizer"])
 
     @functools.cached_property
     def continues(self) -> np.ndarray:
-        """bool [vocab_size]: the token goes on with the word before it (`decoding.continues`)."""
+        """bool [vocab_size]: whether each token continues a word (`decoding.continues`)."""
         prefix = self._described["model"].get("continuing_subword_prefix")
         kind = str(self._described["model"].get("type"))
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
         continues = np.zeros(self.vocab_size, bool)
-        for id, goes_on in decoding.continues(vocabulary, kind, prefix, self._byte_level):
-            continues[id] = goes_on
+        for id, inside in decoding.continues(vocabulary, kind, prefix, self._byte_level):
+            continues[id] = inside
         continues[self._special_ids] = False
         return continues
 
@@ -320,8 +343,13 @@ class SubwordTokenizer:
     # ---- To disk ----
 
     def save(self, folder: str | os.PathLike) -> None:
-        """The files it was read from, or tokenizer.json; and tokenizer_config.json. Transformers' AutoTokenizer reads
-        them as well."""
+        """Writes the files that it was read from, or tokenizer.json, and tokenizer_config.json.
+
+        Transformers' AutoTokenizer reads them as well.
+
+        Args:
+          folder: an existing or a new folder.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files.items():
@@ -329,13 +357,13 @@ class SubwordTokenizer:
             (folder / name).write_bytes(data)
         if not self.files:
             self._inner.save(str(folder / "tokenizer.json"))
-        said = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-        wanted = said | self._settings(said)
-        if wanted != said:
+        stored = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+        wanted = stored | self._settings(stored)
+        if wanted != stored:
             write_json(folder / SETTINGS, wanted)
 
-    def _settings(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """What tokenizer_config.json must say, beside `said`, which it holds already."""
+    def _settings(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of tokenizer_config.json to add to the stored ones."""
         settings = dict(self.settings)
         if not self.files:
             roles = {f"{role}_token": self._inner.id_to_token(id) for role, id in self.special.present().items()}
@@ -344,19 +372,28 @@ class SubwordTokenizer:
             sides = {"src_lang": self.languages.source, "tgt_lang": self.languages.target}
             settings |= {side: None if id is None else self._inner.id_to_token(id) for side, id in sides.items()}
             settings["tokenizer_class"] = f"MBart{'50' * self.languages.leading}Tokenizer"
-        if self.literal != reads_literally(said):
+        if self.literal != reads_literally(stored):
             settings[OWN_SWITCH] = self.literal
         return settings
 
 
 def reads_literally(settings: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer_config.json says that special tokens written in a text are text."""
+    """Whether special tokens spelled in a text are text, by a tokenizer_config.json.
+
+    Args:
+      settings: its object.
+    """
     return bool(settings.get(OWN_SWITCH, settings.get(SWITCH, False)))
 
 
 def without_space(offsets: np.ndarray, text: str) -> np.ndarray:
-    """Offsets int32 [n, 2] without the space before a word."""
+    """Character spans without the space before a word.
+
+    Args:
+      offsets: int32 [n, 2], start and end of each token; they are changed.
+      text: that the tokens are of.
+    """
     for span in offsets:
-        if word := text[span[0] : span[1]].strip():  # what is nothing but space keeps it
+        if word := text[span[0] : span[1]].strip():  # a token of white space keeps its span
             span[0] += text[span[0] : span[1]].index(word)
     return offsets

@@ -1,10 +1,10 @@
-"""Tokenizers learned from text: byte-level BPE, WordPiece, Unigram.
+"""Training of tokenizers: byte-level BPE, WordPiece, Unigram.
 
-BPE and WordPiece are functions of the text, to the byte, whatever the number of threads. Unigram is not: the library's
-trainer adds floating-point numbers in the order of a hash table that each process seeds anew, and where pieces are
-about equally good that noise decides which is pruned. Scores are rounded and sorted, so that a small text mostly gives
-the same file; a run keeps its tokenizer, and the cache gives the same one again. It is slow as well: 10 MB of Python
-took two minutes on two cores, WordPiece five seconds (measured, vocabularies of 8,192).
+BPE and WordPiece are deterministic functions of the text. Unigram is not: the library's trainer sums floating-point
+numbers in the order of a hash table with a random seed, and the rounding errors decide which of two similar pieces is
+pruned. Scores are rounded and sorted, so that a small text usually gives the same file. A run keeps its tokenizer, and
+the cache returns the same one. Unigram training is also slow: 10 MB of Python took two minutes on two cores, WordPiece
+five seconds (measured, vocabularies of 8,192).
 """
 
 import json
@@ -22,19 +22,29 @@ from transformer_jax.data.tokenizers.plain import END_OF_TEXT
 from transformer_jax.data.tokenizers.subwords import SubwordTokenizer
 from transformer_jax.errors import InputError
 
-# As in the published vocabularies: BERT's (these five first), ALBERT's.
+# The special tokens of the published vocabularies.
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
-# Characters that get a WordPiece of their own: the most frequent ones. A word with any other becomes [UNK].
+# The most frequent characters, each a WordPiece. A word with any other character becomes [UNK].
 ALPHABET = 1000
-# At most about this much text is learned from, taken from the beginning; WordPiece holds it in memory.
+# A tokenizer is trained on about the first TRAIN_BYTES of a corpus; WordPiece holds them in memory.
 TRAIN_BYTES = 1 << 30
 
 Documents = Iterable[tuple[str, str]]
 
 
 def train_bpe(vocab_size: int, special: Sequence[str], split_digits: bool, documents: Documents) -> SubwordTokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, section 3.2; over bytes: Radford et al. 2019, section 2.2)."""
+    """A byte-level BPE (Sennrich et al. 2016, section 3.2; over bytes: Radford et al. 2019, section 2.2).
+
+    Args:
+      vocab_size: tokens, the special ones included.
+      special: special tokens, numbered from 0; empty: <|endoftext|>.
+      split_digits: whether every digit is a token of its own.
+      documents: (name, text) pairs.
+
+    Raises:
+      InputError: there is no text.
+    """
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Inner
 
@@ -56,10 +66,18 @@ def train_bpe(vocab_size: int, special: Sequence[str], split_digits: bool, docum
 
 
 def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents) -> SubwordTokenizer:
-    """BERT's normaliser, words and "##" (Devlin et al. 2019; Wu et al. 2016, section 4.1), learned by BPE merges.
+    """A WordPiece tokenizer with BERT's normaliser (Devlin et al. 2019; Wu et al. 2016, section 4.1), by BPE merges.
 
-    The library numbers characters inside words ("##a") in the order of a hash table, and ties between merges are broken
-    by number; so the alphabet is counted first and the numbers are given.
+    The library numbers characters inside words ("##a") in the order of a hash table, and breaks ties between merges by
+    number. So the alphabet is counted first and its numbers are fixed.
+
+    Args:
+      vocab_size: tokens, the special ones included.
+      lowercase: whether text is lower-cased and accents are removed.
+      documents: (name, text) pairs.
+
+    Raises:
+      InputError: there is no text, or `vocab_size` is less than the alphabet.
     """
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -70,8 +88,8 @@ def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents) -> S
     fixed = [*BERT_SPECIAL, *first, *(f"##{letter}" for letter in inside)]
     if vocab_size < len(fixed):
         raise InputError(
-            f"TrainWordPiece.vocab_size = {vocab_size:,} is less than the {len(fixed):,} of the special tokens and of "
-            "the text's letters, at the head of a word and inside one; raise it"
+            f"TrainWordPiece.vocab_size = {vocab_size:,} is less than the {len(fixed):,} special tokens and letters of "
+            "the text (each at the beginning and inside of words); raise it"
         )
     inner = Inner(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizer
@@ -86,7 +104,7 @@ def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents) -> S
     inner.train_from_iterator(texts, trainer)
     vocabulary = inner.get_vocab(with_added_tokens=False)
 
-    inner = Inner(models.WordPiece(vocabulary, unk_token="[UNK]"))  # of the fixed ones, five are special
+    inner = Inner(models.WordPiece(vocabulary, unk_token="[UNK]"))  # the letters are no longer special tokens
     inner.normalizer = normalizer
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece(prefix="##")
@@ -94,7 +112,16 @@ def train_wordpiece(vocab_size: int, lowercase: bool, documents: Documents) -> S
 
 
 def train_unigram(vocab_size: int, lowercase: bool, documents: Documents) -> SubwordTokenizer:
-    """A unigram language model over pieces (Kudo 2018, section 3.2), with ALBERT's normaliser and "▁" before words."""
+    """A Unigram tokenizer (Kudo 2018, section 3.2) with ALBERT's normaliser.
+
+    Args:
+      vocab_size: tokens, the special ones included.
+      lowercase: whether text is lower-cased and accents are removed.
+      documents: (name, text) pairs.
+
+    Raises:
+      InputError: there is no text, or the library refuses the size.
+    """
     from tokenizers import Tokenizer as Inner
     from tokenizers import models, trainers
 
@@ -116,9 +143,9 @@ def train_unigram(vocab_size: int, lowercase: bool, documents: Documents) -> Sub
 
 
 def _finish(inner: Any, eos: str | None) -> SubwordTokenizer:
-    """Makes the special tokens known to the library as such, and for Transformers' sake how an example is put together.
+    """The tokenizer with its special tokens registered and the post-processor that Transformers needs.
 
-    The mask takes the space before it into itself where spaces are part of tokens, as in RoBERTa and ALBERT.
+    If spaces are part of tokens, the mask includes the space before it, as in RoBERTa and ALBERT.
     """
     from tokenizers import AddedToken, models
 
@@ -137,7 +164,12 @@ def _finish(inner: Any, eos: str | None) -> SubwordTokenizer:
 
 
 def dress_unigram(inner: Any, lowercase: bool) -> Any:
-    """ALBERT's normaliser (cased: NFKC), words between spaces, each with "▁" at its head."""
+    """The tokenizer with ALBERT's normaliser (NFKC if cased) and words at spaces, each with a leading "▁".
+
+    Args:
+      inner: the library's tokenizer, which is changed.
+      lowercase: whether text is lower-cased and accents are removed.
+    """
     from tokenizers import decoders, normalizers, pre_tokenizers
 
     quotes = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -150,8 +182,8 @@ def dress_unigram(inner: Any, lowercase: bool) -> Any:
 
 
 def _texts(kind: str, vocab_size: int, documents: Documents) -> Iterator[str]:
-    """The texts to learn from, up to about `TRAIN_BYTES`. Errors: `InputError` where there is none."""
-    print(f"learning a {kind} of {vocab_size:,} tokens from {_origin(documents)}", file=sys.stderr)
+    """The texts to train on, up to about `TRAIN_BYTES`. Refuses documents without text."""
+    print(f"training a {kind} tokenizer of {vocab_size:,} tokens on {_origin(documents)}", file=sys.stderr)
     seen = 0
     for _, text in documents:
         if seen >= TRAIN_BYTES:
@@ -159,14 +191,15 @@ def _texts(kind: str, vocab_size: int, documents: Documents) -> Iterator[str]:
         seen += len(text.encode("utf-8", "surrogatepass"))
         yield text
     if not seen:
-        raise InputError(f"no text to learn a {kind} from in {_origin(documents)}")
+        raise InputError(f"{_origin(documents)}: no text to train a {kind} tokenizer on")
 
 
 def _alphabet(texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The most frequent letters of normalised texts, in code-point order, and those of them that follow another inside
-    a word of BERT's: neither is a space or punctuation.
+    """(the most frequent letters of normalised texts, those of them that occur inside words), in code-point order.
+
+    Words are BERT's: they end at spaces and at punctuation.
     """
-    joins = np.zeros(sys.maxunicode + 1, bool)  # may stand inside a word
+    joins = np.zeros(sys.maxunicode + 1, bool)  # letters that may be inside a word
     known = np.zeros(sys.maxunicode + 1, bool)
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     inside = np.zeros(sys.maxunicode + 1, bool)
