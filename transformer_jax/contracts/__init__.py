@@ -86,6 +86,7 @@ def required(contract: Any) -> tuple[str, ...]:
         Optimizer: ("schedule", "make"),
         Observer: (),
         Family: ("declare",),
+        Format: ("read_config", "holds", "write_config", "table", "task"),
     }
     if contract in known:
         return known[contract]

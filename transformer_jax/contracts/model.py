@@ -72,6 +72,14 @@ class Format(Protocol):
         ...
 
     @staticmethod
+    def for_tokenizer(written: Mapping[str, Any], tokenizer_class: str) -> dict[str, Any]:
+        """What `write_config` gave, under the model type that has tokenizers of this class.
+
+        It is defined where the model types of a format differ in nothing else.
+        """
+        return dict(written)
+
+    @staticmethod
     def table(cfg: Any) -> Any:
         """The `hub.mapping.Table` between our leaves and the tensors of `cfg`."""
         ...

@@ -4,11 +4,9 @@
     hub.export("path/to/new/folder", config, params, tokenizer)
 
 A snapshot is a folder with config.json, the weights as safetensors (one file, or shards and an index) and a tokenizer,
-or preprocessor_config.json where a model sees images. How model types name their tensors and settings stands in one
-module each (`gpt2`; `llama` for llama, qwen2 and qwen3; `bert`, `roberta`, `albert` and `electra` over `encoders`; `t5`
-for t5 and mt5, `bart` for bart and mbart, `marian`; `vit`, `deit`); `mapping` carries parameters across, `weights`
-reads and writes the files, `settings` reads config.json strictly, `search` generation_config.json, and `preprocessor`
-preprocessor_config.json.
+or preprocessor_config.json where a model sees images. How a model type names its tensors and settings stands in one
+module beside its family (`models.FORMATS`); `mapping` carries parameters across, `weights` reads and writes the files,
+`settings` reads config.json strictly, `search` generation_config.json, and `preprocessor` preprocessor_config.json.
 """
 
 import dataclasses
@@ -191,7 +189,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; nothing is overwritten, so name another")
     format = _format_of(config)
-    settings = format.write_config(config)
+    settings = _written(format, config, tokenizer)
     declaration = models.family(config).declare(config)
     names = mapping.tensor_names(declaration, format.table(config))
     _check_says(config, format.read_config(settings, names, "config.json"), settings["model_type"])
@@ -339,6 +337,12 @@ def _format_of(config: Any) -> Any:
     position = getattr(config, "position", None)
     family = type(config).__module__.rpartition(".")[2]
     raise InputError(f"no supported Hugging Face model type is a {family} with position={position!r}")
+
+
+def _written(format: Any, config: Any, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+    """The object of config.json, under the model type that goes with the tokenizer."""
+    for_tokenizer = getattr(format, "for_tokenizer", contracts.Format.for_tokenizer)
+    return for_tokenizer(format.write_config(config), getattr(tokenizer, "tokenizer_class", ""))
 
 
 def _check_says(config: Any, read_back: Any, model_type: str) -> None:

@@ -140,7 +140,7 @@ def model_type(given: Mapping[str, Any], known: Collection[str]) -> str | None:
         return given["model_type"] if isinstance(given["model_type"], str) else None
     architectures = given.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
-        if found := [one for one in known if str(name).lower().startswith(one)]:
+        if found := [one for one in known if str(name).lower().startswith(one.replace("-", ""))]:
             return max(found, key=len)
     signs = {"gpt2": ("n_embd", "n_head"), "t5": ("d_kv", "d_ff"), "bert": ("type_vocab_size", "hidden_act")}
     return next((one for one, names in signs.items() if one in known and all(n in given for n in names)), None)

@@ -393,7 +393,7 @@ UNREAD = (
 )
 # The class by "model_type". The published folders of MISNAMED types name the wrong class.
 BY_MODEL_TYPE = {
-    **{"bert": "BertTokenizer", "electra": "BertTokenizer", "albert": "AlbertTokenizer"},
+    **{"bert": "BertTokenizer", "distilbert": "BertTokenizer", "electra": "BertTokenizer", "albert": "AlbertTokenizer"},
     **{"roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer"},
     **{"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer"},
     **{"mbart": "MBartTokenizer", "marian": "MarianTokenizer", "xlm-roberta": "XLMRobertaTokenizer"},

@@ -91,6 +91,12 @@ class SubwordTokenizer:
         of_encoder = self.special.cls in framed.ids[:1] and mask[-1:] == [1] and before < len(mask)
         return framed.ids[0] if before and not of_encoder else None
 
+    @property
+    def tokenizer_class(self) -> str:
+        """Transformers' class of this tokenizer, as its folder names it; "" where it names none."""
+        said = json.loads(self.files.get(SETTINGS, b"{}"))
+        return str(self.settings.get("tokenizer_class") or said.get("tokenizer_class") or "").removesuffix("Fast")
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides how text is encoded; the roles of special tokens do not."""

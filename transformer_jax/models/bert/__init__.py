@@ -10,6 +10,7 @@ over hidden states, whose parameters are in the tree when `Config.heads` names t
 
     RoBERTa     position_offset=2, num_types=1 (Liu et al. 2019)
     ALBERT      embedding_width=128, share_layers=True, activation="gelu_tanh" (Lan et al. 2020)
+    DistilBERT  num_types=0, pooler_activation="relu" (Sanh et al. 2019)
     ELECTRA     embedding_width, pooler_activation="gelu", heads=("discriminator",) (Clark et al. 2020)
     modern      norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
                 global_every=3 (Warner et al. 2024, "ModernBERT")
@@ -36,6 +37,7 @@ Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "cho
 HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
 TRUNK = ("embed", "blocks", "final_norm")  # the parts of the tree that are no head
 LABEL_HEADS = ("classification", "tokens")
+POOLER_ACTIVATIONS = layers.ACTIVATIONS | {"tanh": jnp.tanh}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class Config(block.TextConfig):
     """Base of the rotary frequencies in global layers."""
     local_rope_theta: float = 10_000.0
     """The same in local layers."""
-    pooler_activation: Literal["tanh", "gelu"] = "tanh"
+    pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     tie_embeddings: bool = True
     """The masked-LM head's output matrix is the token embedding's transpose."""
     heads: tuple[Head, ...] = field(default=("mlm", "pair"), metadata=RUN)
@@ -263,7 +265,7 @@ def pooled(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     first_B1D = sharding.token(x_BTD, 0)
     with sharding.whole_length():
         h_BD = layers.dense(params["pooler"], first_B1D, out=None)[:, 0]
-    return jnp.tanh(h_BD) if cfg.pooler_activation == "tanh" else layers.gelu(h_BD)
+    return POOLER_ACTIVATIONS[cfg.pooler_activation](h_BD)
 
 
 def pair(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

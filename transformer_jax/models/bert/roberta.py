@@ -1,4 +1,6 @@
-"""RoBERTa (Liu et al. 2019) as Hugging Face stores it: `model_type: roberta`.
+"""RoBERTa (Liu et al. 2019), XLM-R (Conneau et al. 2020), CamemBERT (Martin et al. 2020) as Hugging Face stores them.
+
+The three model types have the same tensors and settings, and tokenizers of their own, by which an export names them.
 
 Positions count from the padding token's id plus one, so the position table has that many rows more than the longest
 text. Transformers numbers only the tokens that are not padding; here padding, which is at the end, has positions too:
@@ -16,7 +18,9 @@ from transformer_jax.hub.mapping import Row, Table, dense, norm
 from transformer_jax.models import bert
 from transformer_jax.models.bert import encoders
 
-MODEL_TYPES = ("roberta",)
+STEMS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+MODEL_TYPES = tuple(STEMS)
+BY_TOKENIZER = {"XLMRobertaTokenizer": "xlm-roberta", "CamembertTokenizer": "camembert"}
 
 TRUNK = (*encoders.embeddings("roberta"), *encoders.blocks("roberta"))
 HEADS: encoders.Heads = {
@@ -69,3 +73,10 @@ def write_config(cfg: bert.Config) -> dict[str, Any]:
         "max_position_embeddings": cfg.max_length + cfg.position_offset,
         "pad_token_id": cfg.position_offset - 1,
     }
+
+
+def for_tokenizer(written: Mapping[str, Any], tokenizer_class: str) -> dict[str, Any]:
+    """The settings under the model type that this class of tokenizer belongs to."""
+    model_type = BY_TOKENIZER.get(tokenizer_class, "roberta")
+    names = [name.replace("Roberta", STEMS[model_type], 1) for name in written["architectures"]]
+    return {**written, "model_type": model_type, "architectures": names}
