@@ -210,7 +210,7 @@ def test_an_empty_side_is_refused_or_skipped(tmp_path, pair, side, capfd):
     places = rf"\S+train.en:3 and \S+train.de:3 \({side}\)"
     with pytest.raises(InputError, match=rf"a pair has an empty side: {places}; .*--data.empty skip"):
         filtered(tmp_path, train, tokenizer=BPE)
-    assert "learning" not in capfd.readouterr().err, "it is said before a tokenizer is learned"
+    assert "training a" not in capfd.readouterr().err, "it is refused before a tokenizer is trained"
     for _ in range(2):  # the second time the count comes from the cache
         made = filtered(tmp_path, train, empty="skip")
         assert dropped(made) == {"dropped_empty": 1} and made.facts["training_pairs"] == 3

@@ -120,9 +120,9 @@ def test_bpe_training_is_deterministic_across_processes_and_threads(tmp_path):
 def test_trained_bpe_is_kept_for_the_same_text_and_spec(tmp_path, capfd):
     documents = sources.in_memory(DOCUMENTS)
     first = tokenizers.build(TrainBPE(vocab_size=300), documents, tmp_path)
-    assert "learning" in capfd.readouterr().err
+    assert "training a" in capfd.readouterr().err
     again = tokenizers.build(TrainBPE(vocab_size=300), documents, tmp_path)
-    assert "learning" not in capfd.readouterr().err
+    assert "training a" not in capfd.readouterr().err
     assert first.fingerprint == again.fingerprint == tokenizers.build(TrainBPE(vocab_size=300), DOCUMENTS).fingerprint
     other = tokenizers.build(TrainBPE(vocab_size=300), sources.in_memory([("a", "other text " * 99)]), tmp_path)
     assert other.fingerprint != first.fingerprint

@@ -172,7 +172,7 @@ def test_an_experiment_chooses_the_languages():
         tokenizers.build(TokenizerFile(folder, source_language="english"), [])
     with pytest.raises(InputError, match="target_language is 'pl_PL'"):  # mBART-50's only
         tokenizers.build(TokenizerFile(str(FIXTURES / "mbart"), target_language="pl_PL"), [])
-    with pytest.raises(InputError, match="no codes of languages"):
+    with pytest.raises(InputError, match="no language codes"):
         tokenizers.build(TokenizerFile(str(FIXTURES / "marian"), "en_XX", "de_DE"), [])
 
 

@@ -364,7 +364,7 @@ def _sweep(parent: Path) -> None:
 
 @contextlib.contextmanager
 def _progress(total: int, origin: str) -> Iterator[Callable[[int, int, int], None]]:
-    """Yields advance(more bytes, tokens so far, documents so far): a bar on a terminal, else a line every 15 seconds."""
+    """Yields advance(more bytes, tokens so far, documents so far): a bar on a terminal, else a line every 15 s."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -13,10 +13,10 @@ writes it into a folder, and `load` reads that folder.
 A user's own spec is a frozen dataclass with `build(documents, cache) -> contracts.Tokenizer`. If its tokenizer saves
 files of its own, it also has `read(folder)`.
 
-Special tokens that are spelled in a text: `encode` reads them as tokens or as text. The tokenizer of a folder reads them
-as tokens, as in Transformers, unless the folder says "split_special_tokens". A tokenizer that was trained here reads
-them as text: "<|endoftext|>" in a document is thirteen characters. `special_tokens` of the spec changes this. In a
-prompt they are always tokens: `encode_prompt`.
+Special tokens that are spelled in a text: the tokenizer of a folder encodes them as tokens, as in Transformers, unless
+the folder says "split_special_tokens". A tokenizer that was trained here encodes them as text: "<|endoftext|>" in a
+document is thirteen characters. `special_tokens` of the spec changes this. In a prompt they are always tokens:
+`encode_prompt`.
 """
 
 import hashlib
@@ -259,9 +259,7 @@ def _switched(tokenizer: Any, written: str) -> Any:
 
 def _check(spec: TrainBPE | TrainWordPiece | TrainUnigram) -> None:
     if spec.vocab_size < 6:
-        raise InputError(
-            f"{type(spec).__name__}.vocab_size = {spec.vocab_size} must be at least 6; 5 are special tokens"
-        )
+        raise InputError(f"{type(spec).__name__}.vocab_size = {spec.vocab_size} must be 6 or more: 5 are special")
 
 
 def _cached(
