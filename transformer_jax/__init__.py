@@ -12,10 +12,14 @@
 Importing the package costs nothing: each name below is imported when it is first used.
 """
 
-import importlib
-from typing import TYPE_CHECKING
+from transformer_jax import interrupts
 
-from transformer_jax import moved
+interrupts.install_in("-m", "transformer-jax")
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
+from transformer_jax import moved  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 # compiled program comes from the cache. What goes wrong for real is raised as an exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from transformer_jax import interrupts
 from transformer_jax.errors import InputError, RunError
 
 COMMANDS = ("train", "evaluate", "predict", "inspect", "convert", "recipes", "launch", "doctor")
@@ -46,7 +47,11 @@ def console() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 something is wrong, 2 bad input, 130, 138, 143."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return interrupts.ended(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int | None:
+    """The exit code; None after a Ctrl-C."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
@@ -61,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; a run goes on from its newest checkpoint when its command is given again", file=sys.stderr)
-        return 130
+        return None
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -71,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(stop.code, file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as error:
+        if interrupts.came:  # and was made another exception, by a library that calls Python from C++
+            return None
         from transformer_jax.runs import store
 
         told = store.explain(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax import hosts
+from transformer_jax import hosts, interrupts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 POLL = 0.5  # seconds between two looks whether another host was told to stop; more with very many hosts
@@ -30,7 +30,8 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.number = self.noted = 0
+        self.number = 0
+        self.noted = signal.SIGINT if interrupts.came else 0  # one that came before and was lost
         self.thread: threading.Thread | None = None
         # Of several hosts: the calls made here, what holds them, the call that says yes and the signal's number.
         self.calls, self.calling, self.ended = 0, threading.Lock(), threading.Event()
