@@ -50,8 +50,6 @@ class Config:
 
 
 # --8<-- [end:config]
-
-
 # --8<-- [start:declaration]
 def declare(cfg: Config) -> dict[str, Any]:
     """Each parameter once: its shape, a name for each axis, its initial values.
@@ -85,8 +83,6 @@ def declare(cfg: Config) -> dict[str, Any]:
 
 
 # --8<-- [end:declaration]
-
-
 # --8<-- [start:block]
 def norm(p: Any, x: jax.Array) -> jax.Array:
     return layers.norm(p, x, "rms", 1e-6)
@@ -120,8 +116,6 @@ def block(p: Any, cfg: Config, x_BTD: jax.Array, rope: Any, cache: KVCache | Non
 
 
 # --8<-- [end:block]
-
-
 # --8<-- [start:model]
 def forward(p: Any, cfg: Config, tokens_BT: jax.Array, where_BT: jax.Array, cache: KVCache | None = None) -> Any:
     """Hidden states after the final norm, [B, T, D], and the cache with these tokens in it."""
@@ -142,8 +136,6 @@ def logits(p: Any, x_BD: jax.Array) -> jax.Array:
 
 
 # --8<-- [end:model]
-
-
 # --8<-- [start:step]
 def make_step(cfg: Config, optimizer: optax.GradientTransformation) -> Any:
     """A compiled function (state, batch) -> (state, loss). The old state's memory is reused for the new one."""
@@ -165,8 +157,6 @@ def make_step(cfg: Config, optimizer: optax.GradientTransformation) -> Any:
 
 
 # --8<-- [end:step]
-
-
 # --8<-- [start:sampling]
 # `decode.generate` calls these three, of whatever object has them; here it is this module.
 
@@ -193,7 +183,9 @@ def write_text(p: Any, cfg: Config, tokenizer: Any, prompts: list[str], new_toke
     """Each prompt, continued."""
     padded = decode.left_pad([tokenizer.encode(prompt) for prompt in prompts])
     B, T = padded.tokens_BT.shape
-    cache = attention.empty_cache(cfg.num_layers, B, T + new_tokens, cfg.num_heads, cfg.head_width, jnp.dtype("float32"))
+    cache = attention.empty_cache(
+        cfg.num_layers, B, T + new_tokens, cfg.num_heads, cfg.head_width, jnp.dtype("float32")
+    )
     settings = decode.Sampling(max_new_tokens=new_tokens, temperature=0.7, top_k=40)
     generate = jax.jit(decode.generate, static_argnames=("model", "cfg", "sampling"))
     keys_B = decode.row_keys(jax.random.key(seed), B)
@@ -202,12 +194,13 @@ def write_text(p: Any, cfg: Config, tokenizer: Any, prompts: list[str], new_toke
 
 
 # --8<-- [end:sampling]
-
-
 # --8<-- [start:loop]
+DATA = corpus.TextCorpus(tokenizer=tokenizers.TrainBPE(1024), length=128)  # of the standard library
+
+
 def main(
-    cfg: Config = Config(),  # noqa: B008: frozen
-    data: corpus.TextCorpus = corpus.TextCorpus(tokenizer=tokenizers.TrainBPE(1024), length=128),  # noqa: B008
+    cfg: Config = Config(),
+    data: corpus.TextCorpus = DATA,
     steps: int = 250,
     batch_size: int = 16,
     new_tokens: int = 120,

@@ -1,8 +1,8 @@
 """A training loop of one's own: GPT on the standard library's source, with checkpoints, resume to the bit, evaluation.
 
-    python own_loop.py checkpoints 200     # and again with more steps: it goes on
+    python own_loop.py checkpoints 200     # the same command with more steps resumes
 
-The pieces are those of `transformer_jax train`: what is not here is its folder, lock, signals and observers.
+The pieces are those of `transformer-jax train`, without its workdir, lock, signals and observers.
 """
 
 import sys

@@ -27,6 +27,7 @@ from transformer_jax.nn import params
 from transformer_jax.nn.params import Param
 
 
+# --8<-- [start:model]
 @dataclass(frozen=True)
 class Config:  # this module is the family
     width: int = 32
@@ -66,6 +67,8 @@ def apply(p: Any, cfg: Config, values_BT: jax.Array) -> jax.Array:
     return values_BT + (x_BTD @ p["head"]["kernel"])[..., 0]
 
 
+# --8<-- [end:model]
+# --8<-- [start:data]
 @dataclass(frozen=True)
 class Series:
     """The data: a column of a CSV file, whose last tenth validates."""
@@ -97,6 +100,8 @@ class Windows:
         return {"values": self.values_NT[self.order[i]], "weights": np.ones((), np.float32)}
 
 
+# --8<-- [end:data]
+# --8<-- [start:task]
 @dataclass(frozen=True)
 class NextValue(contracts.Task):
     """Predict each value from those before it."""
@@ -129,6 +134,8 @@ class NextValue(contracts.Task):
             yield {"values": text, "next": round(float(apply(p, model_cfg, x_BT)[0, -1]), 4)}
 
 
+# --8<-- [end:task]
+# --8<-- [start:optimizer]
 @dataclass(frozen=True)
 class AdaBelief:  # an optimiser of Optax's that the package does not ship
     peak_lr: float = 3e-3
@@ -140,11 +147,18 @@ class AdaBelief:  # an optimiser of Optax's that the package does not ship
         return optax.adabelief(self.schedule(total_updates))
 
 
+# --8<-- [end:optimizer]
+# --8<-- [start:observer]
 class Bell:  # an observer
     def evaluation(self, step: int, name: str, report: contracts.Report) -> None:
         print(f"ding: {report['share_of_last_value']:.2f} of the last value's error at step {step}")
 
 
+# --8<-- [end:observer]
+# --8<-- [start:experiment]
 def experiment() -> Experiment:
     parts = {"model": Config(), "data": Series(), "task": NextValue(), "optim": AdaBelief(), "observers": (Bell(),)}
     return Experiment(**parts, train=Train(200, 16), checkpoint=Checkpoint(best_metric="mean_squared_error"))
+
+
+# --8<-- [end:experiment]

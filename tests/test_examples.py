@@ -18,10 +18,13 @@ import transformer_jax
 from transformer_jax.cli.main import main
 from transformer_jax.data import sources
 from transformer_jax.errors import InputError
+from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = (ROOT / "examples" / "own_model.py").read_text(encoding="utf-8")
+OWN_LOSS = (ROOT / "examples" / "own_loss.py").read_text(encoding="utf-8")
+PARTS = ("model", "data", "task", "optimizer", "observer", "experiment")
 STOPPING = """
 import dataclasses, os, signal
 from own_model import experiment as whole
@@ -189,7 +192,43 @@ def test_a_loop_of_ones_own_goes_on_to_the_bit(tmp_path, monkeypatch, capsys):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def test_the_page_about_a_loop_shows_the_example():
-    page, example = (ROOT / "docs/your_own.md").read_text(), (ROOT / "examples/own_loop.py").read_text()
-    assert f"```python\n{example}```" in page and len(example.splitlines()) <= 60
-    assert len(OWN.splitlines()) <= 150
+def test_the_page_quotes_each_part_of_the_examples():
+    page = (ROOT / "docs/your_own.md").read_text()
+    assert '--8<-- "examples/own_loop.py"' in page and '--8<-- "examples/own_loss.py:loss"' in page
+    assert [f'--8<-- "examples/own_model.py:{part}"' in page for part in PARTS] == [True] * len(PARTS)
+    assert len([line for line in OWN.splitlines() if "--8<--" not in line]) <= 165
+    assert len((ROOT / "examples/own_loop.py").read_text().splitlines()) <= 60
+
+
+def test_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
+    """Without its exponent it is CausalLM's; with it the run trains, and reports plain bits per byte."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    own_loss = importlib.import_module("own_loss")
+    cfg = gpt.Config(vocab_size=257, max_length=8, width=8, num_layers=1, num_heads=1)
+    params = gpt.init(jax.random.key(0), cfg)
+    tokens_BT = np.arange(16).reshape(2, 8)
+    batch = {"inputs": tokens_BT, "targets": tokens_BT + 1, "weights": np.float32(tokens_BT % 5 > 0)}
+    plain = own_loss.CausalLM().loss(params, cfg, batch)
+    np.testing.assert_allclose(own_loss.FocalLM(gamma=0.0).loss(params, cfg, batch)[:2], plain[:2], rtol=1e-5)
+    focal, _, sums = own_loss.FocalLM(gamma=2.0).loss(params, cfg, batch)
+    assert 0.9 < focal / sums["loss"][0] < 1  # at the start p is about 1 / 257
+    with pytest.raises(InputError, match=r"task.gamma = 0.5"):
+        own_loss.FocalLM(gamma=0.5)
+
+    (tmp_path / "text.txt").write_text("the cat sat on the mat; the dog sat on the cat\n" * 100)
+    text = OWN_LOSS.replace("TextCorpus(", f"TextCorpus(TextFiles(({str(tmp_path / 'text.txt')!r},)), ")
+    text = text.replace("import TextCorpus", "import TextCorpus\nfrom transformer_jax.data.sources import TextFiles")
+    (tmp_path / "own_loss.py").write_text(text, encoding="utf-8")
+    small = ("--model.width", "8", "--model.num-layers", "1", "--model.num-heads", "1", "--data.length", "16")
+    run = (
+        "--train.steps",
+        "2",
+        "--task.gamma",
+        "2",
+        "--sample.max-new-tokens",
+        "0",
+        "--workdir",
+        str(tmp_path / "run"),
+    )
+    assert main(["train", str(tmp_path / "own_loss.py"), *small, *run]) == 0
+    assert "bits per byte" in capsys.readouterr().out
