@@ -100,7 +100,7 @@ def test_nothing_said_is_greedy_up_to_the_models_length(tmp_path, marian):
 def test_what_is_not_computed_is_named(tmp_path, marian, capsys, said, names):
     read(tmp_path, said, marian[0])
     err = capsys.readouterr().err
-    assert err.endswith(f"not computed here, though Transformers does: {names}\n") and err.count("\n") == 1
+    assert err.endswith(f"supported by Transformers, ignored here: {names}\n") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_what_a_search_leaves_open_is_said(tmp_path, marian):
 def test_what_transformers_cannot_be_told(tmp_path, marian, capsys):
     config, params, _ = marian
     hub.export(tmp_path / "gnmt", config, params, beam=Beam(length_convention="gnmt", length_penalty=0.6))
-    assert "cannot say length_convention 'gnmt': sums are divided by n^0.6 there" in capsys.readouterr().err
+    assert "cannot express length_convention 'gnmt': Transformers divides sums by n^0.6" in capsys.readouterr().err
     hub.export(tmp_path / "one", config, params, beam=Beam(width=1))
-    assert "cannot say early_stopping 'bound' of one beam: decoding is greedy there" in capsys.readouterr().err
+    assert "cannot express early_stopping 'bound' of one beam: Transformers decodes greedily" in capsys.readouterr().err
     config, params, _ = hub.load(FIXTURES / "gpt2")
-    with pytest.raises(InputError, match="gpt2 is no encoder-decoder"):
+    with pytest.raises(InputError, match="gpt2 is not an encoder-decoder"):
         hub.export(tmp_path / "gpt2", config, params, beam=Beam())
     assert not (tmp_path / "gpt2").exists()
 

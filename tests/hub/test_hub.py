@@ -288,13 +288,13 @@ def _without(name):
         (_without("transformer.h.1.mlp.c_fc.bias"), r"lacks transformer\.h\.1\.mlp\.c_fc\.bias"),
         (
             lambda t: t | {"transformer.h.2.ln_1.bias": np.zeros(32, np.float32)},
-            r"has besides transformer\.h\.2\.ln_1\.bias",
+            r"has the unexpected transformer\.h\.2\.ln_1\.bias",
         ),
-        (lambda t: t | {"score.weight": np.zeros((2, 32), np.float32)}, r"has besides score\.weight"),
+        (lambda t: t | {"score.weight": np.zeros((2, 32), np.float32)}, r"has the unexpected score\.weight"),
         (lambda t: t | {"wpe.weight": t["transformer.wpe.weight"]}, r"transformer\.wpe\.weight is there twice"),
         (
             lambda t: t | {"transformer.h.0.attn.c_attn.weight": np.zeros((96, 32), np.float32)},
-            r"c_attn\.weight has shape \(96, 32\), but its config\.json makes it \(32, 96\)",
+            r"c_attn\.weight has shape \(96, 32\), but its config\.json implies \(32, 96\)",
         ),
         (
             lambda t: t | {"transformer.ln_f.weight": np.ones(32, np.int64)},
@@ -330,7 +330,7 @@ def test_a_broken_file_is_one_line(tmp_path, cut):
     whole = file.read_bytes()
     assert cut(whole) != whole
     file.write_bytes(cut(whole))
-    with pytest.raises(InputError, match=r"model\.safetensors is not a whole safetensors file") as error:
+    with pytest.raises(InputError, match=r"model\.safetensors is not a complete safetensors file") as error:
         hub.load(folder)
     assert "\n" not in str(error.value)
 
@@ -384,7 +384,7 @@ def test_pickled_weights_are_not_read(tmp_path):
         ("gpt2", {"model_type": ["gpt2"]}, "supported are"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, '"scale_attn_by_inverse_layer_idx" is True; only False'),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
-        ("gpt2", {"activation_function": "quick_gelu"}, "'quick_gelu'; the activations known"),
+        ("gpt2", {"activation_function": "quick_gelu"}, "'quick_gelu'; supported are"),
         ("gpt2", {"activation_function": ["gelu"]}, "activation_function"),
         ("gpt2", {"attn_pdrop": 0.0}, "one dropout rate"),
         ("gpt2", {"n_embd": "32"}, "\"n_embd\" is '32'; it must be a positive integer"),
@@ -392,7 +392,7 @@ def test_pickled_weights_are_not_read(tmp_path):
         ("gpt2", {"n_layer": 3}, r"lacks transformer\.h\.2\.attn\.c_attn\.bias"),
         ("gpt2", {"n_head": 5}, "does not divide"),
         ("gpt2", {"vocab_size": 287}, r"wte\.weight has shape \(288, 32\)"),
-        ("gpt2", {"brand_new_trick": 1}, '"brand_new_trick": 1 is not a setting known here'),
+        ("gpt2", {"brand_new_trick": 1}, '"brand_new_trick": 1 is an unknown setting'),
         ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("gpt2", {"tie_word_embeddings": False}, r"lacks lm_head\.weight"),
         ("llama", {"attention_bias": True}, "attention_bias"),

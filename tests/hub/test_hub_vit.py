@@ -155,8 +155,8 @@ def test_what_nothing_reads_may_be_there(tmp_path):
         ("ViTModel", None, {"image_size": [24, 32]}, '"image_size" is [24, 32]; only squares are supported'),
         ("ViTModel", None, {"patch_size": 7}, "model.patch_size 7 does not divide model.image_size 24"),
         ("ViTModel", None, {"pooler_act": "relu"}, "\"pooler_act\" is 'relu'; only 'tanh' is supported"),
-        ("ViTModel", None, {"use_swiglu_ffn": True}, '"use_swiglu_ffn": True is not a setting known here'),
-        ("ViTModel", None, {"num_channels": 3}, "has shape (16, 1, 8, 8), but its config.json makes it (16, 3, 8, 8)"),
+        ("ViTModel", None, {"use_swiglu_ffn": True}, '"use_swiglu_ffn": True is an unknown setting'),
+        ("ViTModel", None, {"num_channels": 3}, "has shape (16, 1, 8, 8), but its config.json implies (16, 3, 8, 8)"),
         (
             "DeiTModel",
             lambda t: {k: v for k, v in t.items() if not k.endswith("distillation_token")},
@@ -173,12 +173,12 @@ def test_what_is_not_computed_is_refused(name, change, settings, message, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pool": "mean"}, "the model type vit cannot say pool='mean' (it means 'class')"),
-        ({"position": "sincos2d"}, "cannot say position='sincos2d'"),
-        ({"num_registers": 2}, "cannot say num_registers=2"),
-        ({"layer_scale": 0.1}, "cannot say layer_scale=0.1"),
-        ({"qk_norm": True}, "cannot say qk_norm=True"),
-        ({"pre_logits": 8}, "cannot say pre_logits=8"),
+        ({"pool": "mean"}, "the model type vit cannot express pool='mean' (it means 'class')"),
+        ({"position": "sincos2d"}, "cannot express position='sincos2d'"),
+        ({"num_registers": 2}, "cannot express num_registers=2"),
+        ({"layer_scale": 0.1}, "cannot express layer_scale=0.1"),
+        ({"qk_norm": True}, "cannot express qk_norm=True"),
+        ({"pre_logits": 8}, "cannot express pre_logits=8"),
     ],
 )
 def test_what_the_format_cannot_say_is_not_exported(change, message, tmp_path):
@@ -231,13 +231,13 @@ def test_fixtures_preprocessing_and_none():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_processor_type": "CLIPImageProcessor"}, "of type 'CLIPImageProcessor' are not read"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "'CLIPImageProcessor' is not supported"),
         ({"do_rescale": False}, '"do_rescale" is False; only True is supported'),
         ({"rescale_factor": 0.5}, '"rescale_factor" is 0.5; only 1/255'),
         ({"size": {"height": 224, "width": 192}}, "it must be one number, equal height and width, or a shortest_edge"),
         ({"size": {"shortest_edge": 224}}, "so images would not be square"),
         ({"resample": 9}, '"resample" is 9; it is one of'),
-        ({"crop_pct": 0.9}, '"crop_pct": 0.9 is not a setting known here'),
+        ({"crop_pct": 0.9}, '"crop_pct": 0.9 is an unknown setting'),
         ({"image_mean": 0.5}, '"image_mean" is 0.5; it must be a list'),
         ({"image_std": [0.5, 0.5, 0]}, "one number for each channel, std above 0"),
         ({"do_center_crop": True, "size": 200}, "preprocess.size is 224 and resize 200"),

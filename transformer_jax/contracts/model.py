@@ -49,6 +49,10 @@ class Format(Protocol):
 
     MODEL_TYPES: tuple[str, ...]
     """The values of "model_type" in config.json that this format reads."""
+    SIGNS: ClassVar[tuple[str, ...]] = ()
+    """The settings by which a config.json without "model_type" is recognised as the first of these types; (): none."""
+    IMAGE_PROCESSORS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """{image processor of preprocessor_config.json: the defaults of its own}: {"ViT": {"size": 224, ...}}."""
 
     @staticmethod
     def read_config(given: Mapping[str, Any], names: Any, where: str) -> Any:
@@ -73,9 +77,13 @@ class Format(Protocol):
 
     @staticmethod
     def for_tokenizer(written: Mapping[str, Any], tokenizer_class: str) -> dict[str, Any]:
-        """What `write_config` gave, under the model type that has tokenizers of this class.
+        """The object of a config.json with the model type that has tokenizers of a class.
 
-        It is defined where the model types of a format differ in nothing else.
+        A format defines it if its model types differ in nothing else.
+
+        Args:
+          written: the object that `write_config` returned.
+          tokenizer_class: the name of Transformers' class.
         """
         return dict(written)
 

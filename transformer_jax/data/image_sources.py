@@ -24,7 +24,7 @@ Side = Literal["train", "validation", "test"]
 class Item(NamedTuple):
     """An image as it is stored.
 
-    Fields:
+    Attributes:
       data: the bytes of its file, or pixels uint8 [Y, X].
       label: the number of its class.
       where: names it in messages, such as the path of its file.

@@ -228,17 +228,17 @@ def _progress(images: Images) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console, said, done = Console(stderr=True), time.monotonic(), 0
+    console, printed, done = Console(stderr=True), time.monotonic(), 0
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=images.count)
 
         def advance(more: int) -> None:
-            nonlocal said, done
+            nonlocal printed, done
             done += more
             bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - said > 15:
-                said = time.monotonic()
+            if not console.is_terminal and time.monotonic() - printed > 15:
+                printed = time.monotonic()
                 print(f"decoded {done:,} of {images.count:,} images of {images.origin}", file=sys.stderr, flush=True)
 
         yield advance

@@ -369,7 +369,7 @@ def _progress(total: int, origin: str) -> Iterator[Callable[[int, int, int], Non
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    started = said = time.monotonic()
+    started = printed = time.monotonic()
     done = tokens = documents = 0
 
     def line(verb: str) -> str:
@@ -381,11 +381,11 @@ def _progress(total: int, origin: str) -> Iterator[Callable[[int, int, int], Non
         task = bar.add_task("", total=total)
 
         def advance(more: int, tokens_now: int, documents_now: int) -> None:
-            nonlocal done, tokens, documents, said
+            nonlocal done, tokens, documents, printed
             done, tokens, documents = done + more, tokens_now, documents_now
             bar.update(task, completed=done, total=max(total, done))
-            if not console.is_terminal and time.monotonic() - said > 15:
-                said = time.monotonic()
+            if not console.is_terminal and time.monotonic() - printed > 15:
+                printed = time.monotonic()
                 print(line("tokenising"), file=sys.stderr, flush=True)
 
         yield advance

@@ -1,8 +1,8 @@
-"""Parameters to and from the tensors of a checkpoint, by a table of rows.
+"""Converts parameters to and from the tensors of a checkpoint by a table.
 
-A family's table says for each leaf of ours which tensor of theirs holds it. Both directions and both completeness
-checks follow from that table and the family's parameter declaration: every leaf is filled, every tensor is used or is
-one of the table's named buffers, and every shape is the declared one, before a single value is read.
+A format's table names the tensor that holds each of our leaves. Both directions and all checks follow from the table
+and the family's parameter declaration: every leaf has a tensor, every tensor is used or is a named buffer, and every
+shape is the declared one. The checks run before any value is read.
 """
 
 import functools
@@ -20,13 +20,17 @@ DTYPES = ("F32", "F16", "BF16")
 
 
 class Row(NamedTuple):
-    """Where one leaf lives.
+    """The tensor that holds one leaf.
 
-    `leaf` is our path ("blocks/mlp/up/kernel"), `tensor` their name with `{}` for the layer's number; the leaves of
-    such rows lead with the layers. `transpose`: theirs is [out, in], as torch's Linear stores it. `part` of
-    `parts`: theirs holds several leaves side by side along its last dimension, as GPT-2's query, key and value are.
-    `one_row`: theirs has a first dimension of 1 besides. `unfolded`: theirs, turned, has these dimensions in place of
-    our first, as a convolution's kernel [out, channels, rows, columns] has.
+    Attributes:
+      leaf: our path, such as "blocks/mlp/up/kernel".
+      tensor: their name; `{}` is the number of the layer, and the leaf has a leading dimension of layers.
+      transpose: whether theirs is [out, in], as in torch's Linear.
+      part: the position of this leaf among `parts`.
+      parts: how many leaves theirs holds along its last dimension, such as GPT-2's query, key and value.
+      one_row: whether theirs has an additional first dimension of 1.
+      unfolded: the dimensions of theirs, transposed, in place of our first one: a convolution's kernel is
+        [out, channels, rows, columns].
     """
 
     leaf: str
@@ -39,11 +43,14 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A format's rows, and what its checkpoints may hold or leave out besides.
+    """The table of a format.
 
-    `prefix`: a name may come without it (a checkpoint of the trunk alone). `buffers`: a pattern of tensors that hold no
-    parameter of the function. `tied`: {copy: original}, of which a checkpoint may hold one or both, but then equal.
-    `old_names`: {pattern: replacement} for what the end of a name was in the years before.
+    Attributes:
+      rows: one for each leaf.
+      prefix: of names; a checkpoint of only the trunk omits it.
+      buffers: a pattern of tensors that are not parameters, which are ignored.
+      tied: {copy: original}; a checkpoint may hold one of the two, or both if they are equal.
+      old_names: {pattern of an old ending: its replacement}.
     """
 
     rows: Sequence[Row]
@@ -54,12 +61,22 @@ class Table(NamedTuple):
 
 
 def dense(leaf: str, tensor: str) -> tuple[Row, ...]:
-    """A torch Linear."""
+    """The rows of a torch Linear.
+
+    Args:
+      leaf: our path.
+      tensor: their name.
+    """
     return Row(f"{leaf}/kernel", f"{tensor}.weight", transpose=True), Row(f"{leaf}/bias", f"{tensor}.bias")
 
 
 def norm(leaf: str, tensor: str) -> tuple[Row, ...]:
-    """A torch LayerNorm."""
+    """The rows of a torch LayerNorm.
+
+    Args:
+      leaf: our path.
+      tensor: their name.
+    """
     return Row(f"{leaf}/scale", f"{tensor}.weight"), Row(f"{leaf}/bias", f"{tensor}.bias")
 
 
@@ -69,7 +86,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(shapes: Mapping[str, tuple[int, ...]], table: Table) -> dict[str, list[_Piece]]:
-    """{their tensor: the pieces of our leaves in it, in order}, for the leaves that `shapes` declares: all of them."""
+    """{their tensor: the pieces of our leaves in it, in order} for all leaves in `shapes`."""
     if homeless := sorted(shapes.keys() - {row.leaf for row in table.rows}):
         raise InputError(f"this Hugging Face format has no tensor for {_some(homeless)}")
     pieces: dict[str, list[_Piece]] = {}
@@ -92,24 +109,32 @@ def _their_shape(pieces: list[_Piece], shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtype: np.dtype, where: str) -> Any:
-    """The parameter tree of `declaration`, its leaves NumPy arrays of `dtype`, from {name: safetensors slice}.
+    """The parameter tree of a declaration, as NumPy arrays.
 
-    Memory: one copy of the parameters; tensors are read from the mapped file straight into their place in the stack.
+    Tensors are read from the mapped file into the stacked arrays, so the parameters are in memory once.
 
-    Errors: `InputError` naming the tensors that are missing, left over, or of another shape or dtype.
+    Args:
+      declaration: the tree of `nn.params.Param`.
+      table: of the format.
+      tensors: {name: slice} of `weights.open_tensors`.
+      dtype: of the arrays.
+      where: names the checkpoint in messages.
+
+    Raises:
+      InputError: tensors that are missing, unexpected, or of another shape or dtype.
     """
     shapes = {path: p.shape for path, p in param_tree.flatten(declaration).items()}
     layers = max((shapes[row.leaf][0] for row in table.rows if "{}" in row.tensor and row.leaf in shapes), default=0)
-    if layers > len(tensors):  # a name for each would fill the memory where somebody states a billion
+    if layers > len(tensors):  # a config.json with a billion layers would fill the memory with names
         raise InputError(f"{where}: its config.json has {layers:,} layers, but there are {len(tensors)} tensors")
     pieces = _pieces(shapes, table)
     given = _match_names(tensors, pieces, table, where)
     for name, held in pieces.items():
         expected, found, kind = _their_shape(held, shapes), tuple(given[name].get_shape()), given[name].get_dtype()
         if found != expected:
-            raise InputError(f"{where}: tensor {name} has shape {found}, but its config.json makes it {expected}")
+            raise InputError(f"{where}: tensor {name} has shape {found}, but its config.json implies {expected}")
         if kind not in DTYPES:
-            raise InputError(f"{where}: tensor {name} is of type {kind}; the types read are {', '.join(DTYPES)}")
+            raise InputError(f"{where}: tensor {name} is of type {kind}; supported are {', '.join(DTYPES)}")
 
     leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
     for name, held in pieces.items():
@@ -130,7 +155,7 @@ def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtyp
 def _match_names(
     tensors: Mapping[str, Any], pieces: Mapping[str, list[_Piece]], table: Table, where: str
 ) -> dict[str, Any]:
-    """The tensors under the table's own names, after both completeness checks."""
+    """{name in the table: tensor}, after the checks for missing and unexpected tensors."""
     given: dict[str, Any] = {}
     extra = []
     known = {*pieces, *(copy for copy, original in table.tied.items() if original in pieces)}
@@ -140,7 +165,7 @@ def _match_names(
             full = re.sub(f"{old}$", new, full)
         full = full if full in known else table.prefix + full
         if full in given:
-            raise InputError(f"{where}: tensor {full} is there twice, under two spellings of its name; keep one")
+            raise InputError(f"{where}: tensor {full} is there twice, under two names; keep one")
         if full in known:
             given[full] = tensor
         elif not re.fullmatch(table.buffers, name):
@@ -151,13 +176,13 @@ def _match_names(
     missing = sorted(pieces.keys() - given.keys())
     if missing or extra:
         lacks = [f"lacks {_some(missing)}"] if missing else []
-        has = [f"has besides {_some(sorted(extra))}"] if extra else []
-        raise InputError(f"{where}: against what its config.json declares, the checkpoint {' and '.join(lacks + has)}")
+        has = [f"has the unexpected {_some(sorted(extra))}"] if extra else []
+        raise InputError(f"{where}: compared with its config.json, the checkpoint {' and '.join(lacks + has)}")
     for copy, original in table.tied.items():
         if copy in given and copy not in pieces and not np.array_equal(given[copy][:], given[original][:]):
             raise InputError(
                 f"{where}: config.json ties the head to the embedding, but {copy} differs from {original}; "
-                'set "tie_word_embeddings": false if the head is its own'
+                'set "tie_word_embeddings": false if the head is separate'
             )
     return given
 
@@ -168,7 +193,12 @@ def _some(names: list[str]) -> str:
 
 
 def tensor_names(declaration: Any, table: Table) -> set[str]:
-    """Names of the tensors that hold the leaves of `declaration`, as far as the table knows them."""
+    """The names of the tensors that hold the leaves of a declaration. Leaves without a row are ignored.
+
+    Args:
+      declaration: the tree of `nn.params.Param`.
+      table: of the format.
+    """
     shapes = {path: p.shape for path, p in param_tree.flatten(declaration).items()}
     known = {row.leaf for row in table.rows}
     return set(_pieces({path: shape for path, shape in shapes.items() if path in known}, table))
@@ -177,15 +207,21 @@ def tensor_names(declaration: Any, table: Table) -> set[str]:
 def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
     """{their name: (bytes, function that makes the tensor)}: the exact inverse of `read_params`.
 
-    Errors: `InputError` for a tree that is not the declared one, naming the leaves.
+    Args:
+      declaration: the tree of `nn.params.Param`.
+      table: of the format.
+      params: the parameter tree.
+
+    Raises:
+      InputError: a tree that is not the declared one.
     """
     shapes = {path: p.shape for path, p in param_tree.flatten(declaration).items()}
     leaves = param_tree.flatten(params)
     if wrong := sorted(shapes.keys() ^ leaves.keys()):
-        raise InputError(f"the parameters to export are not those of the config: {_some(wrong)} on one side only")
+        raise InputError(f"the parameters to export differ from the config's: only one of them has {_some(wrong)}")
     for path, leaf in leaves.items():
         if leaf.shape != shapes[path]:
-            raise InputError(f"parameter {path} to export has shape {leaf.shape}; the config makes it {shapes[path]}")
+            raise InputError(f"parameter {path} to export has shape {leaf.shape}; the config implies {shapes[path]}")
 
     def make(held: list[_Piece]) -> np.ndarray:
         ours = [np.asarray(leaves[row.leaf]) if i is None else np.asarray(leaves[row.leaf])[i] for row, i in held]

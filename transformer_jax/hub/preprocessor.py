@@ -1,6 +1,6 @@
-"""preprocessor_config.json: the settings of Transformers' image processors of ViT and DeiT, read strictly and written.
+"""preprocessor_config.json: the settings of Transformers' image processors, read strictly and written.
 
-Published files come in three generations: a size as one number, as height and width, and as the shortest edge.
+Published files give a size in three ways: as one number, as height and width, or as the shortest edge.
 """
 
 import math
@@ -14,13 +14,9 @@ from transformer_jax.hub import weights
 
 FILE = "preprocessor_config.json"
 
-# Pillow's numbers of the filters.
+# Pillow's numbers of its filters.
 FILTERS: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-# What a processor of Transformers does where the file does not say.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "ViT": {"size": 224, "resample": 2, "do_center_crop": False},
-    "DeiT": {"size": 256, "resample": 3, "do_center_crop": True},
-}
+# Transformers' defaults for all image processors.
 SHARED = {
     "crop_size": 224,
     "do_resize": True,
@@ -31,31 +27,36 @@ SHARED = {
     "image_std": [0.5, 0.5, 0.5],
 }
 SUFFIXES = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
-# Of the processor's own working, not what it computes.
+# Settings that do not change the pixels.
 UNREAD = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "device", "return_tensors"),
     *("data_format", "input_data_format", "do_convert_rgb", "size_divisor", "default_to_square", "disable_grouping"),
 )
 
 
-def read(folder: Path) -> Preprocess | None:
-    """What a snapshot's images are to go through; None where the folder has no such file.
+def read(folder: Path, processors: Mapping[str, Mapping[str, Any]]) -> Preprocess | None:
+    """The preprocessing of a snapshot's images; None if the folder has no such file.
 
-    Errors: `InputError` for another model type's processor, and for what `Preprocess` does not say.
+    Args:
+      folder: of the snapshot.
+      processors: {name: the defaults of its own} of the supported image processors, such as {"ViT": {"size": 224}}.
+
+    Raises:
+      InputError: an unsupported processor, or settings that `Preprocess` cannot express.
     """
     path = folder / FILE
     if not path.exists():
         return None
     given = {name: value for name, value in weights.read_json(path).items() if value is not None}
     kind = given.get("image_processor_type", given.get("feature_extractor_type", "ViTImageProcessor"))
-    stem = next((stem for stem in DEFAULTS if kind in [stem + suffix for suffix in SUFFIXES]), None)
+    stem = next((stem for stem in processors if kind in [stem + suffix for suffix in SUFFIXES]), None)
     if stem is None:
-        raise InputError(f"{path}: image processors of type {kind!r} are not read; those of ViT and DeiT are")
-    s = SHARED | DEFAULTS[stem] | given
+        raise InputError(f"{path}: the image processor {kind!r} is not supported; those of {', '.join(processors)} are")
+    s = {**SHARED, **processors[stem], **given}
     for name, value in given.items():
-        if name not in UNREAD and name not in SHARED and name not in DEFAULTS[stem]:
+        if name not in UNREAD and name not in SHARED and name not in processors[stem]:
             raise InputError(
-                f'{path}: "{name}": {value!r} is not a setting known here; remove it if it changes nothing'
+                f'{path}: "{name}": {value!r} is an unknown setting; remove it if it does not change the pixels'
             )
     for name, needed in (("do_resize", True), ("do_rescale", True)):
         if s[name] is not needed:
@@ -79,7 +80,7 @@ def read(folder: Path) -> Preprocess | None:
 
 
 def _size(value: Any, where: str) -> tuple[int, Any]:
-    """(pixels, how an image is made to fit them)."""
+    """(pixels, `Preprocess.fit`)."""
     sides = {"height": value, "width": value} if type(value) is int else value
     if isinstance(sides, Mapping) and all(type(side) is int for side in sides.values()):
         if sides.keys() == {"height", "width"} and sides["height"] == sides["width"]:
@@ -91,16 +92,21 @@ def _size(value: Any, where: str) -> tuple[int, Any]:
 
 def _channels(value: Any, where: str) -> tuple[float, ...]:
     if not isinstance(value, list) or not all(type(x) in (int, float) for x in value):
-        raise InputError(f"{where} is {value!r}; it must be a list of a number for each channel")
+        raise InputError(f"{where} is {value!r}; it must be a list with a number for each channel")
     return tuple(float(x) for x in value)
 
 
-def write(preprocess: Preprocess, model_type: str) -> dict[str, Any]:
-    """The settings that say `preprocess` to Transformers' processor of a model type, "vit" or "deit"."""
+def write(preprocess: Preprocess, processor: str) -> dict[str, Any]:
+    """The settings of Transformers' image processor for a preprocessing.
+
+    Args:
+      preprocess: to express.
+      processor: the name of the image processor: "ViT" for ViTImageProcessor.
+    """
     square = {"height": preprocess.resize, "width": preprocess.resize}
     crops = preprocess.fit == "shortest" or preprocess.size != preprocess.resize
     return {
-        "image_processor_type": {"vit": "ViTImageProcessor", "deit": "DeiTImageProcessor"}[model_type],
+        "image_processor_type": f"{processor}ImageProcessor",
         "do_resize": True,
         "size": square if preprocess.fit == "squash" else {"shortest_edge": preprocess.resize},
         "resample": next(number for number, name in FILTERS.items() if name == preprocess.resample),

@@ -1,4 +1,4 @@
-"""Generation settings of Hugging Face: generation_config.json, or in old folders the same keys of config.json.
+"""Hugging Face's generation settings: generation_config.json, or the same keys of config.json in old folders.
 
     num_beams                          width; 1 is greedy: early_stopping "first"
     max_length, max_new_tokens         max_new_tokens; max_length counts the decoder's start token too
@@ -7,12 +7,12 @@
     eos_token_id                       stop_ids: one or several
     forced_bos_token_id, forced_eos_token_id             forced_first, forced_last
     suppress_tokens, bad_words_ids (of one token each)   suppress_ids
-    length_penalty, no_repeat_ngram_size, num_return_sequences, num_beam_groups, diversity_penalty   as they are named
+    length_penalty, no_repeat_ngram_size, num_return_sequences, num_beam_groups, diversity_penalty   likewise
 
-A decoder's are do_sample, temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens (`sampling`).
+A decoder has do_sample, temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens (`sampling`).
 
-As in Transformers, generation_config.json counts alone where it is there, and "task_specific_params" never do. Unlike
-there, where no length is stated, not 20 tokens are the limit but the model's max_length.
+As in Transformers, config.json is ignored if there is a generation_config.json, and "task_specific_params" always are.
+Unlike Transformers, the default length is the model's max_length, not 20 tokens.
 """
 
 import functools
@@ -30,8 +30,8 @@ from transformer_jax.hub import weights
 FILE = "generation_config.json"
 
 STOPPING = {True: "first", False: "bound", "never": "never"}
-# Settings that change what a beam search finds and that ours has not, with the values that mean "off" besides None, 0,
-# False and empty ones.
+# Settings that change the result of a beam search and are not supported, with their value for "off". None, 0, False
+# and empty values mean "off" as well.
 NOT_COMPUTED = {
     "do_sample": False,
     "repetition_penalty": 1.0,
@@ -44,20 +44,18 @@ NOT_COMPUTED = {
 
 
 def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
-    """The search that a snapshot folder's settings mean. What is set there and not computed here is named on stderr.
+    """The beam search of a snapshot's settings. Settings that are not supported are named on stderr.
 
-    Arguments: config, an encoder-decoder's; given, the object in config.json.
-    Errors: `InputError` for a setting of the wrong type or out of range.
+    Args:
+      folder: of the snapshot.
+      config: an encoder-decoder's.
+      given: the object in config.json.
+
+    Raises:
+      InputError: a setting of the wrong type, or out of range.
     """
-    where = folder / (FILE if (folder / FILE).exists() else "config.json")
-    said = given if where.name == "config.json" else weights.read_json(where)
-    settings = {name: value for name, value in said.items() if value is not None}
-    ignored = [
-        f"{name} {value!r}"
-        for name, value in settings.items()
-        if name in NOT_COMPUTED and value and value != NOT_COMPUTED[name]
-    ]
-
+    settings, where = _settings(folder, given)
+    ignored = _ignored(settings, NOT_COMPUTED)
     number = functools.partial(_number, settings, where=where)
     width = number("num_beams", 1)
     stopping = settings.get("early_stopping", False)
@@ -72,8 +70,7 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
         ignored.append(f"forced_eos_token_id {list(forced_last)}")
     suppressed, sequences = _suppressed(settings, stop_ids, where)
     ignored += [f"bad_words_ids {ids} (several tokens)" for ids in sequences]
-    if ignored:
-        print(f"{where}: not computed here, though Transformers does: {', '.join(ignored)}", file=sys.stderr)
+    _warn(ignored, where)
 
     longest = config.max_length
     if "max_length" in settings:
@@ -100,16 +97,33 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
         raise InputError(f"{where}: {error}") from None
 
 
-# What `write` says, or leaves out where it is off; of a folder's own settings the others are kept.
+def _settings(folder: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
+    """(the generation settings of a folder that are not null, the file that they are from)."""
+    where = folder / (FILE if (folder / FILE).exists() else "config.json")
+    stored = given if where.name == "config.json" else weights.read_json(where)
+    return {name: value for name, value in stored.items() if value is not None}, where
+
+
+def _ignored(settings: Mapping[str, Any], off: Mapping[str, Any]) -> list[str]:
+    """The settings that are on and not supported."""
+    return [f"{name} {value!r}" for name, value in settings.items() if name in off and value and value != off[name]]
+
+
+def _warn(ignored: list[str], where: Path) -> None:
+    if ignored:
+        print(f"{where}: supported by Transformers, ignored here: {', '.join(ignored)}", file=sys.stderr)
+
+
+# The settings that `write` may write. An export keeps the other settings of the folder.
 WRITTEN = (
     *("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "length_penalty", "early_stopping"),
     *("num_return_sequences", "no_repeat_ngram_size", "suppress_tokens", "bad_words_ids", "forced_bos_token_id"),
     *("forced_eos_token_id", "num_beam_groups", "diversity_penalty", "eos_token_id", "pad_token_id"),
     "decoder_start_token_id",
 )
-# Of these any one says how a decoder's tokens are chosen.
+# A folder with any of these states how its decoder samples.
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-# Settings of a decoder that change its text and are not computed here, with the values that mean "off".
+# Settings that change a decoder's text and are not supported, with their value for "off".
 NOT_SAMPLED = {
     **{name: off for name, off in NOT_COMPUTED.items() if name not in SAMPLING},
     **{"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "top_h": 1.0},
@@ -119,23 +133,20 @@ NOT_SAMPLED = {
 
 
 def sampling(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """How a snapshot folder's decoder chooses tokens: temperature, top_k, top_p, min_p, repetition_penalty and
-    max_new_tokens, as far as the folder states how; {} where it does not.
+    """A decoder's temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens in a snapshot's settings.
 
-    What is stated makes the rest Transformers' defaults: greedy without do_sample, and 50 tokens to draw from with it.
-    What is set there and not computed here is named on stderr.
-    Raises: `InputError` for a setting of the wrong type.
+    {} if the folder states none of them. If it states one, the others have Transformers' defaults: greedy without
+    do_sample, otherwise top_k 50. Settings that are not supported are named on stderr.
+
+    Args:
+      folder: of the snapshot.
+      given: the object in config.json.
+
+    Raises:
+      InputError: a setting of the wrong type.
     """
-    where = folder / (FILE if (folder / FILE).exists() else "config.json")
-    said = given if where.name == "config.json" else weights.read_json(where)
-    settings = {name: value for name, value in said.items() if value is not None}
-    ignored = [
-        f"{name} {value!r}"
-        for name, value in settings.items()
-        if name in NOT_SAMPLED and value and value != NOT_SAMPLED[name]
-    ]
-    if ignored:
-        print(f"{where}: not computed here, though Transformers does: {', '.join(ignored)}", file=sys.stderr)
+    settings, where = _settings(folder, given)
+    _warn(_ignored(settings, NOT_SAMPLED), where)
     number = functools.partial(_number, settings, where=where)
     made: dict[str, Any] = {}
     if where.name == FILE and settings.get("max_new_tokens") is not None:
@@ -155,19 +166,25 @@ def sampling(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(beam: Beam, config: Any, languages: Languages | None = None) -> dict[str, Any]:
-    """The object of generation_config.json that `read` and Transformers understand as `beam`, for an encoder-decoder.
+    """The object of generation_config.json for an encoder-decoder's beam search, as `read` and Transformers read it.
 
-    It says how long a text may be within the model's max_length and, where `beam` leaves them open, what ends one and
-    what begins one in mBART's `languages`. What it cannot say, the "gnmt" convention and searches of width 1 that are
-    not greedy, is named on stderr.
+    The lengths are limited by the model's max_length. The "gnmt" length convention and searches of width 1 that are not
+    greedy cannot be expressed and are named on stderr.
+
+    Args:
+      beam: the search.
+      config: of the model; its end of text is used if `beam` has no stop_ids.
+      languages: mBART's, for the first token of a target; None: another tokenizer.
     """
     lost = []
     if beam.length_convention != "hf" and beam.length_penalty:
-        lost.append(f"length_convention {beam.length_convention!r}: sums are divided by n^{beam.length_penalty} there")
+        lost.append(
+            f"length_convention {beam.length_convention!r}: Transformers divides sums by n^{beam.length_penalty}"
+        )
     if beam.width == 1 and beam.early_stopping != "first":
-        lost.append(f"early_stopping {beam.early_stopping!r} of one beam: decoding is greedy there")
+        lost.append(f"early_stopping {beam.early_stopping!r} of one beam: Transformers decodes greedily")
     if lost:
-        print(f"{FILE} cannot say {'; '.join(lost)}", file=sys.stderr)
+        print(f"{FILE} cannot express {'; '.join(lost)}", file=sys.stderr)
     eos: Any = list(beam.stop_ids) if len(beam.stop_ids) > 1 else next(iter(beam.stop_ids), config.eos_id)
     start, first = config.decoder_start_id, beam.forced_first
     if languages is not None and languages.leading and first is None:
@@ -191,15 +208,22 @@ def write(beam: Beam, config: Any, languages: Languages | None = None) -> dict[s
         "pad_token_id": config.pad_id,
         "decoder_start_token_id": start,
     }
-    if beam.width == 1:  # these are about beams, and Transformers warns where there are none
+    if beam.width == 1:  # Transformers warns of these settings if there is one beam
         del settings["length_penalty"], settings["early_stopping"]
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def stop_ids(folder: Path, given: Mapping[str, Any]) -> tuple[int, ...]:
-    """The tokens that end a text: of generation_config.json, or else of config.json, the object `given`.
+    """The ids of the tokens that end a text, from generation_config.json, or else from config.json.
 
-    Several in instruction-tuned models: the end of a turn and the end of the text.
+    Instruction-tuned models have several: the end of a turn and the end of the text.
+
+    Args:
+      folder: of the snapshot.
+      given: the object in config.json.
+
+    Raises:
+      InputError: not ids.
     """
     if (folder / FILE).exists() and (ids := token_ids(weights.read_json(folder / FILE), "eos_token_id", folder / FILE)):
         return ids
@@ -207,7 +231,16 @@ def stop_ids(folder: Path, given: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def token_ids(settings: Mapping[str, Any], name: str, where: Path) -> tuple[int, ...]:
-    """One id or a list of them; () where there is none."""
+    """The ids in a setting that is one id or a list of them; () if it is absent.
+
+    Args:
+      settings: of the file.
+      name: of the setting.
+      where: the file.
+
+    Raises:
+      InputError: not ids.
+    """
     value = settings.get(name)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(id) is int and id >= 0 for id in ids):
@@ -216,7 +249,7 @@ def token_ids(settings: Mapping[str, Any], name: str, where: Path) -> tuple[int,
 
 
 def _number(settings: Mapping[str, Any], name: str, default: Any, *, where: Path) -> Any:
-    """A setting of the default's type, which is int or float."""
+    """A number of the default's type, int or float."""
     value = settings.get(name, default)
     if type(value) is int and type(default) is float:
         value = float(value)
@@ -229,13 +262,13 @@ def _number(settings: Mapping[str, Any], name: str, default: Any, *, where: Path
 def _suppressed(
     settings: Mapping[str, Any], stop_ids: tuple[int, ...], where: Path
 ) -> tuple[tuple[int, ...], list[list[int]]]:
-    """Tokens that are never chosen, and sequences of several that we cannot forbid."""
+    """(tokens that are never chosen, sequences of several tokens, which cannot be forbidden here)."""
     words = settings.get("bad_words_ids", [])
     if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
         raise InputError(f'{where}: "bad_words_ids" is {words!r}; it must be a list of lists of token ids')
     single = [word[0] for word in words if len(word) == 1]
     ids = token_ids({"bad_words_ids": single}, "bad_words_ids", where)
-    ids = tuple(id for id in ids if id not in stop_ids)  # Transformers leaves the end of text out
+    ids = tuple(id for id in ids if id not in stop_ids)  # Transformers never suppresses the end of text
     return tuple(dict.fromkeys((*ids, *token_ids(settings, "suppress_tokens", where)))), [
         w for w in words if len(w) > 1
     ]

@@ -1,12 +1,12 @@
 """The settings of a Hugging Face config.json, read strictly.
 
-Every setting is either read into our config, required to have the one value that our functions compute with, or known
-not to change the function (what is null or begins with an underscore never does). Any other is refused: a setting
-skipped because nobody knew it gives a model that loads and is wrong.
+A setting is read into our config, or must have the one value that we support, or is known not to change the function.
+(Null values and names with a leading underscore never do.) Any other setting is refused, because a model that ignored
+it could load and compute wrong results.
 
-Published files also hold what people and training scripts noted: "language": "english", "save_step": 58. A setting that
-nothing here knows is taken for such a note, and printed, where its name is one of training (`_NOTES`) or its value is
-made of strings, unless the name also speaks of the model's parts (`_PARTS`).
+Published files also hold notes of people and training scripts: "language": "english", "save_step": 58. An unknown
+setting is printed and ignored as a note if its name is about training (`_NOTES`) or its value consists of strings,
+unless its name mentions a part of the model (`_PARTS`).
 """
 
 import math
@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from transformer_jax.errors import InputError
 
-# In a table of defaults: a size that config.json must state, and one that it may leave to be derived.
+# In a table of defaults: a size that config.json must state, and one that it may omit.
 REQUIRED = object()
 OPTIONAL = object()
 
-# What Transformers writes about a model besides its function: provenance; training and numerics; labels and summaries
-# for heads that are not here; outputs; special tokens and generation.
+# Settings of Transformers that do not change the function: provenance; training and numerics; labels and summaries for
+# heads that are not supported; outputs; special tokens and generation.
 _DESCRIPTIVE = """
     architectures finetuning_task is_llama_config model_type tokenizer_class transformers.js_config transformers_version
     unsloth_fixed
@@ -39,7 +39,7 @@ _DESCRIPTIVE = """
 """
 DESCRIPTIVE = frozenset(_DESCRIPTIVE.split())
 
-# Words in the names of notes about training and provenance, and words in the names of what may change the function.
+# Words in the names of notes on training and provenance, and in the names of settings that may change the function.
 _NOTES = re.compile(
     r"(^|_)(steps?|seed|epochs?|batch|lr|learning|optimizer|warmup|train|training|finetuned?|eval|save|logging|loss"
     r"|metrics?|accuracy|f1|date|time|author|version|license|tags?|dataset|corpus|task|language|lang|name|seq|doc)(_|$)"
@@ -49,7 +49,7 @@ _PARTS = re.compile(
     "|impl|order|kind|arch|drop|alibi|proj|conv|state|kernel|share|width|dim|hidden|adapter|lora|prun|gat"
 )
 
-# Settings of every model type that do change the function, with the value that leaves it as it is.
+# Settings of every model type that change the function, with the value that does not.
 NEUTRAL: dict[str, Any] = {
     "add_cross_attention": False,
     "chunk_size_feed_forward": 0,
@@ -70,18 +70,24 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
-# Of the names for one function, the one to write.
+# The name to write, if a function has several.
 THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
 
 
 def read(
     settings: Mapping[str, Any], defaults: Mapping[str, Any], neutral: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The values of the settings in `defaults`, each as given or by default.
+    """The values of the settings in `defaults`, each from the file or by default.
 
-    Arguments: `neutral`, {setting: the one value accepted} on top of `NEUTRAL`; `where`, the file, for messages.
-    Errors: `InputError` for a required setting that is absent, one of the wrong type, one that must have another value,
-    and one that nothing here knows.
+    Args:
+      settings: the object in config.json.
+      defaults: {setting: its default, REQUIRED or OPTIONAL}.
+      neutral: {setting: the only supported value}, in addition to `NEUTRAL`.
+      where: names the file in messages.
+
+    Raises:
+      InputError: a required setting is missing, or a setting is unknown, of the wrong type, or has an unsupported
+        value.
     """
     values = {}
     for name, default in defaults.items():
@@ -105,12 +111,11 @@ def read(
         if name in defaults or name in DESCRIPTIVE or name.startswith("_") or value is None:
             continue
         if name not in accepted and is_note(name, value):
-            print(f'{where}: "{name}": {value!r} is taken for a note, which changes nothing', file=sys.stderr)
+            print(f'{where}: "{name}": {value!r} is ignored as a note', file=sys.stderr)
             continue
         if name not in accepted:
             raise InputError(
-                f'{where}: "{name}": {value!r} is not a setting known here, so whether it changes the model cannot be '
-                "told; remove it if it does not"
+                f'{where}: "{name}": {value!r} is an unknown setting; remove it if it does not change the model'
             )
         if value != accepted[name]:
             raise InputError(f'{where}: "{name}" is {value!r}; only {accepted[name]!r} is supported')
@@ -118,7 +123,12 @@ def read(
 
 
 def is_note(name: str, value: Any) -> bool:
-    """Whether an unknown setting is a note of people or of a training script, which cannot change the function."""
+    """Whether an unknown setting is a note, which does not change the function.
+
+    Args:
+      name: of the setting.
+      value: of the setting.
+    """
     if _PARTS.search(name.lower()):
         return False
     return bool(_NOTES.search(name.lower())) or _is_strings(value)
@@ -130,10 +140,12 @@ def _is_strings(value: Any) -> bool:
 
 
 def model_type(given: Mapping[str, Any], known: Collection[str]) -> str | None:
-    """The model type of a config.json's object: as it says, or in a file from before there was "model_type", by its
-    "architectures" ("BertForMaskedLM"), or by the settings that one type alone had then. None where nothing says it.
+    """The model type of a config.json, None if it has none.
+
+    Files from before "model_type" are recognised by their "architectures" ("BertForMaskedLM").
 
     Args:
+      given: the object in config.json.
       known: the types to choose from.
     """
     if given.get("model_type") is not None:
@@ -142,12 +154,21 @@ def model_type(given: Mapping[str, Any], known: Collection[str]) -> str | None:
     for name in architectures if isinstance(architectures, list) else ():
         if found := [one for one in known if str(name).lower().startswith(one.replace("-", ""))]:
             return max(found, key=len)
-    signs = {"gpt2": ("n_embd", "n_head"), "t5": ("d_kv", "d_ff"), "bert": ("type_vocab_size", "hidden_act")}
-    return next((one for one, names in signs.items() if one in known and all(n in given for n in names)), None)
+    return None
 
 
 def token_id(settings: Mapping[str, Any], name: str, where: str, *, default: int | None = None) -> int | None:
-    """The id of a special token. Errors: `InputError` for a value that is none."""
+    """The id of a special token in a setting.
+
+    Args:
+      settings: the object in config.json.
+      name: of the setting.
+      where: names the file in messages.
+      default: the id if the setting is absent or null.
+
+    Raises:
+      InputError: not an id.
+    """
     value = settings.get(name)
     if value is not None and (type(value) is not int or value < 0):
         raise InputError(f'{where}: "{name}" is {value!r}; it must be one token id')
@@ -155,17 +176,43 @@ def token_id(settings: Mapping[str, Any], name: str, where: str, *, default: int
 
 
 def activation(name: Any, setting: str, where: str) -> Activation:
-    """Our name of an activation function."""
+    """Our name of an activation function.
+
+    Args:
+      name: their name.
+      setting: names the setting in messages.
+      where: names the file in messages.
+
+    Raises:
+      InputError: an unknown function.
+    """
     if name not in ACTIVATIONS:
-        raise InputError(f'{where}: "{setting}" is {name!r}; the activations known are {", ".join(ACTIVATIONS)}')
+        raise InputError(f'{where}: "{setting}" is {name!r}; supported are {", ".join(ACTIVATIONS)}')
     return ACTIVATIONS[name]
 
 
-def label_names(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The labels in the order of their numbers; LABEL_0, LABEL_1, ... where config.json does not name them.
+def num_labels(config: Any) -> int:
+    """The number of labels of a config's classification head; 0 if it has none.
 
-    As in Transformers, a "num_labels" that differs from the number of names counts, and the names, which are then those
-    that a file has by default, do not.
+    Args:
+      config: of any family.
+    """
+    if hasattr(config, "num_classes"):
+        return config.num_classes
+    return config.num_labels if {"classification", "tokens"} & set(getattr(config, "heads", ())) else 0
+
+
+def label_names(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The names of the labels in order; LABEL_0, LABEL_1, ... if config.json does not name them.
+
+    As in Transformers, if "num_labels" differs from the number of names, the names are replaced by LABEL_0, ...
+
+    Args:
+      given: the object in config.json.
+      where: names the file in messages.
+
+    Raises:
+      InputError: broken settings.
     """
     names, count = given.get("id2label"), given.get("num_labels")
     if count is not None and (type(count) is not int or count < 1):
@@ -182,7 +229,11 @@ def label_names(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def write_labels(names: Sequence[str]) -> dict[str, Any]:
-    """The settings that name the labels."""
+    """The settings that name the labels.
+
+    Args:
+      names: of the labels, in order.
+    """
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

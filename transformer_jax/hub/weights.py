@@ -1,7 +1,7 @@
-"""Safetensors files of a snapshot folder, read lazily and written in shards.
+"""The safetensors files of a snapshot folder, read lazily and written in shards.
 
-Reading maps the files into memory and copies a tensor, or some columns of it, when asked; nothing is unpickled. Every
-way in which a file can be broken ends in one `InputError` that names the file.
+The files are memory-mapped, and a tensor or some of its columns are copied on access. Nothing is unpickled. A broken
+file is an `InputError` that names it.
 """
 
 import contextlib
@@ -23,12 +23,16 @@ JSON_BYTES = 2**25  # of an index, about 200,000 tensors
 
 @contextlib.contextmanager
 def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
-    """{name: slice} of all tensors of a snapshot, valid inside the `with`.
+    """A context with {name: slice} of all tensors of a snapshot.
 
     A slice has `get_shape()`, `get_dtype()` ("F32", "BF16", ...) and reads when indexed: `slice[:]`, `slice[:, 3:5]`.
 
-    Errors: `InputError` for a folder without safetensors, a missing shard, a file that is cut short or whose header
-    lies, and an index that disagrees with its shards.
+    Args:
+      folder: of the snapshot.
+
+    Raises:
+      InputError: no safetensors, a missing shard, a truncated file or a wrong header, or an index that disagrees with
+        its shards.
     """
     with contextlib.ExitStack() as stack:
         tensors: dict[str, Any] = {}
@@ -44,17 +48,17 @@ def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:
-    """The files to read, each with the names that the index says it holds (None: there is no index)."""
+    """{file to read: the names of its tensors in the index, or None if there is no index}."""
     if (folder / SINGLE).exists():
         return {folder / SINGLE: None}
     if not (folder / INDEX).exists():
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickled:
             raise InputError(
-                f"{folder} holds its weights only as {pickled[0]}, which is not read (such files can run code); "
+                f"{folder} has its weights only as {pickled[0]}, which is not read (such files can run code); "
                 f"convert it to {SINGLE} with Transformers' save_pretrained, or fetch a safetensors revision"
             )
-        raise InputError(f"{folder} holds neither {SINGLE} nor {INDEX}; is this a whole snapshot folder?")
+        raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}; copy the whole snapshot")
     index = read_json(folder / INDEX)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()) or not weight_map:
@@ -80,11 +84,18 @@ def _open(path: Path, stack: contextlib.ExitStack) -> Any:
             if file.read(24) == b"version https://git-lfs.":
                 raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there") from None
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a whole safetensors file ({reason}); copy it again") from None
+        raise InputError(f"{path} is not a complete safetensors file ({reason}); copy it again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Errors: `InputError` naming the file if it is absent or holds something else."""
+    """The object in a JSON file.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      InputError: the file is absent, or holds something else.
+    """
     try:
         content = files.read_json(path, JSON_BYTES, inside=path.parent)
     except FileNotFoundError:
@@ -95,10 +106,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(folder: Path, tensors: dict[str, tuple[int, Callable[[], np.ndarray]]], shard_bytes: int) -> None:
-    """Writes {name: (bytes, function that makes the tensor)} as one file, or as shards of at most `shard_bytes`.
+    """Writes tensors as one file, or as shards; one shard at a time is in memory.
 
-    Only one shard's tensors are in memory at a time. A tensor larger than `shard_bytes` gets a shard of its own. Files
-    take the permissions of the folder's config.json, which is there first (the library makes them private).
+    A tensor larger than `shard_bytes` gets its own shard. The library makes the files private, so they get the
+    permissions of the folder's config.json, which is written before.
+
+    Args:
+      folder: of the snapshot.
+      tensors: {name: (bytes, function that makes the tensor)}.
+      shard_bytes: the largest size of a file, in bytes.
     """
     from safetensors.numpy import save_file
 

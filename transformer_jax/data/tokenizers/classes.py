@@ -23,7 +23,7 @@ QWEN_WORDS = (
 class Parts:
     """The vocabulary of a folder.
 
-    Fields:
+    Attributes:
       vocabulary: {token: id}, or for a Unigram model [(piece, log-probability), ...] by id.
       merges: of a BPE, in the order in which they apply.
       charsmap: SentencePiece's compiled character map; empty: none.
@@ -40,7 +40,7 @@ class Parts:
 class TokenizerClass:
     """A tokenizer class of Transformers.
 
-    Fields:
+    Attributes:
       roles: its default special tokens.
       make: (parts, settings, roles) -> a `tokenizers.Tokenizer` without special tokens.
       vocabulary: the file that it reads if there is no tokenizer.json.

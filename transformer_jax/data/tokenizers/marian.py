@@ -36,7 +36,7 @@ CODE = re.compile(r">>.+?<<")
 class MarianTokenizer:
     """The tokenizer of one side of a Marian folder, first the source's; `target` is the other.
 
-    Fields:
+    Attributes:
       models: the bytes of the SentencePiece files, {"source.spm": ..., "target.spm": ...}.
       vocabulary: vocab.json.
       settings: tokenizer_config.json.

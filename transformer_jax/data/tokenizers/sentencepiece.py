@@ -42,7 +42,7 @@ Spelled = tuple[int, str, tuple[int, int]]  # (id, its spelling in the normalise
 class Model:
     """A SentencePiece file.
 
-    Fields:
+    Attributes:
       pieces: by id.
       kind: `UNIGRAM` or `BPE`.
       charsmap: the compiled character map; empty: none.
@@ -66,7 +66,7 @@ class Model:
 class Pieces:
     """Encodes text by a Unigram model exactly as SentencePiece.
 
-    Fields:
+    Attributes:
       model: the file.
       ids: int32 [pieces], the id of each piece.
       before: a normaliser of the `tokenizers` library that runs before SentencePiece's; None: there is none.

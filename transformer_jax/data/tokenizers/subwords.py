@@ -31,7 +31,7 @@ class SubwordTokenizer:
     Padding, truncation and the tokens of the post-processor ([CLS], <s>) are off. An objective adds the special tokens
     that it needs.
 
-    Fields:
+    Attributes:
       _inner: the library's tokenizer.
       eos: the spelling of the end of text; None: there is none.
       special: the ids of [CLS], [SEP], [PAD], [MASK] and [UNK].
@@ -93,9 +93,9 @@ class SubwordTokenizer:
 
     @property
     def tokenizer_class(self) -> str:
-        """Transformers' class of this tokenizer, as its folder names it; "" where it names none."""
-        said = json.loads(self.files.get(SETTINGS, b"{}"))
-        return str(self.settings.get("tokenizer_class") or said.get("tokenizer_class") or "").removesuffix("Fast")
+        """The name of Transformers' class of this tokenizer, from its folder; "" if the folder names none."""
+        stored = json.loads(self.files.get(SETTINGS, b"{}"))
+        return str(self.settings.get("tokenizer_class") or stored.get("tokenizer_class") or "").removesuffix("Fast")
 
     @functools.cached_property
     def fingerprint(self) -> str:

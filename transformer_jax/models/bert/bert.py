@@ -12,6 +12,7 @@ from transformer_jax.models import bert
 from transformer_jax.models.bert import encoders
 
 MODEL_TYPES = ("bert",)
+SIGNS = ("type_vocab_size", "hidden_act")
 
 TRUNK = (*encoders.embeddings("bert"), *encoders.blocks("bert"))
 HEADS: encoders.Heads = {

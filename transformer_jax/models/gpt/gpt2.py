@@ -16,6 +16,7 @@ from transformer_jax.models import gpt
 from transformer_jax.tasks.causal_lm import CausalLM, Sample
 
 MODEL_TYPES = ("gpt2",)
+SIGNS = ("n_embd", "n_head")
 
 TABLE = Table(
     rows=(

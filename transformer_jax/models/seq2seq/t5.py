@@ -17,6 +17,7 @@ from transformer_jax.models import seq2seq
 from transformer_jax.tasks.translation import Translation
 
 MODEL_TYPES = ("t5", "mt5")
+SIGNS = ("d_kv", "d_ff")
 
 DEFAULTS = {
     "vocab_size": settings.REQUIRED,

@@ -12,7 +12,7 @@ from transformer_jax.models import vit
 from transformer_jax.models.vit import vit as vit_format
 
 MODEL_TYPES = ("deit",)
-
+IMAGE_PROCESSORS = {"DeiT": {"size": 256, "resample": 3, "do_center_crop": True}}
 
 task = vit_format.task
 

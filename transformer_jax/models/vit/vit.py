@@ -18,6 +18,7 @@ from transformer_jax.models import vit
 from transformer_jax.tasks.image_classification import ImageClassification
 
 MODEL_TYPES = ("vit",)
+IMAGE_PROCESSORS = {"ViT": {"size": 224, "resample": 2, "do_center_crop": False}}
 
 DEFAULTS = {
     "hidden_size": settings.REQUIRED,
