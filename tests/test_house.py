@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from transformer_jax.extras import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "transformer_jax"
 SOURCES = sorted(path for folder in (PACKAGE, ROOT / "experiments", ROOT / "tools") for path in folder.rglob("*.py"))
@@ -83,7 +85,7 @@ def _wrong_arrows(source: str, module: str) -> list[str]:
         parts = target.split(".")
         if parts[0] in ("experiments", "tests", "tools"):
             wrong.append(f"{module}:{line} imports {target}: the package knows nothing outside itself")
-        free = (room, "errors", "files", "patterns", "contracts", "__version__")
+        free = (room, "errors", "extras", "files", "patterns", "contracts", "__version__")
         if parts[0] != "transformer_jax" or len(parts) == 1 or _room(parts) in free:
             continue
         if _room(parts) not in allowed:
@@ -189,7 +191,8 @@ def test_what_is_imported_is_declared():
     names["mlflow-skinny"] = "mlflow"
     extras = project["optional-dependencies"]
     declarations = project["dependencies"] + ["fsspec"]  # gcsfs is one of its
-    declarations += [line for name in ("experiments", "gcs", "wandb", "mlflow", "trackio") for line in extras[name]]
+    optional = (*(extra for _, extra in EXTRAS.values()), "wandb", "mlflow", "trackio")
+    declarations += [line for name in optional for line in extras[name]]
     declared = {"jaxlib"} | {  # jax brings the one jaxlib it works with
         names.get(word, word.replace("-", "_")) for word in (re.split(r"[^\w-]", line)[0] for line in declarations)
     }
@@ -200,6 +203,34 @@ def test_what_is_imported_is_declared():
         if target.split(".")[0] not in {*sys.stdlib_module_names, "compression", "transformer_jax"}  # std from 3.14
     }
     assert imported <= declared, f"imported, not declared in pyproject.toml: {sorted(imported - declared)}"
+
+
+def _not_asked_for(source: str, module: str) -> list[str]:
+    """Imports of optional packages that have no `extras.need` before them in the function that they stand in."""
+    optional = [(line, target.partition(".")[0]) for line, target in _imports(source, module)]
+    optional = [(line, name) for line, name in optional if name in EXTRAS]
+    allowed: set[tuple[int, str]] = set()
+    for function in ast.walk(ast.parse(source)) if optional else ():
+        if isinstance(function, ast.FunctionDef):
+            calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+            calls = [call for call in calls if ast.unparse(call.func) == "extras.need"]
+            needs = [(call.lineno, getattr(call.args[0], "value", "")) for call in calls]
+            inside = [(line, name) for line, name in optional if function.lineno < line <= (function.end_lineno or 0)]
+            allowed |= {(line, name) for line, name in inside if any(n < line and m == name for n, m in needs)}
+    bad = [pair for pair in optional if pair not in allowed]
+    return [f"{module}:{line} imports {name} without extras.need before it" for line, name in bad]
+
+
+def test_an_optional_import_without_its_extra_is_seen():
+    assert len(_not_asked_for("import matplotlib", "m")) == 1
+    assert len(_not_asked_for("def f():\n    from sklearn import metrics", "m")) == 1
+    assert len(_not_asked_for("def f():\n    extras.need('PIL', 'x')\n    from sklearn import metrics", "m")) == 1
+    assert _not_asked_for("def f():\n    extras.need('sklearn', 'x')\n    from sklearn import metrics", "m") == []
+
+
+def test_every_optional_package_is_asked_for():
+    found = [line for path in PACKAGE.rglob("*.py") for line in _not_asked_for(path.read_text(), _name(path))]
+    assert not found, "\n".join(found)
 
 
 # ---- Functions and families ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax import brought, shipped
+from transformer_jax import brought, extras, shipped
 from transformer_jax.__main__ import main
 from transformer_jax.errors import InputError
 
@@ -68,7 +68,7 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
 
 INSTALLED = """
 import sys
-from transformer_jax import brought, shipped
+from transformer_jax import brought, extras, shipped
 from transformer_jax.cli import process
 assert "experiments" not in sys.modules
 for name in shipped.names():
@@ -108,3 +108,65 @@ def test_the_wheel(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) == len(shipped.names())
+
+
+# ---- The core, without any extra
+
+
+OWN = """
+from transformer_jax.data.corpus import TextCorpus
+from transformer_jax.data.sources import TextFiles
+from transformer_jax.data.tokenizers import Bytes
+from transformer_jax.experiment import Experiment, Sample, Train
+from transformer_jax.models import gpt
+
+
+def experiment():
+    return Experiment(
+        model=gpt.Config(vocab_size=257, max_length=32, width=16, num_layers=1, num_heads=2),
+        data=TextCorpus(TextFiles((__file__,)), Bytes(), length=16),
+        train=Train(steps=2, batch_size=8),
+        sample=Sample(prompt="a ", max_new_tokens=8),
+    )
+"""
+CORE = """
+import importlib, pkgutil, sys
+from pathlib import Path
+import transformer_jax
+from transformer_jax import extras
+from transformer_jax.__main__ import main
+for found in pkgutil.walk_packages(transformer_jax.__path__, "transformer_jax."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+for name in extras.EXTRAS:
+    assert importlib.util.find_spec(name) is None, name
+Path("mine.py").write_text(OWN)
+assert main(["train", "mine.py", "--workdir", "a"]) == 0
+assert main(["predict", "a", "a rose"]) == 0
+assert main(["inspect", "a"]) == 0
+for recipe in ("vit.digits", "translation.cldr", "vit.cifar10"):
+    assert main(["train", recipe, "--workdir", "b"]) == 2
+assert sorted(path.name for path in Path().iterdir()) == ["a", "mine.py"], "something was written"
+"""
+
+
+def test_the_core_works_without_the_extras(tmp_path):
+    """In an environment that has all packages but the optional ones."""
+    site, run = tmp_path / "site", tmp_path / "run"
+    site.mkdir()
+    run.mkdir()
+    for folder in filter(os.path.isdir, map(Path, dict.fromkeys(sys.path))):
+        if folder.name == "site-packages":
+            for path in folder.iterdir():
+                if path.name not in extras.EXTRAS and not (site / path.name).exists():
+                    (site / path.name).symlink_to(path)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-S", "-c", CORE.replace("OWN", repr(OWN))]
+    done = subprocess.run(command, cwd=run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.rpartition("; ")[2] for line in errors] == [
+        f"pip install 'transformer-jax[{extra}]'" for extra in ("vision", "metrics", "data")
+    ]
+    skipped = [line for line in done.stdout.splitlines() if "not written: " in line]
+    assert len(skipped) == 2 and "[logging]" in skipped[0] and "[plots]" in skipped[1], skipped

@@ -29,10 +29,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer_jax import files, words
-from transformer_jax.errors import InputError
+from transformer_jax import extras, files, words
 
+# The measures of texts that an optional package computes.
+OF_PACKAGES = {"bleu": ("sacrebleu", "BLEU"), "chrf": ("sacrebleu", "chrF"), "rouge": ("rouge_score", "ROUGE")}
 Z_95 = 1.959964  # the standard normal distribution has 95 % of its mass within this
+
+
+def need(measures: Sequence[str]) -> None:
+    """Returns where these functions of this file can compute their numbers.
+
+    Raises:
+      extras.Missing: where the package of one is not installed.
+    """
+    for name in measures:
+        if name in OF_PACKAGES:
+            extras.need(*OF_PACKAGES[name])
+
 
 # ---- Classification and regression
 
@@ -51,6 +64,7 @@ def classification(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[
     A precision or recall without a case is 0.
     Errors: ValueError for no examples, shapes that do not fit, and a label outside its set.
     """
+    extras.need("sklearn", "scores of a classifier")
     from sklearn import metrics
 
     labels_E, logits_EC = _labels(labels_E, len(names), names), np.asarray(logits_EC, np.float64)
@@ -128,6 +142,7 @@ def regression(predicted_E: np.ndarray, wanted_E: np.ndarray) -> dict[str, float
     as 0, as Matthews' is, so that a checkpoint can be chosen by it.
     Errors: ValueError for no examples or unequal numbers of them.
     """
+    extras.need("sklearn", "scores of a regression")
     from scipy import stats
     from sklearn import metrics
 
@@ -262,6 +277,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, floa
     them (Koehn 2004); the seed is in the signature, $SACREBLEU_SEED or 12345.
     Errors: ValueError for no texts, or another number of references.
     """
+    extras.need("sacrebleu", "BLEU")
     from sacrebleu.metrics import BLEU
 
     return _sacrebleu("bleu", BLEU(tokenize=_bleu_words(references)), hypotheses, references)
@@ -278,6 +294,7 @@ def _bleu_words(references: Sequence[str]) -> str:
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
     """Corpus chrF2 (Popovic 2015: 6-grams of characters, no words, beta 2) by sacreBLEU, in [0, 100]; as `bleu`."""
+    extras.need("sacrebleu", "chrF")
     from sacrebleu.metrics import CHRF
 
     class Chrf(CHRF):
@@ -308,10 +325,9 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
     mean over 1,000 bootstrap resamples of the texts.
     Errors: `InputError` where rouge-score is not installed; ValueError as `bleu`.
     """
-    try:
-        from rouge_score import rouge_scorer
-    except ImportError:
-        raise InputError("ROUGE needs rouge-score: pip install 'transformer-jax[experiments]'") from None
+    extras.need("rouge_score", "ROUGE")
+    from rouge_score import rouge_scorer
+
     _check_texts(hypotheses, references)
     kinds = ("rouge1", "rouge2", "rougeL")
     letters = [letter for reference in references for letter in reference if letter.isalpha()]
@@ -369,6 +385,7 @@ def plot_by_length(
     Arguments:
       lengths_E: of the sources, in words.
     """
+    extras.need("matplotlib", "a picture of scores by length")
     from matplotlib.figure import Figure
 
     borders = np.unique(np.quantile(lengths_E, np.linspace(0, 1, 7)[1:], method="higher"))
@@ -393,6 +410,8 @@ def plot_by_length(
 
 def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequence[str], path: Path) -> None:
     """The confusion matrix as a PNG: rows are the right classes, cells hold counts and are shaded by row share."""
+    extras.need("matplotlib", "a picture of the confusion matrix")
+    extras.need("sklearn", "a picture of the confusion matrix")
     from matplotlib.figure import Figure
     from sklearn import metrics
 
@@ -423,6 +442,8 @@ def plot_roc(scores_E: np.ndarray, labels_E: np.ndarray, path: Path) -> None:
       labels_E: 0 or 1.
     Errors: ValueError where the labels are all of one class, for which there is no curve.
     """
+    extras.need("matplotlib", "a picture of the ROC curve")
+    extras.need("sklearn", "a picture of the ROC curve")
     from matplotlib.figure import Figure
     from sklearn import metrics
 

@@ -120,5 +120,5 @@ def test_refused(monkeypatch):
         with pytest.raises(InputError, match=r"50 train pairs were asked for, and CLDR en-nl gave \d different ones"):
             Cldr("en", "nl", train=50, validation=1, test=1).pairs("train")
     monkeypatch.setitem(sys.modules, "babel", None)
-    with pytest.raises(InputError, match=r"Babel, which is not installed; `pip install Babel`"):
+    with pytest.raises(InputError, match=r"Babel is not installed; pip install 'transformer-jax\[data\]'"):
         Cldr("en", "da").pairs("train")

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transformer_jax import models
+from transformer_jax import extras, models
 from transformer_jax.cli.arguments import positional
 from transformer_jax.tasks.causal_lm import CausalLM
 
 PACKAGES = (
     *("transformer-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers"),
-    *("safetensors", "tensorflow-datasets", "tyro", "rich", "matplotlib", "tensorboardX"),
+    *("safetensors", "tyro", "rich", *dict.fromkeys(package for package, _ in extras.EXTRAS.values())),
 )
 
 
@@ -35,7 +35,7 @@ def examine() -> bool:
     versions = {name: _version(name) for name in PACKAGES}
     print(f"python {sys.version.split()[0]}, {sys.executable}")
     for name, version in versions.items():
-        print(f"{name} {version or 'is not installed'}")
+        print(f"{name} {version or absent(name)}")
     wrong = known_bad(jax.__version__, versions["jaxlib"])
     for device in jax.devices():
         print(f"device {device.id}: {device.device_kind} ({device.platform})")
@@ -48,6 +48,12 @@ def examine() -> bool:
         print(f"BAD: {line}")
     print("something is wrong" if wrong else "all is well")
     return not wrong
+
+
+def absent(package: str) -> str:
+    """What is printed of a package that is not installed, with the extra that brings it."""
+    extra = dict(extras.EXTRAS.values()).get(package)
+    return f"is not installed; pip install 'transformer-jax[{extra}]'" if extra else "is not installed"
 
 
 def known_bad(jax_version: str, jaxlib_version: str) -> list[str]:

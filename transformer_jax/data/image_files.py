@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax import extras
 from transformer_jax.data.preprocess import Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
@@ -78,6 +79,7 @@ def pixels(
 
 def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
     """A Pillow image of mode L or RGB, rotated as its EXIF tag says."""
+    extras.need("PIL", "reading images")
     from PIL import Image, ImageOps
 
     if isinstance(data, np.ndarray):
@@ -120,6 +122,7 @@ def _bytes_needed(image: Any, whole: int, mode: str) -> int:
 
 def _eight_bits(image: Any) -> Any:
     """A grey image of 16 bits as one of 8 bits, converted in strips to save memory."""
+    extras.need("PIL", "reading images")
     from PIL import Image
 
     grey = np.empty((image.height, image.width), np.uint8)
@@ -137,6 +140,7 @@ def _open(data: bytes) -> Any:
     """
     import io
 
+    extras.need("PIL", "reading images")
     from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     if not data:
@@ -188,6 +192,7 @@ def inception_box(
 
 
 def _filter(preprocess: Preprocess) -> Any:
+    extras.need("PIL", "reading images")
     from PIL import Image
 
     return Image.Resampling[preprocess.resample.upper()]

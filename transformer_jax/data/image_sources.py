@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax import files
+from transformer_jax import extras, files
 from transformer_jax.data import image_files, records, sources
 from transformer_jax.errors import InputError
 
@@ -78,6 +78,7 @@ class Digits:
         return tuple("0123456789")
 
     def images(self, side: Side) -> Images:
+        extras.need("sklearn", "scikit-learn's digits", extra="vision")
         from sklearn import model_selection
 
         values, labels = _digits()
@@ -94,6 +95,7 @@ class Digits:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
+    extras.need("sklearn", "scikit-learn's digits", extra="vision")
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -227,6 +229,7 @@ class TfdsImages:
         split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         if side == "test" and not split:
             return None
+        extras.need("tensorflow_datasets", "images of TFDS")
         import tensorflow_datasets as tfds
 
         from transformer_jax.data import tfds_store

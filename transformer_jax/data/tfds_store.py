@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax import extras
 from transformer_jax.errors import InputError
 from transformer_jax.files import read_json
 
@@ -32,6 +33,7 @@ def open_split(
     Raises:
       InputError: the data set, its split or a readable format is missing; the message says how to get it.
     """
+    extras.need("tensorflow_datasets", f"TFDS data set {name!r}")
     import tensorflow_datasets as tfds
 
     store = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformer_jax import extras
 from transformer_jax.contracts import Observer, Report, Row, RunFacts
 from transformer_jax.observe.json_lines import JsonLines
 from transformer_jax.observe.tensorboard import TensorBoard
@@ -87,6 +88,9 @@ class Observing:
         for observer in list(self.optional):
             try:
                 call(observer, method, arguments)
+            except extras.Missing as missing:
+                self.optional.remove(observer)
+                self.say(f"not written: {missing}")
             except (Exception, SystemExit) as error:
                 self.optional.remove(observer)
                 print(dropped(observer, error), file=sys.stderr, flush=True)

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from transformer_jax import files
+from transformer_jax import extras, files
 
 
 def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
     """The training and validation curves as a PNG. The validation loss is the first number of its rows that begins with
     "loss"; the rest of its name is the unit."""
+    extras.need("matplotlib", "a picture of the loss curve")
     from matplotlib.figure import Figure
 
     names = [name for row in rows for name in row if name.startswith("validation/loss")]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from transformer_jax import extras
 from transformer_jax.contracts import RunFacts
 from transformer_jax.observe.scalars import Scalars
 
@@ -15,6 +16,7 @@ class TensorBoard(Scalars):
     """Writes FOLDER/events.out.tfevents...: `train/loss`, `validation/...`, `test/...`."""
 
     def start(self, run: RunFacts) -> None:
+        extras.need("tensorboardX", "TensorBoard's event files")
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -24,6 +26,7 @@ class TensorBoard(Scalars):
         self.events.write_event(Event(wall_time=time.time(), step=run.first_step + 1, session_log=start))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        extras.need("tensorboardX", "TensorBoard's event files")
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformer_jax import extras
 from transformer_jax.errors import InputError, RunError
 
 SCHEME = "gs://"
@@ -125,10 +126,9 @@ def _gcsfs() -> Any:
             f"{SCHEME} needs another Python than {version}, which crashes after an upload that failed (CPython issue "
             "111211): 3.11, or 3.12.2 and later"
         )
-    try:
-        import gcsfs
-    except ImportError:
-        raise InputError(f"{SCHEME} needs the package gcsfs; install it: tools/install gcs") from None
+    extras.need("gcsfs", f"a workdir at {SCHEME}")
+    import gcsfs
+
     for name in ("gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is raised
     return gcsfs.GCSFileSystem(use_listings_cache=False, requests_timeout=TIMEOUT)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from transformer_jax import hosts, observe, sharding
+from transformer_jax import extras, hosts, observe, sharding
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.observe import banner as say
@@ -81,10 +81,7 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
     """Pictures, a sample and results.json; prints the numbers."""
     near, prepared, experiment = run.place.near, run.prepared, run.experiment
     _plot(run)
-    pictured, name = (prepared.validation, "validation") if prepared.test is None else (prepared.test, "test")
-    if jax.process_index() == 0:
-        for path in experiment.task.pictures(run.outputs, pictured, near, name):
-            say(8, run.place.named(f"picture: {path}"))
+    _pictures(run)
     text = _sample(run)
     seconds = time.perf_counter() - run.began
     results = {
@@ -124,7 +121,22 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
 
 def _plot(run: Run) -> None:
     if jax.process_index() == 0:
-        observe.plot_loss(observe.read_rows(run.place.near / "metrics.jsonl"), run.place.near / "loss.png")
+        try:
+            observe.plot_loss(observe.read_rows(run.place.near / "metrics.jsonl"), run.place.near / "loss.png")
+        except extras.Missing as missing:
+            say(8, f"not written: {missing}")
+
+
+def _pictures(run: Run) -> None:
+    """What the task draws of the test set, or of the validation set where there is none."""
+    test = run.prepared.test
+    pictured, name = (run.prepared.validation, "validation") if test is None else (test, "test")
+    if jax.process_index() == 0:
+        try:
+            for path in run.experiment.task.pictures(run.outputs, pictured, run.place.near, name):
+                say(8, run.place.named(f"picture: {path}"))
+        except extras.Missing as missing:
+            say(8, f"not written: {missing}")
 
 
 def _sample(run: Run) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_jax import files, metrics
+from transformer_jax import extras, files, metrics
 
 
 def plot_reliability(found: metrics.Calibration, path: Path) -> None:
     """Accuracy over confidence as a PNG (Niculescu-Mizil and Caruana 2005), and how many predictions are how sure."""
+    extras.need("matplotlib", "a picture of the calibration")
     from matplotlib.figure import Figure
 
     bins = len(found.examples)
@@ -33,6 +34,7 @@ def plot_reliability(found: metrics.Calibration, path: Path) -> None:
 
 def plot_mistakes(images: Sequence[np.ndarray], titles: Sequence[str], path: Path) -> None:
     """Images uint8 [Y, X, C], eight in a row, each under its title, as a PNG."""
+    extras.need("matplotlib", "a picture of the mistakes")
     from matplotlib.figure import Figure
 
     columns, rows = 8, max(-(-len(images) // 8), 1)
@@ -53,6 +55,7 @@ def plot_attention(image: np.ndarray, flow: np.ndarray, title: str, path: Path) 
 
     Arguments: flow [rows, columns], such as `vit.rollout` gives for the patches; only its proportions count.
     """
+    extras.need("matplotlib", "a picture of the attention")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.3), layout="constrained")

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax import files, metrics, models, sharding, words
+from transformer_jax import extras, files, metrics, models, sharding, words
 from transformer_jax.contracts import Evaluation, Outputs, Predict, Prepared, Progress, Sums, no_progress
 from transformer_jax.decoding import translate
 from transformer_jax.decoding.beam import Beam
@@ -98,6 +98,7 @@ class Translation(TextTask):
           `parallel.prepare` refuses.
         """
         text_to_text.check(model_cfg)
+        metrics.need(self.metrics)
         made = parallel.prepare(data, model_cfg, seed=seed, prefix=self.prefix, tokenizer=workdir_tokenizer)
         encoder.check_ids(model_cfg, made.tokenizer)
         test = None if made.test is None else Evaluation(made.test.rows, made.test)
@@ -166,10 +167,13 @@ class Translation(TextTask):
             for kind, texts in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
                 files.write(folder / f"{name}.{kind}.txt", "".join(f"{text}\n" for text in texts))
             picture, words_E = folder / f"{name}_by_length.png", np.array([len(words.spoken(text)) for text in sources])
-            metrics.plot_by_length(getattr(metrics, self.metrics[0]), words_E, hypotheses, references, picture)
+            try:
+                metrics.plot_by_length(getattr(metrics, self.metrics[0]), words_E, hypotheses, references, picture)
+            except extras.Missing as missing:
+                log(f"not written: {missing}")
         for i in sorted(set(np.linspace(0, len(sources) - 1, EXAMPLES).astype(int).tolist())):
             log(f"source      {sources[i]}\n    reference   {references[i]}\n    hypothesis  {hypotheses[i]}")
-        log(f"{len(hypotheses):,} hypotheses: {folder / name}.hypotheses.txt; picture: {folder / name}_by_length.png")
+        log(f"{len(hypotheses):,} hypotheses: {folder / name}.hypotheses.txt; by length: {folder / name}_by_length.png")
         return scores
 
     def default_sample(self) -> Predict:

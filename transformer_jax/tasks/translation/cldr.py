@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from transformer_jax import extras
 from transformer_jax.data import sources
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
@@ -103,10 +104,9 @@ def _draw(cldr: Cldr) -> dict[Side, list[tuple[str, str]]]:
 
 def _locale(name: str, field: str) -> Any:
     """Babel's `Locale`."""
-    try:
-        import babel
-    except ModuleNotFoundError:
-        raise InputError("the phrases of CLDR come from Babel, which is not installed; `pip install Babel`") from None
+    extras.need("babel", "the phrases of CLDR")
+    import babel
+
     try:
         return babel.Locale.parse(name.replace("-", "_"))
     except (babel.UnknownLocaleError, ValueError):
@@ -119,6 +119,7 @@ def _locale(name: str, field: str) -> Any:
 def _codes(*locales: Any) -> dict[str, list[str]]:
     """The territories, languages and currencies that all the locales have names for: those with two-letter codes (no
     continents, no languages of few texts), and the money in use today."""
+    extras.need("babel", "the phrases of CLDR")
     from babel import core
 
     today = {
@@ -279,6 +280,7 @@ FRAMES: tuple[Kind, ...] = (
 def _say(phrase: Phrase, locale: Any) -> str:
     """The phrase in the words of a locale. Errors: `KeyError`, `AttributeError` or `NotImplementedError` for what
     Babel cannot say in it."""
+    extras.need("babel", "the phrases of CLDR")
     from babel import dates, lists, numbers, units
 
     match phrase:
