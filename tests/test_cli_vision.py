@@ -1,6 +1,7 @@
 """Images on the command line: train on a folder, go on, evaluate, predict, export, fine-tune at another resolution."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_fine_tuning_at_another_resolution(folder, capsys, tmp_path):
     code, out, err = outcome(capsys, "train", *train(folder), *larger, *normal, *start, "--fresh", "head")
     assert code == 0, err
     assert "from images of 8 pixels to 16" in out and "images are normalised by mean (0.5, 0.5, 0.5)" in out
-    assert "head 'head': initialised anew (asked for with --fresh)" in out
+    assert "head 'head': initialised from scratch (asked for with --fresh)" in out
     config = json.loads((tmp_path / "more/config.json").read_text())
     assert config["task"]["preprocess"]["mean"] == [0.5, 0.5, 0.5] and config["model"]["image_size"] == 16
     code, out, err = outcome(capsys, "train", *train(folder), *larger, *normal, *start, "--fresh", "head")
@@ -142,6 +143,24 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, arguments, message, ca
     code, _, err = outcome(capsys, "train", *train(folder), "--workdir", str(tmp_path / "run"), *arguments)
     assert code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_a_broken_image_ended_goes_on_as_its_message_says(folder, capsys, tmp_path):
+    """Before its first checkpoint. results.json counts the image."""
+    shutil.copytree(folder / "images", tmp_path / "images")
+    (tmp_path / "images/dark/7.png").write_bytes(b"no image")
+    (tmp_path / "images/light/moving.gif").write_bytes(b"GIF89a")
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    small = ["--data.memory", "0", "--train.steps", "12"]  # decoded when it is read
+    command = ["train", *train(tmp_path), *small, "--workdir", str(tmp_path / "run")]
+    code, _, err = outcome(capsys, *command)
+    assert code == 2 and "dark/7.png: neither JPEG" in err and err.endswith(", give --data.broken skip\n"), err
+    hint = err.split(", give ")[1].split()
+    code, out, err = outcome(capsys, *command, *hint)
+    assert code == 0 and "from scratch" in out, err
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["facts"]["train_images_skipped"].startswith("1: "), results["facts"]
+    assert results["facts"]["train_files_skipped"] == "1 .gif files"
 
 
 def test_bad_files_to_predict(folder, capsys, tmp_path):

@@ -251,6 +251,24 @@ def test_another_experiment_is_refused_and_nothing_written(tiny, whole):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+def test_a_folder_without_a_checkpoint_pins_nothing(tiny, tmp_path):
+    """Of a run that ended before its first one, neither the settings nor the tokenizer count."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config_json.save(dataclasses.replace(tiny, seed=3), folder / "config.json")
+    tokenizers.build(tokenizers.Characters(), [("a", "abc")]).save(folder / "tokenizer")
+    once = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, steps=1))
+    assert loop.run(once, folder, load=restore.load).step == 1
+    loaded = restore.load(folder)
+    assert config_json.load(folder / "config.json").seed == 0 and loaded.tokenizer.vocab_size == 257
+    for text in ("{}", "[]", '{"model_type": "gpt2"}'):  # another program's file is not taken for a run's
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other/config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config.json"):
+            loop.run(once, tmp_path / "other", load=restore.load)
+        assert (tmp_path / "other/config.json").read_text() == text
+
+
 def test_init_from_starts_from_those_parameters(tiny, whole, tmp_path):
     """With a learning rate of nearly nothing the parameters after one step are those of the run it starts from."""
     still = dataclasses.replace(

@@ -55,15 +55,15 @@ def test_the_trunk_is_theirs_and_the_heads_are_said():
     same = partial(np.testing.assert_allclose, rtol=1e-6)  # one was drawn under jit
     jax.tree.map(same, made["classification"], scratch["classification"])
     assert "model.width is 8 as in runs/mlm, not 16" in said
-    assert "head 'classification': initialised anew (runs/mlm has none)" in said
+    assert "head 'classification': initialised from scratch (runs/mlm has none)" in said
     assert "head 'mlm' of runs/mlm: left out" in said
-    assert "head 'pair': as in runs/mlm; to initialise it anew, add --fresh pair" in said
+    assert "head 'pair': as in runs/mlm; to initialise it from scratch, give --fresh pair" in said
 
 
 def test_fresh_is_by_name():
     _, found, made, said = moved(dataclasses.replace(EXPERIMENT, fresh=("pair",)))
     assert (np.asarray(made["pair"]["kernel"]) != found["pair"]["kernel"]).any()
-    assert "head 'pair': initialised anew (asked for with --fresh)" in said
+    assert "head 'pair': initialised from scratch (asked for with --fresh)" in said
     with pytest.raises(InputError, match="fresh has 'blocks', which is no head of this model; its heads: pooler, pair"):
         moved(dataclasses.replace(EXPERIMENT, fresh=("blocks",)))
 
@@ -71,9 +71,13 @@ def test_fresh_is_by_name():
 def test_another_number_of_labels_offers_a_fresh_head():
     """Acceptance 8 of the encoders."""
     other = dataclasses.replace(PRETRAINED, heads=("classification",), num_labels=2)
-    with pytest.raises(InputError, match=r"its head 'classification' has .*; .*anew, add --fresh classification$"):
+    with pytest.raises(
+        InputError, match=r"its head 'classification' has .*; .*from scratch, give --fresh classification$"
+    ):
         moved(pretrained=other)
-    _, _, made, _ = moved(dataclasses.replace(EXPERIMENT, fresh=("classification",)), other)
+    with pytest.raises(InputError, match=r"give --fresh pair classification$"):  # the flag is given once
+        moved(dataclasses.replace(EXPERIMENT, fresh=("pair",)), other)
+    _, _, made, _ = moved(dataclasses.replace(EXPERIMENT, fresh=("pair", "classification")), other)
     assert made["classification"]["kernel"].shape == (8, 3)
 
 
@@ -95,7 +99,7 @@ def test_a_head_is_compared_by_its_labels():
         theirs, ours = found["classification"][leaf], made["classification"][leaf]
         np.testing.assert_array_equal(ours, np.asarray(theirs)[..., [1, 2, 0]])
     assert "its labels are moved from the order good, bad, fair to bad, fair, good" in said
-    with pytest.raises(InputError, match=r"head 'classification' tells apart cat, .* add --fresh classification$"):
+    with pytest.raises(InputError, match=r"head 'classification' tells apart cat, .* give --fresh classification$"):
         moved(experiment, pretrained, ("cat", "dog", "cow"))
     _, found, made, _ = moved(experiment, pretrained, ("LABEL_0", "LABEL_1", "LABEL_2"))
     np.testing.assert_array_equal(made["classification"]["kernel"], found["classification"]["kernel"])

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from transformer_jax import objectives
+from transformer_jax import contracts, objectives
 from transformer_jax.data import image_files, pipeline, records
 from transformer_jax.data.image_sources import Images, Item, Side, Source
 from transformer_jax.data.preprocess import Preprocess
@@ -44,7 +44,7 @@ class ImageSet:
     """centre: the crop that is also evaluated; inception: a random crop, redrawn every epoch (Szegedy et al. 2015)."""
     crop_area: tuple[float, float] = (0.05, 1.0)
     """The range of a random crop's share of the area. The default is big_vision's; torchvision's is (0.08, 1)."""
-    broken: Literal["refuse", "skip"] = "refuse"
+    broken: Literal["refuse", "skip"] = field(default="refuse", metadata=contracts.LAUNCH)
     """refuse: a file that cannot be decoded ends the run; skip: it is skipped, counted and named."""
     memory: int = 4_000_000_000
     """Bytes of decoded images that each host may hold; a larger set is decoded again every epoch."""
@@ -270,4 +270,4 @@ def _cores() -> int:
 
 
 def _refusal(item: Item, broken: image_files.Broken) -> InputError:
-    return InputError(f"{item.where}: {broken}; repair or remove it, or skip such images with --data.broken skip")
+    return InputError(f"{item.where}: {broken}; repair or remove it, or to skip such images, give --data.broken skip")

@@ -30,14 +30,24 @@ __all__ = [
 
 
 def stored_experiment(workdir: Path, types: Any = ()) -> Experiment | None:
-    """The experiment of the run in this folder; None where there is none.
+    """The experiment of the run in this folder; None where there is none, and where no step of it was saved yet: a run
+    that ended before its first checkpoint may be given other settings.
 
     Args:
       types: the user's types that it may name.
     Raises:
       InputError: for a broken one, and for a type that was not brought.
     """
-    return config_json.load(workdir / "config.json", types) if (workdir / "config.json").exists() else None
+    config = workdir / "config.json"
+    if not config.exists():
+        return None
+    begun = checkpoint.numbered(workdir / "checkpoints") or (workdir / "results.json").exists()
+    return config_json.load(config, types) if begun or not _of_a_run(config) else None
+
+
+def _of_a_run(config: Path) -> bool:
+    tree = files.read_json(config, inside=config.parent)
+    return isinstance(tree, dict) and tree.get("type") == models.type_name(Experiment)
 
 
 def check(workdir: Path, experiment: Experiment, types: Any = ()) -> list[str]:
@@ -47,6 +57,8 @@ def check(workdir: Path, experiment: Experiment, types: Any = ()) -> list[str]:
     """
     if (stored := stored_experiment(workdir, [brought.types_in(experiment), types])) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
+    if (workdir / "config.json").exists():
+        return []
     begun = {
         lock.NAME,
         identity.NAME,

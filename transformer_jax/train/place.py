@@ -98,8 +98,9 @@ def enter(
         return Place(experiment, folder, folder, lambda: None, saved_step, False, seen, done=results)
 
     near, publish = held.enter_context(store.near(folder, ("metrics.jsonl", "tokenizer/")))
-    place = Place(experiment, folder, near, publish, None, stored is None, seen)
-    if stored is not None:  # a new folder is made, and locked, when nothing is left to refuse
+    is_new = "config.json" not in seen
+    place = Place(experiment, folder, near, publish, None, is_new, seen)
+    if not is_new:  # a new folder is made, and locked, when nothing is left to refuse
         take(place, held)
     place.saved_step = checkpoint.newest(
         folder / "checkpoints", lambda line: say(1, line), verify=verify, together=True

@@ -24,7 +24,7 @@ from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, fingerprint, versions
+from transformer_jax.runs import checkpoint, fingerprint, store, versions
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import best as best_lib
 from transformer_jax.train import evaluate as evaluation
@@ -282,6 +282,8 @@ def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStac
         config, path = config_json.to_json(place.experiment), place.near / "config.json"
         if not path.exists() or files.read_json(path, inside=place.near) != config:
             workdirs.write_json(path, config)
+        if place.saved_step is None:  # one that is there is of a run that ended before its first step was saved
+            _remove_tokenizer(place)
         if prepared.tokenizer is not None and not (place.near / "tokenizer").is_dir():
             _save_tokenizer(prepared.tokenizer, place.near / "tokenizer")
         for name, text in brought.code_of(place.experiment).items():
@@ -291,6 +293,13 @@ def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStac
         held.push(lambda kind, *_: _publish_last(place, failed=kind is not None))
     hosts.gather("the workdir", "")  # now host 0 has written
     workdirs.refuse_unshared(place.folder)
+
+
+def _remove_tokenizer(place: Place) -> None:
+    shutil.rmtree(place.near / "tokenizer", ignore_errors=True)
+    if store.remote(place.folder):
+        for name in store.sizes(place.folder / "tokenizer"):
+            store.delete(place.folder / "tokenizer" / name)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

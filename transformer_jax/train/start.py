@@ -78,16 +78,17 @@ def transfer(
             )
     for name in heads:
         if name in found and name not in experiment.fresh:
-            _refuse_other_shape(name, found[name], declaration[name], experiment.init_from)
+            hint = f"give --fresh {' '.join((*experiment.fresh, name))}"  # all of them: the flag is read once
+            _refuse_other_shape(name, found[name], declaration[name], experiment.init_from, hint)
             if name in labelled and labels and ours:
                 found[name] = _in_order(
-                    found[name], labels, ours, f"init_from {experiment.init_from}: head {name!r}", say
+                    found[name], labels, ours, f"init_from {experiment.init_from}: head {name!r}", hint, say
                 )
-            say(f"head {name!r}: as in {experiment.init_from}; to initialise it anew, add --fresh {name}")
+            say(f"head {name!r}: as in {experiment.init_from}; to initialise it from scratch, {hint}")
     fresh = {name: declaration[name] for name in heads if name not in found or name in experiment.fresh}
     for name in fresh:
         why = "asked for with --fresh" if name in found else f"{experiment.init_from} has none"
-        say(f"head {name!r}: initialised anew ({why})")
+        say(f"head {name!r}: initialised from scratch ({why})")
     for name in found:
         if name not in declaration:
             say(f"head {name!r} of {experiment.init_from}: left out, this experiment has no use for it")
@@ -96,15 +97,16 @@ def transfer(
     return {name: made[name] if name in made else found[name] for name in declaration}
 
 
-def _in_order(head: Any, theirs: Sequence[str], ours: Sequence[str], where: str, say: Callable[[str], None]) -> Any:
+def _in_order(
+    head: Any, theirs: Sequence[str], ours: Sequence[str], where: str, hint: str, say: Callable[[str], None]
+) -> Any:
     """A head's columns in the order of our labels, by name. Names such as LABEL_0 state an order and no meaning."""
     if tuple(theirs) == tuple(ours) or all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
         return head
     if sorted(theirs) != sorted(ours):
-        name = where.rpartition("'")[0].rpartition("'")[2]
         raise InputError(
             f"{where} tells apart {_few(theirs)}, this experiment's labels are {_few(ours)}; to initialise the head "
-            f"from scratch, add --fresh {name}"
+            f"from scratch, {hint}"
         )
     say(f"{where}: its labels are moved from the order {_few(theirs)} to {_few(ours)}")
     order = np.array([list(theirs).index(label) for label in ours])
@@ -115,12 +117,12 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
-def _refuse_other_shape(name: str, found: Any, declared: Any, path: str) -> None:
+def _refuse_other_shape(name: str, found: Any, declared: Any, path: str, hint: str) -> None:
     theirs = {leaf: tuple(x.shape) for leaf, x in params_lib.flatten(found).items()}
     ours = {leaf: p.shape for leaf, p in params_lib.flatten(declared).items()}
     for leaf in ours.keys() | theirs.keys():
         if theirs.get(leaf) != ours.get(leaf):
             raise InputError(
                 f"init_from {path}: its head {name!r} has {leaf} of shape {theirs.get(leaf)}, this experiment's "
-                f"{ours.get(leaf)} (another number of labels?); to initialise the head anew, add --fresh {name}"
+                f"{ours.get(leaf)} (another number of labels?); to initialise the head from scratch, {hint}"
             )
