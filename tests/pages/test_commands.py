@@ -1,14 +1,12 @@
 """The commands and the Python of the pages work: those of README and of Start run, those of every page are understood.
 
 A command runs in this process, with fewer steps and a smaller model, in the order of its page and in one folder; the
-"standard library" that the recipes read is a small part of it. What stands only for a reader, such as `pip install`, is
+"standard library" that the recipes read is a small part of it (conftest.py). What stands only for a reader, such as `pip install`, is
 checked for what it names.
 """
 
 import importlib.util
 import re
-import shutil
-import sysconfig
 import tomllib
 import types
 from pathlib import Path
@@ -35,34 +33,6 @@ SMALL = {
     "digits.py": "--model.width 16 --model.num-layers 1 --model.num-heads 2 --train.steps 2 --optim.warmup-steps 0 "
     "--evaluate.every 0 --evaluate.batch-size 64",
 }
-FILES = {
-    "reviews.csv": "review,verdict\n"
-    + "".join(f"warm and funny {i},good\n{i} hours too long,bad\n" for i in range(40)),
-    "new.csv": "id,review\n7,a warm film\n8,much too long\n",
-    "books/one.txt": "It was late, and the lamps along the river had been lit.\n" * 60,
-    "books/two.txt": "Nobody on the bridge looked up when the second bell rang.\n" * 60,
-}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """A standard library of twenty files."""
-    folder = tmp_path_factory.mktemp("library")
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py"))[:20]:
-        shutil.copy(path, folder)
-    return folder
-
-
-@pytest.fixture
-def workplace(tmp_path, library, monkeypatch):
-    """An empty folder with the files that the pages speak of, in which the small library is the standard one."""
-    get_path = sysconfig.get_path
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library) if name == "stdlib" else get_path(name))
-    monkeypatch.chdir(tmp_path)
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    return tmp_path
 
 
 def ours(words: list[str]) -> list[str] | None:
