@@ -96,9 +96,9 @@ def _wrong_arrows(source: str, module: str) -> list[str]:
 
 
 def test_the_table_is_read():
-    assert TABLE["nn"] == {"sharding"}
+    assert TABLE["nn"] == {"sharding", "kernels"} and TABLE["kernels"] == {"sharding"}
     assert TABLE["data"] == {"objectives", "contracts", "words"}
-    assert TABLE["losses"] == TABLE["decoding"] == {"nn", "sharding", "words"}
+    assert TABLE["losses"] == TABLE["decoding"] == {"nn", "kernels", "sharding", "words"}
     assert "experiment" in TABLE["train"] and FAMILIES not in TABLE["train"]
     assert "restore" not in TABLE["train"]
     assert "train" in TABLE["restore"]
@@ -111,6 +111,8 @@ def test_the_table_is_read():
         ("transformer_jax.nn.layers", "from transformer_jax.models import gpt"),
         ("transformer_jax.nn.layers", "def f():\n    import transformer_jax.train.loop"),
         ("transformer_jax.sharding", "if True:\n    from .nn import params"),
+        ("transformer_jax.kernels.cpu", "from transformer_jax.nn import layers"),
+        ("transformer_jax.sharding", "from transformer_jax import kernels"),
         ("transformer_jax.models.__init__", "from ..train import step"),
         ("transformer_jax.models.__init__", "from transformer_jax.models import gpt"),
         ("transformer_jax.models.gpt.__init__", "from transformer_jax.models.gpt import llama"),
@@ -289,6 +291,43 @@ def test_no_family_is_named_outside_its_folder():
     assert {"gpt", "bert", "seq2seq", "vit"} <= FAMILY_NAMES
     outside = [path for path in sorted(PACKAGE.rglob("*.py")) if not _room(_name(path).split(".")).startswith(FAMILIES)]
     found = [message for path in outside for message in _named_families(path.read_text(), _name(path))]
+    assert not found, "\n".join(found)
+
+
+# ---- Mathematics apart from compilers ------------------------------------------------------------------------------
+
+PLATFORM = {"target_platform", "target_chip", "default_backend", "platform", "device_kind", "optimization_barrier"}
+MATHEMATICS = ("nn", "models", FAMILIES, FORMATS, "losses", "sharding")
+
+
+def _platforms_read(source: str, module: str) -> list[str]:
+    """Where a module asks what it is compiled for, or keeps a compiler from an optimisation."""
+    return [
+        f"{module}:{node.lineno} reads {ast.unparse(node)}; put what depends on the platform into kernels/"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Attribute, ast.Name))
+        and (node.attr if isinstance(node, ast.Attribute) else node.id) in PLATFORM
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if kernels.target_platform() == 'cpu': ...",
+        "from jax import default_backend\nfast = default_backend() == 'tpu'",
+        "jax.devices()[0].platform",
+        "y = jax.lax.optimization_barrier(x)",
+    ],
+)
+def test_a_platform_that_is_read_is_seen(source):
+    assert _platforms_read(source, "transformer_jax.nn.layers")
+
+
+def test_the_mathematics_reads_no_platform():
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in MATHEMATICS]
+    paths = [path for path in paths if _room(_name(path).split(".")) in MATHEMATICS]
+    assert len(paths) > 20
+    found = [message for path in paths for message in _platforms_read(path.read_text(), _name(path))]
     assert not found, "\n".join(found)
 
 

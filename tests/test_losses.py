@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding
 from tools.targets import hlo
 from transformer_jax import sharding
 from transformer_jax.errors import InputError
-from transformer_jax.losses import cross_entropy, linear_cross_entropy, num_tiles
+from transformer_jax.kernels.cross_entropy import num_tiles
+from transformer_jax.losses import cross_entropy, linear_cross_entropy
 
 B, T, D, V = 4, 24, 8, 50
 RNG = np.random.default_rng(0)

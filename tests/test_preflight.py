@@ -13,7 +13,7 @@ import pytest
 from tools import preflight, targets
 from tools.fixtures import make_preflight
 from tools.targets import chips, compiled, footprint, roofline
-from transformer_jax import models
+from transformer_jax import kernels, models
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import program as programs
@@ -203,9 +203,7 @@ def test_targets_read_back_and_grow():
     mesh = targets.parse("tpu:v5p:4x4x4").abstract_mesh(fsdp=8)
     assert dict(mesh.shape) == {"data": 8, "fsdp": 8, "sequence": 1, "tensor": 1}
     with jax.sharding.use_abstract_mesh(mesh):
-        from transformer_jax import sharding
-
-        assert sharding.target_platform() == "tpu"
+        assert kernels.target_platform() == "tpu"
 
 
 def test_every_chip_says_where_its_figures_are_published():

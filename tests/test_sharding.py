@@ -9,8 +9,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.errors import InputError
+from transformer_jax.kernels import gradients
+from transformer_jax.mesh import device_grid, mesh_shape
+from transformer_jax.nn import layers
+from transformer_jax.tasks.image_classification import in_auto_mesh
 
 
 def mesh_of(shape, kind=AxisType.Auto, names=sharding.MESH_AXES):
@@ -18,9 +22,9 @@ def mesh_of(shape, kind=AxisType.Auto, names=sharding.MESH_AXES):
 
 
 def test_mesh_sizes():
-    assert sharding.mesh_shape(-1, 1, 1, 1, num_devices=8) == (8, 1, 1, 1)
-    assert sharding.mesh_shape(2, -1, 1, 2, num_devices=8) == (2, 2, 1, 2)
-    assert sharding.mesh_shape(1, 1, 1, 1, num_devices=1) == (1, 1, 1, 1)
+    assert mesh_shape(-1, 1, 1, 1, num_devices=8) == (8, 1, 1, 1)
+    assert mesh_shape(2, -1, 1, 2, num_devices=8) == (2, 2, 1, 2)
+    assert mesh_shape(1, 1, 1, 1, num_devices=1) == (1, 1, 1, 1)
     mesh = sharding.make_mesh(tensor=2)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
@@ -69,7 +73,7 @@ def slices(*sizes):
     [((8, 1, 1, 1), "data"), ((2, 4, 1, 1), "data"), ((1, 8, 1, 1), "fsdp"), ((4, 1, 1, 2), "data")],
 )
 def test_the_slow_network_lies_along_the_first_axis_that_has_room(sizes, between):
-    grid = sharding.device_grid(sizes, slices((2, 2, 1), (2, 2, 1)))
+    grid = device_grid(sizes, slices((2, 2, 1), (2, 2, 1)))
     assert grid.shape == sizes and len({chip.id for chip in grid.flat}) == 8
     slice_of = np.vectorize(lambda chip: chip.slice_index)(grid)
     for axis, name in enumerate(sharding.MESH_AXES):
@@ -79,10 +83,10 @@ def test_the_slow_network_lies_along_the_first_axis_that_has_room(sizes, between
 
 
 def test_slices_over_two_axes_and_slices_of_different_sizes():
-    grid = sharding.device_grid((2, 2, 1, 4), slices(*[(2, 2, 1)] * 4))
+    grid = device_grid((2, 2, 1, 4), slices(*[(2, 2, 1)] * 4))
     assert np.vectorize(lambda chip: chip.slice_index)(grid)[:, :, 0, 0].tolist() == [[0, 1], [2, 3]]
     with pytest.raises(InputError, match="the devices are slice 0: 4, slice 1: 2; a mesh needs as many of every slice"):
-        sharding.device_grid((6, 1, 1, 1), slices((2, 2, 1), (2, 1, 1)))
+        device_grid((6, 1, 1, 1), slices((2, 2, 1), (2, 1, 1)))
 
 
 def test_partition_specs():
@@ -207,7 +211,7 @@ def test_one_token_of_each_row(shape, kind):
     mesh = mesh_of(shape, kind)
     with jax.set_mesh(mesh):
         place = NamedSharding(mesh, sharding.partition_spec(("batch", "length", None), x_BTD.shape, mesh))
-        got = jax.jit(lambda x: sharding.token(x, 2))(jax.device_put(x_BTD, place))
+        got = jax.jit(lambda x: layers.token(x, 2))(jax.device_put(x_BTD, place))
     np.testing.assert_array_equal(got, x_BTD[:, 2:3])
 
 
@@ -216,7 +220,7 @@ def test_code_without_layouts_runs_in_an_explicit_mesh():
     mesh, x = mesh_of((2, 4, 1, 1), AxisType.Explicit), np.arange(16.0).reshape(8, 2)
     with jax.set_mesh(mesh):
         cut = jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"))))
-        (rolled,) = jax.jit(lambda x: sharding.untyped(lambda x: (jnp.roll(x, 1, 0),), x, out=[("batch", None)]))(cut)
+        (rolled,) = jax.jit(lambda x: in_auto_mesh(lambda x: (jnp.roll(x, 1, 0),), x, out=[("batch", None)]))(cut)
         assert jax.typeof(rolled).sharding.spec == P(("data", "fsdp"), None)
     np.testing.assert_array_equal(rolled, np.roll(x, 1, 0))
 
@@ -239,7 +243,7 @@ def test_vary_together_marks_what_is_shared_and_sums_its_gradient():
 
     def inside(w, x):
         def loss(w):
-            one, two, none = sharding.vary_together(w, x, None)
+            one, two, none = gradients.vary_alike(w, x, None)
             assert none is None and jax.typeof(one).manual_axis_type == jax.typeof(two).manual_axis_type
             return jnp.sum(one * two)
 
@@ -249,20 +253,23 @@ def test_vary_together_marks_what_is_shared_and_sums_its_gradient():
         jnp.ones(()), jnp.arange(8.0)
     )
     assert grad == sum(range(8))
-    assert sharding.vary_together(x := jnp.ones(2), None)[0] is x
+    assert gradients.vary_alike(x := jnp.ones(2), None)[0] is x
 
 
-def test_sums_as_products_are_sums(monkeypatch):
+def test_sums_as_products_are_sums():
+    def on_tpu(x):
+        with kernels.use("tpu"):
+            return kernels.row_sums(x)
+
     x = np.random.default_rng(0).standard_normal((3, 5, 700), np.float32)
-    plain = sharding.sum_last(jnp.asarray(x))
-    monkeypatch.setattr(sharding, "target_platform", lambda: "tpu")
-    product = sharding.sum_last(jnp.asarray(x))
+    plain = kernels.row_sums(jnp.asarray(x))
+    product = on_tpu(jnp.asarray(x))
     for sums in (plain, product):
         assert sums.dtype == jnp.float32
         np.testing.assert_allclose(sums, x.astype(np.float64).sum(axis=-1), atol=1e-4)
     mesh = mesh_of((2, 2, 1, 2))
     with jax.set_mesh(mesh):
         cut = jax.device_put(x[:, :4], jax.NamedSharding(mesh, P(None, "fsdp", "tensor")))
-        np.testing.assert_allclose(jax.jit(sharding.sum_last)(cut), product[:, :4], atol=1e-4)
+        np.testing.assert_allclose(jax.jit(on_tpu)(cut), product[:, :4], atol=1e-4)
     for bad in (np.inf, -np.inf, np.nan):  # by which a step is known to be skipped
-        assert not np.isfinite(sharding.sum_last(jnp.asarray([1.0, bad, 2.0])))
+        assert not np.isfinite(on_tpu(jnp.asarray([1.0, bad, 2.0])))

@@ -12,6 +12,7 @@ from tests.nn import reference
 from transformer_jax import losses, models, sharding
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
+from transformer_jax.nn import layers
 from transformer_jax.nn import params as params_lib
 
 BERT = bert.Config(vocab_size=32, max_length=16, width=16, num_layers=4, num_heads=4, heads=bert.HEADS, num_labels=3)
@@ -158,8 +159,8 @@ def everything(params, cfg, tokens, types, lengths):
 
     def loss(params):
         x_BTD = bert.apply(params, cfg, tokens, types=types, lengths=lengths)
-        with sharding.whole_length():
-            picked = sharding.gather(x_BTD, INDEX, out=("batch", None, None))
+        with sharding.replicated_length():
+            picked = layers.gather(x_BTD, INDEX, out=("batch", None, None))
             kernel_EV, bias_V = bert.mlm_kernel(params, cfg)
             labels = jnp.asarray(INDEX % 32)
             total, *_ = losses.linear_cross_entropy(

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.nn import reference
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.models import gpt
-from transformer_jax.nn import attention, block, masks
+from transformer_jax.nn import attention, block
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 
@@ -87,7 +87,7 @@ def test_every_mask_in_both_implementations(name):
         return out, *pull(d_out)
 
     xla, cpu = run(q, k, v, "xla"), run(q, k, v, "cpu")
-    dense = masks.dense(mask, 70, S)
+    dense = mask.dense(70, S)
     sees_BT = np.ones((2, 70), bool) if dense is None else np.broadcast_to(np.asarray(dense).any(-1), (2, 70))
     allowed_BTS = np.ones((2, 70, S), bool) if dense is None else np.broadcast_to(dense, (2, 70, S))
     with np.errstate(invalid="ignore"):
@@ -206,8 +206,10 @@ def on(platform, shape=(1, 1, 1, 1)):
 
 
 def decide(mask, dtype=jnp.bfloat16, T=16, S=16, H=64, bias=False, dropout=False):
+    """The implementation that "auto" is here."""
     q_BTNH = jax.ShapeDtypeStruct((8, T, 2, H), dtype)
-    return attention.choose(q_BTNH, mask, num_keys=S, bias=bias, dropout=dropout)
+    fits = kernels.find("attention_fits")(q_BTNH, mask, num_keys=S, bias=bias, dropout=dropout)
+    return {"gpu": "cudnn"}.get(kernels.target_platform(), kernels.target_platform()) if fits else "xla"
 
 
 CAUSAL = Mask(causal=True)
@@ -249,7 +251,7 @@ def test_what_is_chosen(mask, case, gpu, cpu, tpu):
             assert decide(mask, **case) == expected, platform
 
 
-def test_a_cut_length_takes_the_plain_implementation_on_a_cpu():
+def test_a_sharded_length_takes_the_plain_implementation_on_a_cpu():
     with on("cpu", (1, 1, 2, 1)):
         assert decide(CAUSAL, jnp.float32) == "xla"
     with on("cpu", (2, 2, 1, 2)):
@@ -257,16 +259,16 @@ def test_a_cut_length_takes_the_plain_implementation_on_a_cpu():
 
 
 def test_the_platform_is_the_meshs_or_the_default():
-    assert sharding.target_platform() == jax.default_backend()
+    assert kernels.target_platform() == jax.default_backend()
     with jax.set_mesh(sharding.make_mesh()):
-        assert sharding.target_platform() == jax.default_backend()
+        assert kernels.target_platform() == jax.default_backend()
     for written, meant in (("tpu", "tpu"), ("rocm", "gpu")):
         with on(written):
-            assert sharding.target_platform() == meant
+            assert kernels.target_platform() == meant
     with jax.sharding.use_abstract_mesh(
         AbstractMesh((1,), ("data",), (AxisType.Auto,))
     ):  # of no platform in particular
-        assert sharding.target_platform() == jax.default_backend()
+        assert kernels.target_platform() == jax.default_backend()
 
 
 @pytest.mark.parametrize(
@@ -295,8 +297,8 @@ def test_causal_needs_as_many_queries_as_keys(name):
         attention.attend(*operands(B=1, T=4, S=5, N=2, K=2, H=8), CAUSAL, implementation=name)
 
 
-@pytest.mark.parametrize(("platform", "name"), [("cpu", "turned"), ("tpu", "kernel"), ("gpu", "kernel")])
-def test_kernels_are_turned_for_decoding_on_cpus(platform, name):
+@pytest.mark.parametrize(("platform", "name"), [("cpu", "transposed"), ("tpu", "kernel"), ("gpu", "kernel")])
+def test_kernels_are_transposed_for_decoding_on_cpus(platform, name):
     cfg = gpt.Config(vocab_size=16, width=8, num_layers=2, num_heads=2, max_length=8)
     params = params_lib.abstract(params_lib.stack(block.declare(cfg), 2))
     with on(platform):

@@ -1,15 +1,11 @@
 """Norms, activations, the MLP and dropout against their definitions."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from tests.nn import reference
-from transformer_jax import sharding
 from transformer_jax.nn import layers
 
 X = np.random.default_rng(0).standard_normal((2, 3, 8)) * 3 + 1
@@ -35,7 +31,7 @@ def test_norms():
 def test_a_dense_layer_and_its_gradients():
     """On CPUs the kernel's and the bias's gradients are written out; both orders of the widths are."""
     rng = np.random.default_rng(0)
-    for D, F in ((8, 5), (6, 5), (5, 8)):  # 6 rows: only the second is turned around
+    for D, F in ((8, 5), (6, 5), (5, 8)):  # 6 rows: only the second is a transposed product
         x, kernel, bias, dy = (rng.standard_normal(s) for s in ((2, 3, D), (D, F), (F,), (2, 3, F)))
         p = f32({"kernel": kernel, "bias": bias})
         y, pull = jax.vjp(lambda p, x: layers.dense(p, x, out=None), p, f32(x))
@@ -44,30 +40,6 @@ def test_a_dense_layer_and_its_gradients():
         np.testing.assert_allclose(dx, dy @ kernel.T, atol=1e-5)
         np.testing.assert_allclose(dp["kernel"], np.einsum("BTD,BTF->DF", x, dy), atol=1e-5)
         np.testing.assert_allclose(dp["bias"], dy.sum((0, 1)), atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [None, AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize(
-    ("rows", "length", "first"), [(8, 1, True), (8, 5, False), (4 * 2 * layers.FEW_ROWS, 1, False)]
-)
-def test_turned_kernels_give_the_same_product(rows, length, first, kind):
-    """Few rows take the kernel first; also where a mesh cuts rows and kernel."""
-    rng = np.random.default_rng(0)
-    p = {"kernel": rng.normal(size=(6, 10)).astype(np.float32), "bias": rng.normal(size=10).astype(np.float32)}
-    x_BTD = rng.normal(size=(rows, length, 6)).astype(np.float32)
-    turned = layers.turned([{"query": p, "norm": {"scale": p["bias"]}}])[0]
-    assert turned.keys() == {"query", "norm"} and turned["query"].keys() == {"turned", "bias"}
-    dense = jax.jit(lambda p, x_BTD: layers.dense(p, x_BTD, out="mlp"))
-    mesh = contextlib.nullcontext()
-    if kind is not None:
-        mesh = jax.set_mesh(jax.make_mesh((2, 2, 1, 2), sharding.MESH_AXES, axis_types=(kind,) * 4))
-    with mesh:
-        if kind is AxisType.Explicit:
-            x_BTD = jax.device_put(x_BTD, jax.P(("data", "fsdp")))
-            turned["query"]["turned"] = jax.device_put(turned["query"]["turned"], jax.P("tensor", "fsdp"))
-        got = dense(turned["query"], x_BTD)
-        assert ("optimization_barrier" in str(dense.trace(turned["query"], x_BTD).jaxpr)) == first
-    np.testing.assert_allclose(got, x_BTD @ p["kernel"] + p["bias"], atol=1e-5)
 
 
 def test_statistics_of_norms_are_float32():

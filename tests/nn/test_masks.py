@@ -4,17 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.nn import masks
 from transformer_jax.nn.masks import Mask
 
 
 def spelled(mask, T, S=None):
-    dense = masks.dense(mask, T, T if S is None else S)
+    dense = mask.dense(T, T if S is None else S)
     return [["".join("x" if a else "." for a in row) for row in matrix] for matrix in np.asarray(dense).tolist()]
 
 
 def test_nothing_hidden_is_no_mask():
-    assert masks.dense(Mask(), 2, 3) is None
+    assert Mask().dense(2, 3) is None
 
 
 def test_causal():
@@ -33,7 +32,7 @@ def test_a_window_is_open_on_both_sides():
     assert spelled(Mask(window=1), 4) == [["xx..", "xxx.", ".xxx", "..xx"]]
     assert spelled(Mask(window=jnp.int32(3)), 4) == [["xxxx"] * 4]
     with pytest.raises(ValueError, match="window mask needs as many queries as keys; got 1 and 4"):
-        masks.dense(Mask(window=1), 1, 4)
+        Mask(window=1).dense(1, 4)
 
 
 def test_segments_do_not_see_each_other():
@@ -61,4 +60,4 @@ def test_left_padding_leaves_padded_queries_nothing():
 @pytest.mark.parametrize("mask", [Mask(causal=True), Mask(segment_BT=jnp.ones((1, 3), int))])
 def test_causal_and_segment_masks_need_as_many_queries_as_keys(mask):
     with pytest.raises(ValueError, match="as many queries as keys; got 3 and 4"):
-        masks.dense(mask, 3, 4)
+        mask.dense(3, 4)

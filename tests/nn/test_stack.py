@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax import sharding
+from transformer_jax import kernels
 from transformer_jax.models import seq2seq
 from transformer_jax.nn import block as blocks
 from transformer_jax.nn import params as params_lib
@@ -54,7 +54,7 @@ def test_the_last_layer_may_be_another_function(scan, layers):
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
-def test_a_tpu_keeps_sums_and_products_that_are_read_and_computes_the_rest_again(order, monkeypatch, capsys):
+def test_a_tpu_keeps_sums_and_products_that_are_read_and_computes_the_rest_again(order, capsys):
     cfg = seq2seq.Config(
         vocab_size=16, width=8, num_layers=1, num_heads=2, norm_order=order, attention="xla", dropout=0.0
     )
@@ -68,22 +68,22 @@ def test_a_tpu_keeps_sums_and_products_that_are_read_and_computes_the_rest_again
         return jnp.sum(stack.run(one, params, x_BTD, num_layers=1, scan=False, remat="none", key=None) ** 2)
 
     plain = jax.jit(jax.grad(loss))(params)
-    monkeypatch.setattr(sharding, "target_platform", lambda: "tpu")
-    again = jax.jit(jax.grad(lambda params: loss(params)))(params)  # another function: traced anew
+    with kernels.use("tpu"):
+        again = jax.jit(jax.grad(loss))(params)
+        jax.ad_checkpoint.print_saved_residuals(loss, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, plain)
-    jax.ad_checkpoint.print_saved_residuals(loss, params)
     kept = [line for line in capsys.readouterr().out.splitlines() if "reduce_precision" in line or "named" in line]
     count = {  # as "shape, the function that it comes from"
         (shape, name): sum(line.startswith(f"f32[{shape}]") and f"({name})" in line for line in kept)
         for shape in ("2,6,8", "2,6,32")
-        for name in ("dense", "_after")
+        for name in ("dense", "residual")
     }
     # Queries, keys and values; the sum with attention, and where a norm reads it the sum with the MLP; the MLP's first
     # product. Not what was added to the sums, no norm's result and no activation's.
     assert count == {
         ("2,6,8", "dense"): 3,
-        ("2,6,8", "_after"): {"pre": 1, "post": 2}[order],
+        ("2,6,8", "residual"): {"pre": 1, "post": 2}[order],
         ("2,6,32", "dense"): 1,
-        ("2,6,32", "_after"): 0,
+        ("2,6,32", "residual"): 0,
     }
     assert len(kept) == sum(count.values()) + 4  # and two statistics of each of two norms

@@ -23,6 +23,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 from tools.targets.chips import CHIPS, Chip
 from transformer_jax import sharding
 from transformer_jax.errors import InputError, nearest
+from transformer_jax.mesh import mesh_shape
 
 # The pip extra of this project that brings a platform's compiler, and the modules that it consists of.
 COMPILERS = {
@@ -103,12 +104,12 @@ class Target:
     def mesh(self, data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> Mesh:
         """An Auto mesh of these devices, to compile for; one size may be -1. Errors: as `devices`, and `InputError`
         for sizes that do not multiply to the devices."""
-        sharding.mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
+        mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
         return sharding.make_mesh(data, fsdp, sequence, tensor, devices=self.devices())
 
     def abstract_mesh(self, data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> AbstractMesh:
         """The same without its compiler, to trace and to lower. Errors: `InputError` for sizes that do not multiply."""
-        sizes = sharding.mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
+        sizes = mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
         device = AbstractDevice(device_kind=self.chip.kind, num_cores=None, platform=self.platform)
         types = (AxisType.Auto,) * len(sharding.MESH_AXES)
         return AbstractMesh(sizes, sharding.MESH_AXES, axis_types=types, abstract_device=device)

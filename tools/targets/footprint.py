@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from tools.targets import Target
-from transformer_jax import losses, sharding
+from transformer_jax import sharding
 from transformer_jax.experiment import Experiment
-from transformer_jax.nn import attention, stack
+from transformer_jax.kernels import cross_entropy, gpu, tpu
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import program as programs
 
@@ -210,7 +210,7 @@ def _head(experiment: Experiment, sizes: dict[str, int], target: Target) -> tupl
         length //= sizes["sequence"]
     rows = train.batch_size // (train.accumulate * sizes["data"] * sizes["fsdp"])
     columns = model.vocab_size // sizes["tensor"]
-    tiles = losses.num_tiles(rows, length, columns, target.platform, target.chip.kind)
+    tiles = cross_entropy.num_tiles(rows, length, columns, target.platform, target.chip.kind)
     matrix, logits = model.width * columns, 4 * rows * length * columns
     return (logits, 2 * matrix) if tiles == 1 else (4 * matrix, 2 * matrix + logits // tiles)
 
@@ -218,13 +218,13 @@ def _head(experiment: Experiment, sizes: dict[str, int], target: Target) -> tupl
 @contextmanager
 def _keeping(everything: bool) -> Iterator[None]:
     """Inside, where everything is asked for, remat "none" computes nothing again, on no platform."""
-    policy = stack.CHEAP
+    policy = tpu.KEPT
     if everything:
-        stack.CHEAP = None  # type: ignore[assignment]
+        tpu.KEPT = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        stack.CHEAP = policy
+        tpu.KEPT = policy
 
 
 @contextmanager
@@ -243,12 +243,12 @@ def _without_cudnn() -> Iterator[None]:
         return d, kept[1], kept[2]
 
     stand_in.defvjp(forward, backward)
-    original = attention._cudnn
-    attention._cudnn = lambda q, k, v, mask, scale: stand_in(q, k, v)  # type: ignore[assignment]
+    original = gpu._cudnn
+    gpu._cudnn = lambda q, k, v, mask, scale: stand_in(q, k, v)  # type: ignore[assignment]
     try:
         yield
     finally:
-        attention._cudnn = original
+        gpu._cudnn = original
 
 
 def local_bytes(leaf: Any) -> int:

@@ -14,9 +14,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.contracts import LAUNCH, RUN, TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, layers, positions
@@ -177,6 +176,9 @@ def check(cfg: Any, sizes: tuple[str, ...] = ("vocab_size", "max_length")) -> No
         raise InputError(f"model.dropout is {cfg.dropout}; it must be in [0, 1)")
 
 
+Rope = tuple[jax.Array, jax.Array]  # (cos, sin) of `positions.rotary_angles`
+
+
 class Cross(NamedTuple):
     """What cross-attention reads: one layer's keys and values of the encoder's states, and who may attend to whom.
 
@@ -190,11 +192,16 @@ class Cross(NamedTuple):
 
 
 def declare(cfg: Config, *, cross: bool = False, layer_scale: float = 0.0) -> dict[str, Any]:
-    """One block's parameters, with cross-attention or without. With pre-norm, kernels that write to the residual stream
-    start smaller by sqrt(2 L) (GPT-2), 3 L with cross-attention; after it, the norms scale what they add.
+    """One block's parameters.
 
-    `layer_scale`: where above 0, the initial value of a learned factor for each feature that a sublayer adds (Touvron
-    et al. 2021, "CaiT", equation 4).
+    With pre-norm, kernels that write to the residual stream start smaller by sqrt(2 L) (GPT-2), with cross-attention by
+    sqrt(3 L). With post-norm, the norms scale what they add.
+
+    Args:
+      cfg: sizes and initial values.
+      cross: whether there is cross-attention.
+      layer_scale: where above 0, the initial value of a learned factor for each feature that a sublayer adds (Touvron
+        et al. 2021, "CaiT", equation 4).
     """
     D, H, std = cfg.width, cfg.head_width, cfg.init_std
     out_std = std / math.sqrt((3 if cross else 2) * cfg.num_layers) if cfg.norm_order == "pre" else std
@@ -229,181 +236,79 @@ def declare(cfg: Config, *, cross: bool = False, layer_scale: float = 0.0) -> di
     }
 
 
+# ----------------------------------------------------------------------------------------------------------- the block
+
+
+@kernels.choose("block")
 def apply(
     p: dict[str, Any],
     cfg: Config,
     x_BTD: jax.Array,
     *,
     mask: Mask,
-    rope: tuple[jax.Array, jax.Array] | None = None,
+    rope: Rope | None = None,
     bias_NTS: jax.Array | None = None,
     cross: Cross | None = None,
-    left_out: jax.Array | float | None = None,
-    first: int | None = None,
+    drop_path: jax.Array | float | None = None,
+    num_outputs: int | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """x after the block [B, T, D], and the block's keys and values [B, T, K, H] for whoever fills a cache.
+    """x after the block [B, T, D], and its keys and values [B, T, K, H], for a cache.
 
-    Arguments: one layer's parameters; config; x; who may attend to whom; (cos, sin) of `positions.rotary_angles`;
-    a bias on the scores; what cross-attention reads, where there is any; `left_out`, with which probability a row goes
-    past a sublayer (stochastic depth, Huang et al. 2016; None: there is none); `first`, how many of the tokens are
-    wanted, [B, first, D], where nobody reads the others' (they are keys all the same); the key of dropout and of
-    stochastic depth (None: evaluation, without either).
+    Args:
+      p: one layer's parameters, of `declare`.
+      cfg: the model's config.
+      x_BTD: the residual stream.
+      mask: who may attend to whom.
+      rope: (cos, sin) of `positions.rotary_angles`; None: positions are not rotary.
+      bias_NTS: added to the scores.
+      cross: what cross-attention reads; None: there is none.
+      drop_path: the probability that a row skips a sublayer (stochastic depth, Huang et al. 2016); None: there is none.
+      num_outputs: how many of the first tokens are returned, [B, num_outputs, D]; None: all. The others are keys and
+        values only.
+      key: of dropout and of stochastic depth; None: evaluation, without either.
     """
-    x_BTD = sharding.in_order(x_BTD)
-    rows_2B11 = None
-    if left_out is not None and key is not None:
+    scale_2B11 = None
+    if drop_path is not None and key is not None:
         key, depth_key = jax.random.split(key)
-        rows_2B11 = _kept_rows(depth_key, left_out, x_BTD.shape[0])
+        scale_2B11 = _row_scales(depth_key, drop_path, x_BTD.shape[0])
     attention_key, *keys = _keys(key, cross)
     h_BTD = _before(p["attention_norm"], cfg, x_BTD)
-    x_BTD = x_BTD if first is None else x_BTD[:, :first]
-    a_BTNH, k_BTKH, v_BTKH = _attend_self(p["attention"], cfg, h_BTD, mask, rope, bias_NTS, first, attention_key)
-    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, rows_2B11), (k_BTKH, v_BTKH)
+    x_BTD = x_BTD if num_outputs is None else x_BTD[:, :num_outputs]
+    a_BTNH, k_BTKH, v_BTKH = self_attention(
+        p["attention"], cfg, h_BTD, mask, rope=rope, bias_NTS=bias_NTS, num_outputs=num_outputs, key=attention_key
+    )
+    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, scale_2B11), (k_BTKH, v_BTKH)
 
 
-def _attend_self(
+@kernels.choose("self_attention")
+def self_attention(
     p: dict[str, Any],
     cfg: Config,
     x_BTD: jax.Array,
     mask: Mask,
-    rope: tuple[jax.Array, jax.Array] | None,
-    bias_NTS: jax.Array | None,
-    first: int | None,
-    key: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Self-attention to x [B, T, D] that is normed as the sublayer reads it: the attended values of all heads
-    [B, first or T, N, H], the keys and the values [B, T, K, H]. Arguments as `apply`'s; the key of the probabilities'
-    dropout."""
-    same = rope is None and first is None and not cfg.qk_norm and cfg.kv_heads == cfg.num_heads
-    same = same and "kernel" in p["query"]  # not turned for decoding
-    heads = jax.ShapeDtypeStruct((*x_BTD.shape[:2], cfg.num_heads, cfg.head_width), x_BTD.dtype)
-    dropping = key is not None and cfg.attention_dropout > 0.0
-    case: Any = {"bias": bias_NTS is not None, "dropout": dropping, "implementation": cfg.attention}
-    if same and attention.takes_together(heads, mask, **case):
-        qkv_3BTD = layers.dense_together([p[name] for name in ("query", "key", "value")], x_BTD, out="heads")
-        a_BTD = attention.attend_together(qkv_3BTD, mask, head_width=cfg.head_width, scale=cfg.score_scale)
-        return a_BTD.reshape(heads.shape), qkv_3BTD[1].reshape(heads.shape), qkv_3BTD[2].reshape(heads.shape)
-    q_BTNH, k_BTKH, v_BTKH = _project(p, cfg, x_BTD, rope, first)
-    a_BTNH = attention.attend(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        mask,
-        bias_NTS=bias_NTS,
-        scale=cfg.score_scale,
-        dropout_rate=cfg.attention_dropout,
-        key=key,
-        implementation=cfg.attention,
-    )
-    return a_BTNH, k_BTKH, v_BTKH
-
-
-def apply_cached(
-    p: dict[str, Any],
-    cfg: Config,
-    x_BTD: jax.Array,
-    cache: KVCache,
-    layer: jax.Array | int,
     *,
-    rope: tuple[jax.Array, jax.Array] | None = None,
-    bias_NS: jax.Array | None = None,
-    cross: Cross | None = None,
-) -> tuple[jax.Array, KVCache]:
-    """One new token per row (T = 1): its keys and values go into the cache's slot `index` of this layer."""
-    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
-    cache = attention.write(cache, layer, k_BTKH, v_BTKH)
-    mask = Mask(start_B=cache.start_B, end_B=(cache.index + 1)[None])
-    k_BKSH = jax.lax.dynamic_index_in_dim(cache.k_LBKSH, layer, keepdims=False)
-    v_BKSH = jax.lax.dynamic_index_in_dim(cache.v_LBKSH, layer, keepdims=False)
-    a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, bias_NS=bias_NS, scale=cfg.score_scale)
-    # One query a row: the plain attention reads the keys as they lie, the others would first lay them out anew.
-    return _finish(p, cfg, x_BTD, a_BNH[:, None], cross, _keys(None, cross)[1:], "xla"), cache
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def for_decoding(stacked: dict[str, Any], num_layers: int) -> list[dict[str, Any]]:
-    """Stacked blocks as one tree a layer, of whose kernels CPUs get the transposes (`layers.turned`): one copy, which
-    `apply` and `apply_cached` take as well."""
-    blocks: list[dict[str, Any]] = unstack(stacked, num_layers)
-    # The barrier keeps the transposes out of the loop over the tokens.
-    return jax.lax.optimization_barrier(layers.turned(blocks)) if sharding.target_platform() == "cpu" else blocks
-
-
-def attention_weights(p: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
-    """How much each token of x attends to each other in the block with parameters p, without a mask: float32
-    [B, N, T, T], rows that sum to 1. They are to be looked at; the block itself need not hold them."""
-    q_BTNH, k_BTKH, _ = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), None)
-    k_BTNH = jnp.repeat(k_BTKH, cfg.num_heads // cfg.kv_heads, axis=2)
-    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * cfg.score_scale, k_BTNH, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores_BNTS, axis=-1)
-
-
-def read(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, memory_BSD: jax.Array) -> jax.Array:
-    """Cross-attention on its own, without norm or residual, [B, T, D]: x asks, the states `memory` answer."""
-    cross = Cross(*cross_keys_values(p, cfg, memory_BSD), Mask())
-    return _out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))
-
-
-def cross_keys_values(p: dict[str, Any], cfg: Config, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, S, K, H] that cross-attention with parameters `p` (a block's "cross") has of x."""
-    return _heads(p, cfg, x_BSD, "key"), _heads(p, cfg, x_BSD, "value")
-
-
-def _keys(key: jax.Array | None, cross: Cross | None) -> list[jax.Array | None]:
-    """Keys of the attention probabilities' and the sublayers' dropout, in order; the cross-attention's come last."""
-    count = 3 if cross is None else 5
-    return [None] * count if key is None else list(jax.random.split(key, count))
-
-
-def _before(p_norm: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
-    """What a sublayer reads of the residual stream."""
-    return x_BTD if cfg.norm_order == "post" else layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps)
-
-
-def _kept_rows(key: jax.Array, left_out: jax.Array | float, batch: int) -> jax.Array:
-    """For each of two sublayers, 0 for the rows left out and 1 / (the share kept) for the others, [2, B, 1, 1]."""
-    rows_2B = jax.random.bernoulli(key, 1.0 - left_out, (2, batch)) / (1.0 - left_out)
-    return sharding.constrain(rows_2B[:, :, None, None], (None, "batch", None, None))
-
-
-def _after(
-    p_norm: dict[str, Any],
-    cfg: Config,
-    x_BTD: jax.Array,
-    y_BTD: jax.Array,
+    rope: Rope | None,
+    bias_NTS: jax.Array | None,
+    num_outputs: int | None,
     key: jax.Array | None,
-    rows_B11: jax.Array | None = None,
-) -> jax.Array:
-    """The residual stream after a sublayer that gave y, which counts `rows_B11` times."""
-    y_BTD = layers.dropout(y_BTD, cfg.dropout, key)
-    x_BTD = checkpoint_name(x_BTD + (y_BTD if rows_B11 is None else y_BTD * rows_B11.astype(y_BTD.dtype)), "stream")
-    return layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "post" else x_BTD
-
-
-def _heads(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, name: str) -> jax.Array:
-    """One projection, cut into heads, [B, T, N or K, H]."""
-    count, axis = (cfg.num_heads, "heads") if name == "query" else (cfg.kv_heads, "kv_heads")
-    y = layers.dense(p[name], x_BTD, out=axis).reshape(*x_BTD.shape[:2], count, cfg.head_width)
-    return sharding.constrain(y, ("batch", "length", axis, None))
-
-
-def _project(
-    p: dict[str, Any],
-    cfg: Config,
-    x_BTD: jax.Array,
-    rope: tuple[jax.Array, jax.Array] | None,
-    first: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries (of the `first` tokens), keys and values, normed and rotated as the config asks."""
+    """The attended values of all heads [B, T or num_outputs, N, H], the keys and the values [B, T, K, H].
 
-    def heads(name: str) -> jax.Array:
-        y = _heads(p, cfg, x_BTD[:, :first] if name == "query" else x_BTD, name)
-        if f"{name}_norm" in p:
-            y = layers.norm(p[f"{name}_norm"], y, "rms", cfg.norm_eps)
-        return positions.rotate(y, *rope) if rope is not None and name != "value" else y
-
-    return heads("query"), heads("key"), heads("value")
+    Args:
+      p: the sublayer's parameters.
+      cfg: the model's config.
+      x_BTD: what the sublayer reads, after the norm.
+      mask: as for `apply`.
+      rope: likewise.
+      bias_NTS: likewise.
+      num_outputs: likewise.
+      key: of the probabilities' dropout.
+    """
+    q_BTNH, k_BTKH, v_BTKH = _project(p, cfg, x_BTD, rope, num_outputs)
+    options: Any = {"bias_NTS": bias_NTS, "key": key, "implementation": cfg.attention}
+    options |= {"scale": cfg.score_scale, "dropout_rate": cfg.attention_dropout}
+    return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask, **options), k_BTKH, v_BTKH
 
 
 def _finish(
@@ -414,48 +319,189 @@ def _finish(
     cross: Cross | None,
     keys: list[jax.Array | None],
     implementation: str,
-    rows_2B11: jax.Array | None = None,
+    scale_2B11: jax.Array | None = None,
 ) -> jax.Array:
     """From the attended values to the block's output: projection, residual, cross-attention, MLP, residual."""
     key_1, key_2, *cross_keys = keys
-    rows_1, rows_2 = (None, None) if rows_2B11 is None else (rows_2B11[0], rows_2B11[1])
-    y_BTD = _scaled(p["attention"], _out(p["attention"], a_BTNH))
-    x_BTD = _after(p["attention_norm"], cfg, x_BTD, y_BTD, key_1, rows_1)
+    scale_1, scale_2 = (None, None) if scale_2B11 is None else (scale_2B11[0], scale_2B11[1])
+    y_BTD = _layer_scaled(p["attention"], _out(p["attention"], a_BTNH))
+    x_BTD = _after(p["attention_norm"], cfg, x_BTD, y_BTD, key_1, scale_1)
     if cross is not None:
         attention_key, key_3 = cross_keys
         h_BTD = _before(p["cross_norm"], cfg, x_BTD)
         a_BTNH = _attend_cross(p["cross"], cfg, h_BTD, cross, attention_key, implementation)
         x_BTD = _after(p["cross_norm"], cfg, x_BTD, _out(p["cross"], a_BTNH), key_3)
     h_BTD = _before(p["mlp_norm"], cfg, x_BTD)
-    y_BTD = _scaled(p["mlp"], layers.mlp(p["mlp"], h_BTD, cfg.activation))
-    return _after(p["mlp_norm"], cfg, x_BTD, y_BTD, key_2, rows_2)
+    y_BTD = _layer_scaled(p["mlp"], layers.mlp(p["mlp"], h_BTD, cfg.activation))
+    return _after(p["mlp_norm"], cfg, x_BTD, y_BTD, key_2, scale_2)
 
 
-def _scaled(p: dict[str, Any], y_BTD: jax.Array) -> jax.Array:
+def _before(p_norm: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    """What a sublayer reads of the residual stream."""
+    return x_BTD if cfg.norm_order == "post" else layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps)
+
+
+def _after(
+    p_norm: dict[str, Any],
+    cfg: Config,
+    x_BTD: jax.Array,
+    y_BTD: jax.Array,
+    key: jax.Array | None,
+    scale_B11: jax.Array | None = None,
+) -> jax.Array:
+    """The residual stream after a sublayer whose output is y, multiplied by a factor for each row."""
+    y_BTD = layers.dropout(y_BTD, cfg.dropout, key)
+    x_BTD = _add(x_BTD, y_BTD if scale_B11 is None else y_BTD * scale_B11.astype(y_BTD.dtype))
+    return layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps) if cfg.norm_order == "post" else x_BTD
+
+
+@kernels.choose("residual")
+def _add(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+    return x_BTD + y_BTD
+
+
+def _layer_scaled(p: dict[str, Any], y_BTD: jax.Array) -> jax.Array:
     """A sublayer's output times its LayerScale, where it has one."""
     return y_BTD * p["layer_scale"]["scale"].astype(y_BTD.dtype) if "layer_scale" in p else y_BTD
 
 
-def _attend_cross(
-    p: dict[str, Any], cfg: Config, x_BTD: jax.Array, cross: Cross, key: jax.Array | None, implementation: str
-) -> jax.Array:
-    q_BTNH = _heads(p, cfg, x_BTD, "query")
-    shape, sources = q_BTNH.shape, cross.k_BSKH.shape[0]
-    if sources != shape[0]:  # to the keys, queries of several rows are more queries of one
-        q_BTNH = q_BTNH.reshape(sources, -1, *shape[2:])
-    a_BTNH = attention.attend(
-        q_BTNH,
-        cross.k_BSKH,
-        cross.v_BSKH,
-        cross.mask,
-        scale=cfg.score_scale,
-        dropout_rate=cfg.attention_dropout,
-        key=key,
-        implementation=implementation,
-    )
-    return a_BTNH.reshape(shape)
+def _row_scales(key: jax.Array, drop_path: jax.Array | float, batch: int) -> jax.Array:
+    """For each of two sublayers, 0 for the rows that skip it and 1 / (1 - drop_path) for the others, [2, B, 1, 1]."""
+    scale_2B = jax.random.bernoulli(key, 1.0 - drop_path, (2, batch)) / (1.0 - drop_path)
+    return sharding.constrain(scale_2B[:, :, None, None], (None, "batch", None, None))
+
+
+def _keys(key: jax.Array | None, cross: Cross | None) -> list[jax.Array | None]:
+    """Keys of the attention probabilities' and the sublayers' dropout, in order; the cross-attention's are last."""
+    count = 3 if cross is None else 5
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+
+
+def _project(
+    p: dict[str, Any], cfg: Config, x_BTD: jax.Array, rope: Rope | None, num_outputs: int | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries (of the first `num_outputs` tokens), keys and values, normed and rotated as the config asks."""
+
+    def heads(name: str) -> jax.Array:
+        y = _heads(p, cfg, x_BTD[:, :num_outputs] if name == "query" else x_BTD, name)
+        if f"{name}_norm" in p:
+            y = layers.norm(p[f"{name}_norm"], y, "rms", cfg.norm_eps)
+        return positions.rotate(y, *rope) if rope is not None and name != "value" else y
+
+    return heads("query"), heads("key"), heads("value")
+
+
+def _heads(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, name: str) -> jax.Array:
+    """One projection, split into heads, [B, T, N or K, H]."""
+    count, axis = (cfg.num_heads, "heads") if name == "query" else (cfg.kv_heads, "kv_heads")
+    y = layers.dense(p[name], x_BTD, out=axis).reshape(*x_BTD.shape[:2], count, cfg.head_width)
+    return sharding.constrain(y, ("batch", "length", axis, None))
 
 
 def _out(p: dict[str, Any], a_BTNH: jax.Array) -> jax.Array:
     """The attended values of all heads, projected to the model's width."""
     return layers.dense(p["out"], a_BTNH.reshape(*a_BTNH.shape[:2], -1), out=None)
+
+
+def _attend_cross(
+    p: dict[str, Any], cfg: Config, x_BTD: jax.Array, cross: Cross, key: jax.Array | None, implementation: str
+) -> jax.Array:
+    """The attended values of the encoder's states, [B, T, N, H]."""
+    q_BTNH = _heads(p, cfg, x_BTD, "query")
+    shape, sources = q_BTNH.shape, cross.k_BSKH.shape[0]
+    if sources != shape[0]:  # to the keys, queries of several rows are more queries of one
+        q_BTNH = q_BTNH.reshape(sources, -1, *shape[2:])
+    options: Any = {"scale": cfg.score_scale, "dropout_rate": cfg.attention_dropout, "key": key}
+    operands = (q_BTNH, cross.k_BSKH, cross.v_BSKH, cross.mask)
+    return attention.attend(*operands, **options, implementation=implementation).reshape(shape)
+
+
+def cross_keys_values(p: dict[str, Any], cfg: Config, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys and values [B, S, K, H] of cross-attention.
+
+    Args:
+      p: a block's "cross".
+      cfg: the model's config.
+      x_BSD: the encoder's states.
+    """
+    return _heads(p, cfg, x_BSD, "key"), _heads(p, cfg, x_BSD, "value")
+
+
+def cross_attention(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, memory_BSD: jax.Array) -> jax.Array:
+    """Cross-attention alone, without norm or residual, [B, T, D].
+
+    Args:
+      p: a block's "cross".
+      cfg: the model's config.
+      x_BTD: of which the queries are made.
+      memory_BSD: of which the keys and values are made.
+    """
+    cross = Cross(*cross_keys_values(p, cfg, memory_BSD), Mask())
+    return _out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))
+
+
+def attention_weights(p: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    """The attention probabilities of a block without a mask, to look at, float32 [B, N, T, T]; rows sum to 1.
+
+    Args:
+      p: one layer's parameters.
+      cfg: the model's config.
+      x_BTD: the block's input.
+    """
+    q_BTNH, k_BTKH, _ = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), None)
+    k_BTNH = jnp.repeat(k_BTKH, cfg.num_heads // cfg.kv_heads, axis=2)
+    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * cfg.score_scale, k_BTNH, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores_BNTS, axis=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+def apply_cached(
+    p: dict[str, Any],
+    cfg: Config,
+    x_BTD: jax.Array,
+    cache: KVCache,
+    layer: jax.Array | int,
+    *,
+    rope: Rope | None = None,
+    bias_NS: jax.Array | None = None,
+    cross: Cross | None = None,
+) -> tuple[jax.Array, KVCache]:
+    """One new token of each row (T = 1) after the block, and the cache with its keys and values in slot `index`.
+
+    Args:
+      p: one layer's parameters, of `declare` or `for_decoding`.
+      cfg: the model's config.
+      x_BTD: the residual stream, T = 1.
+      cache: of all layers, with a free slot.
+      layer: this layer's number; it may be traced.
+      rope: as for `apply`.
+      bias_NS: added to the scores.
+      cross: as for `apply`.
+    """
+    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
+    cache = attention.write(cache, layer, k_BTKH, v_BTKH)
+    mask = Mask(start_B=cache.start_B, end_B=(cache.index + 1)[None])
+    k_BKSH = jax.lax.dynamic_index_in_dim(cache.k_LBKSH, layer, keepdims=False)
+    v_BKSH = jax.lax.dynamic_index_in_dim(cache.v_LBKSH, layer, keepdims=False)
+    a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, bias_NS=bias_NS, scale=cfg.score_scale)
+    # Plain cross-attention: for one query in each row, the kernels would first copy the keys to another layout.
+    return _finish(p, cfg, x_BTD, a_BNH[:, None], cross, _keys(None, cross)[1:], "xla"), cache
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def for_decoding(stacked: dict[str, Any], num_layers: int) -> list[dict[str, Any]]:
+    """The blocks `stacked` as one tree for each of `num_layers` layers, which `apply` and `apply_cached` take as well.
+
+    On CPUs the kernels are transposed. It is one copy of the parameters.
+    """
+    return _decoding_layout(unstack(stacked, num_layers))
+
+
+@kernels.choose("decoding_layout")
+def _decoding_layout(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return blocks

@@ -2,55 +2,34 @@
 
 Kernels are stored [in, out], flattened where the field has more axes (heads times head width), so that no product needs
 a reshape the compiler must execute. Parameters are float32 and are cast to the dtype of the activations where they are
-used; statistics of norms are float32.
+used; statistics of norms are float32. What a platform computes in another form is marked with `kernels.choose`.
 
-B batch, T length, D width, F MLP width, V vocabulary.
+B batch, T length, D width, F MLP width, V vocabulary, P positions.
 """
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.nn.params import Param, normal, ones, zeros
 
-FEW_ROWS = 96  # of a device; see `_turned_product`
+# --------------------------------------------------------------------------------------------------------- activations
 
 
-# Hendrycks and Gimpel 2016. The derivatives are written out so that the backward pass finds one array, the derivative,
-# and not the several that differentiating each elementary function would keep.
-@jax.custom_jvp
+@kernels.choose("gelu")
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's cumulative function at x."""
+    """`x` times the normal distribution's cumulative function at x (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-@gelu.defjvp
-def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    cumulative = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
-    density = jnp.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
-    return x * cumulative, (cumulative + x * density) * dx
-
-
-@jax.custom_jvp
+@kernels.choose("gelu_tanh")
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The approximation by a hyperbolic tangent, which GPT-2 uses."""
+    """The approximation of `gelu` at `x` by a hyperbolic tangent, which GPT-2 uses."""
     return 0.5 * x * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-@gelu_tanh.defjvp
-def _gelu_tanh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    scale = math.sqrt(2.0 / math.pi)
-    tanh = jnp.tanh(scale * (x + 0.044715 * x * x * x))
-    inner = scale * (1.0 + 3 * 0.044715 * x * x)
-    return 0.5 * x * (1.0 + tanh), (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner) * dx
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -60,149 +39,177 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
 }
 
+# --------------------------------------------------------------------------------------------------------------- dense
+
 
 def declare_dense(
     width_in: int, width_out: int, axes: tuple[str | None, str | None], *, bias: bool, std: float
 ) -> dict[str, Param]:
-    """A kernel [in, out] drawn from Normal(0, std^2), and a zero bias [out] where asked for."""
+    """A kernel [in, out] drawn from Normal(0, std^2), and a zero bias [out] where asked for.
+
+    Args:
+      width_in: features of the input.
+      width_out: features of the output.
+      axes: their logical names.
+      bias: whether there is one.
+      std: of the kernel's initial values.
+    """
     kernel = Param((width_in, width_out), axes, normal(std))
     # A vector of the model's width is too small to be worth gathering: it is never sharded.
     bias_axis = None if axes[1] == "embed" else axes[1]
     return {"kernel": kernel, "bias": Param((width_out,), (bias_axis,), zeros)} if bias else {"kernel": kernel}
 
 
+@kernels.choose("dense")
 def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
-    """x @ kernel + bias, [B, T, D] -> [B, T, F]; `out` is the logical name of the new last axis. p may be `turned`."""
-    if "turned" in p:
-        y_BTF = _turned_product(p["turned"].astype(x_BTD.dtype), x_BTD, out)
-    else:
-        y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
-    y_BTF = sharding.add_bias(y_BTF, p["bias"].astype(x_BTD.dtype)) if "bias" in p else y_BTF
-    return checkpoint_name(y_BTF, "product")
+    """x @ kernel + bias, [B, T, F] in x's dtype.
+
+    Args:
+      p: "kernel" [D, F], and "bias" [F] where there is one.
+      x_BTD: any dtype.
+      out: the logical name of the new last axis; None: not sharded.
+    """
+    y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
+    return y_BTF + p["bias"].astype(x_BTD.dtype) if "bias" in p else y_BTF
 
 
-def turned(tree: Any) -> Any:
-    """Parameters of unstacked layers for decoding on CPUs: in place of each "kernel" [D, F] its transpose, "turned"."""
-    if isinstance(tree, list):
-        return [turned(part) for part in tree]
-    if not isinstance(tree, Mapping):
-        return tree
-    parts = {name: turned(part) for name, part in tree.items() if name != "kernel"}
-    return parts | {"turned": tree["kernel"].T} if "kernel" in tree else parts
-
-
-def _turned_product(kernel_FD: jax.Array, x_BTD: jax.Array, out: str | None) -> jax.Array:
-    """x @ kernel, the kernel first where there are few rows: of most sizes XLA's CPU backend then takes half to nine
-    tenths of the time, and from about a hundred rows on no less than with x first (docs/performance.md)."""
-    B, T, _ = x_BTD.shape
-    if T > 1 or B // sharding.shards("batch") > FEW_ROWS:
-        return sharding.einsum("BTD,FD->BTF", x_BTD, kernel_FD, out=("batch", "length", out))
-    y_FB = sharding.einsum("FD,BD->FB", kernel_FD, x_BTD[:, 0], out=(out, "batch"))
-    # The barrier keeps the compiler from turning the product around again.
-    return jax.lax.optimization_barrier(y_FB).T[:, None]
-
-
-def dense_together(parts: list[dict[str, jax.Array]], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
-    """`dense` with each of s parts' parameters as one product, [B, T, D] -> [s, B, T, F]; so are its gradients."""
-    dtype = x_BTD.dtype
-    # In the order in which the kernels are stored: else their gradients come out turned around, and AdamW with them.
-    kernel_sDF = sharding.in_order(jnp.stack([p["kernel"].astype(dtype) for p in parts]))
-    y_sBTF = jnp.einsum("BTD,sDF->sBTF", x_BTD, kernel_sDF)
-    if "bias" in parts[0]:
-        y_sBTF = jax.vmap(sharding.add_bias)(y_sBTF, jnp.stack([p["bias"].astype(dtype) for p in parts]))
-    return checkpoint_name(sharding.constrain(y_sBTF, (None, "batch", "length", out)), "product")
+# ---------------------------------------------------------------------------------------------------------- embeddings
 
 
 def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[str, Param]:
-    """A table [rows, D]."""
+    """A table [rows, D] drawn from Normal(0, std^2).
+
+    Args:
+      rows: of the table.
+      width: D.
+      axis: the logical name of the rows.
+      std: of the initial values.
+    """
     return {"embedding": Param((rows, width), (axis, "embed"), normal(std))}
 
 
 def embed(p: dict[str, jax.Array], ids_BT: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of the table, [B, T] -> [B, T, D] in `dtype`."""
+    """Rows of the table, [B, T, D].
+
+    Args:
+      p: "embedding" [V, D].
+      ids_BT: integers below V.
+      dtype: of the result.
+    """
     with jax.named_scope("embed"):
         return sharding.take(p["embedding"].astype(dtype), ids_BT, out=("batch", "length", None))
 
 
 def positions_from(table_PD: jax.Array, first: int, length: int) -> jax.Array:
-    """`length` rows of a table of positions from row `first` on, one for each column of a batch, [T, D]."""
-    # Whole, then cut by the length: from parts of the width to parts of the length the compiler knows no way, and the
-    # table's gradient would be cut by the length into the optimiser.
+    """Consecutive rows of a table of positions, one for each column of a batch, [T, D].
+
+    Args:
+      table_PD: one row for each position.
+      first: the first row.
+      length: T.
+    """
+    # The table is gathered and then sharded by length: the compiler cannot reshard from the width to the length, and
+    # the table's gradient would enter the optimiser sharded by length.
     return sharding.constrain(sharding.constrain(table_PD, (None, None))[first : first + length], ("length", None))
 
 
+@kernels.choose("tied_kernel")
+def tied_kernel(p: dict[str, jax.Array]) -> jax.Array:
+    """The output matrix [D, V] of tied embeddings: the transpose of the table in `p`."""
+    return p["embedding"].T
+
+
+@kernels.choose("tied_logits")
 def tied_logits(p: dict[str, jax.Array], x_BD: jax.Array) -> jax.Array:
-    """Logits of one hidden state a row against the table's rows, [B, D] -> [B, V] float32."""
-    # The table comes first and as it is stored: turned around, XLA's CPU backend reads it column by column or copies
-    # it, 2 to 8 times as slow. The barrier keeps the compiler from turning it around itself.
+    """Logits [B, V] float32 of one hidden state for each row, `x_BD`, against the rows of the table in `p`."""
     table_VD = p["embedding"].astype(x_BD.dtype)
-    logits_VB = sharding.einsum("VD,BD->VB", table_VD, x_BD, out=("vocab", "batch"), dtype=jnp.float32)
-    return jax.lax.optimization_barrier(logits_VB).T
+    return sharding.einsum("BD,VD->BV", x_BD, table_VD, out=("batch", "vocab"), dtype=jnp.float32)
+
+
+def gather(x_BTD: jax.Array, index_BP: jax.Array, *, out: sharding.Axes) -> jax.Array:
+    """x[b, index[b, p]], a few positions of each row, [B, P, D].
+
+    A product with one-hot rows, which is exact. It works on any mesh, also where the length is sharded, and its
+    gradient is a product, where that of indexing is a scatter. It costs P / V of the projection to the vocabulary.
+
+    Args:
+      x_BTD: hidden states.
+      index_BP: integers below T.
+      out: the logical axes of the result.
+    """
+    one_hot_BPT = jax.nn.one_hot(index_BP, x_BTD.shape[1], dtype=x_BTD.dtype)
+    one_hot_BPT = sharding.constrain(one_hot_BPT, ("batch", None, "length"))
+    return sharding.einsum("BPT,BTD->BPD", one_hot_BPT, x_BTD, out=out)
+
+
+def token(x_BTD: jax.Array, index: int) -> jax.Array:
+    """Token `index` of each row of `x_BTD`, [B, 1, D]; of a sharded length, the other tokens are not moved."""
+    if sharding.shards("length") == 1:
+        return sharding.constrain(x_BTD[:, index : index + 1], ("batch", None, None))
+    index_B1 = sharding.constrain(jnp.full((x_BTD.shape[0], 1), index, jnp.int32), ("batch", None))
+    return gather(x_BTD, index_B1, out=("batch", None, None))
+
+
+# --------------------------------------------------------------------------------------------------------------- norms
 
 
 def declare_norm(width: int, kind: str, *, bias: bool) -> dict[str, Param]:
-    """LayerNorm ("layer": scale, and bias where asked for) or RMSNorm ("rms": scale)."""
+    """A scale [D] of ones, and a zero bias [D] where asked for.
+
+    Args:
+      width: D.
+      kind: "layer" or "rms", which has no bias.
+      bias: whether LayerNorm has one.
+    """
     scale = {"scale": Param((width,), (None,), ones)}
     return scale | {"bias": Param((width,), (None,), zeros)} if bias and kind == "layer" else scale
 
 
+@kernels.choose("norm")
 def norm(p: dict[str, jax.Array], x: jax.Array, kind: str, eps: float) -> jax.Array:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis, computed in float32.
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis, in x's dtype.
 
-    Differentiable in reverse mode: the gradient is written out, so that what the backward pass finds is x as it came,
-    and two numbers for each row, and not its float32 copies.
+    Args:
+      p: "scale" [D], and "bias" [D] where there is one.
+      x: [..., D], computed in float32.
+      kind: "layer" or "rms".
+      eps: added to the variance.
     """
-    with jax.named_scope("norm"):
-        return _norm(kind, eps, *sharding.vary_together(x, p["scale"], p.get("bias")))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _norm(kind: str, eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return _norm_forward(kind, eps, x, scale, bias)[0]
-
-
-def _norm_forward(kind, eps, x, scale, bias):
     wide = x.astype(jnp.float32)
-    mean = checkpoint_name(jnp.mean(wide, axis=-1, keepdims=True), "statistics") if kind == "layer" else None
-    centred = wide if mean is None else wide - mean
-    if mean is not None and sharding.target_platform() == "tpu":
-        # Both sums in one pass over x, which the product that made x takes on: its variance loses digits where the mean
-        # is large beside the deviation, of which float32 has enough for bfloat16's x.
-        variance = jnp.maximum(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) - jnp.square(mean), 0.0)
-    else:
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    inverse = checkpoint_name(jax.lax.rsqrt(variance + eps), "statistics")
-    y = centred * inverse * scale
-    return (y if bias is None else y + bias).astype(x.dtype), (x, mean, inverse, scale, bias)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True) if kind == "layer" else wide
+    y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps) * p["scale"]
+    return (y + p["bias"] if "bias" in p else y).astype(x.dtype)
 
 
-def _norm_backward(kind, eps, kept, dy):
-    x, mean, inverse, scale, bias = kept
-    wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
-    normed = (wide if mean is None else wide - mean) * inverse
-    d_normed = dy * scale
-    dx = d_normed - normed * jnp.mean(d_normed * normed, axis=-1, keepdims=True)
-    if mean is not None:
-        dx = dx - jnp.mean(d_normed, axis=-1, keepdims=True)
-    rows = tuple(range(x.ndim - 1))
-    d_bias = None if bias is None else jnp.sum(dy, axis=rows).astype(bias.dtype)
-    return (dx * inverse).astype(x.dtype), jnp.sum(dy * normed, axis=rows).astype(scale.dtype), d_bias
-
-
-_norm.defvjp(_norm_forward, _norm_backward)
+# ----------------------------------------------------------------------------------------------------- MLP and dropout
 
 
 def declare_mlp(
     width: int, mlp_width: int, *, gated: bool, bias: bool, std: float, out_std: float
 ) -> dict[str, dict[str, Param]]:
-    """up [D, F], down [F, D], and a gate [D, F] where asked for."""
+    """up [D, F], down [F, D], and a gate [D, F] where asked for.
+
+    Args:
+      width: D.
+      mlp_width: F.
+      gated: whether there is a gate.
+      bias: whether the layers have biases.
+      std: of the kernels' initial values.
+      out_std: of down's.
+    """
     up = {"up": declare_dense(width, mlp_width, ("embed", "mlp"), bias=bias, std=std)}
     gate = {"gate": declare_dense(width, mlp_width, ("embed", "mlp"), bias=bias, std=std)} if gated else {}
     return up | gate | {"down": declare_dense(mlp_width, width, ("mlp", "embed"), bias=bias, std=out_std)}
 
 
 def mlp(p: dict[str, Any], x_BTD: jax.Array, activation: str) -> jax.Array:
-    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202), [B, T, D].
+
+    Args:
+      p: of `declare_mlp`.
+      x_BTD: what the sublayer reads.
+      activation: a name of `ACTIVATIONS`.
+    """
     act = ACTIVATIONS[activation]
     h_BTF = dense(p["up"], x_BTD, out="mlp")
     h_BTF = act(dense(p["gate"], x_BTD, out="mlp")) * h_BTF if "gate" in p else act(h_BTF)
@@ -210,12 +217,20 @@ def mlp(p: dict[str, Any], x_BTD: jax.Array, activation: str) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """x with each element zeroed with probability `rate` and the rest scaled up; x itself without a key.
+    """x with each element zeroed with probability `rate` and the others scaled up.
 
-    The rate is rounded to a multiple of 2^-16: 16 random bits an element cost half of what 32 do.
+    Args:
+      x: any shape.
+      rate: below 1, rounded to a multiple of 2^-16: 16 random bits an element cost half of what 32 do.
+      key: None: x itself.
     """
     if key is None or rate == 0.0:
         return x
     threshold = min(round(rate * 65536), 65535)  # the highest rates keep one in 65536
-    keep = checkpoint_name(jax.random.bits(key, x.shape, jnp.uint16) >= threshold, "dropout")
+    keep = _dropout_mask(key, x.shape, threshold)
     return jnp.where(keep, x * (65536 / (65536 - threshold)), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+@kernels.choose("dropout_mask")
+def _dropout_mask(key: jax.Array, shape: tuple[int, ...], threshold: int) -> jax.Array:
+    return jax.random.bits(key, shape, jnp.uint16) >= threshold

@@ -1,7 +1,7 @@
 """L identical blocks, one after the other: scanned (compiled once) or unrolled (each compiled on its own).
 
-Parameters are stored stacked, with a leading "layers" axis, whichever way they are run, so a checkpoint never depends
-on the choice. A block is a function (params of one layer, carry, layer number, key or None) -> carry.
+Parameters are stored stacked, with a leading "layers" axis, for both, so a checkpoint never depends on the choice. A
+block is a function (params of one layer, carry, layer number, key or None) -> carry.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import sharding
+from transformer_jax import kernels
 from transformer_jax.nn import params as params_lib
 
 Block = Callable[[Any, Any, Any, jax.Array | None], Any]
@@ -21,10 +21,6 @@ REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the weight matmuls
     "full": jax.checkpoint_policies.nothing_saveable,  # the input of each block
 }
-
-# "none" on a TPU: what takes a product, the attention kernel, a sum over rows or random bits is kept. Norms,
-# activations and sums are cheaper to compute again, inside the products that read them, than to write and to read.
-CHEAP = jax.checkpoint_policies.save_only_these_names("product", "attention", "statistics", "dropout", "stream")
 
 
 def run(
@@ -38,22 +34,26 @@ def run(
     key: jax.Array | None,
     last: Block | None = None,
 ) -> Any:
-    """carry after all layers. Layer i gets fold_in(key, i), so both ways of running draw the same dropout.
+    """The carry after all layers. Layer i gets fold_in(key, i), so scanned and unrolled layers have the same dropout.
 
-    Arguments:
-      params: stacked, or for the unrolled way already one tree per layer.
-      last: what the last layer runs in place of `block`; its carry may have another shape.
+    Args:
+      block: applied by each layer.
+      params: stacked, or for unrolled layers already one tree per layer.
+      carry: of the first layer.
+      num_layers: L.
+      scan: whether layers are scanned or unrolled.
+      remat: a name of `REMAT`.
+      key: of dropout; None: evaluation.
+      last: in place of `block` in the last layer; its carry may have another shape.
     """
-    policy = REMAT[remat]
-    if remat == "none" and sharding.target_platform() == "tpu":
-        policy = CHEAP
+    policy = _policy(remat)
     if policy is not None:
         block = jax.checkpoint(block, policy=policy, prevent_cse=not scan)
 
     def layer_key(layer: Any) -> jax.Array | None:
         return None if key is None else jax.random.fold_in(key, layer)
 
-    whole = num_layers if last is None else num_layers - 1
+    count = num_layers if last is None else num_layers - 1
     if scan:
 
         def body(carry: Any, xs: tuple[Any, jax.Array]) -> tuple[Any, None]:
@@ -61,12 +61,17 @@ def run(
             return block(layer_params, carry, layer, layer_key(layer)), None
 
         scanned, rest = (params, []) if last is None else params_lib.unstack_last(params)
-        carry = jax.lax.scan(body, carry, (scanned, jnp.arange(whole)))[0]
+        carry = jax.lax.scan(body, carry, (scanned, jnp.arange(count)))[0]
     else:
         layers = params if isinstance(params, list) else params_lib.unstack(params, num_layers)
-        for layer, layer_params in enumerate(layers[:whole]):
+        for layer, layer_params in enumerate(layers[:count]):
             carry = block(layer_params, carry, layer, layer_key(layer))
-        rest = layers[whole:]
+        rest = layers[count:]
     if last is not None:
-        carry = last(rest[0], carry, whole, layer_key(whole))
+        carry = last(rest[0], carry, count, layer_key(count))
     return carry
+
+
+@kernels.choose("remat_policy")
+def _policy(remat: str) -> Any:
+    return REMAT[remat]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.contracts import TrainState
 from transformer_jax.errors import InputError
 from transformer_jax.optim import skippable
@@ -132,7 +132,7 @@ def global_norm(grads: Any) -> jax.Array:
     if any(sharding.shards(axis) > 1 for axis in ("embed", "heads", "kv_heads", "mlp", "vocab")):
         return optax.tree.norm(grads)  # the sums over rows would be summed over the devices, not the one number
     squares = [jnp.square(g) for g in jax.tree.leaves(grads)]
-    return jnp.sqrt(sum(jnp.sum(sharding.sum_last(x) if x.ndim > 1 else x) for x in squares))
+    return jnp.sqrt(sum(jnp.sum(kernels.row_sums(x) if x.ndim > 1 else x) for x in squares))
 
 
 def deviations(recent: jax.Array, loss: jax.Array) -> jax.Array:

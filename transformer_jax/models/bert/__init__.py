@@ -226,7 +226,7 @@ def _embed(
             x_BTE = x_BTE + table[0]
         else:  # the table is tiny: a product with one-hot rows needs no gather, and its gradient no scatter
             one_hot = jax.nn.one_hot(types_BT, cfg.num_types, dtype=cfg.dtype)
-            x_BTE = x_BTE + sharding.einsum("BTD,DF->BTF", one_hot, table, out=("batch", "length", None))
+            x_BTE = x_BTE + layers.dense({"kernel": table}, one_hot, out=None)
     x_BTE = layers.norm(p["norm"], x_BTE, cfg.norm, cfg.norm_eps)
     x_BTE = layers.dropout(x_BTE, cfg.dropout, key)
     return layers.dense(p["project"], x_BTE, out=None) if "project" in p else x_BTE
@@ -262,8 +262,8 @@ def mlm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 
 def pooled(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """The first token's hidden state through a dense layer and its activation, [B, D]."""
-    first_B1D = sharding.token(x_BTD, 0)
-    with sharding.whole_length():
+    first_B1D = layers.token(x_BTD, 0)
+    with sharding.replicated_length():
         h_BD = layers.dense(params["pooler"], first_B1D, out=None)[:, 0]
     return POOLER_ACTIVATIONS[cfg.pooler_activation](h_BD)
 
@@ -286,7 +286,7 @@ def choose(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | No
 
 def _over_pooled(p: Any, params: Params, cfg: Config, x_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
     x_BD = layers.dropout(pooled(params, cfg, x_BTD), cfg.dropout, key)
-    with sharding.whole_length():
+    with sharding.replicated_length():
         x_B1D = sharding.constrain(x_BD.astype(jnp.float32)[:, None], ("batch", None, None))
         return layers.dense(p, x_B1D, out=None)[:, 0]
 

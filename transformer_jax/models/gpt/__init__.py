@@ -119,9 +119,7 @@ def hidden(
 
 def head(params: Params, cfg: Config) -> jax.Array:
     """The output matrix [D, V], for `losses.linear_cross_entropy`."""
-    return (
-        sharding.in_order(params["embed"]["token"]["embedding"]).T if cfg.tie_embeddings else params["head"]["kernel"]
-    )
+    return layers.tied_kernel(params["embed"]["token"]) if cfg.tie_embeddings else params["head"]["kernel"]
 
 
 def apply(
@@ -182,7 +180,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
         return block.apply_cached(p, cfg, x_BTD, cache, layer, rope=rope, bias_NS=bias_NS)
 
     settings: Any = {"num_layers": cfg.num_layers, "scan": cfg.scan_layers, "remat": "none", "key": None}
-    with sharding.whole_length():
+    with sharding.replicated_length():
         carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
         x_BTD, cache = stack.run(step, params["blocks"], carry, **settings)
         x_BTD = _final_norm(params, cfg, x_BTD)
@@ -289,7 +287,7 @@ def _logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
     """Logits of a few hidden states, [B, D] -> [B, V] float32."""
     if not cfg.tie_embeddings:
-        with sharding.whole_length():
+        with sharding.replicated_length():
             return _logits(params, cfg, x_BD[:, None])[:, 0]
     return layers.tied_logits(params["embed"]["token"], x_BD)
 

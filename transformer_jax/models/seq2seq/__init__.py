@@ -262,9 +262,7 @@ def hidden(
 
 def head(params: Params, cfg: Config) -> jax.Array:
     """The output matrix [D, V], for `losses.linear_cross_entropy`."""
-    return (
-        sharding.in_order(params["embed"]["token"]["embedding"]).T if cfg.tie_embeddings else params["head"]["kernel"]
-    )
+    return layers.tied_kernel(params["embed"]["token"]) if cfg.tie_embeddings else params["head"]["kernel"]
 
 
 def head_bias(params: Params, cfg: Config) -> jax.Array | None:
@@ -396,7 +394,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: Cache) -
         x_BTD, target = carry
         return block.apply_cached(p, cfg, x_BTD, target, layer, bias_NS=bias_NS, cross=_cross(cache, layer))
 
-    with sharding.whole_length():
+    with sharding.replicated_length():
         x_BTD = _embed(params, p, cfg, token_B[:, None], (target.index - target.start_B)[:, None])
         x_BTD, target = _run(one, p, cfg, (x_BTD, target))
         x_BTD = _final_norm(p, cfg, x_BTD)
@@ -505,7 +503,7 @@ def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
     """Logits of the last hidden states, [B, D] -> [B, V] float32."""
     x_BD = _scaled(cfg, x_BD)
     if not cfg.tie_embeddings:
-        with sharding.whole_length():
+        with sharding.replicated_length():
             return _logits(params, cfg, x_BD[:, None])[:, 0]
     logits_BV, bias_V = layers.tied_logits(params["embed"]["token"], x_BD), head_bias(params, cfg)
     return logits_BV if bias_V is None else logits_BV + bias_V

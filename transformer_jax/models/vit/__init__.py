@@ -226,16 +226,16 @@ def hidden(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Arra
 
 
 def _trunk(
-    params: Params, cfg: Config, images_BYXC: jax.Array, key: jax.Array | None, *, first: int | None = None
+    params: Params, cfg: Config, images_BYXC: jax.Array, key: jax.Array | None, *, num_outputs: int | None = None
 ) -> jax.Array:
     """Hidden states after the final norm: of all tokens, or of the `first` ones, which alone pass through all of the
     last layer then. The others are its keys and values."""
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
     deepest = max(cfg.num_layers - 1, 1)
 
-    def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None, first: int | None = None) -> jax.Array:
-        left_out = cfg.stochastic_depth * layer / deepest if cfg.stochastic_depth else None
-        return block.apply(p, cfg, x_BTD, mask=Mask(), left_out=left_out, first=first, key=key)[0]
+    def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None, num_outputs: int | None = None) -> jax.Array:
+        drop_path = cfg.stochastic_depth * layer / deepest if cfg.stochastic_depth else None
+        return block.apply(p, cfg, x_BTD, mask=Mask(), drop_path=drop_path, num_outputs=num_outputs, key=key)[0]
 
     x_BTD = stack.run(
         one,
@@ -245,7 +245,7 @@ def _trunk(
         scan=cfg.scan_layers,
         remat=cfg.remat,
         key=blocks_key,
-        last=None if first is None else functools.partial(one, first=first),
+        last=None if num_outputs is None else functools.partial(one, num_outputs=num_outputs),
     )
     return layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
 
@@ -254,7 +254,7 @@ def _embed(p: Any, cfg: Config, images_BYXC: jax.Array, key: jax.Array | None) -
     """Tokens and patches with their positions, [B, T, D]."""
     _check_images(cfg, images_BYXC)
     dropout_key, patches_key = (None, None) if key is None else jax.random.split(key)
-    with sharding.whole_length():  # the tokens come in parts of different lengths, of which few divide
+    with sharding.replicated_length():  # the tokens come in parts of different lengths, of which few divide
         x_BTD = layers.dense(p["patch"], _patches(cfg, images_BYXC).astype(cfg.dtype), out=None)
         names = [name for name in ("class", "distillation", "registers") if name in p]
         special = [sharding.constrain(p[name]["embedding"], (None, None)).astype(cfg.dtype) for name in names]
@@ -296,7 +296,7 @@ def _some_patches(cfg: Config, x_BTD: jax.Array, key: jax.Array) -> jax.Array:
     B, T = x_BTD.shape[:2]
     kept = max(1, round(T * (1.0 - cfg.patch_dropout)))
     chosen_BK = jnp.sort(jnp.argsort(jax.random.uniform(key, (B, T)), axis=1)[:, :kept], axis=1)
-    return sharding.gather(x_BTD, chosen_BK, out=("batch", None, None))
+    return layers.gather(x_BTD, chosen_BK, out=("batch", None, None))
 
 
 # ------------------------------------------------------------------------------------------------------------ heads
@@ -304,12 +304,12 @@ def _some_patches(cfg: Config, x_BTD: jax.Array, key: jax.Array) -> jax.Array:
 
 def apply(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Logits [B, K] float32 of images [B, Y, X, C]: `head_logits` of the `hidden` states."""
-    return head_logits(params, cfg, _trunk(params, cfg, images_BYXC, key, first=_read(cfg)))
+    return head_logits(params, cfg, _trunk(params, cfg, images_BYXC, key, num_outputs=_read(cfg)))
 
 
 def features(params: Params, cfg: Config, images_BYXC: jax.Array) -> jax.Array:
     """What the head reads, [B, D], or [B, pre_logits]: `pooled` of the `hidden` states."""
-    return pooled(params, cfg, _trunk(params, cfg, images_BYXC, None, first=_read(cfg)))
+    return pooled(params, cfg, _trunk(params, cfg, images_BYXC, None, num_outputs=_read(cfg)))
 
 
 def _read(cfg: Config) -> int | None:
@@ -324,10 +324,10 @@ def pooled(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     if cfg.num_special and cfg.pool != "class":  # without these, a length that is cut would not divide
         x_BTD = sharding.constrain(x_BTD, ("batch", None, None))[:, cfg.num_special :]
     if cfg.pool == "class":
-        x_B1D = sharding.token(x_BTD, 0)
+        x_B1D = layers.token(x_BTD, 0)
     elif cfg.pool == "mean":
         x_B1D = sharding.constrain(jnp.mean(x_BTD, axis=1, keepdims=True), ("batch", None, None))
-    with sharding.whole_length():
+    with sharding.replicated_length():
         if cfg.pool == "map":
             x_B1D = _probed(params["pool"], cfg, sharding.constrain(x_BTD, ("batch", None, None)))
         if cfg.pre_logits:
@@ -339,7 +339,7 @@ def _probed(p: Any, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """Multi-head attention pooling as big_vision has it: a learned query, then an MLP with its norm and residual."""
     probe_1D = sharding.constrain(p["probe"]["embedding"], (None, None)).astype(x_BTD.dtype)
     probe_B1D = jnp.broadcast_to(probe_1D, (x_BTD.shape[0], *probe_1D.shape))
-    y_B1D = block.read(p["attention"], cfg, sharding.constrain(probe_B1D, ("batch", None, None)), x_BTD)
+    y_B1D = block.cross_attention(p["attention"], cfg, sharding.constrain(probe_B1D, ("batch", None, None)), x_BTD)
     return y_B1D + layers.mlp(p["mlp"], layers.norm(p["norm"], y_B1D, cfg.norm, cfg.norm_eps), cfg.activation)
 
 
@@ -353,12 +353,12 @@ def head_logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 
 def distilled_logits(params: Params, cfg: Config, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(logits of the class token's head, of the distillation token's), [B, K] float32 each: for distillation="head"."""
-    own_B1D, distilled_B1D = (sharding.token(x_BTD, i) for i in (0, 1))
+    own_B1D, distilled_B1D = (layers.token(x_BTD, i) for i in (0, 1))
     return _head(params["head"], own_B1D[:, 0]), _head(params["distillation_head"], distilled_B1D[:, 0])
 
 
 def _head(p: Any, x_BD: jax.Array) -> jax.Array:
-    with sharding.whole_length():
+    with sharding.replicated_length():
         x_B1D = sharding.constrain(x_BD.astype(jnp.float32)[:, None], ("batch", None, None))
         return layers.dense(p, x_B1D, out=None)[:, 0]
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from transformer_jax import augment as augmentations
 from transformer_jax import metrics, models, sharding
@@ -142,7 +143,7 @@ class ImageClassification(Task):
         if key is not None:
             model_key, *keys = jax.random.split(key, 3)
             layout = (("batch", None, None, None), ("batch", None), ("batch",))
-            images_BYXC, targets_BK, weights_B = sharding.untyped(
+            images_BYXC, targets_BK, weights_B = in_auto_mesh(
                 self._changed, *keys, images_BYXC, targets_BK, weights_B, out=layout
             )
         logits_BK = self._logits(params, model_cfg, images_BYXC, key=model_key)
@@ -361,6 +362,21 @@ class ImageClassification(Task):
         answers = ", ".join(f"{best['label']} {best['probability']:.1%}" for best in prediction["top"])
         drawn = f" ({prediction['attention']})" if "attention" in prediction else ""
         return f"{answers}: {prediction['image']}{drawn}"
+
+
+def in_auto_mesh(f: Callable[..., Any], *arrays: jax.Array, out: Sequence[sharding.Axes]) -> tuple[jax.Array, ...]:
+    """The results of f, which is written without regard to sharding: in an Explicit mesh the compiler shards inside it.
+
+    Args:
+      f: gives a tuple of arrays with the shapes of the last arguments; it must not close over arrays.
+      *arrays: f's arguments.
+      out: the logical axes of each result.
+    """
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        pairs = zip(out, arrays[-len(out) :], strict=True)
+        specs = tuple(sharding.specs(axes, x.shape)[1] for axes, x in pairs)
+        return jax.sharding.auto_axes(f, out_sharding=specs)(*arrays)
+    return tuple(sharding.constrain(x, axes) for x, axes in zip(f(*arrays), out, strict=True))
 
 
 def _counted(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:

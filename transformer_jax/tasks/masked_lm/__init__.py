@@ -24,6 +24,7 @@ from transformer_jax import losses, models, sharding
 from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
 from transformer_jax.data import corpus
 from transformer_jax.errors import InputError
+from transformer_jax.nn import layers
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.masked_lm import masked
@@ -132,9 +133,9 @@ class MaskedLM(TextTask):
         """((sum, weight, sums), h_BPE)."""
         family = models.family(model_cfg)
         x_BTD = encoder.hidden(params, model_cfg, batch, key=key)
-        x_BPD = sharding.gather(x_BTD, batch["positions"], out=("batch", None, None))
+        x_BPD = layers.gather(x_BTD, batch["positions"], out=("batch", None, None))
         kernel_EV, bias_V = family.mlm_kernel(params, model_cfg)
-        with sharding.whole_length():
+        with sharding.replicated_length():
             h_BPE = family.mlm_states(params, model_cfg, x_BPD)
             nats, weight, _ = losses.linear_cross_entropy(
                 h_BPE, kernel_EV, batch["labels"], batch["weights"], bias_V=bias_V
@@ -144,7 +145,7 @@ class MaskedLM(TextTask):
             return (nats, weight, sums), h_BPE
         logits_B2 = family.pair(params, model_cfg, x_BTD)  # without dropout, as BERT's and ALBERT's own pre-training
         pair_B, weights_B = batch["pair"], batch["pair_weights"]
-        with sharding.whole_length():
+        with sharding.replicated_length():
             pair_nats, count, _ = losses.cross_entropy(logits_B2[:, None], pair_B[:, None], weights_B[:, None])
         right = jnp.sum(weights_B * (jnp.argmax(logits_B2, axis=-1) == pair_B))
         sums |= {"pair_loss": (pair_nats, count), "pair_accuracy": (right, count)}
@@ -315,8 +316,8 @@ def _log_probabilities(
     """float32 [B, P, V]."""
     family = models.family(model_cfg)
     x_BTD = family.apply(params, model_cfg, tokens_BT, lengths=lengths_B)
-    x_BPD = sharding.gather(x_BTD, positions_BP, out=("batch", None, None))
-    with sharding.whole_length():
+    x_BPD = layers.gather(x_BTD, positions_BP, out=("batch", None, None))
+    with sharding.replicated_length():
         return jax.nn.log_softmax(family.mlm(params, model_cfg, x_BPD))
 
 

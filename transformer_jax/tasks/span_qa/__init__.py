@@ -92,7 +92,7 @@ class SpanQA(TextTask):
         return jnp.where(allowed_BT[:, None], logits_B2T, jnp.finfo(jnp.float32).min)
 
     def _scored(self, logits_B2T: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
-        with sharding.whole_length():  # of two labels, start and end
+        with sharding.replicated_length():  # of two labels, start and end
             labels_B2 = jnp.stack([batch["starts"], batch["ends"]], axis=1)
             weights_B2 = jnp.repeat(batch["weights"][:, None] / 2, 2, axis=1)
             total, weight, _ = losses.cross_entropy(logits_B2T, labels_B2, weights_B2)

@@ -1,10 +1,10 @@
-"""Attention for the CPU: blocks of queries, each against only the keys it may see, with its own gradient.
+"""Attention for the CPU: blocks of queries, each with only the keys that it may see, and a gradient of its own.
 
-XLA's CPU backend has no fused attention. What costs there is passing over the [T, S] scores, so this file passes over
-fewer of them: causal, a block of queries ends at the diagonal, which skips almost half; the softmax's denominator falls
-out of the product with the values, extended by a column of ones; and the backward pass reuses the exponentials of the
-forward pass instead of differentiating the softmax. 62 -> 33 ms for B 16, T 256, 6 heads of 64, causal, forward and
-backward (measured: 2 cores, medians, interleaved with the plain implementation).
+XLA's CPU backend has no fused attention, and most of the time goes into passes over the [T, S] scores. This file has
+fewer of them. A causal block of queries ends at the diagonal, which skips almost half. The softmax's denominator is one
+more column of the product with the values, which are extended by a column of ones. The backward pass reuses the
+exponentials of the forward pass instead of differentiating the softmax. 62 -> 33 ms for B 16, T 256, 6 heads of 64,
+causal, forward and backward (measured: 2 cores, medians, interleaved with the plain implementation).
 
 B batch, T queries, S keys, K key/value heads, G query heads per key head, H head width; lower-case t a block of
 queries, s the keys that it sees.
@@ -28,8 +28,13 @@ def attention(
 ) -> jax.Array:
     """softmax(q k^T scale) v in float32, [B, K, G, T, H]. Differentiable in reverse mode only.
 
-    Arguments: queries, keys, values; booleans [1 or B, 1 or T, S], True where attention is allowed (None: everywhere);
-    causal, a query sees keys at its own position and before (T == S), on top of `allowed_BTS`.
+    Args:
+      q_BKGTH: queries.
+      k_BKSH: keys.
+      v_BKSH: values.
+      allowed_BTS: booleans [1 or B, 1 or T, S], True where attention is allowed; None: everywhere.
+      causal: whether a query sees keys at its own position and before alone (T == S), besides `allowed_BTS`.
+      scale: of the scores.
     """
     return _forward(q_BKGTH, k_BKSH, v_BKSH, allowed_BTS, causal, scale)[0]
 
@@ -37,8 +42,8 @@ def attention(
 def _blocks(T: int, causal: bool) -> list[tuple[int, int]]:
     """(first, end) of each block of queries, all about as long: a short one costs as many operations as a long one.
 
-    Causal, as few as hold at most 64 each, for every block skips the part above the diagonal, but no more than eight.
-    Otherwise nothing is skipped, and blocks of up to 256 only keep the scores in the caches.
+    Causal blocks have at most 64 queries, because each skips the part above the diagonal, but there are at most eight.
+    Otherwise nothing is skipped, and blocks of up to 256 keep the scores in the CPU's caches.
     """
     count = min(8, -(-T // 64)) if causal else -(-T // 256)
     size = -(-T // count)
@@ -76,7 +81,7 @@ def _forward(q_BKGTH, k_BKSH, v_BKSH, allowed_BTS, causal, scale):
 
 
 def _backward(causal, scale, residuals, d_out_BKGTH):
-    """With p = w / z: d_scores = p (d_out v^T - sum(d_out out)); the division by z is folded into d_out."""
+    """With p = w / z: d_scores = p (d_out v^T - sum(d_out out)). d_out is divided by z first, the smaller array."""
     q_BKGTH, k_BKSH, v_BKSH, allowed_BTS, out_BKGTH, weights = residuals
     T, S = q_BKGTH.shape[3], k_BKSH.shape[2]
     inner_BKGT1 = jnp.sum(d_out_BKGTH * out_BKGTH, axis=-1, keepdims=True)
@@ -86,7 +91,7 @@ def _backward(causal, scale, residuals, d_out_BKGTH):
         d_out = d_out_BKGTH[..., first:end, :] / denominator
         d_weights = jnp.einsum("BKGtH,BKsH->BKGts", d_out, v_BKSH[:, :, :seen])
         d_scores = weights_BKGts * (d_weights - inner_BKGT1[..., first:end, :] / denominator)
-        if allowed_BTS is not None:  # a query that may see nothing has weights all the same, but no scores to move
+        if allowed_BTS is not None:  # a query that sees no key has weights too, but its scores are constants
             d_scores = jnp.where(_visible(allowed_BTS, causal, first, end, seen), d_scores, 0.0)
         d_q.append(jnp.einsum("BKGts,BKsH->BKGtH", d_scores, k_BKSH[:, :, :seen]) * scale)
         # With the head width before the keys, neither the weights nor their gradient has to be transposed.
@@ -94,7 +99,7 @@ def _backward(causal, scale, residuals, d_out_BKGTH):
         d_v.append(jnp.einsum("BKGtH,BKGts->BKHs", d_out, weights_BKGts))
 
     def total(parts: list[jax.Array]) -> jax.Array:
-        """The sum over blocks, each of which knows only the keys that it sees; [B, K, S, H]."""
+        """The sum over blocks, each with only the keys that it sees, [B, K, S, H]."""
         whole = [jnp.pad(part, [(0, 0), (0, 0), (0, 0), (0, S - part.shape[3])]) for part in parts]
         return jnp.swapaxes(functools.reduce(jnp.add, whole), 2, 3)
 

@@ -1,7 +1,6 @@
-"""The TPU's attention kernel, interpreted on the CPU: values and gradients against the plain implementation, whole and
-on meshes, and which sizes it takes."""
+"""The TPU's attention kernel, interpreted on the CPU: values and gradients against the plain implementation, with
+and without a mesh, and which sizes it takes."""
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.errors import InputError
+from transformer_jax.kernels import tpu, tpu_attention
 from transformer_jax.models import gpt
-from transformer_jax.nn import attention, attention_tpu, block, positions
+from transformer_jax.nn import attention, block, positions
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 
@@ -49,7 +49,7 @@ def run(implementation, mask, q, k, v, d_out):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """16 queries and keys to a block, so that 32 are several: loops, skipped blocks and the online softmax are used."""
-    monkeypatch.setattr(attention_tpu, "block", lambda length: 16)
+    monkeypatch.setattr(tpu_attention, "block", lambda length: 16)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -62,18 +62,18 @@ def test_it_is_the_plain_attention(name, small_blocks):
 
 @pytest.mark.parametrize("name", [name for name, ((T, S, N, K, _), _) in CASES.items() if (T, N) == (S, K)])
 def test_queries_keys_and_values_may_be_one_array(name, monkeypatch):
-    monkeypatch.setattr(attention_tpu, "block", lambda length: 32 if name == "a head of 128" else 16)
+    monkeypatch.setattr(tpu_attention, "block", lambda length: 32 if name == "a head of 128" else 16)
     (T, _, N, _, H), mask = CASES[name]
     q, k, v, d_out = operands(T, T, N, N, H)
     qkv_3BTD = jnp.stack([x.reshape(2, T, N * H) for x in (q, k, v)])
 
     @jax.jit
-    def together(qkv_3BTD, d_out):
-        attend = partial(attention.attend_together, mask=mask, head_width=H, scale=H**-0.5)
+    def fused(qkv_3BTD, d_out):
+        attend = partial(tpu.attend_fused, mask=mask, head_width=H, scale=H**-0.5)
         out, pull = jax.vjp(attend, qkv_3BTD)
         return out, *pull(d_out)[0]
 
-    got = together(qkv_3BTD, d_out.reshape(2, T, N * H))
+    got = fused(qkv_3BTD, d_out.reshape(2, T, N * H))
     for one, other in zip(got, run("xla", mask, q, k, v, d_out), strict=True):
         np.testing.assert_allclose(one.reshape(other.shape), other, atol=1e-5)
 
@@ -87,17 +87,16 @@ def test_a_block_makes_them_of_one_product():
     params = jax.tree.unflatten(tree, [x + y for x, y in zip(leaves, noise, strict=True)])
     x_BTD, d_out = (jax.random.normal(jax.random.key(i), (4, 16, 64)) for i in (1, 2))
 
-    def values(implementation, params, x_BTD):
-        changed = dataclasses.replace(cfg, attention=implementation)
-        apply = partial(block.apply, cfg=changed, mask=Mask(causal=True))
-        out, pull = jax.vjp(lambda p, x: apply(p, x_BTD=x)[0], params, x_BTD)
-        return out, pull(d_out)
+    def values(platform, params, x_BTD):
+        with kernels.use(platform):
+            out, pull = jax.vjp(lambda p, x: block.apply(p, cfg, x, mask=Mask(causal=True))[0], params, x_BTD)
+            return out, pull(d_out)
 
     with jax.set_mesh(sharding.make_mesh(data=2, tensor=2, fsdp=2)):
         program = jax.make_jaxpr(partial(values, "tpu"))(params, x_BTD)
         got = jax.jit(partial(values, "tpu"))(params, x_BTD)
     assert "3,4,16,64]" in str(program)
-    expected = jax.jit(partial(values, "xla"))(params, x_BTD)
+    expected = jax.jit(partial(values, "plain"))(params, x_BTD)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
 
@@ -110,13 +109,13 @@ def test_what_is_made_of_one_product():
         "named": {"attention": "xla"},
         "plain": {},
     }
-    assert [
-        name for name, changes in cases.items() if _is_together(gpt.Config(vocab_size=16, **(SMALL | changes)))
-    ] == ["plain"]
+    assert [name for name, changes in cases.items() if _is_fused(gpt.Config(vocab_size=16, **(SMALL | changes)))] == [
+        "plain"
+    ]
     with jax.set_mesh(sharding.make_mesh(data=4, sequence=2)):
-        assert not _is_together(gpt.Config(vocab_size=16, **SMALL))  # queries are cut, keys are not
+        assert not _is_fused(gpt.Config(vocab_size=16, **SMALL))  # queries are sharded, keys are not
     with jax.set_mesh(sharding.make_mesh(data=4, tensor=2)), pytest.raises(InputError, match="'heads' of size 3"):
-        _is_together(gpt.Config(vocab_size=16, **(SMALL | {"width": 48, "num_heads": 3})))
+        _is_fused(gpt.Config(vocab_size=16, **(SMALL | {"width": 48, "num_heads": 3})))
 
 
 SMALL: dict[str, Any] = {
@@ -124,12 +123,11 @@ SMALL: dict[str, Any] = {
     "num_layers": 1,
     "num_heads": 4,
     "max_length": 16,
-    "attention": "tpu",
     "dropout": 0.0,
 }
 
 
-def _is_together(cfg):
+def _is_fused(cfg):
     params = jax.eval_shape(lambda: params_lib.init(jax.random.key(0), block.declare(cfg)))
     x_BTD = jax.ShapeDtypeStruct((4, 16, cfg.width), jnp.float32)
     rope = jax.eval_shape(lambda: positions.rotary_angles(jnp.arange(16), cfg.head_width))
@@ -140,16 +138,16 @@ def _is_together(cfg):
         return block.apply(p, cfg, x, mask=Mask(causal=True), rope=rope, key=key)[0]
 
     attended = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("attend", "attend_together"):
-            patch.setattr(attention, name, partial(_noted, attended, name, cfg))
+    with pytest.MonkeyPatch.context() as patch, kernels.use("tpu"):
+        for module, name in ((attention, "attend"), (tpu, "attend_fused")):
+            patch.setattr(module, name, partial(_noted, attended, name, cfg))
         jax.eval_shape(apply, params, x_BTD, rope)
-    return attended == ["attend_together"]
+    return attended == ["attend_fused"]
 
 
 def _noted(attended, name, cfg, *arrays, **_):
     attended.append(name)
-    return jnp.zeros((4, 16, 64) if name == "attend_together" else (4, 16, cfg.num_heads, cfg.head_width))
+    return jnp.zeros((4, 16, 64) if name == "attend_fused" else (4, 16, cfg.num_heads, cfg.head_width))
 
 
 def test_a_length_of_one_block_need_not_divide():
@@ -188,7 +186,7 @@ def test_extreme_scores_do_not_overflow(small_blocks):
 
 @pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 4}, {"data": 2, "sequence": 2, "fsdp": 2}])
 def test_each_device_has_its_rows_queries_and_heads(sizes, small_blocks):
-    """A length that is cut: each device's queries have an offset, and the keys' gradients are summed."""
+    """A sharded length: each device's queries have an offset, and the keys' gradients are summed."""
     keys = jax.random.split(jax.random.key(1), 4)
     arrays = [jax.random.normal(key, (4, 32, 4, 64)) for key in keys]
     mask = Mask(causal=True, end_B=jnp.array([32, 20, 32, 9]))
@@ -200,7 +198,7 @@ def test_each_device_has_its_rows_queries_and_heads(sizes, small_blocks):
 
 
 def test_in_an_explicit_mesh(small_blocks):
-    """Types say where each operand lies, the ids that are made of lengths included."""
+    """Each operand has a sharding in its type, also the ids that are made of lengths."""
     *arrays, d_out = operands(32, 32, 2, 2, 64)
     lengths_B, axes = jnp.array([32, 20]), ("data", "fsdp", "sequence", "tensor")
     whole = run("xla", Mask(end_B=lengths_B), *arrays, d_out)
@@ -231,7 +229,7 @@ def test_inside_a_shard_map_of_the_caller(small_blocks):
 
 def test_which_sizes_it_takes():
     def fits(T, S, N, H, chip="TPU v5 lite", **changes):
-        return attention_tpu.fits(T, S, N, H, bytes_each=2, chip=chip, **changes)
+        return tpu_attention.fits(T, S, N, H, bytes_each=2, chip=chip, **changes)
 
     assert fits(1024, 1024, 12, 64) and fits(197, 197, 6, 64) and fits(257, 257, 16, 80) and fits(512, 512, 12, 64)
     assert fits(8192, 8192, 32, 128) and fits(1024, 77, 12, 64) and fits(1000, 1000, 12, 64)
@@ -241,4 +239,4 @@ def test_which_sizes_it_takes():
     assert not fits(2**17, 2**17, 12, 64)  # more than the vector memory holds
     assert not fits(8192, 8192, 32, 128, "TPU v4")
     assert fits(1024, 1024, 12, 64, "TPU v4")
-    assert fits(16384, 16384, 12, 64) and not fits(16384, 16384, 12, 64, together=True)  # all gradients whole
+    assert fits(16384, 16384, 12, 64) and not fits(16384, 16384, 12, 64, fused=True)  # all gradients whole

@@ -1,19 +1,20 @@
-"""Attention as a Pallas kernel for TPUs: the scores never leave the chip, and no head is laid out anew.
+"""Attention as a Pallas kernel for TPUs: the scores never leave the chip, and no head is copied to another layout.
 
-Queries, keys and values stay as the projections make them, [B, T, N * H], or where one product makes all three, as one
-array [3, B, T, N * H], which has one gradient. A program of the grid works on a block of
-columns: one head that is 128 wide, the two heads of 64 that share 128 lanes, or all heads where widths fit neither. So
-nothing is transposed or padded in memory before or after; in TPU programs with 64-wide heads that is a quarter of the
-time outside the kernel (measured in docs/performance.md by the compiler's estimate).
+Queries, keys and values are [B, T, N * H], as the projections make them, or one array [3, B, T, N * H] where one
+product makes all three, which then has one gradient. A program of the grid works on a block of columns: one head of
+width 128, the two heads of 64 that share 128 lanes, or all heads where widths fit neither. So nothing is transposed or
+padded in memory before or after the kernel. In TPU programs with 64-wide heads that is a quarter of the time outside
+the kernel (docs/performance.md, by the compiler's estimate).
 
-The scores are computed transposed, keys down and queries across, as in JAX's splash attention: what belongs to a query
-(its maximum, its sum, the log of its denominator) is then a row that broadcasts over sublanes and is stored as it is.
-Within a block of 128 lanes a head is singled out by zeros in the other's lanes, which costs nothing: the matrix unit
-contracts 128 lanes whether 64 of them are zero or not, and sums over the heads of a block fall into their own lanes.
+The scores are computed transposed, keys down and queries across, as in JAX's splash attention. The statistics of a
+query (its maximum, its sum, the log of its denominator) are then a row, which broadcasts over sublanes and is stored
+without a transposition. Within a block of 128 lanes, one head is selected by zeros in the other's lanes. This is free:
+the matrix unit contracts 128 lanes whether 64 of them are zero or not, and the sums of a block's heads are in separate
+lanes.
 
 The forward pass is the online softmax of FlashAttention (Dao et al. 2022, algorithm 1), which keeps the log of each
-query's denominator; the backward pass (Dao 2023, section 3.1.2) computes the probabilities again, once, for all three
-gradients. Blocks that the causal mask or the window hides altogether are not visited.
+query's denominator. The backward pass (Dao 2023, section 3.1.2) recomputes the probabilities, once, for all three
+gradients. Blocks that the causal mask or the window hides completely are not visited.
 
 B batch, T queries, S keys, N heads, H head width, J blocks of C columns, P = C // H heads of a block; t and s: queries
 and keys of a block.
@@ -30,31 +31,32 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-HIDDEN = -1e30  # finite: a query that sees nothing has numbers that nobody reads, not NaN
-FEW = 8  # with fewer queries or keys than a register has rows there is nothing to gain
-WHOLE = 1024  # up to so many queries or keys may be one block, if no smaller size divides them
-SMALL_VMEM = {
-    "TPU v4": 16 * 2**20
-}  # bytes of the vector memory in which a kernel works; later chips have 64 MiB or more
+HIDDEN = -1e30  # finite: the result of a query that sees no key is not used, but must not be NaN
+FEW = 8  # with fewer queries or keys than a register has rows the kernel gains nothing
+LARGEST_BLOCK = 1024  # queries or keys, where no smaller size divides them
+# Bytes of the vector memory in which a kernel works; later chips have 64 MiB or more.
+SMALL_VMEM = {"TPU v4": 16 * 2**20}
 
 
 class Shape(NamedTuple):
-    """What decides the program that is compiled: static and hashable."""
+    """What the compiled program depends on: static and hashable."""
 
     head_width: int
     scale: float
     causal: bool
     local: bool  # whether there is a window
-    together: bool  # whether queries, keys and values are one array [3, B, T, D], and so their gradients
+    fused: bool  # whether queries, keys and values are one array [3, B, T, D], and so their gradients
     chip: str
     interpret: bool
 
 
 def block(length: int) -> int | None:
-    """Queries or keys of a block; None where a length has no block that divides it."""
+    """The queries or keys of a block of a sequence of this `length`; None where no block divides it."""
     if length <= 256:
         return length
-    return next((size for size in (512, 384, 256, 128) if length % size == 0), length if length <= WHOLE else None)
+    return next(
+        (size for size in (512, 384, 256, 128) if length % size == 0), length if length <= LARGEST_BLOCK else None
+    )
 
 
 def fits(
@@ -65,21 +67,28 @@ def fits(
     *,
     bytes_each: int,
     chip: str,
-    together: bool = False,
+    fused: bool = False,
 ) -> bool:
-    """Whether the kernel computes these sizes: lengths that blocks divide, and what it holds at once fits the chip.
+    """Whether the kernel computes these sizes: blocks divide the lengths, and fit the chip's vector memory.
 
-    Arguments: on one device; bytes of an element; the device's kind, as JAX calls it; whether queries, keys and values
-    are one array.
+    Args:
+      num_queries: T on one device.
+      num_keys: S.
+      num_heads: N on one device.
+      head_width: H.
+      bytes_each: of an element.
+      chip: `jax.Device.device_kind`.
+      fused: whether queries, keys and values are one array.
     """
     t, s = block(num_queries), block(num_keys)
     if t is None or s is None or head_width % 16 or min(num_queries, num_keys) < FEW:
         return False
     C = _columns(num_heads, head_width)
-    # Twice, as the next are fetched meanwhile: whole q and o, or in the backward pass q, o, do and dq, with the sums
-    # for dq in float32; and keys and values, whole in the forward pass. One array has their gradients whole as well.
+    # Everything twice, because the next block is fetched meanwhile. Forward: a block of q and o, all of k and v.
+    # Backward: all of q, o, do and dq with its float32 sums, blocks of k and v and of their gradients, or all of the
+    # gradients where they are one array.
     forward = 2 * bytes_each * C * (2 * t + 2 * num_keys)
-    gradients = 3 * num_queries if together else num_queries + 2 * s
+    gradients = 3 * num_queries if fused else num_queries + 2 * s
     backward = 2 * bytes_each * C * (3 * num_queries + 2 * s + gradients) + 4 * C * (num_queries + 2 * s)
     working = 4 * t * s * 6
     return max(forward, backward) + working <= 0.75 * _vmem(chip)
@@ -90,7 +99,7 @@ def _vmem(chip: str) -> int:
 
 
 def _columns(num_heads: int, head_width: int) -> int:
-    """C: a block's columns, whole heads and whole lanes; all columns where no fewer are both."""
+    """C: a block's columns, a multiple of the head's width and of the lanes; else all columns."""
     width = num_heads * head_width
     for C in (head_width, LANES):
         if C % LANES == 0 and C % head_width == 0 and width % C == 0:
@@ -110,12 +119,18 @@ def attention(
     chip: str,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(q k^T scale) v of every head, [B, T, N * H], for one device's arrays.
+    """softmax(q k^T scale) v of every head, [B, T, N * H], for one device's arrays, whose sizes `fits` accepts.
 
-    Arguments: q [B, T, N * H], k and v [B, S, N * H], or the three as one array [3, B, T, N * H], whose gradient is
-    then one array as well; segments, int32 ([B, T], [B, S]): a query sees keys of its own
-    segment; the position of the first query among the keys, for causal and window; window: a query sees keys at most
-    this far from it; chip: the device's kind; interpret: run on a CPU, slowly. The sizes are such that `fits` holds.
+    Args:
+      operands: q [B, T, N * H], k and v [B, S, N * H]; or one array [3, B, T, N * H], which then has one gradient.
+      segments: int32 ([B, T], [B, S]); a query sees keys of its own segment. None: all keys.
+      offset: the position of the first query among the keys, for causal and window.
+      window: a query sees keys at most this far from it; None: all keys.
+      head_width: H.
+      causal: whether a query sees keys at its own position and before alone.
+      scale: of the scores.
+      chip: `jax.Device.device_kind`.
+      interpret: run on a CPU, slowly.
     """
     shape = Shape(head_width, scale, causal, window is not None, len(operands) == 1, chip, interpret)
     where = jnp.stack([jnp.asarray(offset, jnp.int32), jnp.asarray(0 if window is None else window, jnp.int32)])
@@ -152,7 +167,7 @@ def _heads(C: int, H: int) -> list[int]:
 
 
 def _one(x_tC: jax.Array, head: int, H: int) -> jax.Array:
-    """A head's columns of a block: in place, the others zero, where the block is as wide as the lanes, else cut out."""
+    """A head's columns of a block. A block as wide as the lanes keeps its shape, with zeros in the other columns."""
     C = x_tC.shape[1]
     if C == H:
         return x_tC
@@ -163,13 +178,13 @@ def _one(x_tC: jax.Array, head: int, H: int) -> jax.Array:
 
 
 def _operand(x_sC: jax.Array, head: int, H: int) -> jax.Array:
-    """What is multiplied with `_one` of the other side: where that has zeros, this may have anything."""
+    """What is multiplied with `_one` of the other side. Where that has zeros, the values here do not matter."""
     return x_sC if x_sC.shape[1] in (H, LANES) else x_sC[:, head * H : (head + 1) * H]
 
 
 def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     dims = (((contract[0],), (contract[1],)), ((), ()))
-    # Float32 operands are for tests and for who asks for them: then in full.
+    # Float32 operands are for tests and for exact results: no rounding to bfloat16.
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
@@ -195,9 +210,9 @@ def _scores(shape: Shape, k_sC, q_tC, head: int, first_key, first_query, where_r
 
 
 def _visited(shape: Shape, first, size: int, count: int, other: int, where_ref, *, keys: bool) -> tuple[Any, Any]:
-    """The first and the last but one block, of `count` with `other` positions each, that a block may meet.
+    """(first, end) of the blocks, of `count` with `other` positions each, that a block of the other side may meet.
 
-    keys: whether those are keys and the block at hand is queries, or the other way round.
+    `keys`: whether they are keys and the block is queries, or the reverse.
     """
     low: Any = 0
     high: Any = count
@@ -227,8 +242,8 @@ def _each(low, high, count: int, body) -> None:
 # ---------------------------------------------------------------------------------------------------------- forward
 
 
-# The kernels give and take the attended values as unsigned integers, their bits: of floats that it keeps,
-# `jax.checkpoint` makes a rounded copy, which costs a pass over memory where no product is there to take it on.
+# The kernels pass the attended values as unsigned integers, their bits. Of floats that it keeps, `jax.checkpoint`
+# makes a rounded copy, which is a pass over memory of its own where no product is there to fuse it with.
 BITS = {2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -238,7 +253,7 @@ def _forward(shape: Shape, operands, where_2, rows):
     t, s = block(T), block(S)
     assert t is not None and s is not None
     J, P, keys = D // C, C // H, S // s
-    q, k, v = operands * 3 if shape.together else operands
+    q, k, v = operands * 3 if shape.fused else operands
 
     def kernel(where_ref, *refs):
         ids_refs, (q_ref, k_ref, v_ref, o_ref, lse_ref, top, total, sums) = refs[: len(rows)], refs[len(rows) :]
@@ -270,7 +285,7 @@ def _forward(shape: Shape, operands, where_2, rows):
             mine, stat = slice(head * H, (head + 1) * H), slice(head, head + 1)
             sums[mine, :] = sums[mine, :] / total[stat, :]
         o_ref[...] = jax.lax.bitcast_convert_type(sums[...].T.astype(q_tC.dtype), o_ref.dtype)
-        # A query that sees nothing passes no gradient on: its probabilities, computed again, are 0.
+        # A query that sees no key has no gradient: its recomputed probabilities are 0.
         lse_ref[...] = jnp.where(top[...] > HIDDEN / 2, top[...] + jnp.log2(total[...]), 0.0)
 
     specs = [_spec(shape, which, t if which == 0 else S, C, every=which > 0) for which in range(3)]
@@ -313,7 +328,7 @@ def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
         (q_ref, k_ref, v_ref, o_ref, lse_ref, do_ref), refs = refs[:6], refs[6:]
         *out_refs, delta, dq_CT, dk_sums, dv_sums = refs
         first_key = pl.program_id(2) * s
-        if shape.together:
+        if shape.fused:
             own = pl.ds(pl.multiple_of(first_key, s), s) if s < S else slice(None)
             dq_ref, dk_ref, dv_ref = out_refs[0].at[0], out_refs[0].at[1, own], out_refs[0].at[2, own]
         else:
@@ -322,7 +337,7 @@ def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
         @pl.when(pl.program_id(2) == 0)
         def _begin() -> None:
             dq_CT[...] = jnp.zeros(dq_CT.shape, jnp.float32)
-            for i in range(queries):  # what each query's probabilities and their gradients sum to
+            for i in range(queries):  # the sum of each query's probabilities times their gradients
                 at = slice(i * t, (i + 1) * t)
                 o_tC = jax.lax.bitcast_convert_type(o_ref[at, :], do_ref.dtype)
                 both_Ct = (o_tC.astype(jnp.float32) * do_ref[at, :].astype(jnp.float32)).T
@@ -370,11 +385,11 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
     s = block(S)
     assert s is not None
     J, P = D // C, C // H
-    q, k, v = operands * 3 if shape.together else operands
+    q, k, v = operands * 3 if shape.fused else operands
 
     whole = pl.BlockSpec((None, T, C), lambda b, j, i: (b, 0, j))
     specs = [_spec(shape, which, T if which == 0 else s, C, every=which == 0) for which in range(3)]
-    gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))] if shape.together else specs
+    gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))] if shape.fused else specs
     ids_specs = [
         pl.BlockSpec((None, 1, T), lambda b, j, i: (b, 0, 0)),
         pl.BlockSpec((None, s, 1), lambda b, j, i: (b, i, 0)),
@@ -401,13 +416,15 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
 
 
 def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool) -> pl.BlockSpec:
-    """The block of queries (0), keys (1) or values (2) that a program sees: `rows` tokens, which are all (every) or
-    those of its place in the grid, and C columns."""
+    """The block of queries (0), keys (1) or values (2) that a program reads: `rows` tokens and C columns.
+
+    `every`: the tokens are all of them; else those of the program's index in the grid.
+    """
 
     def at(i):
         return 0 if every else i
 
-    if shape.together:
+    if shape.fused:
         return pl.BlockSpec((None, None, rows, C), lambda b, j, i: (which, b, at(i), j))
     return pl.BlockSpec((None, rows, C), lambda b, j, i: (b, at(i), j))
 
@@ -418,13 +435,13 @@ def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStr
 
 
 def _parameters(shape: Shape) -> Any:
-    # Rows and heads in any order; the blocks of a head one after the other, since its sums go on.
+    # Rows and heads in any order; the blocks of a head one after the other, since they add to its sums.
     order = (pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY)
     return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=int(0.95 * _vmem(shape.chip)))
 
 
 def _cost(shape: Shape, B: int, T: int, S: int, D: int, *, products: int, arrays: int) -> pl.CostEstimate:
-    """For the compiler's scheduler, which cannot look into the kernel."""
+    """For the compiler's scheduler, which does not see into the kernel."""
     share = 0.5 if shape.causal else 1.0
     return pl.CostEstimate(
         flops=int(2 * products * B * T * S * D * share),
