@@ -156,7 +156,7 @@ def check_sent(family: str, mesh: str) -> None:
     uses = {"gpt": 2, "bert": 2, "seq2seq": 3, "vit": 0}[family]  # of the one table: each has its gather and gradient
     parameters = sum(map(on_one, leaves.values())) + max(uses - 1, 0) * table
     vectors = 4 * sum(math.prod(p.shape) for name, p in leaves.items() if name.endswith("/bias"))
-    summed = parameters + 7 * vectors  # `sharding.add_bias` makes a bias's gradient as eight equal rows on a CPU
+    summed = parameters + 7 * vectors  # on CPUs a bias's gradient is computed as eight equal rows
     small = sum(on_one(p) for p in leaves.values() if len(p.shape) > 1 and not {*p.axes} & {*CUT_BY} - {"embed"})
     activations = 4 * collectives.ROWS // (data * fsdp) * collectives.LENGTH // sequence * cfg.width
     keys_values = 2 * activations * sequence // tensor

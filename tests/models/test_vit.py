@@ -153,7 +153,7 @@ def test_stochastic_depth_leaves_out_rows_more_often_the_deeper():
     np.testing.assert_allclose(np.corrcoef(there_BD[:, 1], there_BD[:, 4])[0, 1], 0.0, atol=0.1)
 
     p = jax.tree.map(lambda a: a[1], params["blocks"])
-    y_BTD, _ = block.apply(p, cfg, jnp.zeros((batch, 2, 8)), mask=Mask(), left_out=0.25, key=jax.random.key(1))
+    y_BTD, _ = block.apply(p, cfg, jnp.zeros((batch, 2, 8)), mask=Mask(), drop_path=0.25, key=jax.random.key(1))
     assert set(np.unique(np.asarray(y_BTD[..., 1]).round(5))) == {0.0, np.float32(4 / 3).round(5)}
     assert (y_BTD[:, 0] == y_BTD[:, 1]).all(), "a row as a whole"
     np.testing.assert_allclose(np.asarray(y_BTD)[:, 0, [1, 4]].mean(0), [1.0, 1.0], atol=0.05)
