@@ -23,11 +23,11 @@ came = False  # whether Ctrl-C was pressed: what raised KeyboardInterrupt may ha
 
 
 def install_in(*programs: str) -> None:
-    """Handles Ctrl-C in this process, unless somebody else does or it is ignored, as in a background job.
+    """Handles Ctrl-C in this process, unless it is ignored, as in a background job, or has another handler.
 
     Args:
-      programs: the names by which this process may have been started; others are left alone. "-m" is what Python calls
-        it as long as it looks for the module that it was told to run.
+      *programs: the names of the programs to handle it in. Python calls a program "-m" while it looks for the module
+        to run.
     """
     name = os.path.basename("".join(sys.argv[:1]))
     if name in programs and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -48,7 +48,7 @@ def test_resuming_is_skipping(file, sampling, prefetch):
 @pytest.mark.parametrize("hosts", [2, 3, 6])
 def test_the_hosts_parts_in_order_are_the_batch(file, hosts):
     windows = corpus.training_windows(file, 16, "epochs", seed=0)
-    parts = [take(6, windows, 12, 6, here=range(6 * p // hosts, 6 * (p + 1) // hosts)) for p in range(hosts)]
+    parts = [take(6, windows, 12, 6, local_rows=range(6 * p // hosts, 6 * (p + 1) // hosts)) for p in range(hosts)]
     for k, batch in enumerate(take(6, windows, 12, 6)):
         assert equal(batch, {name: np.concatenate([part[k][name] for part in parts]) for name in batch})
 
@@ -56,7 +56,7 @@ def test_the_hosts_parts_in_order_are_the_batch(file, hosts):
 def test_a_host_may_have_rows_that_are_no_neighbours(file):
     """As on a torus of TPUs."""
     windows = corpus.training_windows(file, 16, "epochs", seed=0)
-    (part,), (whole,) = take(1, windows, 12, 6, here=[0, 1, 4]), take(1, windows, 12, 6)
+    (part,), (whole,) = take(1, windows, 12, 6, local_rows=[0, 1, 4]), take(1, windows, 12, 6)
     assert equal(part, {name: x[[0, 1, 4]] for name, x in whole.items()})
 
 
@@ -80,7 +80,7 @@ def test_a_finite_set_ends_with_a_full_batch_padded_with_weight_zero(file, hosts
     dataset = windows if stacked else grain.MapDataset.source(windows)
     assert len(windows) % 8 == 4  # so that with 4 hosts two of them have nothing but padding
     shares = [range(8 * p // hosts, 8 * (p + 1) // hosts) for p in range(hosts)]
-    parts = [list(pipeline.batches(dataset, 0, 8, here=share)) for share in shares]
+    parts = [list(pipeline.batches(dataset, 0, 8, local_rows=share)) for share in shares]
     whole = [{k: np.concatenate([part[i][k] for part in parts]) for k in parts[0][i]} for i in range(len(parts[0]))]
     assert len(whole) == -(-len(windows) // 8)
     assert all(batch["inputs"].shape == (8, 16) for batch in whole)

@@ -57,7 +57,7 @@ def test_a_run_as_its_observers_hear_it(tmp_path, capsys):
         observing.save(1)
         observing.evaluation(9, "test", {"f1": math.inf, "loss": np.float32(0.5)})
         observing.end({"step": 9})
-        observing.say("a line")
+        observing.print_line("a line")
     calls = [
         ("start", "a1"),
         ("row", 1, 2.5),
@@ -92,7 +92,7 @@ def test_only_one_host_is_heard(tmp_path, capsys):
     heard = Heard()
     with observe.start((heard,), facts(tmp_path), primary=False) as observing:
         observing.row({"step": 1, "loss": 2.5})
-        observing.say("a line")
+        observing.print_line("a line")
     assert heard.calls == [] and capsys.readouterr().out == "" and not list(tmp_path.iterdir())
 
 

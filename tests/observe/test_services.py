@@ -216,7 +216,7 @@ def test_a_process_that_dies_is_logged_once(tmp_path, package, capfd):
 
 def test_a_service_that_hangs_costs_a_bounded_wait(tmp_path, package, capfd, monkeypatch):
     package("wandb", "import time; time.sleep(1000)")
-    monkeypatch.setattr(sending, "ROOM", 0)
+    monkeypatch.setattr(sending, "QUEUE_SIZE", 0)
     monkeypatch.setattr(sending, "WAIT", 0.5)
     began = time.monotonic()
     with observe.start(observe.named("wandb"), facts(tmp_path), primary=True) as observing:

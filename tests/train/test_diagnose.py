@@ -48,14 +48,16 @@ def test_skipped_steps_are_counted_in_a_row():
     watch = diagnose.Watch(limit=2, spike=10.0, skipped=4)
 
     def note(step, skipped, loss=1.0, grad_norm=2.0, **more):
-        return list(watch.note(step, {"skipped": skipped, "loss": loss, "grad_norm": grad_norm, **more}))
+        return list(watch.update(step, {"skipped": skipped, "loss": loss, "grad_norm": grad_norm, **more}))
 
-    assert note(1, 4) == [] and not watch.hopeless
+    assert note(1, 4) == [] and not watch.limit_reached
     assert note(2, 5, loss=np.nan) == ["step 2 skipped, 1 in a row: its loss is nan"]
     assert note(3, 5, deviations=9.0) == [] and watch.in_a_row == 0
     assert note(4, 5, 30.0, deviations=58.2) == ["step 4: its loss 30 is a spike, 58 deviations above the last ones"]
-    assert note(5, 6, grad_norm=np.inf) == ["step 5 skipped, 1 in a row: its gradient is inf"] and not watch.hopeless
-    assert note(6, 7, np.inf, np.nan) == ["step 6 skipped, 2 in a row: its loss is inf"] and watch.hopeless
+    assert (
+        note(5, 6, grad_norm=np.inf) == ["step 5 skipped, 1 in a row: its gradient is inf"] and not watch.limit_reached
+    )
+    assert note(6, 7, np.inf, np.nan) == ["step 6 skipped, 2 in a row: its loss is inf"] and watch.limit_reached
 
 
 # ---- Where it is

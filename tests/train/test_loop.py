@@ -347,7 +347,7 @@ def test_a_damaged_best_step_gives_way_to_the_newest_for_the_test_set(tiny, tmp_
     results = loop.run(short, tmp_path / "run", load=restore.load)
     assert results.step == 2 and results.test["score"] == 2.0
     out = capsys.readouterr().out
-    assert "step 1, the best on validation, is damaged, so step 2 it is: " in out and "test set, by step 2: " in out
+    assert "step 1, the best on validation, is damaged; step 2 is used: " in out and "test set, by step 2: " in out
     assert json.loads((tmp_path / "run/results.json").read_text())["best_step"] is None
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["test/score"]) for row in rows if "test/score" in row] == [(2, 2.0)]

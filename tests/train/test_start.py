@@ -56,7 +56,7 @@ def test_the_trunk_is_theirs_and_the_heads_are_said():
     jax.tree.map(same, made["classification"], scratch["classification"])
     assert "model.width is 8 as in runs/mlm, not 16" in said
     assert "head 'classification': initialised from scratch (runs/mlm has none)" in said
-    assert "head 'mlm' of runs/mlm: left out" in said
+    assert "head 'mlm' of runs/mlm: dropped" in said
     assert "head 'pair': as in runs/mlm; to initialise it from scratch, give --fresh pair" in said
 
 

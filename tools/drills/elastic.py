@@ -73,7 +73,7 @@ def work_as(mine: str, action: str, folder: Path, layouts: Sequence[str]) -> dic
     program = programs.make(experiment, mesh)
     prepared = experiment.task.prepare(experiment.data, program.model, seed=0)
     places = {name: leaf.sharding for name, leaf in program.batch.items()}
-    rows = batch_lib.here(places["inputs"], experiment.train.batch_size)
+    rows = batch_lib.local_rows(places["inputs"], experiment.train.batch_size)
 
     def digest(tree: Any) -> str:
         whole = multihost_utils.process_allgather(tree, tiled=True) if processes > 1 else jax.device_get(tree)
@@ -82,7 +82,7 @@ def work_as(mine: str, action: str, folder: Path, layouts: Sequence[str]) -> dic
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def batch(first: int) -> dict[str, jax.Array]:
-        made = pipeline.batches(prepared.train, first, experiment.train.batch_size, here=rows, prefetch=0)
+        made = pipeline.batches(prepared.train, first, experiment.train.batch_size, local_rows=rows, prefetch=0)
         return batch_lib.place(next(iter(made)), places)
 
     def facts(state: state_lib.TrainState, consumed: int) -> dict[str, Any]:

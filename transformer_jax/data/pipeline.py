@@ -108,7 +108,7 @@ def batches(
     first_row: int,
     batch_size: int,
     *,
-    here: Sequence[int] | None = None,
+    local_rows: Sequence[int] | None = None,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """This host's rows of the global batches that start at `first_row`, `first_row + batch_size`, ...
@@ -120,7 +120,7 @@ def batches(
         padded with rows of zeros, so their "weights" are 0.
       first_row: the first row of the first batch.
       batch_size: rows in a global batch.
-      here: the rows of a global batch that this host makes, such as range(4, 8), in increasing order; None: all.
+      local_rows: the rows of a global batch that this host makes, such as range(4, 8), in increasing order; None: all.
       prefetch: batches that a thread makes ahead; 0: each batch is made when it is read.
 
     Raises:
@@ -130,26 +130,26 @@ def batches(
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} must be 1 or more")
-    here = range(batch_size) if here is None else here
-    if not 0 <= here[0] <= here[-1] < batch_size or first_row < 0 or prefetch < 0:
-        raise ValueError(f"{here=} of {batch_size=}, {first_row=}, {prefetch=}")
+    local_rows = range(batch_size) if local_rows is None else local_rows
+    if not 0 <= local_rows[0] <= local_rows[-1] < batch_size or first_row < 0 or prefetch < 0:
+        raise ValueError(f"{local_rows=} of {batch_size=}, {first_row=}, {prefetch=}")
     starts = range(first_row, len(dataset), batch_size)
-    parts = ([start + row for row in here] for start in starts)
+    parts = ([start + row for row in local_rows] for start in starts)
     return _ahead(dataset, parts, prefetch) if prefetch else (_make(dataset, rows) for rows in parts)
 
 
 def _make(dataset: Dataset, rows: Sequence[int]) -> Batch:
     try:
-        here = [row for row in rows if row < len(dataset)]
-        if len(here) == len(rows):
+        existing = [row for row in rows if row < len(dataset)]
+        if len(existing) == len(rows):
             return _stack(dataset, rows)
         padding = _stack(dataset, [len(dataset) - 1])
         if "weights" not in padding:
             raise ValueError('examples without "weights" cannot be padded to a full batch')
-        zeros = {name: np.zeros((len(rows) - len(here), *a.shape[1:]), a.dtype) for name, a in padding.items()}
-        if not here:
+        zeros = {name: np.zeros((len(rows) - len(existing), *a.shape[1:]), a.dtype) for name, a in padding.items()}
+        if not existing:
             return zeros
-        return {name: np.concatenate([a, zeros[name]]) for name, a in _stack(dataset, here).items()}
+        return {name: np.concatenate([a, zeros[name]]) for name, a in _stack(dataset, existing).items()}
     except Exception as error:
         where = f"data rows {rows[0]}-{rows[-1]}"
         if isinstance(error, InputError):

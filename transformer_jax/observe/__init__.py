@@ -6,7 +6,7 @@
         observing.save(100)
         observing.end(results)
 
-`contracts.Observer` is what an observer may hear; docs/logging.md shows how to write one.
+`contracts.Observer` states the events of a run; docs/logging.md shows how to write an observer.
 """
 
 from transformer_jax.observe.json_lines import JsonLines, read_rows

@@ -1,8 +1,8 @@
-"""metrics.jsonl: the rows of a run, one JSON object a line.
+"""metrics.jsonl: the rows of a run, one JSON object per line.
 
-Training rows have `loss`; evaluation rows `validation/...` or `test/...`. A resumed run reads its best step and its
-patience from this file, so what cannot be written here ends the run. Lines are appended; when lines have to go, a new
-file takes the old one's place.
+Training rows have `loss`; evaluation rows have `validation/...` or `test/...`. A resumed run reads its best step and
+its patience from this file; therefore an error of the disk ends the run. Lines are appended. To remove lines, the file
+is replaced by a new one.
 """
 
 import json
@@ -16,14 +16,14 @@ from transformer_jax import files
 from transformer_jax.contracts import Observer, Report, Row, RunFacts
 
 NAME = "metrics.jsonl"
-LONGEST = 2**20  # bytes of a line
+LONGEST = 2**20  # bytes of a line; the rest of a longer one is skipped as a line that is not a row
 
 
 class JsonLines(Observer):
-    """Writes FOLDER/metrics.jsonl. Raises what the disk answers."""
+    """Writes FOLDER/metrics.jsonl. Errors of the disk are raised."""
 
     def start(self, run: RunFacts) -> None:
-        """Opens the file. Rows after the run's first step, which a killed run has left, are removed."""
+        """Opens the file, and removes the rows after the run's first step, which a killed run has written."""
         self.path = run.folder / NAME
         rows = _up_to(self.path, run.first_step) if self.path.exists() else []
         self.evaluated = {_evaluation(row) for row in rows}
@@ -33,21 +33,21 @@ class JsonLines(Observer):
         self._write(row)
 
     def evaluation(self, step: int, name: str, report: Report) -> None:
-        """Writes the numbers, unless they are there: a run that is resumed at its end evaluates again."""
+        """Writes the numbers, unless the file has them: a run that is resumed at its end evaluates again."""
         numbers = {f"{name}/{key}": value for key, value in report.items() if not isinstance(value, str)}
         row = {"step": step} | numbers
         if numbers and _evaluation(row) not in self.evaluated:
             self._write(row)
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        """One line, which is in the file when this returns. JSON has no NaN: a number that is not finite is null."""
+        """Appends and flushes one line. A number that is not finite is written as null, because JSON has no NaN."""
         self.file.write(
             json.dumps({name: x if math.isfinite(x) else None for name, x in row.items()}, default=float) + "\n"
         )
         self.file.flush()
 
     def save(self, step: int) -> None:
-        """No checkpoint is on the disk before its rows: the choice of the best step needs them."""
+        """Syncs the file, so that no checkpoint is on the disk before its rows: they choose the best step."""
         os.fsync(self.file.fileno())
 
     def end(self, results: Mapping[str, Any]) -> None:
@@ -55,13 +55,21 @@ class JsonLines(Observer):
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none where there is no file. Lines that are no rows are left out, such as a last one
-    that a kill truncated. Raises `InputError` where it is no regular file."""
+    """The rows of a metrics.jsonl; [] where there is no file.
+
+    Lines that are not rows are skipped, such as a last line that a killed run left incomplete.
+
+    Args:
+      path: the file.
+
+    Raises:
+      InputError: it is not a regular file.
+    """
     return [row for _, row in _lines(path) if row is not None] if path.exists() else []
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line with its row; None where it is no row."""
+    """Each line with its row; None where it is not a row."""
     with files.opened(path, inside=path.parent) as file:
         while line := file.readline(LONGEST):
             try:
@@ -73,7 +81,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
 
 
 def _up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of steps up to this one. Removes the other lines from the file; leaves it alone where there are none."""
+    """The rows up to a step. All other lines are removed from the file."""
     lines = list(_lines(path))
     kept = [(line, row) for line, row in lines if line.endswith(b"\n") and row is not None and row["step"] <= step]
     if len(kept) < len(lines):
@@ -83,5 +91,5 @@ def _up_to(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _evaluation(row: Mapping[str, Any]) -> tuple[float, frozenset[str]]:
-    """What an evaluation is known by: its step and the names of its numbers."""
+    """The identity of an evaluation: its step and the names of its numbers."""
     return row["step"], frozenset(row)

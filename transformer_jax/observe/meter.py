@@ -1,8 +1,8 @@
-"""How fast a run goes: rows of metrics from the metrics of steps, and the share of the time that is training.
+"""The speed of a run: rows of metrics from the metrics of steps, and goodput, the share of the time spent in steps.
 
-FLOPs are those of the model's mathematics, not of the hardware: no recomputation, no masked half subtracted (PaLM,
-appendix B: 6 per parameter that multiplies and token, 12*L*N*H*T for attention). MFU is their rate over the peak dense
-bfloat16 rate in `PEAK_FLOPS`.
+FLOPs are those of the model, not of the hardware: recomputation is not counted, and the masked half of causal attention
+is not subtracted (PaLM, appendix B: per token 6 per parameter of a matrix product, and 12*L*N*H*T for attention). MFU
+is their rate divided by the peak dense bfloat16 rate in `PEAK_FLOPS`.
 """
 
 import collections
@@ -15,7 +15,7 @@ import jax
 
 from transformer_jax.observe.terminal import duration
 
-# Peak dense bfloat16 FLOP/s of one device, by a part of its `device_kind`, the more particular first.
+# Peak dense bfloat16 FLOP/s of one device, by a part of its `device_kind`. The first match counts: longer names first.
 # Sources: cloud.google.com/tpu/docs (system architecture pages), NVIDIA's data sheets (SXM parts, without sparsity).
 PEAK_FLOPS = {
     "TPU v6": 918e12,
@@ -31,21 +31,21 @@ PEAK_FLOPS = {
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
-    """The peak dense bfloat16 FLOP/s of these devices together; None where it is not known (every CPU)."""
+    """The peak dense bfloat16 FLOP/s of all `devices`; None where it is not known, as for every CPU."""
     known = next((peak for part, peak in PEAK_FLOPS.items() if part in devices[0].device_kind), None)
     return None if known is None else known * len(devices)
 
 
 class Meter:
-    """Turns the metrics of steps into rows, and knows how fast they come.
+    """Makes rows from the metrics of steps, and measures the rate of steps.
 
-    Arguments:
-      first_step: the step the run goes on from.
+    Args:
+      first_step: the step that the run resumes from; 0 for a new run.
       steps: the run's last step, for the time left.
       tokens_per_step: positions of one batch, padding included; of the targets where there are sources and targets.
-      unit: what these are if not tokens, "images".
       flops_per_step: of one batch, forward and backward.
-      peak: the peak FLOP/s of all devices together; None where it is not known, and no MFU is given.
+      peak: the peak FLOP/s of all devices; None where it is not known: then rows have no MFU.
+      unit: the name of what `tokens_per_step` counts, such as "images".
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Meter:
         self.flops_per_step, self.peak, self.unit = flops_per_step, peak, unit
         self.began = self.since = time.perf_counter()
         self.waited = 0.0
-        self.spent: dict[str, float] = collections.defaultdict(float)  # seconds of the loop that were not steps
+        self.spent: dict[str, float] = collections.defaultdict(float)  # activity -> seconds outside of steps
 
     def row(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
-        """The row of this step. Waits for its metrics; rates are over the steps since the last row."""
+        """The row of `step`; it waits for its `metrics`. Rates are over the steps since the previous row."""
         values = jax.device_get(metrics)
         row = {"step": float(step)}
         row |= {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in values["sums"].items()}
@@ -84,8 +84,8 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is the wait for a batch: its share of the time is a row's "data_wait". The device may
-        still be busy meanwhile, so it idles for no more than this."""
+        """Measures the wait for a batch. Its share of the time is a row's "data_wait", an upper bound of the device's
+        idle time: the device may still compute the previous step."""
         before = time.perf_counter()
         yield
         self.waited += time.perf_counter() - before
@@ -93,7 +93,7 @@ class Meter:
 
     @contextmanager
     def pause(self, what: str) -> Iterator[None]:
-        """What happens inside, such as "evaluating" or "saving", is not counted as time of training."""
+        """Measures an activity outside of steps, `what`, such as "evaluating" or "saving"."""
         before = time.perf_counter()
         try:
             yield
@@ -102,14 +102,14 @@ class Meter:
             self.spent[what] += time.perf_counter() - before
 
     def stop(self) -> None:
-        """The last step has been taken. What is paused for afterwards is no time between steps."""
+        """Called after the last step: later pauses are not subtracted from the time of steps."""
         self.stepping = max(0.0, time.perf_counter() - self.began - sum(self.spent.values()))
 
     def goodput(self, seconds: float) -> float:
-        """The share of `seconds`, a run's whole time, that went into steps."""
+        """The share of `seconds`, the run's whole time, that was spent in steps."""
         return self.stepping / seconds
 
     def goodput_in_words(self, seconds: float) -> str:
-        """The goodput, and what the loop did beside steps."""
+        """The goodput of a run of `seconds`, and the seconds of every other activity, for people."""
         pauses = ", ".join(f"{what} {spent:.1f} s" for what, spent in self.spent.items()) or "no pauses"
         return f"goodput {self.goodput(seconds):.1%}: the share of {duration(seconds)} spent in steps; {pauses}"

@@ -1,6 +1,6 @@
 """MLflow, https://mlflow.org: `pip install transformer-jax[mlflow]`, `--log mlflow`.
 
-Its own environment variables hold: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
+MLflow's environment variables apply: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
 """
 
 import os
@@ -13,12 +13,12 @@ from transformer_jax.contracts import RunFacts
 from transformer_jax.observe.scalars import Scalars
 
 TAG = "transformer_jax.run_id"
-PARAMS = 100  # of one request: MLflow's own bound
-LONGEST = 500  # characters of a value: what every version of MLflow takes
+PARAMS = 100  # MLflow's limit for one request
+LONGEST = 500  # characters of a value that every version of MLflow accepts
 
 
 class MLflow(Scalars):
-    """Logs a run to MLflow. A resumed run is found by its tag and goes on."""
+    """Logs a run to MLflow. A resumed run is found by its tag and continued."""
 
     def start(self, run: RunFacts) -> None:
         import mlflow
@@ -33,7 +33,7 @@ class MLflow(Scalars):
         print(f"mlflow: run {self.run} of experiment {name}, {mlflow.get_tracking_uri()}")
 
     def _create(self, experiment: str, run: RunFacts) -> str:
-        """A new run with the config as its parameters, which MLflow never changes."""
+        """A new run with the config as its parameters, which cannot be changed later."""
         from mlflow.entities import Param
 
         tags = {TAG: run.run_id, "mlflow.source.name": run.workdir}

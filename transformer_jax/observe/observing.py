@@ -1,7 +1,7 @@
-"""Passes what happens in a run to its observers.
+"""Passes the events of a run to its observers.
 
-The terminal and metrics.jsonl belong to the run: what they raise ends it. Any other observer that raises is logged in
-one line and dropped, and the run goes on with the same bits.
+An error of the terminal or of metrics.jsonl ends the run, which needs them. An error of any other observer is logged in
+one line and the observer is dropped; the run computes the same numbers without it.
 """
 
 import sys
@@ -14,26 +14,28 @@ from transformer_jax.observe.json_lines import JsonLines
 from transformer_jax.observe.tensorboard import TensorBoard
 from transformer_jax.observe.terminal import Terminal
 
-DEFAULT = (JsonLines, Terminal, TensorBoard)  # every run has these, before all others
+DEFAULT = (JsonLines, Terminal, TensorBoard)  # the observers of every run; they are called before all others
 
 
 def start(observers: Sequence[Observer], facts: RunFacts, *, primary: bool) -> "Observing":
-    """The observers of a run, started: those of `DEFAULT` and the given ones, in this order.
+    """Starts the observers of a run: those of `DEFAULT` and the given ones, in this order.
 
     Args:
       observers: values with any of the methods of `contracts.Observer`; a method that is absent does nothing.
       facts: passed to the `start` of each.
-      primary: whether this is host 0; on any other host nothing is called.
+      primary: whether this is host 0; on other hosts no observer is called.
 
-    Returns: an `Observing`, to use as a context manager, whose exit ends the observers if `end` has not been called.
+    Returns:
+      A context manager; its exit calls `end` if it has not been called.
 
-    Raises: `OSError` where metrics.jsonl cannot be written.
+    Raises:
+      OSError: metrics.jsonl cannot be written.
     """
     return Observing(observers if primary else (), facts, primary)
 
 
 class Observing:
-    """The observers of one run. `start` makes it."""
+    """The observers of one run; `start` constructs it."""
 
     def __init__(self, observers: Sequence[Observer], facts: RunFacts, primary: bool) -> None:
         self.terminal = Terminal()
@@ -49,19 +51,19 @@ class Observing:
         self.end({})
 
     def row(self, row: Row) -> None:
-        """A row of training metrics."""
+        """Passes on a row of training metrics."""
         self._call("row", row)
 
     def evaluation(self, step: int, name: str, report: Report) -> None:
-        """The numbers of the set `name` after `step` steps."""
+        """Passes on the numbers of the set `name` after `step` steps."""
         self._call("evaluation", step, name, report)
 
     def save(self, step: int) -> None:
-        """A checkpoint is about to be written: the rows up to it are on the disk when this returns."""
+        """Called before the checkpoint of `step` is written: puts the rows up to it on the disk."""
         self._call("save", step)
 
     def end(self, results: Mapping[str, Any]) -> None:
-        """The run has ended. `say` still prints; a second call does nothing."""
+        """Ends the observers. `print_line` still prints; a second call does nothing."""
         if self.ended:
             return
         self.ended = True
@@ -70,10 +72,10 @@ class Observing:
         finally:
             self._call_optional("end", results)
 
-    def say(self, line: str) -> None:
-        """Prints a line on the terminal."""
+    def print_line(self, line: str) -> None:
+        """Prints a line on the terminal of host 0."""
         if self.required:
-            self.terminal.say(line)
+            self.terminal.print_line(line)
 
     def _call(self, method: str, *arguments: Any) -> None:
         self._call_required(method, *arguments)
@@ -84,26 +86,32 @@ class Observing:
             call(observer, method, arguments)
 
     def _call_optional(self, method: str, *arguments: Any) -> None:
-        """Calls a method of the observers that the run can do without; drops those that raise."""
+        """Calls a method of the observers that the run does not need; drops those that raise."""
         for observer in list(self.optional):
             try:
                 call(observer, method, arguments)
             except extras.Missing as missing:
                 self.optional.remove(observer)
-                self.say(f"not written: {missing}")
+                self.print_line(f"not written: {missing}")
             except (Exception, SystemExit) as error:
                 self.optional.remove(observer)
                 print(dropped(observer, error), file=sys.stderr, flush=True)
 
 
 def call(observer: Observer, method: str, arguments: Sequence[Any]) -> None:
-    """Calls the method, if the observer has it, with mappings that are its own to change."""
+    """Calls a method of an observer, if it has one of this name.
+
+    Args:
+      observer: any value.
+      method: the name.
+      arguments: of the method; mappings are copied, so that an observer may change them.
+    """
     if hasattr(observer, method):
         getattr(observer, method)(*(dict(x) if isinstance(x, Mapping) else x for x in arguments))
 
 
 def dropped(observer: object, error: BaseException) -> str:
-    """The line that is logged when an observer is dropped."""
+    """The line that is logged when `observer` is dropped because of `error`."""
     message = " ".join(str(error).split())[:300]
     why = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"observer {type(observer).__name__} is dropped and the run goes on without it: {why}"

@@ -1,4 +1,4 @@
-"""The loss curves as a picture."""
+"""The loss curves as a figure."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,15 @@ from transformer_jax import extras, files
 
 
 def plot_loss(rows: list[dict[str, Any]], path: Path) -> None:
-    """The training and validation curves as a PNG. The validation loss is the first number of its rows that begins with
-    "loss"; the rest of its name is the unit."""
+    """Draws the training and validation losses as a PNG.
+
+    The validation loss is the first number of the validation rows whose name begins with "loss"; the rest of the name
+    is the unit.
+
+    Args:
+      rows: of metrics.jsonl.
+      path: the file to write.
+    """
     extras.need("matplotlib", "a picture of the loss curve")
     from matplotlib.figure import Figure
 

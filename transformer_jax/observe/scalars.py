@@ -1,16 +1,22 @@
-"""What most services take: numbers by name at a step."""
+"""An observer that receives numbers by name, the form that most services take."""
 
+import abc
 from collections.abc import Mapping
 
 from transformer_jax.contracts import Observer, Report, Row
 
 
 class Scalars(Observer):
-    """An observer that only has to say how it logs numbers."""
+    """An observer that defines only `log`."""
 
+    @abc.abstractmethod
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Takes the numbers of a step: `train/loss`, ... of a row, `validation/...` and `test/...` of an evaluation."""
-        raise NotImplementedError
+        """Logs numbers.
+
+        Args:
+          step: steps taken.
+          numbers: `train/loss`, ... of a row; `validation/...` or `test/...` of an evaluation.
+        """
 
     def row(self, row: Row) -> None:
         self.log(int(row["step"]), {f"train/{name}": float(value) for name, value in row.items() if name != "step"})

@@ -1,9 +1,9 @@
-"""Services, which may be down, slow or full: each is served by a process of its own (`serving`), behind a queue.
+"""Tracking services, which may be down, slow or full: a process per service (`serving`), behind a queue.
 
-The loop puts what happens into the queue and goes on; a thread writes it to the process. What does not fit into the
-queue is dropped and counted. So the run's own process never imports a service's package, whose threads, hooks and
-exit could otherwise hold it up: W&B alone waits 90 s at exit for a server that does not answer, and without a limit for
-its own process. A run that is killed closes the pipe, and the service is told that the run has ended.
+The loop puts each event into the queue and continues; a thread writes it to the process. Events that do not fit into
+the queue are dropped and counted. Therefore the run's own process never imports a service's package, whose threads,
+hooks and exit could block it: W&B waits 90 s at exit for a server that does not answer, and without a limit for its own
+process. When a run is killed its pipe closes, and the service is notified that the run has ended.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from typing import Any
 
 from transformer_jax.contracts import Observer, Report, Row, RunFacts
 
-ROOM = 10_000  # calls that may wait for a service
+QUEUE_SIZE = 10_000  # calls that may wait for a service
 WAIT = 30.0  # seconds for all services at the end of a run
-HURRY = 10.0  # the same after a signal: a machine that is taken away leaves about 30 for everything
-FAILED = 3  # exit code of a process that has logged why its observer is dropped
+WAIT_AFTER_SIGNAL = 10.0  # a preempted machine leaves about 30 s for everything
+FAILED = 3  # exit code of a process that has logged itself why its observer is dropped
 
 
 class Sending(Observer):
-    """Passes a run on to the services of these names."""
+    """Passes the events of a run to the services of these names."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -42,11 +42,11 @@ class Sending(Observer):
         self._put("evaluation", step, name, report)
 
     def end(self, results: Mapping[str, Any]) -> None:
-        """Waits until the services have taken everything, but not longer than `WAIT` or `HURRY`."""
-        latest = time.monotonic() + (WAIT if results else HURRY)
+        """Waits until the services have received everything, but not longer than `WAIT` or `WAIT_AFTER_SIGNAL`."""
+        deadline = time.monotonic() + (WAIT if results else WAIT_AFTER_SIGNAL)
         self._put("end", results)
         for sender in self.senders:
-            sender.close(latest)
+            sender.close(deadline)
 
     def _put(self, *call: Any) -> None:
         for sender in self.senders:
@@ -63,7 +63,7 @@ class _Sender:
             [sys.executable, "-m", "transformer_jax.observe.serving", name],
             stdin=subprocess.PIPE,
             env=environment(),
-            start_new_session=True,  # Ctrl-C is for the run, which then says that it ends
+            start_new_session=True,  # so that Ctrl-C reaches only the run, which then sends `end`
         )
         self.thread = threading.Thread(target=self._write, daemon=True)
         self.thread.start()
@@ -71,13 +71,13 @@ class _Sender:
     def put(self, call: tuple[Any, ...]) -> None:
         if not self.thread.is_alive():
             return
-        if call[0] == "end" or self.calls.qsize() < ROOM:
+        if call[0] == "end" or self.calls.qsize() < QUEUE_SIZE:
             self.calls.put(call)
         else:
             self.missed += 1
 
     def _write(self) -> None:
-        """Writes calls to the process, a JSON list a line, until the run or the process ends."""
+        """Writes calls to the process, a JSON list per line, until the run or the process ends."""
         assert self.process.stdin is not None
         try:
             with self.process.stdin as pipe:
@@ -86,18 +86,18 @@ class _Sender:
                     method, *arguments = self.calls.get()
                     pipe.write(json.dumps([method, *arguments], default=_plain).encode() + b"\n")
                     pipe.flush()
-        except OSError:  # nobody reads the pipe
+        except OSError:  # the process has ended, so that nothing reads the pipe
             self._log_exit(self.process.wait())
 
-    def close(self, latest: float) -> None:
-        """Waits for the process until `latest` by `time.monotonic`, then kills it; logs what it has not got."""
-        self.thread.join(max(0.0, latest - time.monotonic()))
+    def close(self, deadline: float) -> None:
+        """Waits for the process until `deadline`, a `time.monotonic`, then kills it. Logs how many calls it missed."""
+        self.thread.join(max(0.0, deadline - time.monotonic()))
         if self.missed:
-            _say(f"{self.name} is too slow: {self.missed:,} rows and evaluations are missing there")
+            _log(f"{self.name} is too slow: {self.missed:,} rows and evaluations are missing there")
         try:
-            code = self.process.wait(max(0.0, latest - time.monotonic()))
+            code = self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _say(f"{self.name} has not taken everything in time; the run ends without it")
+            _log(f"{self.name} has not taken everything in time; the run ends without it")
             self.exit_is_logged = True
             self.process.kill()
             self.process.wait()
@@ -109,21 +109,21 @@ class _Sender:
         if code not in (0, FAILED) and not self.exit_is_logged:
             self.exit_is_logged = True
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            _say(f"{self.name} is dropped and the run goes on without it: its process ended with {how}")
+            _log(f"{self.name} is dropped and the run goes on without it: its process ended with {how}")
 
 
 def environment() -> dict[str, str]:
-    """The environment of a service's process: it finds the same packages, and leaves the accelerators alone."""
+    """The environment of a service's process: the same packages, and no accelerator."""
     return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for, as a number or a text."""
+    """A value that JSON cannot hold, as a number or a text."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return str(value)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

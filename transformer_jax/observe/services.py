@@ -6,19 +6,24 @@ from transformer_jax.contracts import Observer
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.observe.sending import Sending
 
-SERVICES = {"wandb": "WandB", "mlflow": "MLflow", "trackio": "Trackio"}  # package, module and extra -> observer
+SERVICES = {"wandb": "WandB", "mlflow": "MLflow", "trackio": "Trackio"}
+"""{name of the package, the module and the extra: name of the observer}."""
 
 
 def named(text: str) -> tuple[Observer, ...]:
-    """The observers of the services in `text`, "wandb" or "wandb,mlflow": one that passes a run on to all of them.
+    """One observer that passes a run on to several services; () for an empty text.
 
-    Raises: `InputError` for a name that is none, and for a service whose package is not installed.
+    Args:
+      text: "wandb" or "wandb,mlflow".
+
+    Raises:
+      InputError: an unknown service, or one whose package is not installed.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in SERVICES:
             raise InputError(f"--log {text}: {name!r} is none of {', '.join(SERVICES)}{nearest(name, SERVICES)}")
         found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder of this name, such as W&B makes, is no package
+        if found is None or found.origin is None:  # W&B creates a folder wandb/, which is found but is not a package
             raise InputError(f"--log {text} needs the package {name}; pip install 'transformer-jax[{name}]'")
     return (Sending(*names),) if names else ()

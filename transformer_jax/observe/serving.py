@@ -1,4 +1,4 @@
-"""The process of a service: reads calls from stdin, a JSON list a line, and makes them.
+"""The process of a service: reads calls from stdin, a JSON list per line, and makes them.
 
 python -m transformer_jax.observe.serving wandb
 """
@@ -18,11 +18,11 @@ from transformer_jax.observe.services import SERVICES
 
 
 def main(name: str) -> None:
-    """Serves until stdin ends; a run that ends without a word, such as one that is killed, ends with no results."""
+    """Serves the observer of the service `name` until stdin ends. A killed run sends no `end`: {} are its results."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # sent to a whole job; the run says itself when it ends
-    os.nice(10)  # the processors are the run's
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout is the run's
+        signal.signal(number, signal.SIG_IGN)  # a scheduler signals the whole job, but only the run decides when to end
+    os.nice(10)  # the run has priority
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # only the run prints on stdout
     logging.disable(logging.INFO)
     observer = getattr(importlib.import_module(f"transformer_jax.observe.{name}"), SERVICES[name])()
     method = ""
@@ -37,7 +37,7 @@ def main(name: str) -> None:
             call(observer, "end", [{}])
     except Exception as error:
         print(dropped(observer, error), file=sys.stderr, flush=True)
-        os._exit(FAILED)  # without the hooks of a service that has failed
+        os._exit(FAILED)  # skips the exit hooks of the failed service, which could block
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from transformer_jax import extras
 from transformer_jax.contracts import RunFacts
 from transformer_jax.observe.scalars import Scalars
 
-FLUSH_EVERY = 120.0  # seconds
+FLUSH_SECONDS = 120.0
 
 
 class TensorBoard(Scalars):
@@ -20,9 +20,10 @@ class TensorBoard(Scalars):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        # Not its SummaryWriter: that one's thread dies of a full disk, and the caller then waits forever.
+        # SummaryWriter is not used: its thread dies when the disk is full, and the caller then waits forever.
         self.events, self.flushed = EventsWriter(str(run.folder / "events")), time.monotonic()
-        start = SessionLog(status=SessionLog.START)  # TensorBoard drops what a killed run has left after this step
+        # TensorBoard then drops the later steps of a killed run.
+        start = SessionLog(status=SessionLog.START)
         self.events.write_event(Event(wall_time=time.time(), step=run.first_step + 1, session_log=start))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -33,7 +34,7 @@ class TensorBoard(Scalars):
         for name, value in numbers.items():
             if math.isfinite(value):
                 self.events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-        if time.monotonic() - self.flushed > FLUSH_EVERY:
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.events.flush()
             self.flushed = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""What a run prints: rows, evaluations and lines, above a progress bar where stdout is a terminal."""
+"""The output of a run: rows, evaluations and lines, above a progress bar where stdout is a terminal."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from transformer_jax.contracts import Observer, Report, Row, RunFacts
 
 
 class Terminal(Observer):
-    """Prints a run's rows and evaluations on stdout; `say` prints a line of its own."""
+    """Prints a run's rows and evaluations on stdout."""
 
     def start(self, run: RunFacts) -> None:
         self.steps, self.metric = run.steps, run.metric
@@ -24,12 +24,12 @@ class Terminal(Observer):
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=step, line=describe(row))
         else:
-            self.say(f"step {step:,}/{self.steps:,}  {describe(row)}")
+            self.print_line(f"step {step:,}/{self.steps:,}  {describe(row)}")
 
     def evaluation(self, step: int, name: str, report: Report) -> None:
-        self.say(f"step {step:,}/{self.steps:,}  {name}  {describe(report, self.metric)}")
+        self.print_line(f"step {step:,}/{self.steps:,}  {name}  {describe(report, self.metric)}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Prints a line, above the progress bar where there is one."""
         if self.progress is not None:
             self.progress.console.print(line, markup=False, highlight=False)
@@ -52,15 +52,18 @@ def _progress(steps: int, first_step: int) -> Any:
     return progress
 
 
-COUNT_EVERY = 30.0  # seconds
+COUNT_SECONDS = 30.0
 
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with (done, total) now and then, which prints progress and the time left on stderr.
+    """A function to call with (done, total) from time to time, which prints progress and the time left on stderr.
 
-    On a terminal this is a bar, unless stdout is one too and has lines of its own; else a line every `COUNT_EVERY`
-    seconds. Only process 0 prints.
+    On a terminal it draws a bar, unless stdout is a terminal too; otherwise it prints a line every `COUNT_SECONDS`.
+    Only process 0 prints.
+
+    Args:
+      what: begins each line.
     """
     began = printed = time.perf_counter()
     if sys.stderr.isatty() and not sys.stdout.isatty() and jax.process_index() == 0:
@@ -78,7 +81,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     def line(done: int, total: int) -> None:
         nonlocal printed
         now = time.perf_counter()
-        if now - printed >= COUNT_EVERY and 0 < done < total and jax.process_index() == 0:
+        if now - printed >= COUNT_SECONDS and 0 < done < total and jax.process_index() == 0:
             printed = now
             left = duration((now - began) / done * (total - done))
             print(f"{what}: {done:,} of {total:,}, {left} left", file=sys.stderr, flush=True)
@@ -87,12 +90,12 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def banner(number: int, text: str) -> None:
-    """Announces a chapter of the run."""
+    """Prints "[number] text" on process 0: a line of a stage of the run, the stages counted from 1."""
     if jax.process_index() == 0:
         print(f"[{number}] {text}", flush=True)
 
 
-# The order and form in which a row's numbers are shown; what is not named here is shown as it is.
+# name -> (label, format) of a row's numbers; a name that is absent here is its own label.
 _FORMATS = {
     "loss": ("loss", "{:.4f}"),
     "learning_rate": ("lr", "{:.2e}"),
@@ -102,13 +105,17 @@ _FORMATS = {
     "mfu": ("MFU", "{:.1%}"),
     "seconds_left": ("left", "{}"),
 }
-# A classifier has more scores than a line has room for: these are in the files and in `table`.
+# Scores that `describe` skips, so that a classifier's row fits on a line. The files and `table` have them.
 _DETAILS = re.compile(r"(precision|recall)(_macro|_micro)?|f1_micro|.*_(low|high)")
 
 
 def describe(row: Mapping[str, Any], metric: str = "") -> str:
-    """A row or a report as one line: without strings, and without details other than `metric`; an interval is shown
-    beside the number that it belongs to."""
+    """A row or a report as one line. Strings and details are skipped; an interval follows its number.
+
+    Args:
+      row: the numbers by name.
+      metric: a name that is shown even if it is a detail.
+    """
     shown = []
     for name, value in row.items():
         label, form = _FORMATS.get(name, (name.replace("_", " "), "{:.4f}"))
@@ -124,14 +131,14 @@ def describe(row: Mapping[str, Any], metric: str = "") -> str:
 
 
 def table(report: Mapping[str, float | str]) -> str:
-    """All of a report, a number or a string a line."""
+    """A whole `report`, one number or string per line."""
     width = max(map(len, report), default=0)
     shown = {name: value if isinstance(value, str) else f"{value:.4f}" for name, value in report.items()}
     return "\n".join(f"  {name.replace('_', ' '):{width}}  {text}" for name, text in shown.items())
 
 
 def duration(seconds: float) -> str:
-    """`3:07`, `2:05:00` (hours), `3 d 4 h`."""
+    """`seconds` for people: "3:07", "2:05:00" (hours), "3 d 4 h"."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     if hours >= 48:

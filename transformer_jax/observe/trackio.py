@@ -1,6 +1,7 @@
 """Trackio, https://github.com/gradio-app/trackio: `pip install transformer-jax[trackio]`, `--log trackio`.
 
-Its own environment variables hold: TRACKIO_DIR, TRACKIO_SPACE_ID, TRACKIO_SERVER_URL, ...; TRACKIO_PROJECT is ours.
+Trackio's environment variables apply: TRACKIO_DIR, TRACKIO_SPACE_ID, TRACKIO_SERVER_URL, ... TRACKIO_PROJECT, the name
+of the project, is read by this module.
 """
 
 import os
@@ -13,7 +14,7 @@ from transformer_jax.observe.scalars import Scalars
 
 
 class Trackio(Scalars):
-    """Logs a run to Trackio, which knows a run by its name: that of the workdir and the run's id."""
+    """Logs a run to Trackio, which identifies a run by its name: here the workdir's name and the run's id."""
 
     def start(self, run: RunFacts) -> None:
         import trackio

@@ -1,6 +1,6 @@
 """Weights & Biases, https://wandb.ai: `pip install transformer-jax[wandb]`, `--log wandb`.
 
-Its own environment variables hold: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_DIR, ...
+W&B's environment variables apply: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_DIR, ...
 """
 
 import os
@@ -13,7 +13,7 @@ from transformer_jax.observe.scalars import Scalars
 
 
 class WandB(Scalars):
-    """Logs a run to W&B, whose run has the id of ours."""
+    """Logs a run to W&B, under the run's id."""
 
     def start(self, run: RunFacts) -> None:
         import wandb

@@ -1,4 +1,4 @@
-"""Which evaluated step is the best so far, and for how many evaluations there was no better one: a value."""
+"""Which evaluated step is the best so far, and how many evaluations have brought no better one: a value."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -10,8 +10,8 @@ from typing import Literal
 class Best:
     """The evaluations of a run by one number.
 
-    Fields:
-      which: which value is best.
+    Attributes:
+      which: whether the lowest or the highest value is best.
       history: (step, value) of each evaluation, in order; a value may be NaN.
     """
 
@@ -19,17 +19,17 @@ class Best:
     history: tuple[tuple[int, float], ...] = ()
 
     def add(self, step: int, value: float) -> "Best":
-        """With one more evaluation; of a step that was evaluated before, the new value counts."""
+        """With the evaluation of `step` added; for a step that was evaluated before, the new `value` counts."""
         kept = tuple(entry for entry in self.history if entry[0] != step)
         return replace(self, history=(*kept, (step, value)))
 
     def among(self, steps: Collection[int]) -> "Best":
-        """Of these steps alone."""
+        """With the evaluations of these `steps` only."""
         return replace(self, history=tuple(entry for entry in self.history if entry[0] in steps))
 
     @property
     def values(self) -> Mapping[int, float]:
-        """{step: value}."""
+        """{step: value} of all evaluations."""
         return dict(self.history)
 
     @property
@@ -44,8 +44,8 @@ class Best:
         best = self._index()
         return len(self.history) if best is None else len(self.history) - 1 - best
 
-    def impatient(self, patience: int) -> bool:
-        """Whether so many evaluations brought nothing better; never for 0."""
+    def is_out_of_patience(self, patience: int) -> bool:
+        """Whether `patience` evaluations in a row brought no better value; never for 0."""
         return 0 < patience <= self.waited
 
     def _index(self) -> int | None:
@@ -55,7 +55,13 @@ class Best:
 
 
 def read(rows: Collection[Mapping[str, object]], name: str, *, up_to: int) -> tuple[tuple[int, float], ...]:
-    """The history that rows of metrics hold, up to a step: those with the number `name`, in which null is NaN."""
+    """The history of one number in rows of metrics; null is read as NaN.
+
+    Args:
+      rows: of metrics.jsonl.
+      name: of the number, "validation/loss_nats_per_token".
+      up_to: the last step to read.
+    """
     found: dict[int, float] = {}
     for row in rows:
         step, value = row.get("step"), row.get(name, "absent")

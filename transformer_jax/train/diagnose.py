@@ -1,12 +1,12 @@
-"""Numbers gone bad: noticed, then located, to the rows of the batch, the layer and the operation, with all norms.
+"""Losses and gradients that are not finite: detected, then traced to the rows, the layer and the operation.
 
     watch = Watch(limit=10, spike=0.0)
-    for line in watch.note(step, metrics): ...            # every step; what there is to say of it
-    if watch.hopeless: ...                                # `limit` steps in a row were skipped
+    for line in watch.update(step, metrics): ...          # after every step: lines to log
+    if watch.limit_reached: ...                           # `limit` steps in a row were skipped
     found = diagnose(loss, params, batch, key, declaration=declaration, copies=1)
 
-A skipped step leaves the state as it was, so the same parameters and the same batch show the same fault again, however
-much later one looks. One row at a time is looked at, so that this needs no more memory than the step that failed.
+A skipped step does not change the state, so the same parameters and batch reproduce the fault at any later time. The
+rows are computed one at a time, so that the diagnosis needs no more memory than the step that failed.
 """
 
 import math
@@ -26,23 +26,23 @@ from transformer_jax.nn import stack
 
 
 class Watch:
-    """Counts the steps skipped in a row.
+    """Counts the steps that are skipped in a row.
 
-    Arguments:
-      limit: so many are hopeless; 0: never.
-      spike: deviations above the recent losses from which on a loss is called a spike; 0: none is.
-      skipped: steps that the state has skipped so far.
+    Args:
+      limit: skipped steps in a row after which the run stops; 0: it never does.
+      spike: a loss this many deviations above the recent ones is logged as a spike; 0: none is.
+      skipped: steps that the state has skipped before.
     """
 
     def __init__(self, *, limit: int, spike: float = 0.0, skipped: int = 0) -> None:
         self.limit, self.spike, self.skipped, self.in_a_row = limit, spike, skipped, 0
 
     @property
-    def hopeless(self) -> bool:
+    def limit_reached(self) -> bool:
         return 0 < self.limit <= self.in_a_row
 
-    def note(self, step: int, metrics: Mapping[str, Any]) -> Iterator[str]:
-        """Lines about a step's metrics, which must be ready: it was skipped, its loss is a spike."""
+    def update(self, step: int, metrics: Mapping[str, Any]) -> Iterator[str]:
+        """Lines to log about `step`: that it was skipped, that its loss is a spike. `metrics` must be computed."""
         names = ("skipped", "loss", "grad_norm", "deviations")
         seen = {name: float(x) for name, x in jax.device_get({n: metrics[n] for n in names if n in metrics}).items()}
         skipped, self.skipped = seen["skipped"] > self.skipped, int(seen["skipped"])
@@ -57,14 +57,15 @@ class Watch:
 
 
 class Diagnosis(NamedTuple):
-    """What there is to know about a batch.
+    """The losses and norms of a batch.
 
-    Fields:
-      losses: [B], the loss of each row by itself. gradients: [B], the norm of its gradient.
+    Attributes:
+      losses: float32 [B], the loss of each row alone.
+      gradients: float64 [B], the norm of each row's gradient.
       bad: the rows whose loss or gradient is not finite.
-      operation: the one that first made a NaN in the first of these rows (`find_nan`); "" where none did.
-      parameter_norms, gradient_norms: {path: [L] or []}, of each leaf, by layer where it is stacked; the gradient
-        is that of the first bad row, or the first row where none is.
+      operation: the operation that first computes a NaN in the first bad row (`find_nan`); "" where none does.
+      parameter_norms: {path: [L] or []}, the norm of each leaf, per layer where leaves are stacked.
+      gradient_norms: the same for the gradient of the first bad row; of row 0 where no row is bad.
     """
 
     losses: np.ndarray
@@ -75,7 +76,7 @@ class Diagnosis(NamedTuple):
     gradient_norms: Mapping[str, np.ndarray]
 
     def describe(self, first_row: int) -> str:
-        """In a line: which rows of the data, of which the batch's first is `first_row`, and which operation."""
+        """One line: the bad rows and the operation. `first_row`: the position of the batch's first row in the data."""
         span = f"data rows {first_row}-{first_row + len(self.losses) - 1}"
         if not self.bad:
             return f"each of {span} is finite by itself now"
@@ -84,7 +85,7 @@ class Diagnosis(NamedTuple):
         return f"{len(self.bad)} of {span} are not finite ({shown}){made}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values; what is not finite is null."""
+        """The diagnosis as JSON values; a number that is not finite is null."""
 
         def finite(x: np.ndarray) -> Any:
             return [finite(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
@@ -95,7 +96,7 @@ class Diagnosis(NamedTuple):
         } | {"losses": finite(self.losses), "gradients": finite(self.gradients)}
 
     def table(self) -> str:
-        """A line for each leaf: the norms of parameter and gradient, of a stacked one by layer."""
+        """A line per leaf: the norms of parameter and gradient, per layer for a stacked leaf."""
 
         def shown(norms: np.ndarray) -> str:
             return " ".join(f"{x:.3g}" for x in np.atleast_1d(norms))
@@ -117,13 +118,15 @@ def diagnose(
     declaration: Any,
     copies: int,
 ) -> Diagnosis:
-    """Looks at a batch row by row.
+    """Computes the loss and the gradient of each row of a batch alone.
 
-    Arguments:
+    Args:
       loss: (params, batch, key) -> (sum, weight, sums).
-      key: that of the step: `jax.random.fold_in(run's key, steps before it)`.
-      declaration: of the parameters; it says which leaves are stacked.
-      copies: the rows of the smallest batch that lies on all devices: a row is looked at in a batch of so many of it.
+      params: the parameter tree.
+      batch: {name: [B, ...]}, on the devices.
+      key: of the step, `jax.random.fold_in(the run's key, steps before it)`.
+      declaration: of the parameters; it states which leaves are stacked.
+      copies: how often a row is repeated to make a batch that shards over all devices.
     """
     stacked = {path: leaf.axes[:1] == ("layers",) for path, leaf in params_lib.flatten(declaration).items()}
     rows = len(jax.tree.leaves(batch)[0])
@@ -134,39 +137,42 @@ def diagnose(
 
     def norms(tree: Any) -> dict[str, jax.Array]:
         def norm(path: str, x: jax.Array) -> jax.Array:
-            top = jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)  # squares overflow long before the numbers do
+            top = jnp.maximum(jnp.max(jnp.abs(x)), 1e-30)  # scaled by the maximum, because large squares overflow
             return top * jnp.sqrt(jnp.sum(jnp.square(x / top), axis=tuple(range(1, x.ndim)) if stacked[path] else None))
 
         return {path: norm(path, x) for path, x in params_lib.flatten(tree).items()}
 
-    def alone(batch: Any, i: Any) -> Any:
+    def only_row(batch: Any, i: Any) -> Any:
         return jax.tree.map(lambda x: jnp.repeat(jax.lax.dynamic_slice_in_dim(x, i, 1), copies, axis=0), batch)
 
-    def look(params: Any, batch: Any) -> Any:
+    def compute(params: Any, batch: Any) -> Any:
         def one(i: jax.Array) -> Any:
-            total, grads = jax.value_and_grad(value)(params, alone(batch, i))
+            total, grads = jax.value_and_grad(value)(params, only_row(batch, i))
             return total, norms(grads)
 
         return jax.lax.map(one, jnp.arange(rows)), norms(params)
 
-    (losses_B, by_row), parameter_norms = jax.device_get(jax.jit(look)(params, batch))
+    (losses_B, by_row), parameter_norms = jax.device_get(jax.jit(compute)(params, batch))
     squares = sum(np.square(x.astype(np.float64)).reshape(rows, -1).sum(-1) for x in by_row.values())
     gradients_B = np.sqrt(squares)
     bad = np.flatnonzero(~np.isfinite(losses_B + gradients_B)).tolist()
-    first = bad[0] if bad else 0
+    row = bad[0] if bad else 0
     operation = ""
-    if bad and jax.process_count() == 1:  # of several, one might find a NaN in its part and leave the others waiting
-        operation = find_nan(value, params, jax.jit(alone)(batch, first))
-    return Diagnosis(
-        losses_B, gradients_B, bad, operation, parameter_norms, {path: x[first] for path, x in by_row.items()}
-    )
+    if bad and jax.process_count() == 1:  # with several, a process that finds a NaN stops, and the others wait for it
+        operation = find_nan(value, params, jax.jit(only_row)(batch, row))
+    gradient_norms = {path: x[row] for path, x in by_row.items()}
+    return Diagnosis(losses_B, gradients_B, bad, operation, parameter_norms, gradient_norms)
 
 
 def find_nan(forward: Callable[..., jax.Array], *arguments: Any) -> str:
-    """The operation that first makes a NaN, such as "log at losses.py:88 (cross_entropy), layer 3"; "" if none does.
+    """The operation that first computes a NaN, such as "log at losses.py:88 cross_entropy, layer 3"; "" if none does.
 
-    The function runs operation by operation, each looked at, layer by layer; then its backward pass, in which no line
-    is known. Infinities are not looked for: masks are made of them.
+    The function runs without `jit`, and every result is checked for NaN, but not for infinity, which masks use. Then
+    its backward pass runs in the same way; there the line of the operation is not known.
+
+    Args:
+      forward: a function of arrays to a scalar.
+      *arguments: its arguments; the gradient is with respect to the first.
     """
     for function, where in ((forward, "the forward pass"), (jax.grad(forward), "the backward pass")):
         try:
@@ -179,13 +185,13 @@ def find_nan(forward: Callable[..., jax.Array], *arguments: Any) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost lines outside of JAX and Python's own library, and the layer that the stack of blocks was at."""
+    """The innermost lines outside of JAX and Python's own library, and the layer that was being computed."""
     libraries = (str(Path(jax.__file__).parent), sysconfig.get_path("stdlib"), "<", __file__)
     frames = list(traceback.walk_tb(error.__traceback__))
-    ours = [(f.f_code, line) for f, line in frames if not f.f_code.co_filename.startswith(libraries)]
-    if not ours:
+    own = [(f.f_code, line) for f, line in frames if not f.f_code.co_filename.startswith(libraries)]
+    if not own:
         return ""
-    lines = [f"{Path(code.co_filename).name}:{line} {code.co_name}" for code, line in ours[:-4:-1]]
+    lines = [f"{Path(code.co_filename).name}:{line} {code.co_name}" for code, line in own[:-4:-1]]
     inside = [f.f_locals for f, _ in frames if f.f_code.co_filename == stack.__file__]
     layers = [int(names["layer"]) for names in inside if "layer" in names]
     return f"at {' < '.join(lines)}" + (f", layer {layers[-1]}" if layers else "")

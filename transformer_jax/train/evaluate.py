@@ -1,10 +1,10 @@
-"""Evaluation: sums of losses and weights over a whole set, divided once at the end; for the loop and for `evaluate`.
+"""Evaluation: sums of losses and weights over a whole set, divided once at the end.
 
     evaluator = make(task, data, model, mesh, batch_size=64)
     report, outputs = evaluator.numbers(params, prepared.validation)
 
-Every example counts exactly once and in the same way, whatever the batch size and the number of devices: the last
-batch is filled up with rows of weight 0, never dropped.
+Every example counts exactly once, whatever the batch size and the number of devices: the last batch is padded with rows
+of weight 0, never dropped. The training loop and the command `evaluate` both use this.
 """
 
 import contextlib
@@ -26,18 +26,19 @@ Sums = dict[str, tuple[float, float]]
 
 
 class Stopped(Exception):
-    """An evaluation was given up because the run is to stop."""
+    """An evaluation ended early because the run has to stop."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What is needed to evaluate a model's parameters on a set. `make` makes it.
+    """Evaluates parameters on sets of examples; `make` constructs it.
 
-    Fields:
-      task, model: the task and the model's config.
+    Attributes:
+      task: the experiment's task.
+      model: the model's config.
       mesh: the devices.
       batch_size: rows of the global batch.
-      shardings: of a batch's leaves.
+      shardings: {name: sharding} of a batch.
       step: (params, batch) -> (sums, outputs), jitted: one compilation for all sets.
     """
 
@@ -51,10 +52,15 @@ class Evaluator:
     def numbers(
         self, params: Any, examples: Evaluation, *, stop: Callable[[], bool] = lambda: False
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The reported numbers of a set, and each example's outputs.
+        """The reported numbers of a set, and {name: [examples, ...]}, the outputs for each example.
 
         Args:
-          stop: asked before each batch; where it says True, `Stopped` is raised.
+          params: the parameter tree, on the devices.
+          examples: the set.
+          stop: called before each batch; True ends the evaluation.
+
+        Raises:
+          Stopped: `stop` returned True.
         """
         with jax.set_mesh(self.mesh):
             sums, outputs = evaluate(
@@ -63,7 +69,7 @@ class Evaluator:
                 examples.examples,
                 self.batch_size,
                 lambda rows: batch_lib.place(rows, self.shardings),
-                here=batch_lib.here(self.shardings["weights"], self.batch_size),
+                local_rows=batch_lib.local_rows(self.shardings["weights"], self.batch_size),
                 stop=stop,
             )
         return self.task.report(sums, outputs, examples), outputs
@@ -79,10 +85,21 @@ class Evaluator:
         log: Callable[[str], None],
         stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, float | str]:
-        """The numbers of the text that the model makes; none where `stop` said True meanwhile."""
+        """The numbers of generated text (`Task.score`); {} where `stop` returned True.
+
+        Args:
+          params: the parameter tree, on the devices.
+          tokenizer: of the run.
+          examples: the set.
+          folder: where the text is written.
+          name: of the set; begins the names of the files.
+          log: called with each line to print.
+          stop: called from time to time on a single host; True ends the scoring.
+        """
 
         def progress(done: int, total: int) -> None:
-            if hosts.alone() and stop():  # several hosts do not get here equally often
+            # Several hosts call this at different rates, and `stop` must be called equally often on all of them.
+            if hosts.alone() and stop():
                 raise Stopped
             count(done, total)
 
@@ -99,14 +116,25 @@ class Evaluator:
 
 
 def make(task: Task, data: Any, model: Any, mesh: Mesh, *, batch_size: int) -> Evaluator:
-    """An evaluator. Raises `InputError` where the batch does not divide over the mesh."""
+    """An evaluator of a task's model.
+
+    Args:
+      task: the experiment's task.
+      data: the experiment's data.
+      model: the model's config.
+      mesh: the devices.
+      batch_size: rows of the global batch.
+
+    Raises:
+      InputError: the batch does not divide over the mesh.
+    """
     shardings = batch_lib.shardings(task.example(data), batch_size, mesh)
     step = make_eval_step(lambda params, rows: task.evaluate(params, model, rows))
     return Evaluator(task, model, mesh, batch_size, shardings, step)
 
 
 def make_eval_step(evaluate: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """(params, batch) -> (sums, outputs), jitted. `evaluate` is the task's, with the model's config bound."""
+    """`evaluate`, a function (params, batch) -> (sums, outputs), jitted."""
     return jax.jit(evaluate)
 
 
@@ -117,42 +145,50 @@ def evaluate(
     batch_size: int,
     place: Callable[[Any], Any],
     *,
-    here: Sequence[int] | None = None,
+    local_rows: Sequence[int] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Sums, dict[str, np.ndarray]]:
-    """The sums over all of `examples`, added in float64 on the host, and each one's outputs, {"name": [examples, ...]}.
+    """({name: (sum, weight)}, {name: [examples, ...]}): sums over all examples in float64, and each example's outputs.
 
     Args:
       eval_step: from `make_eval_step`.
-      examples: finite; each has "weights".
+      params: the parameter tree, on the devices.
+      examples: a finite dataset; each example has "weights".
       batch_size: rows of the global batch; every batch has this size, so there is one compilation.
-      place: puts this host's rows of a batch on the devices. here: which rows these are; None: all.
-      stop: asked before each batch; True raises `Stopped`.
+      place: puts this host's rows of a batch on the devices.
+      local_rows: which rows of a global batch this host reads; None: all.
+      stop: called before each batch; True ends the evaluation.
+
+    Raises:
+      Stopped: `stop` returned True.
     """
     totals: dict[str, np.ndarray] = {}
     kept: list[dict[str, np.ndarray]] = []
     pending: tuple[Any, Any] = ({}, {})
-    for batch in pipeline.batches(examples, 0, batch_size, here=here):
+    for batch in pipeline.batches(examples, 0, batch_size, local_rows=local_rows):
         if stop():
             raise Stopped
-        ahead = eval_step(params, place(batch))  # the device works on this while the host adds the one before
+        running = eval_step(params, place(batch))  # the device computes this batch while the host adds the previous one
         _add(totals, pending[0])
-        kept.append(_whole(pending[1]))
-        pending = ahead
+        kept.append(_gathered(pending[1]))
+        pending = running
     _add(totals, pending[0])
-    kept.append(_whole(pending[1]))
+    kept.append(_gathered(pending[1]))
     sums = {name: (float(total[0]), float(total[1])) for name, total in totals.items()}
-    # The first entry belongs to no batch, and the last batch may be filled up.
+    # kept[0] belongs to no batch: it is the empty `pending` of the start. The last batch may be padded.
     outputs = {name: np.concatenate([rows[name] for rows in kept[1:]])[: len(examples)] for name in kept[-1]}
     return sums, outputs
 
 
 def reported(evaluate: Callable[..., Any], params: Any, batch: Any, task: Task, examples: Evaluation) -> list[str]:
-    """The names of a report on this set: of outputs that are all 0, so that nothing has to be computed.
+    """The names of the numbers that a task reports on a set. Nothing is computed: the outputs are taken as 0.
 
     Args:
       evaluate: (params, batch) -> (sums, outputs).
-      params, batch: abstract.
+      params: the abstract parameter tree.
+      batch: an abstract batch.
+      task: the experiment's task.
+      examples: the set.
     """
     sums, outputs = jax.eval_shape(evaluate, params, batch)
     nothing = {
@@ -162,8 +198,8 @@ def reported(evaluate: Callable[..., Any], params: Any, batch: Any, task: Task, 
     return list(task.report({name: (1.0, 1.0) for name in sums}, nothing, examples))
 
 
-def _whole(outputs: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Every host's rows of these arrays, on every host."""
+def _gathered(outputs: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """The global arrays on every host."""
     if jax.process_count() == 1:
         return jax.device_get(outputs)
     from jax.experimental import multihost_utils

@@ -11,19 +11,20 @@ from jax.experimental import multihost_utils
 from transformer_jax import extras, hosts, observe, sharding
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.observe import banner as say
+from transformer_jax.observe import banner
 from transformer_jax.runs import checkpoint
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import steps
-from transformer_jax.train.place import Results
+from transformer_jax.train.folder import Results
 from transformer_jax.train.setup import Run
 
 
 def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
-    """Evaluates and saves what is not yet, and scores; the test set is reported by the best step that is kept.
+    """Evaluates and saves the last step of `run`, and evaluates the best step that is kept on the test set.
 
-    Returns: the numbers of the test set, {} where there is none or a signal came, and the best step: None where no
-      evaluation gave a number, or its files are damaged.
+    Returns:
+      The numbers of the test set, {} where there is none or a signal ended the run; and the best step, None where no
+      evaluation gave a finite number, or its files are damaged.
     """
     if run.complete and (run.step >= run.last_step or not run.report):
         steps.validate(run)
@@ -36,50 +37,57 @@ def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
         if scores:
             run.observing.evaluation(run.step, "validation", scores)
         run.report = {**run.report, **scores}
-    there = hosts.first("the steps that are kept", checkpoint.steps(run.place.folder / "checkpoints"))
-    best_step = run.best.among(there).step
+    kept = hosts.first("the steps that are kept", checkpoint.steps(run.folder.path / "checkpoints"))
+    best_step = run.best.among(kept).step
     if run.prepared.test is None or run.stop.number:
         return {}, best_step
     best_step, params = _best_parameters(run, best_step)
     test, run.outputs = run.evaluator.numbers(params, run.prepared.test)
     test |= _score(run, params, run.prepared.test, "test")  # type: ignore[arg-type]
-    if not run.stop.number:  # otherwise a resumed run evaluates the set again
+    if not run.stop.number:  # after a signal the numbers may lack scores; the resumed run evaluates the set again
         run.observing.evaluation(run.step, "test", test)
     return dict(test), best_step
 
 
 def _best_parameters(run: Run, best_step: int | None) -> tuple[int | None, Any]:
-    """The parameters of the best step; of the last one where there is no other, or its files are damaged."""
+    """The best step and its parameters; those of the last step where there is no other, or its files are damaged."""
     params = run.evaluated()
-    if best_step in (None, run.step):  # None: no evaluation gave a number
+    if best_step in (None, run.step):  # None: no evaluation gave a finite number
         return best_step, params
-    folder = run.place.folder / "checkpoints" / str(best_step)
+    folder = run.folder.path / "checkpoints" / str(best_step)
     damage = checkpoint.damage_of(folder, items=[checkpoint.weights(folder)], together=True)
     if damage:
-        say(7, f"step {best_step:,}, the best on validation, is damaged, so step {run.step:,} it is: {damage}")
+        banner(7, f"step {best_step:,}, the best on validation, is damaged; step {run.step:,} is used: {damage}")
         return None, params
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
     return best_step, checkpoint.restore_params(folder, shapes, verify=False)[0]
 
 
 def _score(run: Run, params: Any, examples: Any, name: str) -> dict[str, float | str]:
-    """The numbers of the text that the model makes of a set; none when a signal came meanwhile."""
-    log = lambda line: say(7, run.place.named(line))  # noqa: E731
-    return run.evaluator.scores(params, run.prepared.tokenizer, examples, run.place.near, name, log=log, stop=run.stop)
+    """The numbers of the text that the model generates for a set; {} after a signal."""
+    log = lambda line: banner(7, run.folder.with_workdir(line))  # noqa: E731
+    tokenizer, folder = run.prepared.tokenizer, run.folder.local
+    return run.evaluator.scores(params, tokenizer, examples, folder, name, log=log, stop=run.stop)
 
 
 def stopped(run: Run) -> Results:
-    """The end by a signal: the state is saved."""
+    """The results of a `run` that a signal ended; its state is saved."""
     name = signal.Signals(run.stop.number).name
-    say(7, f"{name}: saved at step {run.step:,} of {run.last_step:,}")
-    say(7, run.meter.goodput_in_words(time.perf_counter() - run.began))
+    banner(7, f"{name}: saved at step {run.step:,} of {run.last_step:,}")
+    banner(7, run.meter.goodput_in_words(time.perf_counter() - run.began))
     _plot(run)
     return Results(run.step, {}, run.stop.number)
 
 
 def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
-    """Pictures, a sample and results.json; prints the numbers."""
-    near, prepared, experiment = run.place.near, run.prepared, run.experiment
+    """Draws figures, prints a sample and the numbers, and writes results.json.
+
+    Args:
+      run: complete.
+      test: the numbers of the test set.
+      best_step: the step that they are of; None: the last one.
+    """
+    folder, prepared, experiment = run.folder.local, run.prepared, run.experiment
     _plot(run)
     _pictures(run)
     text = _sample(run)
@@ -103,44 +111,44 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
         "jax": jax.__version__,
     }
     if jax.process_index() == 0:
-        workdirs.write_json(near / "results.json", results)
+        workdirs.write_json(folder / "results.json", results)
     run.observing.end(results)
     if run.step < run.last_step:
-        say(8, f"stopped: {experiment.evaluate.patience} evaluations without a better {run.metric}")
-    say(8, f"done in {observe.duration(seconds)}: {observe.describe(dict(run.report), run.metric)}")
+        banner(8, f"stopped: {experiment.evaluate.patience} evaluations without a better {run.metric}")
+    banner(8, f"done in {observe.duration(seconds)}: {observe.describe(dict(run.report), run.metric)}")
     if test:
         by = f"step {run.step:,}" if best_step is None else f"step {best_step:,}, the best on validation"
-        say(8, f"test set, by {by}: {observe.describe(dict(test), run.metric)}")
+        banner(8, f"test set, by {by}: {observe.describe(dict(test), run.metric)}")
     for label, value in {**run.report, **test}.items():
         if isinstance(value, str):
-            say(8, f"{label.replace('_', ' ')}: {value}")
-    say(8, run.meter.goodput_in_words(seconds))
-    say(8, f"all numbers: {run.place.folder / 'results.json'}")
+            banner(8, f"{label.replace('_', ' ')}: {value}")
+    banner(8, run.meter.goodput_in_words(seconds))
+    banner(8, f"all numbers: {run.folder.path / 'results.json'}")
     return Results(run.step, run.report, test=test)
 
 
 def _plot(run: Run) -> None:
     if jax.process_index() == 0:
         try:
-            observe.plot_loss(observe.read_rows(run.place.near / "metrics.jsonl"), run.place.near / "loss.png")
+            observe.plot_loss(observe.read_rows(run.folder.local / "metrics.jsonl"), run.folder.local / "loss.png")
         except extras.Missing as missing:
-            say(8, f"not written: {missing}")
+            banner(8, f"not written: {missing}")
 
 
 def _pictures(run: Run) -> None:
-    """What the task draws of the test set, or of the validation set where there is none."""
+    """Draws the task's figures of the test set, or of the validation set where there is none."""
     test = run.prepared.test
     pictured, name = (run.prepared.validation, "validation") if test is None else (test, "test")
     if jax.process_index() == 0:
         try:
-            for path in run.experiment.task.pictures(run.outputs, pictured, run.place.near, name):
-                say(8, run.place.named(f"picture: {path}"))
+            for path in run.experiment.task.pictures(run.outputs, pictured, run.folder.local, name):
+                banner(8, run.folder.with_workdir(f"picture: {path}"))
         except extras.Missing as missing:
-            say(8, f"not written: {missing}")
+            banner(8, f"not written: {missing}")
 
 
 def _sample(run: Run) -> str:
-    """What the task shows of the model, printed. Host 0 makes it by itself."""
+    """The task's sample, printed. Only host 0 computes it."""
     params = _on_this_host(run.evaluated(), run.program.declaration)
     if jax.process_index() != 0:
         return ""
@@ -148,13 +156,13 @@ def _sample(run: Run) -> str:
     arguments = (params, run.program.model, run.prepared.tokenizer, sample)
     text = "".join(task.sample(*arguments, seed=run.experiment.seed))
     if text:
-        say(8, "a sample:")
+        banner(8, "a sample:")
         print(text, flush=True)
     return text
 
 
 def _on_this_host(params: Any, declaration: Any) -> Any:
-    """The parameters on devices of this host: where all devices have a copy, on the first one."""
+    """The parameters on this host's devices: on the first one, if every device has a copy."""
     if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params)):
         return jax.device_put(jax.tree.map(lambda leaf: leaf.addressable_data(0), params), jax.local_devices()[0])
     if hosts.alone():
@@ -162,6 +170,6 @@ def _on_this_host(params: Any, declaration: Any) -> Any:
     mesh = sharding.make_mesh(data=1, fsdp=-1, devices=jax.local_devices())
     try:
         shardings = params_lib.shardings(declaration, mesh)
-    except InputError:  # what does not divide over these devices has to be whole
+    except InputError:  # a parameter does not divide over these devices
         shardings = jax.local_devices()[0]
     return jax.device_put(multihost_utils.process_allgather(params, tiled=True), shardings)

@@ -1,4 +1,4 @@
-"""What an experiment computes on a mesh, before any array exists: it can be traced, lowered and compiled.
+"""The functions that an experiment computes on a mesh. No array exists yet: they can be traced, lowered and compiled.
 
 program = program.make(experiment, mesh)                     # the mesh may be an abstract one
 program.step.lower(program.state, program.batch, key)        # the whole train step, without data or devices
@@ -24,17 +24,18 @@ from transformer_jax.train import step as step_lib
 
 @dataclass(frozen=True)
 class Program:
-    """The functions of a run, and the abstract values they take.
+    """The functions of a run, and their abstract arguments.
 
-    Fields:
+    Attributes:
       family: the name of the model's family.
-      model: its config, in the dtype of the computation.
-      declaration: the tree of `Param`s.
-      optimizer: the optax transformation.
+      model: its config, with the compute dtype.
+      declaration: the tree of `nn.params.Param`.
+      optimizer: the Optax transformation.
       loss: (params, batch, key) -> (sum, weight, sums).
       evaluate: (params, batch) -> (sums, outputs).
-      step: (state, batch, key) -> (state, metrics), jitted, the state donated.
-      state, batch: the step's arguments as `jax.ShapeDtypeStruct`s with shardings.
+      step: (state, batch, key) -> (state, metrics), jitted; the state is donated.
+      state: the step's first argument, as `jax.ShapeDtypeStruct`s with shardings.
+      batch: its second argument, in the same form.
     """
 
     family: str
@@ -48,20 +49,24 @@ class Program:
     batch: dict[str, jax.ShapeDtypeStruct]
 
     def create(self, params: Any) -> state_lib.TrainState:
-        """The state before the first step with these parameters."""
+        """The state before the first step, with the given `params`."""
         ema = self.state.ema is not None
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         recent = 0 if self.state.recent is None else len(self.state.recent)
-        make = jax.jit(lambda p: state_lib.create(p, self.optimizer, ema=ema, recent=recent), out_shardings=places)
+        make = jax.jit(lambda p: state_lib.create(p, self.optimizer, ema=ema, recent=recent), out_shardings=shardings)
         return make(params)
 
 
 def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None = None) -> Program:
-    """The train step of an experiment on a mesh, which may be an abstract one.
+    """The functions of an experiment on a mesh.
 
-    Arguments:
-      platform: "cpu", "gpu" or "tpu", which decides the dtype of the computation; None: the one here.
-    Errors: `InputError` for a parameter, a batch or a schedule that does not fit.
+    Args:
+      experiment: the recipe.
+      mesh: the devices; an abstract mesh is enough.
+      platform: "cpu", "gpu" or "tpu", which decides the compute dtype; None: that of this process.
+
+    Raises:
+      InputError: a parameter or the batch does not divide over the mesh, or the schedule does not fit the run.
     """
     train = experiment.train
     model: Any = experiment.model
@@ -76,7 +81,7 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
             "itself; give --ema.decay 0"
         )
     example = experiment.task.example(experiment.data)
-    places = batch_lib.shardings(example, train.batch_size, mesh)
+    batch_shardings = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
     for name, (axis, size) in models.hook(model, "mesh_sizes")(model).items():
         sharding.partition_spec((axis,), (size,), mesh, name=f"model.{name}")
@@ -99,7 +104,7 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     state = state_lib.abstract(
         declaration, optimizer, mesh, ema=experiment.ema.decay > 0, recent=step_lib.RECENT * (train.spike > 0)
     )
-    state_places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Program(
         family=models.name(model),
         model=model,
@@ -107,7 +112,7 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
         optimizer=optimizer,
         loss=loss,
         evaluate=evaluate,
-        step=step_lib.jit_step(step, state_places, places),
+        step=step_lib.jit_step(step, state_shardings, batch_shardings),
         state=state,
-        batch=batch_lib.abstract(example, train.batch_size, places),
+        batch=batch_lib.abstract(example, train.batch_size, batch_shardings),
     )

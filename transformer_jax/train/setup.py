@@ -1,9 +1,9 @@
-"""From an entered folder to a run that is ready for its next step.
+"""From a folder to a run that is ready for its next step.
 
-    place = enter(experiment, folder, held)     the workdir: what is in it, whether the run may go on there, its lock
-    run = setup(place, held, load=...)          devices, the step, where to start, the data; the folder is the run's
+    folder = enter(experiment, path, stack)     the workdir: what it holds, whether the run may resume there, its lock
+    run = setup(folder, stack, load=...)        devices, the compiled step, the initial state, the data
 
-Whatever the user can mend is refused here, before anything is written.
+Everything that the user can correct is refused here, before anything is written.
 """
 
 import contextlib
@@ -32,17 +32,17 @@ from transformer_jax.train import program as programs
 from transformer_jax.train import start
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
-from transformer_jax.train.place import Place, take
+from transformer_jax.train.folder import RunFolder, take_lock
 
-say = observe.banner
+banner = observe.banner
 
 
 @dataclass
 class Run:
-    """A run in progress. The first fields are set up once; the others change from step to step."""
+    """A run in progress. The fields before `state` are set once; the others change from step to step."""
 
     experiment: Experiment
-    place: Place
+    folder: RunFolder
     mesh: Mesh
     program: programs.Program
     evaluator: evaluation.Evaluator
@@ -60,18 +60,18 @@ class Run:
 
     state: Any = None
     step: int = 0
-    rows: int = 0  # examples consumed: all that the input pipeline needs to go on
+    rows: int = 0  # examples consumed: all that the input pipeline needs to resume
     first_step: int = 0
     first_row: int = 0
     best: best_lib.Best = field(default_factory=best_lib.Best)
-    report: Mapping[str, Any] = field(default_factory=dict)  # of the last evaluation, of this step
+    report: Mapping[str, Any] = field(default_factory=dict)  # of the last evaluation
     outputs: Mapping[str, Any] = field(default_factory=dict)
     saved_at: int | None = None
     to_first_step: float = 0.0
 
     @property
     def metric(self) -> str:
-        """The reported number that the run is judged by."""
+        """The reported number that chooses the best checkpoint."""
         return self.experiment.checkpoint.best_metric
 
     @property
@@ -80,55 +80,57 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether the last step is taken, or patience has run out."""
-        return self.step >= self.last_step or self.best.impatient(self.experiment.evaluate.patience)
+        """Whether the last step is taken, or `evaluate.patience` is exhausted."""
+        return self.step >= self.last_step or self.best.is_out_of_patience(self.experiment.evaluate.patience)
 
     def evaluated(self) -> Any:
         """The parameters to evaluate."""
         return state_lib.evaluated(self.state, self.experiment.optim)
 
 
-def setup(place: Place, held: contextlib.ExitStack, *, load: Callable[..., Any]) -> Run:
+def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[..., Any]) -> Run:
     """A run that is ready for its next step, with its folder written.
 
     Args:
-      place: from `enter`.
-      held: closes what is opened here.
+      folder: from `enter`.
+      stack: closes what is opened.
       load: `transformer_jax.load`, which reads the parameters that `experiment.init_from` names.
+
     Raises:
-      InputError: for all that the user can mend, before anything is written.
+      InputError: for everything that the user can correct, before anything is written.
     """
     began = time.perf_counter()
-    experiment = place.experiment
+    experiment = folder.experiment
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
     loaded = None
-    if place.saved_step is None and experiment.init_from:
+    if folder.saved_step is None and experiment.init_from:
         loaded = load(experiment.init_from, dtype="float32", sharding=mesh)
-        experiment = start.adopt(experiment, loaded.config, lambda line: say(2, line), task=loaded.task)
-        place.experiment = experiment
+        experiment = start.adopt(experiment, loaded.config, lambda line: banner(2, line), task=loaded.task)
+        folder.experiment = experiment
     program = programs.make(experiment, mesh)
     used = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     dtype = experiment_dtype(program.model)
-    say(2, f"{jax.device_count()} x {jax.devices()[0].device_kind} ({used}), compute in {dtype}")
-    say(2, f"{program.family}: {params_lib.count(program.declaration):,} parameters")
+    banner(2, f"{jax.device_count()} x {jax.devices()[0].device_kind} ({used}), compute in {dtype}")
+    banner(2, f"{program.family}: {params_lib.count(program.declaration):,} parameters")
 
     init_key, train_key = jax.random.split(jax.random.key(experiment.seed))
-    state, tokenizer, rows = _initial_state(place, program, mesh, loaded, init_key)
-    loaded = None  # one copy of the parameters is enough
+    state, tokenizer, rows = _initial_state(folder, program, mesh, loaded, init_key)
+    loaded = None  # frees the checkpoint's copy of the parameters
     prepared = _prepare_data(experiment, program, mesh, tokenizer)
-    _say_if_changed(place, prepared)
-    _claim(place, prepared, held)
+    _report_changed_data(folder, prepared)
+    _claim(folder, prepared, stack)
 
     compiling = time.perf_counter()
     with jax.set_mesh(mesh):
-        step_fn = program.step.lower(program.state, program.batch, train_key).compile()  # another shape is an error now
+        # The compiled step refuses any other shape, so that no step is ever compiled twice.
+        step_fn = program.step.lower(program.state, program.batch, train_key).compile()
     compile_seconds = time.perf_counter() - compiling
-    say(5, f"compiled in {compile_seconds:.1f} s")
-    train, task, first = experiment.train, experiment.task, place.saved_step or 0
+    banner(5, f"compiled in {compile_seconds:.1f} s")
+    train, task, first_step = experiment.train, experiment.task, folder.saved_step or 0
     size = experiment.evaluate.batch_size or train.batch_size // train.accumulate
     return Run(
         experiment,
-        place,
+        folder,
         mesh,
         program,
         evaluation.make(task, experiment.data, program.model, mesh, batch_size=size),
@@ -136,7 +138,7 @@ def setup(place: Place, held: contextlib.ExitStack, *, load: Callable[..., Any])
         train_key,
         step_fn,
         observe.Meter(
-            first_step=first,
+            first_step=first_step,
             steps=train.steps,
             tokens_per_step=train.batch_size * task.tokens(experiment.data),
             flops_per_step=train.batch_size * task.flops(program.model, experiment.data),
@@ -146,34 +148,34 @@ def setup(place: Place, held: contextlib.ExitStack, *, load: Callable[..., Any])
         began,
         compile_seconds,
         state=state,
-        step=first,
+        step=first_step,
         rows=rows,
-        first_step=first,
+        first_step=first_step,
         first_row=rows,
-        saved_at=place.saved_step,
+        saved_at=folder.saved_step,
     )
 
 
 def experiment_dtype(model: Any) -> str:
-    """What a model computes in, for people."""
+    """The name of the dtype that `model` computes in."""
     return model.dtype if "dtype" in {f.name for f in dataclasses.fields(model)} else "float32"
 
 
-def _initial_state(place: Place, program: programs.Program, mesh: Mesh, loaded: Any, key: jax.Array) -> Any:
+def _initial_state(folder: RunFolder, program: programs.Program, mesh: Mesh, loaded: Any, key: jax.Array) -> Any:
     """(state, tokenizer, rows consumed): resumed, else from `init_from`, else from scratch."""
-    experiment = place.experiment
+    experiment = folder.experiment
     task, train = experiment.task, experiment.train
-    log = lambda line: say(3, line)  # noqa: E731
-    if place.saved_step is not None:
-        log(f"resume from step {place.saved_step:,} of {train.steps:,}")
-        folder = place.folder / "checkpoints" / str(place.saved_step)
-        state, meta = checkpoint.restore_state(folder, program.state, verify=False)
+    log = lambda line: banner(3, line)  # noqa: E731
+    if folder.saved_step is not None:
+        log(f"resume from step {folder.saved_step:,} of {train.steps:,}")
+        step_folder = folder.path / "checkpoints" / str(folder.saved_step)
+        state, meta = checkpoint.restore_state(step_folder, program.state, verify=False)
         if others := versions.changed(meta):
-            log(f"step {place.saved_step:,} was written with other versions: {others}")
+            log(f"step {folder.saved_step:,} was written with other versions: {others}")
         for name in brought.changed(meta.get("code", {}), brought.code_of(experiment)):
-            log(f"{name} has changed since step {place.saved_step:,} was written")
+            log(f"{name} has changed since step {folder.saved_step:,} was written")
         spec = getattr(experiment.data, "tokenizer", None)
-        return state, tokenizers.load(place.near / "tokenizer", spec) if task.reads_text else None, meta["rows"]
+        return state, tokenizers.load(folder.local / "tokenizer", spec) if task.reads_text else None, meta["rows"]
     if loaded is not None:
         log(f"parameters from {experiment.init_from}")
         if (
@@ -196,14 +198,14 @@ def _initial_state(place: Place, program: programs.Program, mesh: Mesh, loaded: 
 
 
 def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh, tokenizer: Any) -> contracts.Prepared:
-    """The data, checked against all that the run will need until its end."""
+    """The data, checked for everything that the run will need until its end."""
     task, metric = experiment.task, experiment.checkpoint.best_metric
     with pipeline.order_rule(experiment.order):
         prepared = task.prepare(experiment.data, program.model, seed=experiment.seed, workdir_tokenizer=tokenizer)
     check_prepared(task, prepared)
     for fact, value in prepared.facts.items():
         form = {int: ",", float: ".4f"}.get(type(value), "")
-        say(4, f"{fact.replace('_', ' ')}: {value:{form}}")
+        banner(4, f"{fact.replace('_', ' ')}: {value:{form}}")
     with jax.set_mesh(mesh):
         if brought.is_foreign(type(task)):
             check_loss(task, jax.eval_shape(program.loss, program.state.params, program.batch, None))
@@ -222,7 +224,7 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
 
 
 def check_prepared(task: contracts.Task, prepared: Any) -> None:
-    """Raises `InputError` where a task's `prepare` did not return what the contract says."""
+    """Raises `InputError` where `prepared`, returned by `task.prepare`, is not as the contract states."""
     name = type(task).__name__
     if not isinstance(prepared, contracts.Prepared):
         raise InputError(f"task {name}.prepare returned a {type(prepared).__name__}; it must return contracts.Prepared")
@@ -236,7 +238,7 @@ def check_prepared(task: contracts.Task, prepared: Any) -> None:
 
 
 def check_loss(task: contracts.Task, returned: Any) -> None:
-    """Raises `InputError` where a task's loss, evaluated for its shapes, did not return what the contract says."""
+    """Raises `InputError` where `returned`, the shapes of `task.loss`, are not as the contract states."""
     name, right = type(task).__name__, "(sum, weight, {name: (sum, weight)}) of scalars"
     if not isinstance(returned, tuple) or len(returned) != 3 or not isinstance(returned[2], Mapping):
         raise InputError(f"task {name}.loss returned {_shapes(returned)}; it must return {right}")
@@ -247,7 +249,7 @@ def check_loss(task: contracts.Task, returned: Any) -> None:
 
 
 def check_evaluate(task: contracts.Task, returned: Any) -> None:
-    """Raises `InputError` where a task's `evaluate` did not return what the contract says."""
+    """Raises `InputError` where `returned`, the shapes of `task.evaluate`, are not as the contract states."""
     is_pair = isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, Mapping) for x in returned)
     if not is_pair or not all(map(_is_sum, returned[0].values())):
         raise InputError(
@@ -261,60 +263,63 @@ def _is_sum(pair: Any) -> bool:
 
 
 def _shapes(tree: Any) -> str:
-    """A value whose arrays are their shapes, for messages."""
+    """A tree with a shape in place of each array, for messages."""
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))[:120]
 
 
-def _say_if_changed(place: Place, prepared: contracts.Prepared) -> None:
-    """Says where the data are not those that the step to go on from was trained with."""
-    if place.saved_step is None:
+def _report_changed_data(folder: RunFolder, prepared: contracts.Prepared) -> None:
+    """Prints a line where the data are not those that the checkpoint was trained with."""
+    if folder.saved_step is None:
         return
-    before = checkpoint.read_meta(place.folder / "checkpoints" / str(place.saved_step)).get("data")
+    before = checkpoint.read_meta(folder.path / "checkpoints" / str(folder.saved_step)).get("data")
     if before and before != fingerprint.identity(prepared):
-        say(4, f"the data have changed since step {place.saved_step:,} was written: the run goes on with those of now")
+        banner(
+            4,
+            f"the data have changed since step {folder.saved_step:,} was written: the run continues with the new data",
+        )
 
 
-def _claim(place: Place, prepared: contracts.Prepared, held: contextlib.ExitStack) -> None:
-    """Nothing was refused: from here on the folder is this run's. Writes what explains it, where it is not there."""
-    if place.is_new:
-        take(place, held)
+def _claim(folder: RunFolder, prepared: contracts.Prepared, stack: contextlib.ExitStack) -> None:
+    """Takes the folder for this run, after every check, and writes its config, tokenizer and code."""
+    if folder.is_new:
+        take_lock(folder, stack)
     if jax.process_index() == 0:
-        config, path = config_json.to_json(place.experiment), place.near / "config.json"
-        if not path.exists() or files.read_json(path, inside=place.near) != config:
+        config, path = config_json.to_json(folder.experiment), folder.local / "config.json"
+        if not path.exists() or files.read_json(path, inside=folder.local) != config:
             workdirs.write_json(path, config)
-        if place.saved_step is None:  # one that is there is of a run that ended before its first step was saved
-            _remove_tokenizer(place)
-        if prepared.tokenizer is not None and not (place.near / "tokenizer").is_dir():
-            _save_tokenizer(prepared.tokenizer, place.near / "tokenizer")
-        for name, text in brought.code_of(place.experiment).items():
-            (place.near / "code" / name).parent.mkdir(parents=True, exist_ok=True)
-            files.write(place.near / "code" / name, text)
-        place.publish()
-        held.push(lambda kind, *_: _publish_last(place, failed=kind is not None))
-    hosts.gather("the workdir", "")  # now host 0 has written
-    workdirs.refuse_unshared(place.folder)
+        if folder.saved_step is None:  # a tokenizer that is there is from a run that ended before its first save
+            _remove_tokenizer(folder)
+        if prepared.tokenizer is not None and not (folder.local / "tokenizer").is_dir():
+            _save_tokenizer(prepared.tokenizer, folder.local / "tokenizer")
+        for name, text in brought.code_of(folder.experiment).items():
+            (folder.local / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+            files.write(folder.local / "code" / name, text)
+        folder.publish()
+        stack.push(lambda kind, *_: _publish_last(folder, failed=kind is not None))
+    hosts.gather("the workdir", "")  # waits until host 0 has written
+    workdirs.refuse_unshared(folder.path)
 
 
-def _remove_tokenizer(place: Place) -> None:
-    shutil.rmtree(place.near / "tokenizer", ignore_errors=True)
-    if store.remote(place.folder):
-        for name in store.sizes(place.folder / "tokenizer"):
-            store.delete(place.folder / "tokenizer" / name)
+def _remove_tokenizer(folder: RunFolder) -> None:
+    shutil.rmtree(folder.local / "tokenizer", ignore_errors=True)
+    if store.remote(folder.path):
+        for name in store.sizes(folder.path / "tokenizer"):
+            store.delete(folder.path / "tokenizer" / name)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """The folder is there whole or not at all."""
+    """Saves into a temporary folder and renames it, so that a killed run leaves no partial tokenizer."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     tokenizer.save(part)
     part.rename(folder)
 
 
-def _publish_last(place: Place, *, failed: bool) -> None:
-    """Uploads what a run that ends has written beside its checkpoints. The error of one that failed comes first."""
+def _publish_last(folder: RunFolder, *, failed: bool) -> None:
+    """Uploads what a run has written besides checkpoints. After a failed run, errors of the upload are ignored."""
     try:
-        place.still_ours()
-        place.publish()
+        folder.check_owner()
+        folder.publish()
     except RunError:
         if not failed:
             raise

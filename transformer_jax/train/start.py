@@ -1,8 +1,8 @@
-"""Starting from the parameters of another run: its model comes with them, and each head says where it is from.
+"""Starting from the parameters of another run: its architecture is adopted, and each head is transferred or not.
 
-What a checkpoint holds is the trunk (the family's `TRUNK`), which must fit to the last leaf, and heads. A head that the
-experiment has and the checkpoint has not, or that the user wants anew, is initialised as from scratch; one that the
-experiment does not have is left out. All of it is said.
+A checkpoint holds the trunk (the family's `TRUNK`), of which every leaf must match, and heads. A head is initialised
+from scratch if only the experiment has it, or if `fresh` names it. A head that only the checkpoint has is dropped. Each
+of these decisions is logged.
 """
 
 import dataclasses
@@ -20,32 +20,35 @@ from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 
 
-def adopt(experiment: Experiment, theirs: Any, say: Callable[[str], None], *, task: Any = None) -> Experiment:
+def adopt(experiment: Experiment, trained: Any, log: Callable[[str], None], *, task: Any = None) -> Experiment:
     """The experiment with the architecture of the checkpoint that it starts from; each change is logged.
 
-    The fields of the Config that are marked `LAUNCH`, `TRAINING` or `RUN` are the experiment's own (`contracts`). The
-    task may take over something as well, such as the normalisation of images.
+    The fields of the Config that are marked `LAUNCH`, `TRAINING` or `RUN` keep the experiment's values (`contracts`).
+    The task may adopt settings as well, such as the normalisation of images.
 
     Args:
-      theirs: the config of the checkpoint's model.
-      task: the checkpoint's.
+      experiment: the recipe.
+      trained: the Config of the checkpoint's model.
+      log: called with each line to print.
+      task: the checkpoint's; None: it has none.
+
     Raises:
-      InputError: for another family, and for data longer than the checkpoint's positions.
+      InputError: another family, or data longer than the checkpoint's positions.
     """
-    ours: Any = experiment.model
-    if type(theirs) is not type(ours):
-        names = (models.name(cfg) for cfg in (theirs, ours))
+    wanted: Any = experiment.model
+    if type(trained) is not type(wanted):
+        names = (models.name(cfg) for cfg in (trained, wanted))
         raise InputError("init_from {} is a {}, the experiment's model is a {}".format(experiment.init_from, *names))
-    own = contracts.decided_by(ours, "launch", "training", "run")
-    model = dataclasses.replace(theirs, **{name: getattr(ours, name) for name in own})
+    own = contracts.decided_by(wanted, "launch", "training", "run")
+    model = dataclasses.replace(trained, **{name: getattr(wanted, name) for name in own})
     for f in dataclasses.fields(model):
         name = f.metadata.get("means", f.name)
-        if getattr(model, name) != getattr(ours, name):
-            say(f"model.{f.name} is {getattr(model, name)} as in {experiment.init_from}, not {getattr(ours, name)}")
+        if getattr(model, name) != getattr(wanted, name):
+            log(f"model.{f.name} is {getattr(model, name)} as in {experiment.init_from}, not {getattr(wanted, name)}")
     experiment = dataclasses.replace(experiment, model=model)
     if type(task) is not type(experiment.task):
         return experiment
-    return dataclasses.replace(experiment, task=experiment.task.adopt(task, say, experiment.init_from))
+    return dataclasses.replace(experiment, task=experiment.task.adopt(task, log, experiment.init_from))
 
 
 def transfer(
@@ -54,21 +57,26 @@ def transfer(
     experiment: Experiment,
     key: jax.Array,
     mesh: Mesh,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     labels: Sequence[str] = (),
 ) -> Any:
-    """The parameters to start from: `found`, a checkpoint's, as far as the experiment uses them, and fresh heads.
+    """The parameters to start from: those of a checkpoint that the experiment uses, and fresh heads.
 
-    Arguments:
-      declaration: the experiment's tree of `Param`s, whose trunk is that of the checkpoint (`adopt`).
-      key: what a run from scratch would initialise with: fresh heads are the same.
-      labels: those of the checkpoint's task; heads are compared with the experiment's by name.
-    Errors: `InputError` for a head of another shape or of other labels, and for a name in `experiment.fresh` that is no
-      head.
+    Args:
+      found: the checkpoint's parameter tree.
+      declaration: the experiment's tree of `nn.params.Param`; its trunk is the checkpoint's (`adopt`).
+      experiment: the recipe; `fresh` names the heads to initialise from scratch.
+      key: the key that a run from scratch would initialise with, so that fresh heads are the same.
+      mesh: the devices of fresh heads.
+      log: called with each line to print.
+      labels: of the checkpoint's task. A head's columns are reordered by name where the experiment's order differs.
+
+    Raises:
+      InputError: a head has another shape or other labels, or `experiment.fresh` names something that is not a head.
     """
     trunk, labelled = (models.hook(experiment.model, part) for part in ("TRUNK", "LABEL_HEADS"))
-    ours = experiment.task.snapshot_settings().get("labels", ())
+    wanted = experiment.task.snapshot_settings().get("labels", ())
     found = dict(found)
     heads = [] if trunk is None else [name for name in declaration if name not in trunk]
     for name in experiment.fresh:
@@ -78,38 +86,38 @@ def transfer(
             )
     for name in heads:
         if name in found and name not in experiment.fresh:
-            hint = f"give --fresh {' '.join((*experiment.fresh, name))}"  # all of them: the flag is read once
+            hint = f"give --fresh {' '.join((*experiment.fresh, name))}"  # the flag is given once, with all names
             _refuse_other_shape(name, found[name], declaration[name], experiment.init_from, hint)
-            if name in labelled and labels and ours:
-                found[name] = _in_order(
-                    found[name], labels, ours, f"init_from {experiment.init_from}: head {name!r}", hint, say
+            if name in labelled and labels and wanted:
+                found[name] = _reordered(
+                    found[name], labels, wanted, f"init_from {experiment.init_from}: head {name!r}", hint, log
                 )
-            say(f"head {name!r}: as in {experiment.init_from}; to initialise it from scratch, {hint}")
+            log(f"head {name!r}: as in {experiment.init_from}; to initialise it from scratch, {hint}")
     fresh = {name: declaration[name] for name in heads if name not in found or name in experiment.fresh}
     for name in fresh:
         why = "asked for with --fresh" if name in found else f"{experiment.init_from} has none"
-        say(f"head {name!r}: initialised from scratch ({why})")
+        log(f"head {name!r}: initialised from scratch ({why})")
     for name in found:
         if name not in declaration:
-            say(f"head {name!r} of {experiment.init_from}: left out, this experiment has no use for it")
-    places = params_lib.shardings(fresh, mesh)
-    made = jax.jit(lambda key: params_lib.init(key, fresh), out_shardings=places)(key) if fresh else {}
+            log(f"head {name!r} of {experiment.init_from}: dropped, this experiment does not use it")
+    shardings = params_lib.shardings(fresh, mesh)
+    made = jax.jit(lambda key: params_lib.init(key, fresh), out_shardings=shardings)(key) if fresh else {}
     return {name: made[name] if name in made else found[name] for name in declaration}
 
 
-def _in_order(
-    head: Any, theirs: Sequence[str], ours: Sequence[str], where: str, hint: str, say: Callable[[str], None]
+def _reordered(
+    head: Any, found: Sequence[str], wanted: Sequence[str], where: str, hint: str, log: Callable[[str], None]
 ) -> Any:
-    """A head's columns in the order of our labels, by name. Names such as LABEL_0 state an order and no meaning."""
-    if tuple(theirs) == tuple(ours) or all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
+    """A head with its columns in the order of the experiment's labels. Names such as LABEL_0 have no meaning."""
+    if tuple(found) == tuple(wanted) or all(re.fullmatch(r"LABEL_\d+", name) for name in found):
         return head
-    if sorted(theirs) != sorted(ours):
+    if sorted(found) != sorted(wanted):
         raise InputError(
-            f"{where} tells apart {_few(theirs)}, this experiment's labels are {_few(ours)}; to initialise the head "
+            f"{where} tells apart {_few(found)}, this experiment's labels are {_few(wanted)}; to initialise the head "
             f"from scratch, {hint}"
         )
-    say(f"{where}: its labels are moved from the order {_few(theirs)} to {_few(ours)}")
-    order = np.array([list(theirs).index(label) for label in ours])
+    log(f"{where}: its labels are moved from the order {_few(found)} to {_few(wanted)}")
+    order = np.array([list(found).index(label) for label in wanted])
     return jax.tree.map(lambda x: x[..., order], head)
 
 
@@ -118,11 +126,11 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _refuse_other_shape(name: str, found: Any, declared: Any, path: str, hint: str) -> None:
-    theirs = {leaf: tuple(x.shape) for leaf, x in params_lib.flatten(found).items()}
-    ours = {leaf: p.shape for leaf, p in params_lib.flatten(declared).items()}
-    for leaf in ours.keys() | theirs.keys():
-        if theirs.get(leaf) != ours.get(leaf):
+    shapes = {leaf: tuple(x.shape) for leaf, x in params_lib.flatten(found).items()}
+    wanted = {leaf: p.shape for leaf, p in params_lib.flatten(declared).items()}
+    for leaf in wanted.keys() | shapes.keys():
+        if shapes.get(leaf) != wanted.get(leaf):
             raise InputError(
-                f"init_from {path}: its head {name!r} has {leaf} of shape {theirs.get(leaf)}, this experiment's "
-                f"{ours.get(leaf)} (another number of labels?); to initialise the head from scratch, {hint}"
+                f"init_from {path}: its head {name!r} has {leaf} of shape {shapes.get(leaf)}, this experiment's "
+                f"{wanted.get(leaf)} (another number of labels?); to initialise the head from scratch, {hint}"
             )

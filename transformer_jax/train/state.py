@@ -1,7 +1,7 @@
 """The state of a training run: one value that the train step maps to the next one.
 
-Everything about it is derived from the family's declaration of its parameters and from the optimiser: abstract values
-(what a restore aims at), shardings (the moments and the averages lie where their parameters lie), initial values.
+Everything about it is derived from the family's declaration of its parameters and from the optimiser: abstract values,
+which a restore needs; shardings, where moments and averages are sharded like their parameters; and initial values.
 """
 
 from typing import Any
@@ -13,11 +13,18 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.contracts import EvaluatesOther, TrainState
 from transformer_jax.nn import params as params_lib
-from transformer_jax.optim import shardings
+from transformer_jax.optim import shardings as optim_shardings
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False, recent: int = 0) -> TrainState:
-    """The state before the first step. The average starts as a copy of the parameters; `recent` losses are kept."""
+    """The state before the first step.
+
+    Args:
+      params: the parameter tree.
+      optimizer: the Optax transformation.
+      ema: keep an exponential moving average, which starts as a copy of the parameters.
+      recent: losses to keep, for the detection of spikes.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -37,10 +44,19 @@ def init(
     ema: bool = False,
     recent: int = 0,
 ) -> TrainState:
-    """The state before the first step, drawn straight onto the devices of `mesh`: no device ever holds all of it."""
-    places = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
+    """The state before the first step, initialised shard by shard: no device ever holds all of it.
+
+    Args:
+      key: draws the parameters.
+      declaration: the tree of `nn.params.Param`.
+      optimizer: the Optax transformation.
+      mesh: the devices.
+      ema: as for `create`.
+      recent: as for `create`.
+    """
+    shardings = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
     make = jax.jit(
-        lambda k: create(params_lib.init(k, declaration), optimizer, ema=ema, recent=recent), out_shardings=places
+        lambda k: create(params_lib.init(k, declaration), optimizer, ema=ema, recent=recent), out_shardings=shardings
     )
     return make(key)
 
@@ -53,14 +69,22 @@ def abstract(
     ema: bool = False,
     recent: int = 0,
 ) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s with shardings: what a restore aims at, and what can be compiled for.
+    """The state as `jax.ShapeDtypeStruct`s with shardings: the target of a restore, and what a step compiles for.
 
-    Errors: `InputError` naming the parameter that does not divide over the mesh.
+    Args:
+      declaration: the tree of `nn.params.Param`.
+      optimizer: the Optax transformation.
+      mesh: the devices; an abstract mesh is enough.
+      ema: as for `create`.
+      recent: as for `create`.
+
+    Raises:
+      InputError: a parameter does not divide over the mesh.
     """
     values = params_lib.abstract(declaration, mesh)
     state = jax.eval_shape(lambda p: create(p, optimizer, ema=ema, recent=recent), values)
-    places = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
+    shardings = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
 def state_shardings(
@@ -71,29 +95,39 @@ def state_shardings(
     ema: bool = False,
     recent: int = 0,
 ) -> TrainState:
-    """A tree like the state with a `NamedSharding` at each leaf: the average's are its parameters', those of the
-    optimiser's state are derived by `optim.shardings`.
+    """A tree like the state with a `NamedSharding` at each leaf; `optim.shardings` derives those of the moments.
 
-    Raises: `InputError` naming a leaf of the optimiser's state for which no sharding can be derived.
+    Args:
+      declaration: the tree of `nn.params.Param`.
+      optimizer: the Optax transformation.
+      mesh: the devices; an abstract mesh is enough.
+      ema: as for `create`.
+      recent: as for `create`.
+
+    Raises:
+      InputError: no sharding can be derived for a leaf of the optimiser's state.
     """
-    places = params_lib.shardings(declaration, mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    of_params = params_lib.shardings(declaration, mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
     opt_state = jax.eval_shape(optimizer.init, params_lib.abstract(declaration))
     return TrainState(
-        step=everywhere,
-        params=places,
-        opt_state=shardings.of_state(opt_state, declaration, mesh),
-        ema=places if ema else None,
-        skipped=everywhere,
-        recent=everywhere if recent else None,
+        step=replicated,
+        params=of_params,
+        opt_state=optim_shardings.of_state(opt_state, declaration, mesh),
+        ema=of_params if ema else None,
+        skipped=replicated,
+        recent=replicated if recent else None,
     )
 
 
 def evaluated(state: TrainState, optimizer: Any) -> Any:
-    """The parameters to evaluate: the average where the run keeps one, those of the optimiser where it has others than
-    the trained ones, such as schedule-free, and else the trained ones.
+    """The parameters to evaluate.
+
+    These are the average where the run keeps one; those of the optimiser where it evaluates other weights than it
+    trains, such as schedule-free; and otherwise the trained ones.
 
     Args:
+      state: of the run.
       optimizer: the experiment's `contracts.Optimizer`, not its transformation.
     """
     if state.ema is not None:
@@ -104,8 +138,15 @@ def evaluated(state: TrainState, optimizer: Any) -> Any:
 
 
 def to_store(state: TrainState, optimizer: Any) -> TrainState:
-    """The state as a checkpoint holds it: with the parameters to evaluate as its average where they are not the trained
-    ones, so that a reader of parameters needs no optimiser. `checkpoint.restore_state` leaves them out again."""
+    """The state as a checkpoint stores it.
+
+    Where the optimiser evaluates other weights than it trains, they are stored as `ema`, so that reading the parameters
+    needs no optimiser; `checkpoint.restore_state` ignores them.
+
+    Args:
+      state: of the run.
+      optimizer: the experiment's `contracts.Optimizer`.
+    """
     if state.ema is None and isinstance(optimizer, EvaluatesOther):
         return state.replace(ema=evaluated(state, optimizer))  # type: ignore[attr-defined]
     return state

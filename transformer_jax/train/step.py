@@ -4,7 +4,7 @@
     step = jit_step(step, state_shardings(...), batch_sharding)      # compiled once, the state donated
     state, metrics = step(state, batch, key)
 
-Losses are sums with weights, so that a big batch, its micro-batches and its shards on many devices all mean the same:
+Losses are sums with weights, so that a batch gives the same result whole, in micro-batches, or sharded over devices:
 sums are added, and divided once by the total weight.
 """
 
@@ -20,12 +20,14 @@ from transformer_jax.contracts import TrainState
 from transformer_jax.errors import InputError
 from transformer_jax.optim import skippable
 
-Batch = Mapping[str, jax.Array]  # every leaf leads with the batch's rows
-Sums = dict[str, tuple[jax.Array, jax.Array]]  # {"name": (sum, weight)}
+Batch = Mapping[str, jax.Array]
+"""{name: [B, ...]}: the leading dimension of every leaf is the batch."""
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""{name: (sum, weight)}."""
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, Sums]]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]
 
-RECENT = 64  # losses that the next one is compared with
+RECENT = 64  # losses that a new one is compared with, to detect a spike
 
 
 def make_step(
@@ -37,24 +39,24 @@ def make_step(
     ema_decay: float = 0.0,
     skip_spikes: float = 0.0,
 ) -> Step:
-    """Builds the step, a pure function that the caller compiles.
+    """The step, a pure function that the caller compiles.
 
-    Arguments:
-      loss: (params, batch, key) -> (loss_sum, weight, sums), the task's loss; sums are other things to report.
-      optimizer: an optax transformation; it is handed the gradient's global norm as `grad_norm=`.
-      learning_rate: the optimiser's schedule, for the metrics; its argument is the number of updates applied.
-      accumulate: micro-batches per batch; the batch's rows must divide by it.
-      ema_decay: the average's decay d in `ema = d * ema + (1 - d) * params`; 0 when the state has no average.
-      skip_spikes: a step whose loss is more than so many deviations (`deviations`) above the recent ones is skipped; 0:
-        none is.
+    A loss or gradient that is not finite leaves parameters, optimiser state and average unchanged, to the bit; `step`
+    and `skipped` still count it. A batch of weight 0 has loss 0 and gradient 0.
 
-    Returns: step(state, batch, key) -> (state, metrics). key is the run's key: the step folds in its own number.
-      Metrics are device scalars, "loss" (nats per unit of weight), "weight", "grad_norm" (before clipping),
-      "learning_rate" (of this update), "skipped" (so far, int32), and "sums", the loss's {"name": (sum, weight)}; of a
-      state with `recent` losses also "deviations", by which the loss is above them.
+    Args:
+      loss: (params, batch, key) -> (sum, weight, sums), the task's loss; `sums` are further numbers to report.
+      optimizer: an Optax transformation; its `update` receives the global norm of the gradient as `grad_norm=`.
+      learning_rate: the optimiser's schedule, a function of the number of updates applied, for the metrics.
+      accumulate: micro-batches per batch; it must divide the rows of the batch.
+      ema_decay: d in `ema = d * ema + (1 - d) * params`; 0 when the state has no average.
+      skip_spikes: a step is skipped whose loss is this many `deviations` above the recent ones; 0: none is.
 
-    A loss or gradient that is not finite leaves parameters, optimiser state and average as they were, to the bit; step
-    and skipped still count. A batch of weight 0 has loss 0 and gradient 0.
+    Returns:
+      step(state, batch, key) -> (state, metrics), where `key` is the run's key: the step folds in its number. The
+      metrics are scalars on the device: "loss" (nats per unit of weight), "weight", "grad_norm" (before clipping),
+      "learning_rate" (of this update), "skipped" (steps so far, int32), and "sums", {name: (sum, weight)}; with
+      `recent` losses in the state also "deviations".
     """
     optimizer = skippable(optimizer)
 
@@ -67,7 +69,7 @@ def make_step(
         mean_loss = loss_sum * scale
         grads = jax.tree.map(lambda g: g * scale, grads)
         with jax.named_scope("optimizer"):
-            grad_norm = global_norm(grads)  # not finite when any gradient is not
+            grad_norm = global_norm(grads)  # it is not finite if any gradient is not
 
         good = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         recent, spike = state.recent, {}
@@ -106,7 +108,7 @@ def make_step(
 
 
 def _gradients(loss: Loss, params: Any, batch: Batch, key: jax.Array, accumulate: int) -> Any:
-    """((loss_sum, (weight, sums)), gradients of loss_sum), added up over the micro-batches, each with its own key."""
+    """((loss_sum, (weight, sums)), gradients of loss_sum), summed over the micro-batches; each has its own key."""
 
     def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Sums]]:
         loss_sum, weight, sums = loss(params, batch, key)
@@ -116,10 +118,10 @@ def _gradients(loss: Loss, params: Any, batch: Batch, key: jax.Array, accumulate
     if accumulate == 1:
         return value_and_grad(params, batch, key)
 
-    def add(so_far: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+    def add(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         i, rows = numbered
         part = value_and_grad(params, rows, jax.random.fold_in(key, i))
-        return jax.tree.map(jnp.add, so_far, part), None
+        return jax.tree.map(jnp.add, total, part), None
 
     parts = micro_batches(batch, accumulate)
     shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts), key)
@@ -128,18 +130,23 @@ def _gradients(loss: Loss, params: Any, batch: Batch, key: jax.Array, accumulate
 
 
 def global_norm(grads: Any) -> jax.Array:
-    """The square root of the sum of all squares. Where a TPU has its gradients whole, sums as products with ones."""
+    """The norm of all `grads` as one vector, float32. Unsharded gradients are summed by `sharding.sum_last`."""
     if any(sharding.shards(axis) > 1 for axis in ("embed", "heads", "kv_heads", "mlp", "vocab")):
-        return optax.tree.norm(grads)  # the sums over rows would be summed over the devices, not the one number
+        # `sum_last` of a sharded gradient would all-reduce a vector per matrix; this all-reduces one scalar.
+        return optax.tree.norm(grads)
     squares = [jnp.square(g) for g in jax.tree.leaves(grads)]
     return jnp.sqrt(sum(jnp.sum(kernels.row_sums(x) if x.ndim > 1 else x) for x in squares))
 
 
 def deviations(recent: jax.Array, loss: jax.Array) -> jax.Array:
-    """By how many of their usual deviations a loss is above the median of the recent ones; NaN until there are enough.
+    """The distance of a loss above the median of the recent ones, in deviations; NaN until there are enough losses.
 
-    The deviation is 1.4826 times the median absolute deviation, which is a normal distribution's standard deviation,
-    and at least 1 % of the median; half of the losses may be outliers without changing it much.
+    A deviation is 1.4826 times the median absolute deviation, which for a normal distribution is the standard
+    deviation, and at least 1 % of the median. It is robust: half of the losses may be outliers.
+
+    Args:
+      recent: float32 [n].
+      loss: scalar.
     """
     middle = jnp.median(recent)
     usual = 1.4826 * jnp.median(jnp.abs(recent - middle))
@@ -147,15 +154,20 @@ def deviations(recent: jax.Array, loss: jax.Array) -> jax.Array:
 
 
 def _pushed(recent: jax.Array, loss: jax.Array) -> jax.Array:
-    """The recent losses with this one, if it is finite. A spike counts too: a loss that stays high is soon usual."""
+    """The recent losses with this one, if it is finite. A spike is added too, so that a lasting rise is no spike."""
     return jnp.where(jnp.isfinite(loss), jnp.append(recent[1:], loss), recent)
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:
     """Each leaf [B, ...] as [count, B / count, ...]; micro-batch i holds the rows i, i + count, i + 2 * count, ...
 
-    Strided, because a batch lies on its devices in contiguous blocks of rows: each device then finds an equal part of
-    every micro-batch among its own rows, and no row moves. Contiguous micro-batches would sit on a few devices each.
+    They are strided, because each device holds a contiguous block of the batch's rows: with a stride, every device
+    holds an equal share of every micro-batch, and no row moves. Contiguous micro-batches would be on a few devices
+    each.
+
+    Args:
+      batch: {name: [B, ...]}.
+      count: micro-batches; it must divide B.
     """
 
     def split(x: jax.Array) -> jax.Array:
@@ -167,10 +179,12 @@ def micro_batches(batch: Batch, count: int) -> Batch:
 
 
 def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any) -> jax.stages.Wrapped:
-    """The step under `jax.jit` for this layout of its arguments, with the state's buffers donated to the new state.
+    """The step under `jax.jit`, with the state's buffers donated to the new state.
 
-    Arguments:
+    Args:
+      step: from `make_step`.
+      state_shardings: a tree like the state.
       batch_sharding: one sharding for every leaf of the batch, or a tree of them.
     """
-    places_in, places_out = (state_shardings, batch_sharding, None), (state_shardings, None)
-    return jax.jit(step, in_shardings=places_in, out_shardings=places_out, donate_argnums=0)
+    in_shardings, out_shardings = (state_shardings, batch_sharding, None), (state_shardings, None)
+    return jax.jit(step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0)

@@ -23,40 +23,42 @@ from transformer_jax.train.setup import Run
 
 
 def steps(run: Run, *, profile: tuple[int, int] | None = None, debug_nans: bool = False) -> None:
-    """Takes steps until the last one, a signal, or the end of patience.
+    """Takes steps until the last one, a signal, or the end of `evaluate.patience`.
 
-    The metrics of a step are read while the next one runs: nothing here waits for the device, except before an
-    evaluation or a save.
+    The metrics of a step are read while the next one runs, so that the host never waits for the device, except before
+    an evaluation or a save.
 
     Args:
+      run: ready for its next step.
       profile: (first, last): these steps are traced into WORKDIR/profile.
-      debug_nans: stop at the first step that is not finite, and say which operation it is; no step runs ahead.
+      debug_nans: stop at the first step that is not finite and report the operation; each step is then waited for.
+
     Raises:
-      RunError: where `train.max_skips` steps in a row were not finite.
+      RunError: `train.max_skips` steps in a row were not finite.
     """
     experiment, train = run.experiment, run.experiment.train
     limit = 1 if debug_nans else train.max_skips
     watch = diagnose.Watch(limit=limit, spike=train.spike, skipped=int(run.state.skipped))
     trace = Trace(run, profile)
-    unread: collections.deque[tuple[int, Any]] = collections.deque()  # the step that the device is working on
+    unread: collections.deque[tuple[int, Any]] = collections.deque()  # (step, metrics) that the device still computes
     batch = place(run, next(run.batches))
-    if due(run.step, experiment.evaluate.every, run.last_step) and run.step not in run.best.values:
-        validate(run)  # a signal interrupted it; what is best and when patience ends depend on it
+    if is_due(run.step, experiment.evaluate.every, run.last_step) and run.step not in run.best.values:
+        validate(run)  # a signal interrupted this evaluation; the best step and `patience` depend on it
     while not run.complete and not run.stop():
         run.step += 1
         trace.begin(run.step)
         run.state, metrics = run.step_fn(run.state, batch, run.train_key)
         run.rows += train.batch_size
         unread.append((run.step, metrics))
-        # The device is busy with this step: time to make the next batch ready and to read the step before.
+        # While the device computes this step, the host makes the next batch and reads the previous step's metrics.
         if run.step < run.last_step:
             with run.meter.waiting():
                 ready = next(run.batches)
             batch = place(run, ready)
-        evaluate_now = due(run.step, experiment.evaluate.every, run.last_step)
-        save_now = due(run.step, experiment.checkpoint.every, run.last_step) or run.writer.check()
-        settle = evaluate_now or save_now or debug_nans or trace.ends(run.step)
-        while len(unread) > (0 if settle else 1):
+        evaluate_now = is_due(run.step, experiment.evaluate.every, run.last_step)
+        save_now = is_due(run.step, experiment.checkpoint.every, run.last_step) or run.writer.check()
+        wait_for_step = evaluate_now or save_now or debug_nans or trace.ends(run.step)
+        while len(unread) > (0 if wait_for_step else 1):
             read(run, watch, *unread.popleft())
         trace.end(run.step)
         if evaluate_now:
@@ -69,40 +71,56 @@ def steps(run: Run, *, profile: tuple[int, int] | None = None, debug_nans: bool 
     run.meter.stop()
 
 
-def due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps happens after this one; the end has its own."""
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether an event with this interval happens after this step. The last step is handled when the run ends.
+
+    Args:
+      step: steps taken.
+      every: the interval in steps; 0: never.
+      last: the run's last step.
+    """
     return every > 0 and step % every == 0 and 0 < step < last
 
 
 def place(run: Run, rows: Any) -> Any:
-    """This host's rows of a batch on the devices."""
+    """A global batch of `run` on the devices, from `rows`, this host's part of it."""
     return batch_lib.place(rows, {name: leaf.sharding for name, leaf in run.program.batch.items()})
 
 
 def read(run: Run, watch: diagnose.Watch, step: int, metrics: Any) -> None:
-    """Waits for a step, so that never more than one is ahead of us, and logs it when it is its turn."""
+    """Waits for a step, so that the host is never more than one step ahead of the device, and logs it when it is due.
+
+    Args:
+      run: in progress.
+      watch: counts skipped steps.
+      step: the step.
+      metrics: its metrics, which the device may still compute.
+
+    Raises:
+      RunError: too many steps in a row were not finite.
+    """
     jax.block_until_ready(metrics)
     run.to_first_step = run.to_first_step or time.perf_counter() - run.began
-    for line in watch.note(step, metrics):
-        run.observing.say(line)
-    if watch.hopeless:
-        raise went_bad(run, watch, step)
+    for line in watch.update(step, metrics):
+        run.observing.print_line(line)
+    if watch.limit_reached:
+        raise diagnosed(run, watch, step)
     if step % run.experiment.train.log_every == 0 or step in (1, run.last_step):
         run.observing.row(run.meter.row(step, metrics))
 
 
 def validate(run: Run) -> None:
-    """Evaluates, logs and remembers; nothing when a signal came meanwhile."""
+    """Evaluates `run`, logs the numbers and updates `run.best`; after a signal it does nothing."""
     run.report = {}
     with run.meter.pause("evaluating"), contextlib.suppress(evaluation.Stopped):
         run.report, run.outputs = run.evaluator.numbers(run.evaluated(), run.prepared.validation, stop=run.stop)
-        if run.step not in run.best.values:  # a resumed run may look again at what it has logged before
+        if run.step not in run.best.values:  # a resumed run may evaluate again what it has logged before
             run.observing.evaluation(run.step, "validation", run.report)
         run.best = run.best.add(run.step, float(run.report.get(run.metric, math.nan)))
 
 
 def save(run: Run) -> None:
-    """Begins to save the state."""
+    """Starts to save the state of `run`."""
     with run.meter.pause("saving"):
         run.observing.save(run.step)
         state = state_lib.to_store(run.state, run.experiment.optim)
@@ -110,14 +128,20 @@ def save(run: Run) -> None:
         run.saved_at = run.step
 
 
-def went_bad(run: Run, watch: diagnose.Watch, step: int) -> RunError:
-    """What is wrong with a step's batch, which is made again: in WORKDIR/diagnosis.json, and as the error."""
-    experiment, folder = run.experiment, run.place.folder
+def diagnosed(run: Run, watch: diagnose.Watch, step: int) -> RunError:
+    """The error of a step that is not finite. Its batch is made again and diagnosed, in WORKDIR/diagnosis.json.
+
+    Args:
+      run: in progress.
+      watch: counts skipped steps.
+      step: the last one that was skipped.
+    """
+    experiment, folder = run.experiment, run.folder.path
     size = experiment.train.batch_size
     row = run.first_row + (step - run.first_step - 1) * size
     shardings = {name: leaf.sharding for name, leaf in run.program.batch.items()}
-    here = batch_lib.here(next(iter(shardings.values())), size)
-    again = next(pipeline.batches(run.prepared.train, row, size, here=here, prefetch=0))
+    local_rows = batch_lib.local_rows(next(iter(shardings.values())), size)
+    again = next(pipeline.batches(run.prepared.train, row, size, local_rows=local_rows, prefetch=0))
     plain = dataclasses.replace(experiment, model=computed_in(experiment.model, "float32", remat="none"))
     found = diagnose.diagnose(
         programs.make(plain, run.mesh).loss,
@@ -127,10 +151,10 @@ def went_bad(run: Run, watch: diagnose.Watch, step: int) -> RunError:
         declaration=run.program.declaration,
         copies=run.mesh.shape["data"] * run.mesh.shape["fsdp"],
     )
-    run.observing.say(found.table())
+    run.observing.print_line(found.table())
     if jax.process_index() == 0:
         facts = {"step": step, "first_row": row, "skipped_in_a_row": watch.in_a_row}
-        workdirs.write_json(run.place.near / "diagnosis.json", facts | found.to_json())
+        workdirs.write_json(run.folder.local / "diagnosis.json", facts | found.to_json())
     newest, n = checkpoint.latest_step(folder / "checkpoints"), watch.in_a_row
     return RunError(
         f"{f'steps {step - n + 1:,}-{step:,} were' if n > 1 else f'step {step:,} was'} skipped; of the last, "
@@ -147,20 +171,20 @@ class Trace:
         self.run, self.profile, self.is_on = run, profile, False
 
     def begin(self, step: int) -> None:
-        """Starts before the first of the steps."""
+        """Starts the trace if `step` is its first."""
         if self.profile is not None and self.profile[0] <= step <= self.profile[1] and not self.is_on:
-            jax.profiler.start_trace(str(self.run.place.near / "profile"))
+            jax.profiler.start_trace(str(self.run.folder.local / "profile"))
             self.is_on = True
 
     def ends(self, step: int) -> bool:
-        """Whether this is the last step of the trace."""
+        """Whether `step` is the last one of the trace."""
         last = self.run.last_step if self.profile is None else min(self.profile[1], self.run.last_step)
         return self.is_on and (step >= last or self.run.stop())
 
     def end(self, step: int) -> None:
-        """Stops after the last of the steps."""
+        """Stops the trace if `step` is its last."""
         if self.ends(step):
             jax.profiler.stop_trace()
             self.is_on = False
-            where = self.run.place.folder / "profile"
-            self.run.observing.say(f"profile up to step {step} in {where}; Perfetto and TensorBoard open it")
+            where = self.run.folder.path / "profile"
+            self.run.observing.print_line(f"profile up to step {step} in {where}; Perfetto and TensorBoard open it")

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 as something a loop can ask about, with the same answer on all hosts."""
+"""SIGINT, SIGTERM and SIGUSR1 as a flag that a loop can read, with the same value on all hosts."""
 
 import contextlib
 import signal
@@ -10,36 +10,36 @@ import jax
 from transformer_jax import hosts, interrupts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-POLL = 0.5  # seconds between two looks whether another host was told to stop; more with very many hosts
+POLL = 0.5  # seconds between two checks for a signal to another host; longer with very many hosts
 _LEFT = "left"
 
 
 class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGUSR1 instead of dying of them; calling it says whether one has come.
+    """Catches SIGINT, SIGTERM and SIGUSR1; a call returns whether one has arrived.
 
         with StopSignals() as stop:
             while not stop(): ...
 
-    The loop finishes its step and saves. Further signals are noted too, so they do not break the save. Outside the main
-    thread Python delivers no signals, and nothing is noted. `number` is the first signal's, 0 while there was none.
+    The loop then finishes its step and saves. Further signals are caught as well, so that they do not interrupt the
+    save. Outside the main thread Python delivers no signals. `number` is that of the first signal, 0 without one.
 
-    A signal to one of several hosts stops all, at the same call: calls are counted, and every host must make the same
-    ones. When somebody asks for a stop, a thread of each host holds its calls, tells the others how many were made, and
-    the first call that nobody has made is the one that says yes. Nobody waits for ever: a host held at its next call
-    has begun all steps that the calls before allowed, and the threads wait for no collective.
+    A signal to one of several hosts stops all of them in the same call. To that end calls are counted, and every host
+    must make the same calls. After a signal, a thread on each host blocks further calls and publishes how many its host
+    has made; the first call that no host has made yet returns True. This cannot deadlock: a host that is blocked has
+    started every step that its earlier calls allowed, and the threads do not wait for a collective operation.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self.noted = signal.SIGINT if interrupts.came else 0  # one that came before and was lost
+        self.caught = signal.SIGINT if interrupts.came else 0  # a signal that came before this was constructed
         self.thread: threading.Thread | None = None
-        # Of several hosts: the calls made here, what holds them, the call that says yes and the signal's number.
+        # With several hosts: the calls made by this one, the lock that blocks them, and the end of the thread.
         self.calls, self.calling, self.ended = 0, threading.Lock(), threading.Event()
-        self.last: tuple[int, int] | None = None
+        self.last: tuple[int, int] | None = None  # the call that returns True, and the signal's number
 
     def __call__(self) -> bool:
         if self.thread is None:
-            self.number = self.noted
+            self.number = self.caught
             return self.number != 0
         with self.calling:
             self.calls += 1
@@ -47,12 +47,12 @@ class StopSignals:
                 self.number = self.last[1]
         return self.number != 0
 
-    def _note(self, number: int, frame: Any) -> None:
-        self.noted = self.noted or number
+    def _catch(self, number: int, frame: Any) -> None:
+        self.caught = self.caught or number
 
     def __enter__(self) -> "StopSignals":
         main = threading.current_thread() is threading.main_thread()
-        self.before = {s: signal.signal(s, self._note) for s in SIGNALS} if main else {}
+        self.before = {s: signal.signal(s, self._catch) for s in SIGNALS} if main else {}
         if not hosts.alone():
             self.key = hosts.unique("stop")
             self.thread = threading.Thread(target=self._agree, name="stop", daemon=True)
@@ -60,11 +60,11 @@ class StopSignals:
         return self
 
     def _agree(self) -> None:
-        """Waits until somebody asks for a stop, and settles with the others at which call."""
-        with contextlib.suppress(Exception):  # host 0 is gone; `hosts.together` sees to that
+        """Waits for a signal to any host, and agrees with the other hosts on the call that returns True."""
+        with contextlib.suppress(Exception):  # host 0 has failed; `hosts.together` handles that
             while (asked := hosts.get(f"{self.key}/asked")) is None:
-                if self.noted:
-                    hosts.put(f"{self.key}/asked", str(self.noted), once=True)
+                if self.caught:
+                    hosts.put(f"{self.key}/asked", str(self.caught), once=True)
                 elif self.ended.wait(max(POLL, jax.process_count() / 256)):
                     return
             with self.calling:
@@ -72,7 +72,7 @@ class StopSignals:
                 while len(counts := hosts.listed(f"{self.key}/calls")) < jax.process_count():
                     if self.ended.wait(0.1):
                         return
-                if _LEFT not in counts.values():  # else the run is at its end anyway
+                if _LEFT not in counts.values():  # otherwise a host has left its loop: the run is ending anyway
                     self.last = max(map(int, counts.values())) + 1, int(asked)
 
     def __exit__(self, *_: Any) -> None:

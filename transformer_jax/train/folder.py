@@ -1,0 +1,140 @@
+"""The folder of a run: what it holds, whether the run may resume there, and its lock."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from transformer_jax import brought, config_json, hosts, observe
+from transformer_jax.experiment import Experiment
+from transformer_jax.runs import checkpoint, fingerprint, lock, store, store_lock
+from transformer_jax.runs import workdir as workdirs
+from transformer_jax.train import start
+
+banner = observe.banner
+
+
+@dataclass(frozen=True)
+class Results:
+    """How a run ended.
+
+    Attributes:
+      step: optimiser steps taken.
+      report: the validation numbers by name, and as strings their conventions; empty when a signal ended the run.
+      signal: the number of the signal that ended the run; 0 when it is complete.
+      test: the numbers of the best checkpoint on the test set; empty where there is no test set.
+    """
+
+    step: int
+    report: Mapping[str, float | str]
+    signal: int = 0
+    test: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass
+class RunFolder:
+    """A folder that a run has entered.
+
+    Attributes:
+      experiment: the recipe, with the settings that the data and the folder decide.
+      path: the workdir.
+      local: where this host writes everything but checkpoints: the workdir, or the local mirror of one in an object
+        store.
+      publish: uploads what has changed in `local`; does nothing on a disk.
+      saved_step: the newest undamaged step; None where there is none.
+      is_new: whether the folder holds no run yet.
+      seen: the state of the folder's files when it was entered, to detect that another run has written there since.
+      done: the results, where the run is already complete.
+      check_owner: raises `lock.Lost` where another run has taken the folder.
+    """
+
+    experiment: Experiment
+    path: Path
+    local: Path
+    publish: Callable[[], None]
+    saved_step: int | None
+    is_new: bool
+    seen: dict[str, str]
+    done: Results | None = None
+    check_owner: Callable[[], None] = lambda: None
+
+    def with_workdir(self, line: str) -> str:
+        """`line` with the workdir's path in place of its local mirror's."""
+        return line.replace(str(self.local), str(self.path))
+
+
+def enter(
+    experiment: Experiment, path: Path, stack: contextlib.ExitStack, *, types: Any = (), verify: bool = True
+) -> RunFolder:
+    """Reads a folder, compares it with the experiment, and takes its lock if it holds a run already.
+
+    Args:
+      experiment: the recipe.
+      path: the workdir; it need not exist.
+      stack: closes what is opened.
+      types: the user's types that the folder's config may name besides those of `experiment`.
+      verify: compare the files of the step to resume from with its manifest.
+
+    Raises:
+      InputError: the folder holds another run, or files that are not a run's.
+    """
+    banner(1, f"workdir {path}")
+    seen = workdirs.seen(path)
+    experiment = dataclasses.replace(experiment, task=experiment.task.settle(experiment.data))
+    config_json.refuse_unreadable(experiment)
+    stored = workdirs.stored_experiment(path, [brought.types_in(experiment), types])
+    if stored is not None:
+        experiment = dataclasses.replace(experiment, order=stored.order)  # the order of the data must not change
+        if experiment.init_from and experiment.init_from == stored.init_from:  # the run adopted these when it began
+            experiment = start.adopt(experiment, stored.model, lambda line: None, task=stored.task)
+    for line in workdirs.check(path, experiment, types):
+        banner(1, f"changed since it was last run: {line}")
+    saved_step = checkpoint.latest_step(path / "checkpoints")
+    done = workdirs.read_results(path)
+    if not hosts.alone():
+        hosts.agree("what is to be run", fingerprint.program(experiment, saved_step, done.get("step")))
+    if (results := _complete(experiment, saved_step, done)) is not None:
+        return RunFolder(experiment, path, path, lambda: None, saved_step, False, seen, done=results)
+
+    local, publish = stack.enter_context(store.near(path, ("metrics.jsonl", "tokenizer/")))
+    is_new = "config.json" not in seen
+    folder = RunFolder(experiment, path, local, publish, None, is_new, seen)
+    if not is_new:  # a new folder is created and locked later, after every check
+        take_lock(folder, stack)
+    folder.saved_step = checkpoint.newest(
+        path / "checkpoints", lambda line: banner(1, line), verify=verify, together=True
+    )
+    return folder
+
+
+def _complete(experiment: Experiment, saved_step: int | None, done: Mapping[str, Any]) -> Results | None:
+    """The results of a run that is complete; None where it is not."""
+    if saved_step is None or done.get("step") != saved_step:
+        return None
+    numbers = observe.describe(done["report"], experiment.checkpoint.best_metric)
+    if saved_step >= experiment.train.steps:
+        banner(1, f"already complete at step {saved_step:,}: {numbers}")
+        banner(1, f"to go on, give more steps: --train.steps {2 * saved_step}")
+    elif done.get("stopped_by_patience") == experiment.evaluate.patience > 0:
+        banner(1, f"complete: stopped by evaluate.patience at step {saved_step:,}: {numbers}")
+        banner(1, "to go on, wait for longer: --evaluate.patience 0")
+    else:
+        return None
+    return Results(saved_step, done["report"], test=done.get("test", {}))
+
+
+def take_lock(folder: RunFolder, stack: contextlib.ExitStack) -> None:
+    """Takes the lock of `folder` on host 0 until `stack` closes.
+
+    Raises:
+      InputError: another run has written into the folder since it was read.
+    """
+    if jax.process_index() != 0:
+        return
+    hold = store_lock.hold if store.remote(folder.path) else lock.hold
+    folder.check_owner = stack.enter_context(hold(folder.path, lambda line: banner(1, line)))
+    workdirs.refuse_changed(folder.path, folder.seen)
