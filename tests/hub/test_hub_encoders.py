@@ -21,7 +21,7 @@ from transformer_jax import hub
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
-from transformer_jax.models.bert import albert, distilbert, electra, roberta
+from transformer_jax.models.bert import albert, distilbert, electra, modernbert, roberta
 from transformer_jax.models.bert import bert as bert_format
 from transformer_jax.nn import params as param_tree
 
@@ -62,6 +62,12 @@ HEADS = {
     "DistilBertForTokenClassification": ("tokens",),
     "DistilBertForQuestionAnswering": ("span",),
     "DistilBertForMultipleChoice": (*POOLED, "choice"),
+    "ModernBertModel": (),
+    "ModernBertForMaskedLM": ("mlm",),
+    "ModernBertForSequenceClassification": ("classification",),
+    "ModernBertForTokenClassification": ("tokens",),
+    "ModernBertForQuestionAnswering": ("span",),
+    "ModernBertForMultipleChoice": ("choice",),
     "XLMRobertaForMaskedLM": ("mlm",),
     "CamembertForTokenClassification": ("tokens",),
 }
@@ -108,14 +114,18 @@ def test_hidden_states_and_logits_are_transformers(name):
     trunk = {part: params[part] for part in bert.TRUNK if part in params}
     x_BTD = apply(  # without heads, so that a model type is compiled once
         trunk,
-        dataclasses.replace(config, heads=(), num_labels=2, pooler_activation="tanh"),
+        dataclasses.replace(config, heads=(), num_labels=2, pooler_activation="tanh", pooling="first"),
         expected["tokens"],
         types=expected["types"],
         lengths=lengths_B,
     )
     assert 0.5 < expected["hidden"].std() < 2, "the bound below means something at this scale only"
     found = {"hidden": x_BTD}
-    found |= {key: f(params, config, x_BTD) for key, f in FUNCTIONS.items() if key in expected}
+    found |= {
+        key: f(params, config, x_BTD, **({"lengths": lengths_B} if key in ("classification", "choice") else {}))
+        for key, f in FUNCTIONS.items()
+        if key in expected
+    }
     assert expected.keys() - found.keys() == {"tokens", "types", "lengths", "versions"}
     assert len(found) > 1 or config.heads == ()
     # What stands at padding means nothing: RoBERTa gives all of it one position, we go on counting.
@@ -124,6 +134,13 @@ def test_hidden_states_and_logits_are_transformers(name):
         per_token = value.shape[:2] == real_BT.shape
         ours, theirs = ((np.asarray(v)[real_BT] if per_token else np.asarray(v)) for v in (value, expected[key]))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5, err_msg=key)
+
+
+def test_layers_that_are_scanned_and_unrolled_are_the_same():
+    config, params, _ = hub.load(FIXTURES / "ModernBertModel")
+    tokens = np.arange(12)[None]
+    unrolled = bert.apply(params, dataclasses.replace(config, scan_layers=False), tokens)
+    np.testing.assert_allclose(unrolled, apply(params, config, tokens), rtol=0, atol=2e-6)
 
 
 def test_the_fixtures_cover_what_can_differ():
@@ -140,6 +157,9 @@ def test_the_fixtures_cover_what_can_differ():
     assert configs["RobertaModel"].max_length == 18  # of 20 rows
     assert {c.activation for c in configs.values()} == {"gelu", "gelu_tanh"}
     assert configs["ElectraForSequenceClassification"].pooler_activation == "gelu"
+    modern = configs["ModernBertForSequenceClassification"]
+    assert (modern.num_layers, modern.global_every, modern.local_window, modern.pooling) == (4, 3, 2, "mean")
+    assert modern.rope_theta != modern.local_rope_theta
 
 
 # ---- Published sizes -------------------------------------------------------------------------------------------------
@@ -176,6 +196,19 @@ DISTILBERT = {
     "model_type": "distilbert", "n_heads": 12, "n_layers": 6, "pad_token_id": 0, "qa_dropout": 0.1,
     "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False, "tie_weights_": True, "vocab_size": 30522,
 }  # fmt: skip
+MODERNBERT = {
+    "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 50281, "classifier_activation": "gelu", "classifier_bias": False, "classifier_dropout": 0.0,
+    "classifier_pooling": "mean", "cls_token_id": 50281, "decoder_bias": True, "deterministic_flash_attn": False,
+    "embedding_dropout": 0.0, "eos_token_id": 50282, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
+    "gradient_checkpointing": False, "hidden_activation": "gelu", "hidden_size": 768, "initializer_cutoff_factor": 2.0,
+    "initializer_range": 0.02, "intermediate_size": 1152, "layer_norm_eps": 1e-05, "local_attention": 128,
+    "local_rope_theta": 10000.0, "max_position_embeddings": 8192, "mlp_bias": False, "mlp_dropout": 0.0,
+    "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05, "num_attention_heads": 12,
+    "num_hidden_layers": 22, "pad_token_id": 50283, "position_embedding_type": "absolute", "reference_compile": None,
+    "sep_token_id": 50282, "sparse_pred_ignore_index": -100, "sparse_prediction": False, "tie_word_embeddings": True,
+    "torch_dtype": "float32", "transformers_version": "4.47.0.dev0", "vocab_size": 50368,
+}  # fmt: skip
 POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "discriminator_predictions.dense.bias"
 
 
@@ -187,6 +220,7 @@ POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "disc
         (roberta, ROBERTA, (768, 12, 12, 3072), LM_HEAD, 124_697_433),
         (roberta, ROBERTA, (1024, 24, 16, 4096), LM_HEAD, 355_412_057),
         (distilbert, DISTILBERT, (), "vocab_projector.bias", 66_985_530),
+        (modernbert, MODERNBERT, (), "decoder.bias", 149_655_232 + 768),  # and ours has a norm that nothing reads
         (albert, ALBERT, (768, 12, 12, 3072, 128), "albert.pooler.bias", 11_683_584),
         (albert, ALBERT, (1024, 24, 16, 4096, 128), "albert.pooler.bias", 17_683_968),
         (albert, ALBERT, (2048, 24, 16, 8192, 128), "albert.pooler.bias", 58_724_864),
@@ -196,7 +230,7 @@ POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "disc
         (electra, ELECTRA, (1024, 24, 16, 4096, 1024), DISCRIMINATOR, 335_142_913),
     ],
     ids=[
-        *("bert-base", "bert-large", "roberta-base", "roberta-large", "distilbert"),
+        *("bert-base", "bert-large", "roberta-base", "roberta-large", "distilbert", "modernbert"),
         *("albert-base", "albert-large", "albert-xlarge", "albert-xxlarge"),
         *("electra-small", "electra-base", "electra-large"),
     ],
@@ -204,7 +238,7 @@ POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "disc
 def test_published_parameter_counts(format, settings, sizes, has, count):
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "embedding_size")
     config = format.read_config(settings | dict(zip(names, sizes, strict=False)), {has}, "config.json")
-    assert len(config.heads) == 1 and config.max_length == 512
+    assert len(config.heads) == 1 and config.max_length == (8192 if format is modernbert else 512)
     assert param_tree.count(bert.declare(config)) == count
 
 
@@ -262,9 +296,9 @@ def test_a_pooler_that_roberta_classification_does_not_read(tmp_path):
     assert_equal(hub.load(folder)[1], hub.load(FIXTURES / "RobertaForSequenceClassification")[1])
 
 
-@pytest.mark.parametrize("name", ["BertModel", "RobertaModel", "AlbertModel", "ElectraModel", "DistilBertModel"])
-def test_a_trunk_with_and_without_the_prefix(tmp_path, name):
-    stem = name.removesuffix("Model").lower() + "."
+@pytest.mark.parametrize("stem", ["Bert", "Roberta", "Albert", "Electra", "DistilBert", "ModernBert"])
+def test_a_trunk_with_and_without_the_prefix(tmp_path, stem):
+    name, stem = f"{stem}Model", "model." if stem == "ModernBert" else f"{stem.lower()}."
     tensors = load_file(FIXTURES / name / "model.safetensors")
     assert not any(key.startswith(stem) for key in tensors), "a trunk is saved without"
     folder = snapshot(tmp_path, name, lambda t: {stem + key: x for key, x in t.items()})
@@ -300,6 +334,13 @@ def test_dropout_of_the_head_is_not_the_trunks(tmp_path):
     assert hub.load(snapshot(tmp_path, name, classifier_dropout_prob=0.3))[0].dropout == 0.0
     name = "BertForSequenceClassification"
     assert hub.load(snapshot(tmp_path, name, classifier_dropout=0.3))[0].dropout == 0.1
+
+
+def test_modernberts_settings_of_transformers_4_mean_the_same(tmp_path):
+    new = {"layer_types", "rope_parameters"}
+    old = {"global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0}
+    folder = snapshot(tmp_path, "ModernBertForMaskedLM", drop=new, **old)
+    assert hub.load(folder)[0] == hub.load(FIXTURES / "ModernBertForMaskedLM")[0]
 
 
 # ---- Labels ----------------------------------------------------------------------------------------------------------
@@ -380,7 +421,7 @@ SMALL = {"vocab_size": 5, "max_length": 4, "width": 8, "num_layers": 1, "num_hea
         ({"heads": ("mlm",), "tie_embeddings": False}, "tie_embeddings=False"),
         ({"heads": ("mlm",), "num_types": 0}, "distilbert cannot express pooler_activation='tanh'"),
         ({"heads": ("mlm",), "num_types": 0, "norm_eps": 1e-5}, "distilbert cannot express norm_eps=1e-05"),
-        ({"heads": ("mlm",), "position": "rotary", "norm_order": "pre"}, "position='rotary'"),
+        ({"heads": ("mlm",), "position": "rotary", "norm_order": "pre"}, "modernbert cannot express "),
         ({"heads": ("mlm",), "norm_order": "pre"}, "norm_order='pre'"),
         ({"heads": ("mlm",), "gated": True}, "gated=True"),
         ({"heads": ("mlm",), "bias": False}, "bias=False"),
@@ -574,6 +615,23 @@ def test_wrong_tensors_are_named(tmp_path, name, change, says):
         ("DistilBertModel", {"tie_word_embeddings": False}, "tie_word_embeddings"),
         ("DistilBertModel", {"type_vocab_size": 2}, "type_vocab_size"),
         ("DistilBertModel", {"dim": None}, 'lacks "dim"'),
+        (
+            "ModernBertModel",
+            {"norm_bias": True},
+            'biases differ, "attention_bias" False, "mlp_bias" False, "norm_bias"',
+        ),
+        ("ModernBertModel", {"mlp_dropout": 0.1}, "dropout rates differ"),
+        ("ModernBertModel", {"classifier_activation": "silu"}, "activations differ"),
+        ("ModernBertModel", {"classifier_pooling": "max"}, '"classifier_pooling" is .max'),
+        ("ModernBertForMaskedLM", {"decoder_bias": False}, '"decoder_bias" is False'),
+        ("ModernBertModel", {"layer_types": ["sliding_attention"] * 4}, '"layer_types" is'),
+        ("ModernBertModel", {"layer_types": ["full_attention"] * 3}, '"layer_types" is'),
+        ("ModernBertModel", {"local_attention": 1}, '"local_attention" is 1'),
+        ("ModernBertModel", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "of full_attention is"),
+        ("ModernBertModel", {"rope_parameters": {"full_attention": {"rope_theta": -1}}}, '"rope_theta" of full_'),
+        ("ModernBertModel", {"rope_parameters": {"middle": {}}}, "has 'middle'"),
+        ("ModernBertModel", {"rope_scaling": {"factor": 2}}, "rope_scaling"),
+        ("ModernBertForQuestionAnswering", {"architectures": None}, "what kind of head"),
         ("XLMRobertaForMaskedLM", {"hidden_act": "relu"}, "masked-LM head of this model type"),
         ("ElectraForMultipleChoice", {"summary_type": "mean"}, "'mean'"),
         ("ElectraForMultipleChoice", {"summary_activation": None}, "'summary_activation': None"),

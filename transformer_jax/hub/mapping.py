@@ -27,7 +27,9 @@ class Row(NamedTuple):
       tensor: their name; `{}` is the number of the layer, and the leaf has a leading dimension of layers.
       transpose: whether theirs is [out, in], as in torch's Linear.
       part: the position of this leaf among `parts`.
-      parts: how many leaves theirs holds along its last dimension, such as GPT-2's query, key and value.
+      parts: how many leaves theirs holds along our last dimension, such as query, key and value in GPT-2 and
+        ModernBERT.
+      begins: the first layer that has the tensor; in the layers before it, where nothing reads it, ours is ones.
       one_row: whether theirs has an additional first dimension of 1.
       unfolded: the dimensions of theirs, transposed, in place of our first one: a convolution's kernel is
         [out, channels, rows, columns].
@@ -40,6 +42,7 @@ class Row(NamedTuple):
     parts: int = 1
     one_row: bool = False
     unfolded: tuple[int, ...] = ()
+    begins: int = 0
 
 
 class Table(NamedTuple):
@@ -92,7 +95,7 @@ def _pieces(shapes: Mapping[str, tuple[int, ...]], table: Table) -> dict[str, li
     pieces: dict[str, list[_Piece]] = {}
     for row in table.rows:
         if row.leaf in shapes:
-            layers: Iterable[int | None] = range(shapes[row.leaf][0]) if "{}" in row.tensor else (None,)
+            layers: Iterable[int | None] = range(row.begins, shapes[row.leaf][0]) if "{}" in row.tensor else (None,)
             for layer in layers:
                 pieces.setdefault(row.tensor.format(layer), []).append(_Piece(row, layer))
     return pieces
@@ -137,13 +140,14 @@ def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtyp
             raise InputError(f"{where}: tensor {name} is of type {kind}; supported are {', '.join(DTYPES)}")
 
     leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
+    for row in table.rows:
+        if row.begins and row.leaf in leaves:
+            leaves[row.leaf][: row.begins] = 1
     for name, held in pieces.items():
         for row, layer in held:
-            if row.parts == 1:
-                piece = given[name][:]
-            else:
-                width = shapes[row.leaf][-1]
-                piece = given[name][..., row.part * width : (row.part + 1) * width]
+            width = shapes[row.leaf][-1]
+            part = slice(row.part * width, (row.part + 1) * width) if row.parts > 1 else slice(None)
+            piece = given[name][part] if row.transpose or row.parts == 1 else given[name][..., part]
             target = leaves[row.leaf] if layer is None else leaves[row.leaf][layer]
             piece = piece[0] if row.one_row else piece
             piece = piece.reshape(len(piece), -1) if row.unfolded else piece

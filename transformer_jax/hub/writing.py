@@ -170,7 +170,7 @@ def _token_settings(settings: dict[str, Any], config: Any, tokenizer: tokenizers
                 )
         pad_id = pad_id if config.pad_id is None else config.pad_id
         eos_id = eos_id if config.eos_id is None else config.eos_id
-    elif settings.get("pad_token_id", pad_id) != pad_id:
+    elif settings.get("pad_token_id") not in (None, pad_id):
         raise InputError(
             f"this {settings['model_type']} counts positions from a padding id of {settings['pad_token_id']}, but the "
             f"tokenizer's padding has id {pad_id}, so Transformers would compute other positions; it cannot be exported"

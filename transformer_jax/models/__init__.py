@@ -89,6 +89,7 @@ FORMATS = {
     "xlm-roberta": "bert.roberta",
     "camembert": "bert.roberta",
     "distilbert": "bert.distilbert",
+    "modernbert": "bert.modernbert",
     "electra": "bert.electra",
     "bert": "bert.bert",
     "t5": "seq2seq.t5",

@@ -251,6 +251,7 @@ def apply(
     cross: Cross | None = None,
     drop_path: jax.Array | float | None = None,
     num_outputs: int | None = None,
+    unnormed: jax.Array | bool = False,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """x after the block [B, T, D], and its keys and values [B, T, K, H], for a cache.
@@ -266,6 +267,7 @@ def apply(
       drop_path: the probability that a row skips a sublayer (stochastic depth, Huang et al. 2016); None: there is none.
       num_outputs: how many of the first tokens are returned, [B, num_outputs, D]; None: all. The others are keys and
         values only.
+      unnormed: whether attention reads x as it is, without its norm.
       key: of dropout and of stochastic depth; None: evaluation, without either.
     """
     scale_2B11 = None
@@ -274,6 +276,7 @@ def apply(
         scale_2B11 = _row_scales(depth_key, drop_path, x_BTD.shape[0])
     attention_key, *keys = _keys(key, cross)
     h_BTD = _before(p["attention_norm"], cfg, x_BTD)
+    h_BTD = h_BTD if unnormed is False else jnp.where(unnormed, x_BTD, h_BTD)
     x_BTD = x_BTD if num_outputs is None else x_BTD[:, :num_outputs]
     a_BTNH, k_BTKH, v_BTKH = self_attention(
         p["attention"], cfg, h_BTD, mask, rope=rope, bias_NTS=bias_NTS, num_outputs=num_outputs, key=attention_key

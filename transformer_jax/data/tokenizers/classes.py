@@ -397,6 +397,6 @@ BY_MODEL_TYPE = {
     **{"roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer"},
     **{"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer"},
     **{"mbart": "MBartTokenizer", "marian": "MarianTokenizer", "xlm-roberta": "XLMRobertaTokenizer"},
-    **{"camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer"},
+    **{"camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer", "modernbert": "TokenizersBackend"},
 }
-MISNAMED = ("qwen2",)
+MISNAMED = ("qwen2", "modernbert")

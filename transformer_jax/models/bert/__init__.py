@@ -12,8 +12,8 @@ over hidden states, whose parameters are in the tree when `Config.heads` names t
     ALBERT      embedding_width=128, share_layers=True, activation="gelu_tanh" (Lan et al. 2020)
     DistilBERT  num_types=0, pooler_activation="relu" (Sanh et al. 2019)
     ELECTRA     embedding_width, pooler_activation="gelu", heads=("discriminator",) (Clark et al. 2020)
-    modern      norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
-                global_every=3 (Warner et al. 2024, "ModernBERT")
+    ModernBERT  norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
+                global_every=3, first_attention_norm=False, head_transform=True (Warner et al. 2024)
 
 B batch, T length, P predicted positions, D width, E embedding width, C labels, V vocabulary, L layers.
 """
@@ -61,6 +61,8 @@ class Config(block.TextConfig):
     norm_eps: float = 1e-12
     norm_order: Literal["pre", "post"] = "post"
     """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
+    first_attention_norm: bool = True
+    """Layer 0's attention reads normed states; False: the embeddings' as they are, which are normed (ModernBERT)."""
     share_layers: bool = False
     """All layers use the parameters of one, which are stored once (ALBERT, section 3.1)."""
     local_window: int = 0
@@ -71,7 +73,12 @@ class Config(block.TextConfig):
     """Base of the rotary frequencies in global layers."""
     local_rope_theta: float = 10_000.0
     """The same in local layers."""
+    pooling: Literal["first", "mean"] = "first"
+    """What stands for a whole text: the state of its first token, or the mean over its tokens."""
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
+    head_transform: bool = False
+    """All heads read the states through one transform, dense layer, activation and norm, and need no pooler
+    (ModernBERT)."""
     tie_embeddings: bool = True
     """The masked-LM head's output matrix is the token embedding's transpose."""
     heads: tuple[Head, ...] = field(default=("mlm", "pair"), metadata=RUN)
@@ -86,8 +93,8 @@ class Config(block.TextConfig):
         for head in self.heads:
             if head not in HEADS:
                 raise InputError(f"model.heads has {head!r}; the heads are {', '.join(HEADS)}")
-        pools = {"pair", "classification", "choice"} & set(self.heads)
-        asked = {*self.heads, "pooler"} if pools else set(self.heads)
+        pools = {"pair", "classification", "choice", "pooler"} & set(self.heads) and not self.head_transform
+        asked = set(self.heads) - {"pooler"} | ({"pooler"} if pools else set())
         object.__setattr__(self, "heads", tuple(head for head in HEADS if head in asked))  # one spelling of one set
         for name, least in (
             *(("embed_features", 1), ("num_types", 0), ("position_offset", 0), ("local_window", 0)),
@@ -126,13 +133,16 @@ def declare(cfg: Config) -> dict[str, Any]:
     tree: dict[str, Any] = {"embed": embed, "blocks": blocks}
     if cfg.norm_order == "pre":
         tree["final_norm"] = layers.declare_norm(D, cfg.norm, bias=cfg.bias)
+    bias = Param((cfg.vocab_size,), ("vocab",), zeros)
+    norm = layers.declare_norm(E, cfg.norm, bias=cfg.bias)
+    if cfg.head_transform and cfg.heads:
+        kernel = layers.declare_dense(D, E, ("embed", None), bias=cfg.bias, std=std)
+        tree["transform"] = {"dense": kernel, "norm": norm}
     heads: dict[Head, Any] = {
         "pooler": _declare_dense(D, D, std),
-        "mlm": {
-            "transform": _declare_dense(D, E, std),
-            "norm": layers.declare_norm(E, cfg.norm, bias=cfg.bias),
-            "bias": Param((cfg.vocab_size,), ("vocab",), zeros),
-        },
+        "mlm": {"bias": bias}
+        if cfg.head_transform
+        else {"transform": _declare_dense(D, E, std), "norm": norm, "bias": bias},
         "pair": _declare_dense(D, 2, std),
         "classification": _declare_dense(D, cfg.num_labels, std),
         "tokens": _declare_dense(D, cfg.num_labels, std),
@@ -192,7 +202,8 @@ def apply(
         else:  # in a scan, the layer's number is traced
             mask = everywhere.replace(window=jnp.where(is_global, T, cfg.local_window))  # type: ignore[attr-defined]
             turn = jax.tree.map(lambda a, b: jnp.where(is_global, a, b), rope, local_rope)
-        return block.apply(p, cfg, x_BTD, mask=mask, rope=turn, key=key)[0]
+        unnormed = not cfg.first_attention_norm and layer == 0
+        return block.apply(p, cfg, x_BTD, mask=mask, rope=turn, unnormed=unnormed, key=key)[0]
 
     x_BTD = stack.run(
         one,
@@ -241,9 +252,20 @@ def _rope(cfg: Config, where: jax.Array, theta: float) -> tuple[jax.Array, jax.A
 
 def mlm_states(params: Params, cfg: Config, x_BPD: jax.Array) -> jax.Array:
     """What the masked-LM head's output matrix multiplies, [B, P, E]: dense, activation, norm of the hidden states."""
+    if cfg.head_transform:
+        return _transformed(params, cfg, x_BPD)
     p = params["mlm"]
     h_BPE = layers.ACTIVATIONS[cfg.activation](layers.dense(p["transform"], x_BPD, out=None))
     return layers.norm(p["norm"], h_BPE, cfg.norm, cfg.norm_eps)
+
+
+def _transformed(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
+    """The states as the heads read them: with `head_transform` dense layer, activation and norm of them."""
+    if not cfg.head_transform:
+        return x_BTD
+    p = params["transform"]
+    h_BTE = layers.ACTIVATIONS[cfg.activation](layers.dense(p["dense"], x_BTD, out=None))
+    return layers.norm(p["norm"], h_BTE, cfg.norm, cfg.norm_eps)
 
 
 def mlm_kernel(params: Params, cfg: Config) -> tuple[jax.Array, jax.Array]:
@@ -260,32 +282,70 @@ def mlm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     return bias_V + sharding.einsum("BTD,DV->BTV", h_BTE, kernel_EV.astype(h_BTE.dtype), out=axes, dtype=jnp.float32)
 
 
-def pooled(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
-    """The first token's hidden state through a dense layer and its activation, [B, D]."""
-    first_B1D = layers.token(x_BTD, 0)
+def pooled(params: Params, cfg: Config, x_BTD: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
+    """What stands for a whole text (`Config.pooling`), through the pooler's dense layer and activation, or through the
+    transform that all heads share, [B, D].
+
+    Args:
+      lengths: [B], tokens of each row before its padding, which a mean leaves out; None: all.
+    """
+    if cfg.pooling == "mean":
+        T = x_BTD.shape[1]
+        ends_B = jnp.full(len(x_BTD), T) if lengths is None else jnp.maximum(lengths, 1)
+        weights_BT1 = ((jnp.arange(T) < ends_B[:, None]) / ends_B[:, None])[..., None]
+        mean_B1D = jnp.sum(x_BTD * weights_BT1.astype(x_BTD.dtype), axis=1, keepdims=True)
+        x_B1D = sharding.constrain(mean_B1D, ("batch", None, None))
+    else:
+        x_B1D = layers.token(x_BTD, 0)
     with sharding.replicated_length():
-        h_BD = layers.dense(params["pooler"], first_B1D, out=None)[:, 0]
+        if cfg.head_transform:
+            return _transformed(params, cfg, x_B1D)[:, 0]
+        h_BD = layers.dense(params["pooler"], x_B1D, out=None)[:, 0]
     return POOLER_ACTIVATIONS[cfg.pooler_activation](h_BD)
 
 
-def pair(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+def pair(
+    params: Params,
+    cfg: Config,
+    x_BTD: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
     """Logits [B, 2]: 0, the second text follows the first (NSP) or both are in order (SOP); 1, not. ALBERT's head has
-    dropout, BERT's has not: it is on with a key."""
-    return _over_pooled(params["pair"], params, cfg, x_BTD, key)
+    dropout, BERT's has not: it is on with a key. `lengths` as of `pooled`."""
+    return _over_pooled(params["pair"], params, cfg, x_BTD, lengths, key)
 
 
-def classify(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Logits of the labels [B, C] (C = 1: the value itself, for regression)."""
-    return _over_pooled(params["classification"], params, cfg, x_BTD, key)
+def classify(
+    params: Params,
+    cfg: Config,
+    x_BTD: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Logits of the labels [B, C] (C = 1: the value itself, for regression). `lengths` as of `pooled`."""
+    return _over_pooled(params["classification"], params, cfg, x_BTD, lengths, key)
 
 
-def choose(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """A score for each row [B]; of the choices of one question, each a row, the highest is the answer."""
-    return _over_pooled(params["choice"], params, cfg, x_BTD, key)[:, 0]
+def choose(
+    params: Params,
+    cfg: Config,
+    x_BTD: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """A score for each row [B]; of the choices of one question, each a row, the highest is the answer. `lengths` as of
+    `pooled`."""
+    return _over_pooled(params["choice"], params, cfg, x_BTD, lengths, key)[:, 0]
 
 
-def _over_pooled(p: Any, params: Params, cfg: Config, x_BTD: jax.Array, key: jax.Array | None) -> jax.Array:
-    x_BD = layers.dropout(pooled(params, cfg, x_BTD), cfg.dropout, key)
+def _over_pooled(
+    p: Any, params: Params, cfg: Config, x_BTD: jax.Array, lengths: jax.Array | None, key: jax.Array | None
+) -> jax.Array:
+    x_BD = layers.dropout(pooled(params, cfg, x_BTD, lengths=lengths), cfg.dropout, key)
     with sharding.replicated_length():
         x_B1D = sharding.constrain(x_BD.astype(jnp.float32)[:, None], ("batch", None, None))
         return layers.dense(p, x_B1D, out=None)[:, 0]
@@ -293,13 +353,13 @@ def _over_pooled(p: Any, params: Params, cfg: Config, x_BTD: jax.Array, key: jax
 
 def tag(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Logits of each token's labels [B, T, C] float32."""
-    x_BTD = layers.dropout(x_BTD, cfg.dropout, key)
+    x_BTD = layers.dropout(_transformed(params, cfg, x_BTD), cfg.dropout, key)
     return layers.dense(params["tokens"], x_BTD.astype(jnp.float32), out=None)
 
 
 def spans(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """Logits [B, T, 2] float32 of the answer's first and last token (Devlin et al. 2019, section 4.2)."""
-    return layers.dense(params["span"], x_BTD.astype(jnp.float32), out=None)
+    return layers.dense(params["span"], _transformed(params, cfg, x_BTD).astype(jnp.float32), out=None)
 
 
 def discriminate(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:

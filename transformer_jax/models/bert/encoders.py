@@ -87,9 +87,6 @@ ENDINGS: dict[tuple[bert.Head, ...], str] = {
     ("span",): "ForQuestionAnswering",
     ("choice",): "ForMultipleChoice",
 }
-# What several heads store as `classifier`.
-SHARED: dict[str, bert.Head] = {ENDINGS[head,]: head for head in ("classification", "tokens", "choice")}
-
 DEFAULTS = {
     "vocab_size": settings.REQUIRED,
     "hidden_size": settings.REQUIRED,
@@ -120,14 +117,16 @@ def read_heads(
     for head, rows in heads.items():
         if any(row.tensor in names or row.tensor.removeprefix(f"{trunk_name}.") in names for row in rows):
             found.append(head)
-    several = [head for head in found if head in SHARED.values()]
+    of_classifier = [head for head, rows in heads.items() if any(row.tensor.startswith("classifier.") for row in rows)]
+    shared = {ENDINGS[head,]: head for head in of_classifier}
+    several = [head for head in found if head in shared.values()]
     if len(several) > 1:
         architectures = given.get("architectures")
-        said = {head for end, head in SHARED.items() if any(str(a).endswith(end) for a in architectures or ())}
+        said = {head for end, head in shared.items() if any(str(a).endswith(end) for a in architectures or ())}
         if len(said) != 1:
             raise InputError(
                 f'{where}: "architectures" is {architectures!r}, so what kind of head "classifier" is cannot be told; '
-                f"it must be one whose name ends with {', '.join(SHARED)}"
+                f"it must be one whose name ends with {', '.join(shared)}"
             )
         found = [head for head in found if head in said or head not in several]
     return tuple(found)

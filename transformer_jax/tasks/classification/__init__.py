@@ -93,7 +93,9 @@ class Classification(TextTask):
         """float32 [B, C]; C = 1 for regression. Dropout only with a key."""
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
-        return models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key)
+        means = getattr(model_cfg, "pooling", "first") == "mean"
+        lengths = {"lengths": batch["lengths"]} if means else {}
+        return models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key, **lengths)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}); squared errors in regression."""
