@@ -195,6 +195,34 @@ def test_there_are_experiments():
     assert {"causal_lm/stdlib:experiment", "causal_lm/shakespeare_char:gpu"} <= {param.id for param in all_recipes()}
 
 
+@pytest.mark.parametrize("recipe", list(all_recipes()))
+def test_few_steps_of_any_recipe_are_a_smoke_run(recipe):
+    whole = recipe()
+    for steps in {1, 30} & set(range(whole.train.steps)):
+        given = dataclasses.replace(whole, train=dataclasses.replace(whole.train, steps=steps))
+        short, shortened = process.smoke(given, whole)
+        rates = np.asarray(short.optim.schedule(steps)(np.arange(steps)))  # raises where the warm-up does not fit
+        peak = float(whole.optim.schedule(whole.train.steps)(whole.optim.warmup_steps))
+        assert rates.max() >= 0.5 * peak, "the warm-up does not come to its end"
+        if 10 * steps <= whole.train.steps:
+            assert shortened.startswith(f"a smoke run, {steps} of the recipe's {whole.train.steps:,} steps")
+            assert max(short.evaluate.every, short.checkpoint.every, short.train.log_every) <= steps
+            assert bool(short.evaluate.every) == bool(whole.evaluate.every)
+
+
+def test_a_smoke_run_keeps_what_the_user_states():
+    whole = small(optim=Optim(warmup_steps=100), train=Train(steps=1000), evaluate=Evaluate(every=500))
+    given = dataclasses.replace(
+        whole, optim=Optim(warmup_steps=7), train=Train(steps=50, log_every=3), evaluate=Evaluate(every=500)
+    )
+    short, shortened = process.smoke(given, whole)
+    assert (short.optim.warmup_steps, short.train.log_every) == (7, 3)
+    assert (short.evaluate.every, short.checkpoint.every) == (25, 50)
+    assert shortened.endswith("in proportion: evaluate.every 500 -> 25, checkpoint.every 1,000 -> 50")
+    half = dataclasses.replace(whole, train=Train(steps=500))
+    assert process.smoke(half, whole) == (half, "")
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_docstring_says_what_to_expect(path):
     text = brought.read(str(path))[0].__doc__ or ""

@@ -103,6 +103,41 @@ def parse(default: Experiment, arguments: list[str], *, workdir: str, descriptio
     return overrides.override(Launch(), arguments, description=description, program=program)
 
 
+_COUNTS = ("optim.warmup_steps", "optim.decay_steps", "optim.cooldown_steps")
+_INTERVALS = ("train.log_every", "evaluate.every", "checkpoint.every")
+
+
+def smoke(experiment: Experiment, recipe: Experiment) -> tuple[Experiment, str]:
+    """A smoke run of a recipe, `--train.steps 30`: its warm-up and intervals are shortened in proportion.
+
+    It is one where the steps are at most a tenth of the recipe's, or where half of them would not hold its warm-up.
+
+    Args:
+      experiment: the recipe with its overrides. What these say of a warm-up or of an interval is kept.
+      recipe: as its file gives it.
+
+    Returns: the experiment, and what was shortened, in words; "" where it is no smoke run.
+    """
+    steps, whole = experiment.train.steps, recipe.train.steps
+    counts = {name: getattr(recipe.optim, name.partition(".")[2], 0) for name in _COUNTS}
+    ramps = counts["optim.warmup_steps"] + counts["optim.cooldown_steps"]
+    if steps >= whole or (10 * steps > whole and 2 * ramps <= steps):
+        return experiment, ""
+    said = []
+    for name in (*_COUNTS, *_INTERVALS):
+        part, field_name = name.split(".")
+        before = getattr(getattr(recipe, part), field_name, 0)
+        least = 0 if name == "optim.warmup_steps" else 1
+        after = max(before * steps // whole, least)
+        held = getattr(experiment, part)
+        if before and after != before and getattr(held, field_name, None) == before:
+            changed = dataclasses.replace(held, **{field_name: after})
+            experiment = dataclasses.replace(experiment, **{part: changed})
+            said.append(f"{name} {before:,} -> {after:,}")
+    shortened = f"; shortened in proportion: {', '.join(said)}" if said else ""
+    return experiment, f"a smoke run, {steps:,} of the recipe's {whole:,} steps{shortened}"
+
+
 def parse_profile(text: str) -> tuple[int, int] | None:
     """ "10:15" -> (10, 15); an empty text -> None. Errors: `InputError` for anything else."""
     if not text:

@@ -43,20 +43,24 @@ def main(arguments: list[str]) -> int:
     chosen = rest.pop(0) if rest and not rest[0].startswith("-") else "experiment"
     if chosen not in recipes:
         raise InputError(f"{target} has no variant {chosen!r}; it has {', '.join(recipes) or 'no experiment()'}")
+    recipe = process.made(recipes[chosen], target)
     launched = process.parse(
-        process.made(recipes[chosen], target),
+        recipe,
         rest,
         workdir=str(Path("runs") / (name if chosen == "experiment" else f"{name}-{chosen}")),
         description=module.__doc__ or "",
         program=f"{PROGRAM} train {where}",
     )
     profile = process.parse_profile(launched.profile)
+    experiment, shortened = process.smoke(launched.experiment, recipe)
     hosts.start(launched.hosts)
-    process.keep_freed_memory(launched.experiment)
-    process.use_cpu_cores(launched.experiment)
+    process.keep_freed_memory(experiment)
+    process.use_cpu_cores(experiment)
     process.keep_compilations()
+    if shortened:
+        observe.banner(1, shortened)
     named = observe.named(launched.log) if launched.log else ()
-    experiment = dataclasses.replace(launched.experiment, observers=(*launched.experiment.observers, *named))
+    experiment = dataclasses.replace(experiment, observers=(*experiment.observers, *named))
     with hosts.together(timeout=launched.hosts.timeout):
         from transformer_jax import restore
         from transformer_jax.train import loop

@@ -1,7 +1,7 @@
 """What all optimisers here have in common: the learning rate over time and by parameter, and the clipped gradient."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from transformer_jax import patterns
+from transformer_jax.contracts import LAUNCH
 from transformer_jax.errors import InputError
 from transformer_jax.optim import groups as groups_lib
 
@@ -34,11 +35,11 @@ class Rates:
     """The highest learning rate, reached after the warm-up."""
     lr_schedule: Literal["cosine", "linear", "rsqrt", "flat_rsqrt", "constant", "wsd"] = "cosine"
     """How the learning rate goes on from there."""
-    warmup_steps: int = 0
+    warmup_steps: int = field(default=0, metadata=LAUNCH)
     """Updates over which the learning rate rises linearly."""
-    decay_steps: int = 0
+    decay_steps: int = field(default=0, metadata=LAUNCH)
     """The update at which the decay ends; 0: the run's last step."""
-    cooldown_steps: int = 0
+    cooldown_steps: int = field(default=0, metadata=LAUNCH)
     """wsd alone: updates over which the learning rate falls at the end."""
     final_lr_fraction: float = 0.1
     """The last learning rate as a share of the highest."""
