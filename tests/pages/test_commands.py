@@ -1,8 +1,8 @@
 """The commands and the Python of the pages work: those of README and of Start run, those of every page are understood.
 
 A command runs in this process, with fewer steps and a smaller model, in the order of its page and in one folder; the
-"standard library" that the recipes read is a small part of it (conftest.py). What stands only for a reader, such as `pip install`, is
-checked for what it names.
+"standard library" that the recipes read is a small part of it (conftest.py). What stands only for a reader, such as
+`pip install`, is checked for what it names.
 """
 
 import importlib.util
