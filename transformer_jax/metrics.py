@@ -198,7 +198,8 @@ def entities(tags: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> 
     An entity is right when its type, its first and its last word are. Without any entity to count a score is 0.
 
     Arguments:
-      tags, wanted: the predicted and the right tags, a sequence for each sentence.
+      tags: the predicted tags, a sequence for each sentence.
+      wanted: the right tags.
     Errors: ValueError for another number of sentences, or of tags in one.
     """
     found = expected = right = 0
@@ -271,7 +272,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, floa
     a word: sacreBLEU's tokenizer is then "zh" for Chinese and Japanese, and "char" for Thai, Lao, Khmer and the like.
 
     Arguments:
-      hypotheses, references: detokenised texts, one reference a hypothesis.
+      hypotheses: detokenised texts.
+      references: as many, one for each hypothesis.
     Returns "bleu", its 95 % interval "bleu_low" to "bleu_high" and "bleu_signature", which names every choice (Post
     2018). The interval is sacreBLEU's: 1,000 bootstrap resamples of the lines, their mean and half the width of 95 % of
     them (Koehn 2004); the seed is in the signature, $SACREBLEU_SEED or 12345.

@@ -145,7 +145,7 @@ class TrainWordPiece:
     """BERT's tokenizer trained on the training text. The same text always gives the same tokenizer."""
 
     vocab_size: int = 30522
-    """Number of tokens: [PAD] [UNK] [CLS] [SEP] [MASK], letters and the merges. A small corpus may give fewer."""
+    """Number of tokens: `[PAD] [UNK] [CLS] [SEP] [MASK]`, letters and the merges. A small corpus may give fewer."""
     lowercase: bool = True
     """Text is lower-cased and accents are removed, as in BERT's uncased models."""
     special_tokens: Written = ""
@@ -173,7 +173,7 @@ class TrainUnigram:
     """ALBERT's tokenizer trained on the training text. Training is slow and not deterministic (see `training`)."""
 
     vocab_size: int = 30000
-    """Number of tokens: <pad> <unk> [CLS] [SEP] [MASK] and the pieces. A small corpus may give fewer."""
+    """Number of tokens: `<pad> <unk> [CLS] [SEP] [MASK]` and the pieces. A small corpus may give fewer."""
     lowercase: bool = True
     """Text is lower-cased and accents are removed, as in ALBERT."""
     special_tokens: Written = ""
