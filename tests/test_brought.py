@@ -281,7 +281,7 @@ def test_a_part_that_the_file_no_longer_has_in_its_experiment(tmp_path):
     ours = Experiment(
         models.gpt.Config(vocab_size=257, max_length=64), transformer_jax.data.corpus.TextCorpus(length=8)
     )
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
     config_json.save(dataclasses.replace(ours, optim=module.AdaBelief()), tmp_path / "run/config.json")
     with pytest.raises(InputError, match=r"holds another experiment: optim is mine.py:AdaBelief there and optim.AdamW"):
         workdirs.check(tmp_path / "run", ours, types=module)

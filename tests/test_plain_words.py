@@ -100,13 +100,6 @@ NOT_YET: set[str] = {
     "objectives/packing.py",
     "objectives/pairs.py",
     "objectives/spans.py",
-    "optim/adamw.py",
-    "optim/groups.py",
-    "optim/muon.py",
-    "optim/rates.py",
-    "optim/schedule_free.py",
-    "optim/shardings.py",
-    "optim/transform.py",
     "patterns.py",
     "restore.py",
 }

@@ -159,8 +159,8 @@ def test_moments_are_float32():
             {"lr_schedule": "cosin"},
             "optim.lr_schedule is 'cosin'; it must be one of cosine, linear, rsqrt, flat_rsqrt, constant, wsd",
         ),
-        ({"beta2": 1.0}, "optim.beta2 is 1.0; it must lie in [0, 1)"),
-        ({"final_lr_fraction": 2.0}, "optim.final_lr_fraction is 2.0; it must lie in [0, 1]: final over peak"),
+        ({"beta2": 1.0}, "optim.beta2 is 1.0; it must be in [0, 1)"),
+        ({"final_lr_fraction": 2.0}, "optim.final_lr_fraction is 2.0; it must be in [0, 1]: final over peak"),
         (
             {"lr_schedule": "wsd"},
             "optim.cooldown_steps is 0 with schedule 'wsd'; wsd decays over the last cooldown_steps, "

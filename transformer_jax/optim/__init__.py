@@ -3,7 +3,7 @@
 AdamW(peak_lr=6e-4)                                 its settings; `Rates` has those that all of them share
 optimizer.schedule(total_updates)                   count of updates applied so far -> learning rate
 make(optimizer, total_updates, declaration)         the transformation, which skips steps that are not finite
-lr_scales(optimizer, declaration)                   what each parameter's learning rate is multiplied by
+lr_scales(optimizer, declaration)                   the factor of each parameter's learning rate
 freeze(params, scales)                              the same values, without gradients where the factor is 0
 """
 
@@ -17,7 +17,7 @@ from transformer_jax.optim.rates import Rates
 from transformer_jax.optim.schedule_free import ScheduleFree
 from transformer_jax.optim.transform import Skippable, around, by_layer, lr_scales, make, skippable
 
-Optim = AdamW  # its name in files and scripts from before there were others
+Optim = AdamW  # the former name, which config files and scripts still use
 
 __all__ = [
     "Adafactor",

@@ -1,4 +1,4 @@
-"""Adafactor: Shazeer and Stern 2018, second moments kept as one mean a row and one a column."""
+"""Adafactor (Shazeer and Stern 2018): second moments stored as one mean per row and one per column."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,34 +12,34 @@ from transformer_jax.optim.transform import around, by_layer
 
 @dataclass(frozen=True)
 class Adafactor(Rates):
-    """Adafactor with the learning rate of its schedule: the "relative step" of the paper, a rate of its own, is off."""
+    """Adafactor. Its learning rate is that of `schedule`; the paper's own rate, the "relative step", is not used."""
 
     peak_lr: float = 1e-2
     """The highest learning rate; times a parameter's root mean square where `scale_by_parameter` is on."""
     weight_decay: float = 0.0
-    """Share of each matrix taken off per update, times the learning rate."""
+    """An update subtracts the learning rate times this times the matrix."""
     clip_norm: float = 0.0
-    """The gradient's global norm is clipped to this; 0: not clipped, as each update is (`clip_update`)."""
+    """The global norm of the gradient is clipped to this; 0: it is not, because `clip_update` clips each update."""
     decay_exponent: float = 0.8
-    """The second moment's decay at update n is 1 - n^-this."""
+    """The decay of the second moment at update n is 1 - n^-decay_exponent."""
     eps: float = 1e-30
     """Added to the squared gradient."""
     clip_update: float = 1.0
     """Each parameter's update is clipped to this root mean square; 0: not clipped."""
     scale_by_parameter: bool = True
-    """An update is multiplied by its parameter's root mean square, which is taken to be at least 0.001."""
+    """Multiply each update by its parameter's root mean square, or 0.001 if that is larger."""
     min_size_to_factor: int = 128
-    """Matrices with both sides at least this long have factored moments."""
+    """Matrices with at least this many rows and columns have factored moments."""
     momentum: float = 0.0
-    """Decay of a first moment; 0: there is none."""
+    """Decay of the first moment; 0: none is kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0 < self.decay_exponent <= 1, "decay_exponent", "it must lie in (0, 1]")
+        self._require(0 < self.decay_exponent <= 1, "decay_exponent", "it must be in (0, 1]")
         self._require(self.eps > 0, "eps", "it must be above 0")
         self._require(self.clip_update >= 0, "clip_update", "it must be at least 0 (0: not clipped)")
         self._require(self.min_size_to_factor >= 1, "min_size_to_factor", "it must be at least 1")
-        self._require(0 <= self.momentum < 1, "momentum", "it must lie in [0, 1)")
+        self._require(0 <= self.momentum < 1, "momentum", "it must be in [0, 1)")
 
     def make(self, total_updates: int, declaration: Any) -> optax.GradientTransformation:
         """Adafactor for parameters of this declaration (`contracts.Optimizer`)."""

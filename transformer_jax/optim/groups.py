@@ -1,4 +1,4 @@
-"""Learning rates by parameter: what each one is multiplied by, and parameters that are frozen."""
+"""Learning rates per parameter: the factor of each one, and frozen parameters."""
 
 import re
 from collections.abc import Sequence
@@ -14,22 +14,25 @@ from transformer_jax.nn import params as params_lib
 
 
 def factors(layer_decay: float, groups: Sequence[tuple[str, float]], declaration: Any) -> Any:
-    """The factor of each parameter's learning rate: a tree like the parameters, of float32 arrays that broadcast to
-    them, [] or, where layers are stacked and differ, [L, 1, ...].
+    """The factor of each parameter's learning rate: a tree like the parameters, of float32 arrays that broadcast.
 
-    A stacked leaf "blocks/mlp/up/kernel" is the paths "blocks/0/mlp/up/kernel", "blocks/1/...", to the patterns.
+    A factor is a scalar, or [L, 1, ...] for stacked layers whose factors differ. Patterns are matched against the path
+    of each layer: "blocks/0/mlp/up/kernel", "blocks/1/...", for a stacked leaf "blocks/mlp/up/kernel".
 
     Args:
-      layer_decay, groups: as `Rates` has them.
-      declaration: the tree of `Param`s.
-    Raises: `InputError` for a pattern that matches nothing.
+      layer_decay: `Rates.layer_decay`.
+      groups: `Rates.groups`.
+      declaration: the tree of `nn.params.Param`.
+
+    Raises:
+      InputError: a pattern matches no parameter.
     """
     flat = params_lib.flatten(declaration)
     depth = max((p.shape[0] for p in flat.values() if p.axes[:1] == ("layers",)), default=0)
     unused = {pattern for pattern, _ in groups}
 
     def factor(path: str, layer: int) -> float:
-        """Of one layer's parameter; the embeddings are layer -1, what comes after the blocks is layer `depth`."""
+        """The factor of one layer's parameter; the embeddings are layer -1, the parameters after the blocks `depth`."""
         scale = layer_decay ** (depth - layer)
         for pattern, own in groups:
             if re.search(pattern, path):
@@ -39,7 +42,7 @@ def factors(layer_decay: float, groups: Sequence[tuple[str, float]], declaration
 
     scales: dict[str, Any] = {}
     for path, p in flat.items():
-        stack, _, rest = path.partition("blocks/")  # "", or of two stacks "encoder/" or "decoder/"
+        stack, _, rest = path.partition("blocks/")  # stack: "", "encoder/" or "decoder/"
         if p.axes[:1] != ("layers",):
             scales[path] = np.float32(factor(path, -1 if path.startswith("embed/") else depth))
             continue
@@ -56,8 +59,14 @@ def factors(layer_decay: float, groups: Sequence[tuple[str, float]], declaration
 
 
 def freeze(params: Any, scales: Any) -> Any:
-    """params, without a gradient where the learning rate's factor is 0: nothing is computed for them, and their part
-    of the gradient is not in its norm."""
+    """The parameters, with `stop_gradient` on the frozen ones.
+
+    No gradient is computed for them, and they do not count in its norm.
+
+    Args:
+      params: the parameter tree.
+      scales: from `factors`; 0 freezes.
+    """
 
     def leaf(p: jax.Array, scale: Any) -> jax.Array:
         if np.all(scale > 0):
@@ -69,9 +78,13 @@ def freeze(params: Any, scales: Any) -> Any:
 
 
 def trained(tree: Any, scales: Any) -> Any:
-    """A tree like the parameters with an `optax.MaskedNode`, which has no leaves, in place of each frozen one.
+    """A tree with an `optax.MaskedNode`, which has no leaves, in place of each frozen parameter.
 
-    Of a stack whose layers are frozen in part all are kept.
+    A stacked leaf is kept if any of its layers is trained.
+
+    Args:
+      tree: a tree like the parameters.
+      scales: from `factors`; 0 freezes.
     """
     is_param = lambda x: isinstance(x, params_lib.Param)  # noqa: E731
     return jax.tree.map(

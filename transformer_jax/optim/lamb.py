@@ -13,16 +13,15 @@ from transformer_jax.optim.transform import around, by_layer
 
 @dataclass(frozen=True)
 class Lamb(Rates):
-    """Adam's direction for each matrix, decay included, scaled to the norm of that matrix: one ratio for each layer.
+    """LAMB: the direction of Adam with decay, scaled to the norm of its matrix; one trust ratio per matrix and layer.
 
-    Vectors have neither ratio nor decay, as in the code of the paper's authors (google-research/albert,
-    lamb_optimizer.py).
+    Vectors have neither a trust ratio nor decay, as in the authors' code (google-research/albert, lamb_optimizer.py).
     """
 
     peak_lr: float = 1e-3
-    """The highest learning rate, reached after the warm-up: about the share of its norm that a matrix changes by."""
+    """The highest learning rate, reached after the warm-up: the change of a matrix per update, relative to its norm."""
     weight_decay: float = 0.01
-    """Share of each matrix that is part of its update's direction."""
+    """The direction is Adam's plus this times the matrix."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999
@@ -32,8 +31,8 @@ class Lamb(Rates):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0 <= self.beta1 < 1, "beta1", "it must lie in [0, 1)")
-        self._require(0 <= self.beta2 < 1, "beta2", "it must lie in [0, 1)")
+        self._require(0 <= self.beta1 < 1, "beta1", "it must be in [0, 1)")
+        self._require(0 <= self.beta2 < 1, "beta2", "it must be in [0, 1)")
         self._require(self.eps > 0, "eps", "it must be above 0")
 
     def make(self, total_updates: int, declaration: Any) -> optax.GradientTransformation:

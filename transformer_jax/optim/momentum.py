@@ -12,12 +12,12 @@ from transformer_jax.optim.transform import around
 
 @dataclass(frozen=True)
 class Sgd(Rates):
-    """Stochastic gradient descent with momentum, as torch.optim.SGD: the decay is part of the gradient."""
+    """Stochastic gradient descent with momentum, as torch.optim.SGD: the decay is added to the gradient."""
 
     peak_lr: float = 0.1
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = 0.0
-    """Share of each matrix that is added to its gradient."""
+    """This times the matrix is added to its gradient."""
     momentum: float = 0.9
     """Decay of the sum of gradients; 0: none is kept."""
     nesterov: bool = False
@@ -25,7 +25,7 @@ class Sgd(Rates):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0 <= self.momentum < 1, "momentum", "it must lie in [0, 1)")
+        self._require(0 <= self.momentum < 1, "momentum", "it must be in [0, 1)")
 
     def make(self, total_updates: int, declaration: Any) -> optax.GradientTransformation:
         """SGD for parameters of this declaration (`contracts.Optimizer`)."""
@@ -40,13 +40,16 @@ class Sgd(Rates):
 
 @dataclass(frozen=True)
 class Lion(Rates):
-    """Lion: Chen et al. 2023, "Symbolic discovery of optimization algorithms". Every element moves by the learning
-    rate, which wants to be 3 to 10 times lower than AdamW's, and the decay as many times higher."""
+    """Lion: Chen et al. 2023, "Symbolic discovery of optimization algorithms".
+
+    Every element changes by the learning rate, which should be 3 to 10 times lower than AdamW's, and the decay higher
+    by the same factor (section 5).
+    """
 
     peak_lr: float = 1e-4
     """The highest learning rate, reached after the warm-up."""
     weight_decay: float = 1.0
-    """Share of each matrix taken off per update, times the learning rate."""
+    """An update subtracts the learning rate times this times the matrix."""
     beta1: float = 0.9
     """Share of the moment in the direction; the rest is the gradient."""
     beta2: float = 0.99
@@ -54,8 +57,8 @@ class Lion(Rates):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0 <= self.beta1 < 1, "beta1", "it must lie in [0, 1)")
-        self._require(0 <= self.beta2 < 1, "beta2", "it must lie in [0, 1)")
+        self._require(0 <= self.beta1 < 1, "beta1", "it must be in [0, 1)")
+        self._require(0 <= self.beta2 < 1, "beta2", "it must be in [0, 1)")
 
     def make(self, total_updates: int, declaration: Any) -> optax.GradientTransformation:
         """Lion for parameters of this declaration (`contracts.Optimizer`)."""

@@ -1,7 +1,9 @@
-"""Muon: momentum whose matrices are orthogonalised (Keller Jordan 2024, kellerjordan.github.io/posts/muon).
+"""Muon: momentum with orthogonalised updates of matrices (Keller Jordan 2024, kellerjordan.github.io/posts/muon).
 
-The blocks' kernels are stacked, and each layer's matrix is orthogonalised by itself. Matrices of one shape are one
-batch of products, whichever parameter they belong to. A mesh's devices share that batch: each matrix is one device's.
+Kernels of the blocks are stacked, and each layer's matrix is orthogonalised alone. All matrices of one shape form one
+batch of products, which is sharded over the devices of the mesh.
+
+N matrices of one shape, S rows, T columns, S <= T.
 """
 
 import math
@@ -19,7 +21,7 @@ from transformer_jax.nn import params as params_lib
 from transformer_jax.optim.rates import Rates
 from transformer_jax.optim.transform import around
 
-# Coefficients of x -> a x + b x^3 + c x^5, one row a step: "Polar Express" (Amsel, Persson, Musco and Gower 2025).
+# (a, b, c) of x -> a x + b x^3 + c x^5, one row per iteration: "Polar Express" (Amsel, Persson, Musco and Gower 2025).
 POLYNOMIALS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -31,19 +33,19 @@ POLYNOMIALS = (
 
 @dataclass(frozen=True)
 class Muon(Rates):
-    """Muon for the matrices of the blocks, AdamW for everything else: embeddings, heads, norms and biases."""
+    """Muon for the matrices of the blocks, and AdamW for all other parameters: embeddings, heads, norms and biases."""
 
     peak_lr: float = 0.02
-    """The highest learning rate of the matrices, reached after the warm-up. An update's singular values are about 1
-    times the square root of columns over rows, where that is above 1."""
+    """The highest learning rate of the matrices, reached after the warm-up. Before it is applied, the singular values
+    of an update are about sqrt(max(1, columns / rows))."""
     momentum: float = 0.95
     """Decay of the matrices' momentum (Nesterov's)."""
     matrices: str = "(^|/)blocks/"
-    """The matrices whose path this regular expression is found in are orthogonalised."""
+    """A regular expression: the matrices whose path it matches are orthogonalised."""
     iterations: int = 5
     """Steps of the Newton-Schulz iteration, 1 to 5."""
     adamw_lr: float = 3e-3
-    """The highest learning rate of what AdamW updates, by the same schedule."""
+    """The highest learning rate of the parameters that AdamW updates; the schedule is the same."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.95
@@ -53,11 +55,11 @@ class Muon(Rates):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(0 <= self.momentum < 1, "momentum", "it must lie in [0, 1)")
+        self._require(0 <= self.momentum < 1, "momentum", "it must be in [0, 1)")
         self._require(1 <= self.iterations <= len(POLYNOMIALS), "iterations", f"it must be 1 to {len(POLYNOMIALS)}")
         self._require(self.adamw_lr > 0, "adamw_lr", "it must be above 0")
-        self._require(0 <= self.beta1 < 1, "beta1", "it must lie in [0, 1)")
-        self._require(0 <= self.beta2 < 1, "beta2", "it must lie in [0, 1)")
+        self._require(0 <= self.beta1 < 1, "beta1", "it must be in [0, 1)")
+        self._require(0 <= self.beta2 < 1, "beta2", "it must be in [0, 1)")
         self._require(self.eps > 0, "eps", "it must be above 0")
 
     def make(self, total_updates: int, declaration: Any) -> optax.GradientTransformation:
@@ -85,7 +87,7 @@ class Muon(Rates):
         return around(self, declaration, build)
 
     def labels(self, declaration: Any) -> Any:
-        """Either "muon" or "adamw" for each parameter. Raises: `InputError` where no matrix is Muon's."""
+        """A tree like `declaration` of "muon" or "adamw". Raises `InputError` if no matrix matches `matrices`."""
         decayed = params_lib.flatten(params_lib.decay_mask(declaration))
         flat = {
             path: "muon" if decayed[path] and re.search(self.matrices, path) else "adamw"
@@ -100,8 +102,13 @@ class Muon(Rates):
 
 
 def orthogonalized(iterations: int) -> optax.GradientTransformation:
-    """Replaces each matrix U S V^T, [rows, columns] or stacked [layers, rows, columns], by about U V^T, times the
-    square root of columns over rows where that is above 1."""
+    """Replaces each matrix U S V^T by approximately sqrt(max(1, columns / rows)) U V^T.
+
+    Leaves are [rows, columns], or stacked [layers, rows, columns].
+
+    Args:
+      iterations: of `newton_schulz`.
+    """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, treedef = jax.tree.flatten(updates)
@@ -110,17 +117,22 @@ def orthogonalized(iterations: int) -> optax.GradientTransformation:
             batches.setdefault((min(leaf.shape[-2:]), max(leaf.shape[-2:])), []).append(i)
         for members in batches.values():
             parts = [_wide(leaves[i]) for i in members]
-            made = _shared(jnp.concatenate(parts), iterations)
+            made = _sharded_newton_schulz(jnp.concatenate(parts), iterations)
             ends = [sum(len(part) for part in parts[: n + 1]) for n in range(len(parts) - 1)]
             for i, x_NST in zip(members, jnp.split(made, ends), strict=True):
-                leaves[i] = _as_before(x_NST, leaves[i].shape)
+                leaves[i] = _scaled(x_NST, leaves[i].shape)
         return jax.tree.unflatten(treedef, leaves), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def newton_schulz(x_NST: jax.Array, iterations: int) -> jax.Array:
-    """Matrices [N, S, T], S <= T, with their singular values brought to about 1, by polynomials in x x^T."""
+    """The matrices with all singular values near 1, by polynomials in x x^T.
+
+    Args:
+      x_NST: [N, S, T], S <= T.
+      iterations: 1 to 5, rows of `POLYNOMIALS`.
+    """
     x_NST = x_NST / (jnp.linalg.norm(x_NST, axis=(1, 2), keepdims=True) + 1e-7)
     for a, b, c in POLYNOMIALS[:iterations]:
         gram_NSS = jnp.einsum("NST,NUT->NSU", x_NST, x_NST)
@@ -129,27 +141,28 @@ def newton_schulz(x_NST: jax.Array, iterations: int) -> jax.Array:
     return x_NST
 
 
-def _shared(x_NST: jax.Array, iterations: int) -> jax.Array:
-    """`newton_schulz`, each of the mesh's devices with its share of the matrices; zeros fill up the last shares.
+def _sharded_newton_schulz(x_NST: jax.Array, iterations: int) -> jax.Array:
+    """`newton_schulz` with N, padded by zeros, sharded over the devices of the mesh.
 
-    The matrices are gathered, shared and gathered again, in steps that the compiler has a collective for.
+    The three constraints gather, shard and gather the matrices, each as a single collective.
     """
-    whole, shared, count = (None, None, None), ("matrices", None, None), len(x_NST)
+    replicated, sharded, count = (None, None, None), ("matrices", None, None), len(x_NST)
     if "matrices" not in sharding.current_rules() or sharding.shards("matrices") == 1:
         return newton_schulz(x_NST, iterations)
     missing = -count % sharding.shards("matrices")
-    x_NST = jnp.pad(sharding.constrain(x_NST, whole), ((0, missing), (0, 0), (0, 0)))
-    x_NST = sharding.constrain(newton_schulz(sharding.constrain(x_NST, shared), iterations), shared)
-    return sharding.constrain(x_NST, whole)[:count]
+    x_NST = jnp.pad(sharding.constrain(x_NST, replicated), ((0, missing), (0, 0), (0, 0)))
+    x_NST = sharding.constrain(newton_schulz(sharding.constrain(x_NST, sharded), iterations), sharded)
+    return sharding.constrain(x_NST, replicated)[:count]
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """[N, rows, columns] with no more rows than columns, whole on every device."""
+    """A leaf as [N, S, T], replicated; transposed where it has more rows than columns."""
     x = sharding.constrain(x.reshape(-1, *x.shape[-2:]), (None, None, None))
     return jnp.swapaxes(x, 1, 2) if x.shape[1] > x.shape[2] else x
 
 
-def _as_before(x_NST: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _scaled(x_NST: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `_wide`, times sqrt(max(1, columns / rows))."""
     rows, columns = shape[-2:]
     x = jnp.swapaxes(x_NST, 1, 2) if rows > columns else x_NST
     return math.sqrt(max(1.0, columns / rows)) * x.reshape(shape)

@@ -1,4 +1,4 @@
-"""What all optimisers here have in common: the learning rate over time and by parameter, and the clipped gradient."""
+"""The settings of every optimiser: the learning rate over time and per parameter, and the clipping of the gradient."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from transformer_jax.optim import groups as groups_lib
 
 @dataclass(frozen=True)
 class Rates:
-    """The settings that every optimiser here inherits, so that `--optim.peak-lr` means the same for all of them.
+    """The settings that every optimiser of the package inherits, so that `--optim.peak-lr` means the same for all.
 
     Every count is in updates. For update n (from 0) and w = `warmup_steps`, the learning rate is
     `peak_lr * (n + 1) / (w + 1)` while n < w. Then, with d = `decay_steps` (0: the run's last step) and
@@ -34,26 +34,26 @@ class Rates:
     peak_lr: float = 6e-4
     """The highest learning rate, reached after the warm-up."""
     lr_schedule: Literal["cosine", "linear", "rsqrt", "flat_rsqrt", "constant", "wsd"] = "cosine"
-    """How the learning rate goes on from there."""
+    """The form of the schedule after the warm-up, as above."""
     warmup_steps: int = field(default=0, metadata=LAUNCH)
     """Updates over which the learning rate rises linearly."""
     decay_steps: int = field(default=0, metadata=LAUNCH)
     """The update at which the decay ends; 0: the run's last step."""
     cooldown_steps: int = field(default=0, metadata=LAUNCH)
-    """wsd alone: updates over which the learning rate falls at the end."""
+    """wsd only: updates over which the learning rate falls at the end."""
     final_lr_fraction: float = 0.1
     """The last learning rate as a share of the highest."""
     weight_decay: float = 0.1
-    """Share of each matrix taken off per update, times the learning rate."""
+    """An update subtracts the learning rate times this times the matrix."""
     clip_norm: float = 1.0
-    """The gradient's global norm is clipped to this; 0: not clipped."""
+    """The global norm of the gradient is clipped to this; 0: it is not clipped."""
     layer_decay: float = 1.0
-    """Each layer's learning rate is that of the layer above times this; the heads have the highest, the embeddings the
-    lowest. The idea is ELECTRA's (Clark et al. 2020, appendix B), the count of layers is this sentence's."""
+    """The learning rate of layer i of L is multiplied by this to the power L - i; that of the embeddings, i = -1, is the
+    lowest, and that of the heads is not reduced (ELECTRA, Clark et al. 2020, appendix B, with its own count)."""
     groups: tuple[tuple[str, float], ...] = ()
-    """(pattern, factor): the learning rate of the parameters whose path the regular expression is found in, such as
+    """(pattern, factor): the learning rate of the parameters whose path the regular expression matches, such as
     "embed/", "blocks/[0-5]/" (the first six layers) or "bias$", is multiplied by the factor; 0 freezes them, to the
-    bit. Where several patterns match, their factors multiply."""
+    bit. Where several patterns match, all their factors apply."""
 
     def __post_init__(self) -> None:
         for pattern, factor in self.groups:
@@ -70,9 +70,9 @@ class Rates:
         self._require(self.warmup_steps >= 0, "warmup_steps", "it must be at least 0")
         self._require(self.decay_steps >= 0, "decay_steps", "it must be at least 0 (0: the run's last step)")
         self._require(self.cooldown_steps >= 0, "cooldown_steps", "it must be at least 0")
-        self._require(0 <= self.final_lr_fraction <= 1, "final_lr_fraction", "it must lie in [0, 1]: final over peak")
+        self._require(0 <= self.final_lr_fraction <= 1, "final_lr_fraction", "it must be in [0, 1]: final over peak")
         self._require(self.weight_decay >= 0, "weight_decay", "it must be at least 0")
-        self._require(0 < self.layer_decay <= 1, "layer_decay", "it must lie in (0, 1]; 1 is off")
+        self._require(0 < self.layer_decay <= 1, "layer_decay", "it must be in (0, 1]; 1 is off")
         self._require(self.clip_norm >= 0, "clip_norm", "it must be at least 0 (0: no clipping)")
         if (self.lr_schedule == "wsd") != (self.cooldown_steps > 0):
             fix = "wsd decays over the last cooldown_steps, and no other schedule uses them"
@@ -83,9 +83,13 @@ class Rates:
             raise InputError(f"optim.{field} is {getattr(self, field)!r}; {fix}")
 
     def schedule(self, total_updates: int) -> optax.Schedule:
-        """The learning rate as a function of the number of updates applied so far (int32 scalar -> float32 scalar).
+        """The learning rate as a function of the number of updates applied so far: int32 scalar -> float32 scalar.
 
-        Raises: `InputError` when warm-up (and cool-down) do not fit before the end of the decay.
+        Args:
+          total_updates: updates of the whole run.
+
+        Raises:
+          InputError: warm-up and cool-down are longer than the schedule.
         """
         peak, final, warmup = self.peak_lr, self.peak_lr * self.final_lr_fraction, self.warmup_steps
         end = self.decay_steps or total_updates
@@ -99,7 +103,7 @@ class Rates:
         def learning_rate(count: jax.typing.ArrayLike) -> jax.Array:
             n = jnp.asarray(count, jnp.float32)
             start = end - self.cooldown_steps if self.lr_schedule == "wsd" else warmup
-            done = jnp.clip((n - start) / max(end - start, 1), 0.0, 1.0)  # share of the decay that is behind us
+            done = jnp.clip((n - start) / max(end - start, 1), 0.0, 1.0)  # from 0 at the decay's start to 1 at its end
             if self.lr_schedule == "cosine":
                 after = final + (peak - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
             elif self.lr_schedule in ("linear", "wsd"):
@@ -114,5 +118,5 @@ class Rates:
         return learning_rate
 
     def lr_scales(self, declaration: Any) -> Any:
-        """What each parameter's learning rate is multiplied by (`groups.factors`)."""
+        """The factor of each parameter's learning rate, a tree like `declaration` (`groups.factors`)."""
         return groups_lib.factors(self.layer_decay, self.groups, declaration)

@@ -1,4 +1,4 @@
-"""Where the state of any Optax transformation is on a mesh, derived from the declaration of the parameters."""
+"""The shardings of the state of any Optax transformation, derived from the declaration of the parameters."""
 
 import itertools
 import math
@@ -12,23 +12,26 @@ from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.params import Param
 
-SMALL = 1024  # elements of a leaf that belongs to no parameter and that every device may hold: counts, coefficients
+SMALL = 1024  # elements up to which a leaf that belongs to no parameter, such as a count, is replicated
 
 
 def of_state(state: Any, declaration: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree like the state with a `NamedSharding` at each leaf.
 
-    A leaf belongs to the parameter whose path its own path ends in, and is sharded as `axes_of` says. Small leaves that
-    belong to none are whole on every device.
+    A leaf belongs to a parameter if its path ends in the parameter's path; it is then sharded along `axes_of`. Small
+    leaves that belong to no parameter are replicated.
 
     Args:
       state: of `optimizer.init`, abstract or not.
-      declaration: the tree of `Param`s.
-    Raises: `InputError` naming a leaf for which no sharding can be derived.
+      declaration: the tree of `nn.params.Param`.
+      mesh: the devices; an abstract mesh is enough.
+
+    Raises:
+      InputError: no sharding can be derived for a leaf.
     """
     declared = {tuple(path.split("/")): p for path, p in params_lib.flatten(declaration).items()}
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         keys = tuple(name.split("/"))
         owner = next((declared[keys[i:]] for i in range(len(keys)) if keys[i:] in declared), None)
@@ -43,15 +46,19 @@ def of_state(state: Any, declaration: Any, mesh: Mesh | AbstractMesh) -> Any:
             "parameter's shape, or that shape without some axes"
         )
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(of_leaf, state)
 
 
 def axes_of(shape: tuple[int, ...], param: Param) -> tuple[str | None, ...] | None:
-    """The logical axes of a leaf that belongs to a parameter; None where its shape says nothing.
+    """The logical axes of a leaf that belongs to a parameter; None where they cannot be derived from its shape.
 
-    The leaf may have the parameter's shape, or lack some of its axes or have them with size 1 (factored moments, a
-    ratio for each layer), and may have further axes in front (a history of gradients). Where several axes are equally
-    long the first that fit are taken: the layout is then a matter of speed alone.
+    The leaf may have the parameter's shape; it may lack some axes or have them with size 1, as factored moments and
+    ratios per layer do; and it may have further leading axes, such as a history of gradients. Where axes have the same
+    size the first that match are chosen; this affects only the speed.
+
+    Args:
+      shape: of the leaf.
+      param: the parameter.
     """
     rank = len(param.shape)
     front = max(0, len(shape) - rank)

@@ -1,6 +1,6 @@
-"""Around any Optax transformation: the clipped gradient, learning rates by parameter, frozen parameters, skipped steps.
+"""What is added to any Optax transformation: clipping, learning rates per parameter, frozen parameters, skipped steps.
 
-A user's own optimiser gets them from the same functions:
+A user's own optimiser uses the same functions:
 
     @dataclass(frozen=True)
     class AdaBelief(optim.Rates):
@@ -24,18 +24,19 @@ from transformer_jax.optim.rates import Rates
 
 
 class Skippable(optax.GradientTransformationExtraArgs):
-    """An optax transformation whose `update` takes `finite=`, a bool scalar: where it is False, its state stays."""
+    """An Optax transformation whose `update` takes `finite=`, a bool scalar: where it is False, the state is unchanged."""
 
 
 def make(optimizer: Optimizer, total_updates: int, declaration: Any) -> Skippable:
-    """The transformation of an optimiser, ours or the user's.
+    """The transformation of an optimiser. Its `update` takes `grad_norm=` and `finite=` (`contracts.Optimizer`).
 
     Args:
+      optimizer: one of the package's, or the user's own.
       total_updates: updates of the whole run.
-      declaration: the tree of `Param`s.
-    Returns: a transformation; `update(grads, state, params, grad_norm=..., finite=...)` leaves its state as it is where
-      `finite` is False.
-    Raises: `InputError` where `optimizer.make` returns something else.
+      declaration: the tree of `nn.params.Param`.
+
+    Raises:
+      InputError: `optimizer.make` does not return an Optax transformation.
     """
     made = optimizer.make(total_updates, declaration)
     if not isinstance(made, optax.GradientTransformation):
@@ -47,7 +48,12 @@ def make(optimizer: Optimizer, total_updates: int, declaration: Any) -> Skippabl
 
 
 def lr_scales(optimizer: Optimizer, declaration: Any) -> Any:
-    """What each parameter's learning rate is multiplied by, a tree like the parameters; 0: the parameter is frozen."""
+    """The factor of each parameter's learning rate, a tree like the parameters; 0: the parameter is frozen.
+
+    Args:
+      optimizer: one of the package's, or the user's own.
+      declaration: the tree of `nn.params.Param`.
+    """
     if isinstance(optimizer, ScalesRates):
         return optimizer.lr_scales(declaration)
     return groups.factors(1.0, (), declaration)
@@ -56,12 +62,16 @@ def lr_scales(optimizer: Optimizer, declaration: Any) -> Any:
 def around(
     rates: Rates, declaration: Any, build: Callable[[Any], optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """An optax transformation with what `Rates` promises: the gradient is clipped before it, its updates are scaled by
-    the factors of the learning rate, and frozen parameters have no state.
+    """An Optax transformation with the settings of `Rates` applied.
+
+    The gradient is clipped before the transformation, its updates are scaled by the factors of the learning rate, and
+    frozen parameters have no state.
 
     Args:
+      rates: the settings.
+      declaration: the tree of `nn.params.Param`.
       build: called with the declaration of the parameters that are not frozen (`groups.trained`); returns the
-        transformation, learning rate and weight decay included.
+        transformation, including learning rate and weight decay.
     """
     scales = rates.lr_scales(declaration)
     parts = [clipped(rates.clip_norm), build(groups.trained(declaration, scales)), scaled(scales)]
@@ -69,9 +79,10 @@ def around(
 
 
 def clipped(clip_norm: float) -> optax.GradientTransformation:
-    """Clips the gradient's global norm, which may be given as `grad_norm=`; 0: it is not clipped.
+    """Clips the global norm of the gradient to `clip_norm`; 0: it is not clipped.
 
-    As torch.nn.utils.clip_grad_norm_, which the published recipes used; optax leaves the 1e-6 out.
+    `update` takes the norm as `grad_norm=`, or computes it. The factor is that of torch.nn.utils.clip_grad_norm_, which
+    the published recipes used; Optax does not add the 1e-6.
     """
     if not clip_norm:
         return optax.identity()
@@ -87,7 +98,7 @@ def clipped(clip_norm: float) -> optax.GradientTransformation:
 
 
 def scaled(scales: Any) -> optax.GradientTransformation:
-    """Multiplies each update by its factor (`lr_scales`)."""
+    """Multiplies each update by its factor in `scales` (`lr_scales`)."""
     if all(np.all(scale == 1) for scale in jax.tree.leaves(scales)):
         return optax.identity()
     return optax.stateless(
@@ -96,9 +107,13 @@ def scaled(scales: Any) -> optax.GradientTransformation:
 
 
 def by_layer(inner: optax.GradientTransformation, declaration: Any) -> optax.GradientTransformation:
-    """A transformation that takes each leaf as one parameter, applied to each layer of the stacked ones by itself.
+    """A transformation that treats each layer of a stacked leaf as a parameter of its own.
 
-    A stacked leaf [L, D, F] is L matrices: one trust ratio, one pair of factored moments for each.
+    A stacked leaf [L, D, F] is L matrices: each has its own trust ratio, or its own factored moments.
+
+    Args:
+      inner: the transformation, which treats each leaf as one parameter.
+      declaration: the tree of `nn.params.Param`; it states which leaves are stacked.
     """
     depths = jax.tree.map(
         lambda p: p.shape[0] if p.axes[:1] == ("layers",) else 0,
@@ -113,27 +128,32 @@ def by_layer(inner: optax.GradientTransformation, declaration: Any) -> optax.Gra
 
 
 def without_frozen(inner: optax.GradientTransformation, scales: Any) -> optax.GradientTransformation:
-    """`inner` for the parameters that are not frozen: the others have no state, and their updates are 0."""
+    """A transformation of the parameters that are not frozen; frozen ones have no state, and their updates are 0.
+
+    Args:
+      inner: the transformation.
+      scales: from `lr_scales`; 0 freezes.
+    """
     if not any(np.all(scale == 0) for scale in jax.tree.leaves(scales)):
         return inner
     extra = optax.with_extra_args_support(inner)
 
     def update(grads: Any, state: Any, params: Any, **args: Any) -> tuple[Any, Any]:
         updates, state = extra.update(groups.trained(grads, scales), state, groups.trained(params, scales), **args)
-        whole = jax.tree.map(
+        with_zeros = jax.tree.map(
             lambda u, p: jnp.zeros_like(p) if isinstance(u, optax.MaskedNode) else u,
             updates,
             params,
             is_leaf=lambda u: isinstance(u, optax.MaskedNode),
         )
-        return whole, state
+        return with_zeros, state
 
     kind = Skippable if isinstance(inner, Skippable) else optax.GradientTransformationExtraArgs
     return kind(lambda params: inner.init(groups.trained(params, scales)), update)
 
 
 def skippable(optimizer: optax.GradientTransformation) -> Skippable:
-    """Any optax transformation as a `Skippable`; itself if it is one already."""
+    """Any Optax transformation, `optimizer`, as a `Skippable`; unchanged if it is one already."""
     if isinstance(optimizer, Skippable):
         return optimizer
     inner = optax.with_extra_args_support(optimizer)
