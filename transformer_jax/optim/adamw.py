@@ -53,8 +53,8 @@ def fused(cfg: AdamW, learning_rate: optax.Schedule, scales: Any, decay_mask: An
       decay_mask: a tree like the parameters, True where weight decay applies.
 
     Returns:
-      A transformation; its `update` takes `grad_norm=`, the global norm to clip by, which it computes if it is None, and
-      `finite=`.
+      A transformation; its `update` takes `finite=`, and `grad_norm=`, the global norm to clip by, which it computes if
+      it is None.
     """
     beta1, beta2 = cfg.beta1, cfg.beta2
 

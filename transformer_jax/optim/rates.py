@@ -48,8 +48,8 @@ class Rates:
     clip_norm: float = 1.0
     """The global norm of the gradient is clipped to this; 0: it is not clipped."""
     layer_decay: float = 1.0
-    """The learning rate of layer i of L is multiplied by this to the power L - i; that of the embeddings, i = -1, is the
-    lowest, and that of the heads is not reduced (ELECTRA, Clark et al. 2020, appendix B, with its own count)."""
+    """The learning rate of layer i of L is multiplied by this to the power L - i. The embeddings are i = -1, and the
+    heads i = L (the idea is that of ELECTRA, Clark et al. 2020, appendix B, which counts layers differently)."""
     groups: tuple[tuple[str, float], ...] = ()
     """(pattern, factor): the learning rate of the parameters whose path the regular expression matches, such as
     "embed/", "blocks/[0-5]/" (the first six layers) or "bias$", is multiplied by the factor; 0 freezes them, to the

@@ -24,7 +24,7 @@ from transformer_jax.optim.rates import Rates
 
 
 class Skippable(optax.GradientTransformationExtraArgs):
-    """An Optax transformation whose `update` takes `finite=`, a bool scalar: where it is False, the state is unchanged."""
+    """An Optax transformation whose `update` takes `finite=`, a bool scalar; False leaves the state unchanged."""
 
 
 def make(optimizer: Optimizer, total_updates: int, declaration: Any) -> Skippable:
