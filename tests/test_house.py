@@ -69,12 +69,18 @@ TABLE = _table()
 
 
 def _room(parts: list[str]) -> str:
-    """The room of a dotted name; `models` alone is the table of what ships, below it are the families, and formats."""
+    """The room of a dotted name; `models` alone is the table of what ships, below it are the families, and formats.
+
+    A file in a family's folder is a part of the model where the family's `__init__` imports it, else a format's.
+    """
     folder = PACKAGE / "models" / "/".join(parts[2:3])
     if parts[1] != "models" or len(parts) < 3 or not folder.is_dir():
         return parts[1]
-    is_format = len(parts) > 3 and parts[3] != "__init__" and (folder / f"{parts[3]}.py").is_file()
-    return FORMATS if is_format else FAMILIES
+    if len(parts) == 3 or parts[3] == "__init__" or not (folder / f"{parts[3]}.py").is_file():
+        return FAMILIES
+    module = ".".join(["transformer_jax", *parts[1:4]])
+    imported = {target for _, target in _imports((folder / "__init__.py").read_text(), f"{module}.__init__")}
+    return FAMILIES if any(f"{name}.".startswith(f"{module}.") for name in imported) else FORMATS
 
 
 def _wrong_arrows(source: str, module: str) -> list[str]:
@@ -117,6 +123,7 @@ def test_the_table_is_read():
         ("transformer_jax.models.__init__", "from transformer_jax.models import gpt"),
         ("transformer_jax.models.gpt.__init__", "from transformer_jax.models.gpt import llama"),
         ("transformer_jax.objectives.masking", "from transformer_jax import data"),
+        ("transformer_jax.models.seq2seq.decoding", "from transformer_jax import hub"),
         ("transformer_jax.tasks.causal_lm.__init__", "from transformer_jax.models import gpt"),
         ("transformer_jax.train.loop", "import transformer_jax.models.gpt"),
         ("transformer_jax.data.text", "import importlib\nimportlib.import_module('transformer_jax.hub')"),
@@ -131,6 +138,7 @@ def test_a_wrong_arrow_is_seen(module, source):
     ("module", "source"),
     [
         ("transformer_jax.models.gpt.__init__", "from transformer_jax.nn import layers"),
+        ("transformer_jax.models.seq2seq.decoding", "from transformer_jax.models.seq2seq import sequences"),
         ("transformer_jax.models.gpt.llama", "from transformer_jax import hub\nfrom transformer_jax.models import gpt"),
         ("transformer_jax.tasks.causal_lm.__init__", "from transformer_jax import models, losses\nmodels.family"),
         ("transformer_jax.data.text", "from transformer_jax.errors import InputError"),

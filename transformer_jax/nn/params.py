@@ -23,8 +23,14 @@ Tree = Any  # nested dicts with the same keys as the declaration
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: its shape, the logical name of each axis (None: never sharded), its initialiser, and whether
-    weight decay applies to it if it is a matrix."""
+    """One parameter.
+
+    Attributes:
+      shape: of the array.
+      axes: the logical name of each axis; None: never sharded.
+      init: (key, shape) -> initial values, float32.
+      decay: whether weight decay applies to it if it is a matrix.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -36,34 +42,34 @@ class Param:
 
 
 def normal(std: float) -> Initializer:
-    """Normal(0, std^2)."""
+    """The initialiser of Normal(0, `std`^2)."""
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 
 
 def xavier(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform, with the variance 2 / (in + out) of a kernel [in, out] (Glorot and Bengio 2010)."""
+    """Uniform values by `key` for a kernel of `shape` [in, out], of variance 2 / (in + out) (Glorot and Bengio 2010)."""
     bound = math.sqrt(6 / sum(shape))
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """All zeros: biases."""
+    """All zeros of `shape`, for biases; `key` is not used."""
     return jnp.zeros(shape, jnp.float32)
 
 
 def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """All ones: the scales of norms."""
+    """All ones of `shape`, for the scales of norms; `key` is not used."""
     return jnp.ones(shape, jnp.float32)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """{"blocks/mlp/up/kernel": leaf, ...}, in sorted order of the keys."""
+    """{"blocks/mlp/up/kernel": leaf, ...} of `tree`, in sorted order of the keys."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_param)
     return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
 
 
 def stack(tree: Tree, num_layers: int) -> Tree:
-    """The declaration of `num_layers` copies, each leaf with a leading "layers" axis."""
+    """The declaration of `num_layers` copies of `tree`, each leaf with a leading "layers" axis."""
 
     def stacked(p: Param) -> Param:
         return dataclasses.replace(p, shape=(num_layers, *p.shape), axes=("layers", *p.axes))
@@ -72,10 +78,10 @@ def stack(tree: Tree, num_layers: int) -> Tree:
 
 
 def init(key: jax.Array, tree: Tree) -> Tree:
-    """Initial float32 values.
+    """The initial float32 values of the declaration `tree`.
 
-    A leaf's key is folded in from its path and, when stacked, from its layer's number: adding a leaf or a layer
-    changes no other draw.
+    A leaf's path, and when stacked its layer's number, are folded into `key`: a new leaf or layer changes no other
+    initial value.
     """
 
     def leaf(path: tuple[Any, ...], p: Param) -> jax.Array:
@@ -90,19 +96,26 @@ def init(key: jax.Array, tree: Tree) -> Tree:
 
 
 def abstract(tree: Tree, mesh: Mesh | AbstractMesh | None = None, dtype: Any = jnp.float32) -> Tree:
-    """`jax.ShapeDtypeStruct`s of the values, with their shardings when a mesh is given."""
+    """`jax.ShapeDtypeStruct`s of the values.
+
+    Args:
+      tree: the declaration.
+      mesh: of which the structs have shardings; None: they have none.
+      dtype: of the values.
+    """
     if mesh is None:
         return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), tree, is_leaf=_is_param)
     return jax.tree.map(
-        lambda p, place: jax.ShapeDtypeStruct(p.shape, dtype, sharding=place),
-        tree,
-        shardings(tree, mesh),
-        is_leaf=_is_param,
+        lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype, sharding=s), tree, shardings(tree, mesh), is_leaf=_is_param
     )
 
 
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
-    """A `NamedSharding` for each leaf. Errors: `InputError` naming the leaf whose dimension does not divide."""
+    """A `NamedSharding` on `mesh` for each leaf of the declaration `tree`.
+
+    Raises:
+      InputError: with the leaf whose dimension does not divide.
+    """
     flat = flatten(tree)
     specs = {name: sharding.partition_spec(p.axes, p.shape, mesh, name=name) for name, p in flat.items()}
     treedef = jax.tree.structure(tree, is_leaf=_is_param)
@@ -110,21 +123,22 @@ def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
 
 
 def constrain(tree: Tree, values: Tree) -> Tree:
-    """The values, laid out as declared in the mesh around this call: and so are their gradients, whatever the layout
-    of what they come from."""
+    """The arrays `values`, sharded as `tree` declares in the current mesh; their gradients get the same shardings."""
     flat = flatten(tree)
-    laid = [sharding.constrain(x, flat[name].axes, name=name) for name, x in flatten(values).items()]
-    return jax.tree.unflatten(jax.tree.structure(values), laid)
+    sharded = [sharding.constrain(x, flat[name].axes, name=name) for name, x in flatten(values).items()]
+    return jax.tree.unflatten(jax.tree.structure(values), sharded)
 
 
 def count(tree: Tree) -> int:
-    """The number of parameters."""
+    """The number of parameters that `tree` declares."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(tree, is_leaf=_is_param))
 
 
 def flops(tree: Tree, tokens: Callable[[str], float], scores: float) -> float:
-    """FLOPs of one training step on one example, forward and backward: 6 for each element of a kernel and each token
-    that it multiplies, and 12 for each element of attention's products (PaLM, Chowdhery et al. 2022, appendix B).
+    """FLOPs of one training step on one example, forward and backward (PaLM, Chowdhery et al. 2022, appendix B).
+
+    They are 6 for each element of a kernel and each token that it multiplies, and 12 for each element of attention's
+    products.
 
     Args:
       tree: the declaration.
@@ -136,16 +150,18 @@ def flops(tree: Tree, tokens: Callable[[str], float], scores: float) -> float:
 
 
 def decay_mask(tree: Tree) -> Tree:
-    """True for the matrices, which weight decay applies to unless they are declared without; the layers axis does not
-    make a vector a matrix."""
+    """True for each leaf of the declaration `tree` that weight decay applies to: a matrix not declared without it.
+
+    The "layers" axis does not make a vector a matrix.
+    """
     return jax.tree.map(lambda p: p.decay and len([a for a in p.axes if a != "layers"]) >= 2, tree, is_leaf=_is_param)
 
 
 def unstack(tree: Mapping[str, Any], num_layers: int) -> list[Tree]:
-    """A stacked tree of arrays as one tree per layer.
+    """The arrays of a stacked `tree` as one tree for each of `num_layers` layers.
 
-    Uses `lax.split`, whose transpose is one concatenation; indexing would make each layer's gradient a padded copy of
-    the whole stack.
+    Uses `lax.split`, whose transpose is one concatenation. The gradient of indexing would be a zero-padded copy of the
+    stack for each layer.
     """
     leaves, treedef = jax.tree.flatten(tree)
     rows = [jax.lax.split(leaf, (1,) * num_layers) for leaf in leaves]
@@ -153,7 +169,7 @@ def unstack(tree: Mapping[str, Any], num_layers: int) -> list[Tree]:
 
 
 def unstack_last(tree: Mapping[str, Any]) -> tuple[Tree, list[Tree]]:
-    """A stacked tree of arrays as the stack of all layers but the last, and the last one's tree in a list."""
+    """The arrays of a stacked `tree` as the stack of all layers but the last, and a list of the last one's tree."""
     leaves, treedef = jax.tree.flatten(tree)
     pairs = [jax.lax.split(leaf, (leaf.shape[0] - 1, 1)) for leaf in leaves]
     last = [one.reshape(one.shape[1:]) for _, one in pairs]

@@ -7,7 +7,7 @@ import jax
 
 from transformer_jax import models
 from transformer_jax.errors import InputError
-from transformer_jax.nn import block
+from transformer_jax.nn import config
 from transformer_jax.nn import params as params_lib
 
 
@@ -60,5 +60,5 @@ def flops(model_cfg: Any, length: int) -> float:
     def tokens(path: str) -> float:
         return times * length if path.startswith("blocks/") else length * (path == "embed/project/kernel")
 
-    scores = block.attention_width(model_cfg) * length**2
+    scores = config.attention_width(model_cfg) * length**2
     return params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from transformer_jax import sharding
 from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
-from transformer_jax.nn import block, layers, positions, stack
+from transformer_jax.nn import block, config, layers, positions, stack
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.params import Param, zeros
@@ -41,7 +41,7 @@ POOLER_ACTIVATIONS = layers.ACTIVATIONS | {"tanh": jnp.tanh}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(block.TextConfig):
+class Config(config.TextConfig):
     """What an encoder is. Frozen and hashable: pass it as a static argument of jit.
 
     Errors: `InputError` on construction when sizes contradict each other.
@@ -89,7 +89,7 @@ class Config(block.TextConfig):
     """Of embeddings, attention probabilities, sublayers' outputs and heads; applied only when a key is given."""
 
     def __post_init__(self) -> None:
-        block.check(self)
+        config.check(self)
         for head in self.heads:
             if head not in HEADS:
                 raise InputError(f"model.heads has {head!r}; the heads are {', '.join(HEADS)}")
@@ -112,7 +112,7 @@ class Config(block.TextConfig):
 # ------------------------------------------------------------------------------------------------------- parameters
 
 
-mesh_sizes = block.mesh_sizes
+mesh_sizes = config.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:

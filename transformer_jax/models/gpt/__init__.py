@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from transformer_jax import sharding
 from transformer_jax.contracts import TRAINING
 from transformer_jax.errors import InputError
-from transformer_jax.nn import attention, block, layers, positions, stack
+from transformer_jax.nn import attention, block, config, layers, positions, stack
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.attention import KVCache
 from transformer_jax.nn.masks import Mask
@@ -33,7 +33,7 @@ RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(block.TextConfig):
+class Config(config.TextConfig):
     """What a GPT is. Frozen and hashable: pass it as a static argument of jit.
 
     Errors: `InputError` on construction when sizes contradict each other.
@@ -57,7 +57,7 @@ class Config(block.TextConfig):
     """Of the embeddings, the attention probabilities and each sublayer's output; applied only when a key is given."""
 
     def __post_init__(self) -> None:
-        block.check(self)
+        config.check(self)
         if self.position == "sinusoidal" and self.width % 2:
             raise InputError(f"sinusoidal positions need an even model.width; it is {self.width}")
         if self.rope_scaling is not None and self.position != "rotary":
@@ -74,7 +74,7 @@ class Config(block.TextConfig):
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
 
-mesh_sizes = block.mesh_sizes
+mesh_sizes = config.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:

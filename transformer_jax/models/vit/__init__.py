@@ -31,7 +31,7 @@ import numpy as np
 from transformer_jax import sharding
 from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
-from transformer_jax.nn import block, layers, positions, stack
+from transformer_jax.nn import block, config, layers, positions, stack
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.params import Param, normal, zeros
@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(block.Config):
+class Config(config.Config):
     """What a Vision Transformer is. Frozen and hashable: pass it as a static argument of jit.
 
     Errors: `InputError` on construction when sizes contradict each other.
@@ -99,7 +99,7 @@ class Config(block.Config):
     """Of positions and of distillation and register tokens at the start, and with initializer "normal" of kernels."""
 
     def __post_init__(self) -> None:
-        block.check(self, sizes=("image_size", "patch_size", "channels"))
+        config.check(self, sizes=("image_size", "patch_size", "channels"))
         for name in ("num_classes", "num_registers", "pre_logits", "layer_scale"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 0")
@@ -152,7 +152,7 @@ class Config(block.Config):
 # ------------------------------------------------------------------------------------------------------- parameters
 
 
-mesh_sizes = block.mesh_sizes
+mesh_sizes = config.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from transformer_jax.contracts import LAUNCH, Evaluation, Input, Outputs, Prepar
 from transformer_jax.data import corpus, tokenizers
 from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
-from transformer_jax.nn import block
+from transformer_jax.nn import config
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks.text import TextTask
 
@@ -180,7 +180,7 @@ class CausalLM(TextTask):
         """
         T = data.length
         head = 6.0 * model_cfg.width * model_cfg.vocab_size * T  # the tied table is no kernel
-        scores = block.attention_width(model_cfg) * T * T
+        scores = config.attention_width(model_cfg) * T * T
         declaration = models.family(model_cfg).declare(model_cfg)
         return head + params_lib.flops(declaration, lambda path: T * (path != "head/kernel"), scores)
 
@@ -230,7 +230,7 @@ class CausalLM(TextTask):
             return
         models.require(model_cfg, SAMPLES, DECODES)
         if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
-            model_cfg = block.unrolled(model_cfg)
+            model_cfg = config.unrolled(model_cfg)
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         stop_ids = tuple(dict.fromkeys((*eos, *self.stop_ids)))
         ids = tokenizers.prompt_ids(tokenizer, options.prompt)

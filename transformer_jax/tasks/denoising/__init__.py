@@ -22,7 +22,7 @@ from transformer_jax.data import corpus
 from transformer_jax.decoding import translate
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.nn import block
+from transformer_jax.nn import config
 from transformer_jax.objectives import spans
 from transformer_jax.tasks import encoder, text_to_text
 from transformer_jax.tasks.denoising import corrupted
@@ -115,7 +115,7 @@ class Denoising(TextTask):
         asked = [tokenizer.encode_prompt(text) for text in texts]
         sources = [known.frame(ids) for ids in asked if len(ids)]
         if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
-            model_cfg = block.unrolled(model_cfg)
+            model_cfg = config.unrolled(model_cfg)
         found = translate.translate(
             models.family(model_cfg),
             params,

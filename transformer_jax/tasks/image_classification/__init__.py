@@ -25,7 +25,7 @@ from transformer_jax.data import image_files, image_sources, images
 from transformer_jax.data import inputs as inputs_lib
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
-from transformer_jax.nn import block
+from transformer_jax.nn import config
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks.image_classification import pictures
 
@@ -255,7 +255,7 @@ class ImageClassification(Task):
         def tokens(path: str) -> float:
             return T if path.startswith("blocks/") else patches * (path == "embed/patch/kernel")
 
-        scores = block.attention_width(model_cfg) * T * T
+        scores = config.attention_width(model_cfg) * T * T
         return params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)
 
     # ------------------------------------------------------------------------------------------------------ prediction

@@ -23,7 +23,7 @@ from transformer_jax.contracts import Evaluation, Outputs, Predict, Prepared, Pr
 from transformer_jax.decoding import translate
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.nn import block
+from transformer_jax.nn import config
 from transformer_jax.tasks import encoder, text_to_text
 from transformer_jax.tasks.text import TextTask
 from transformer_jax.tasks.translation import bitext, parallel
@@ -291,7 +291,7 @@ class Translation(TextTask):
         if beam.forced_first is None:
             beam = dataclasses.replace(beam, forced_first=framing.forced_first)
         if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
-            model_cfg = block.unrolled(model_cfg)
+            model_cfg = config.unrolled(model_cfg)
         found = translate.translate(
             models.family(model_cfg),
             params,
