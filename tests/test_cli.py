@@ -188,7 +188,7 @@ def test_predict_continues_and_is_deterministic(trained, capsys, monkeypatch):
     assert predict("a rose", "--max-new-tokens", "10").out == first
     assert predict("a rose", "--max-new-tokens", "10", "--seed", "1", "--temperature", "5").out != first
     long = predict("a rose " * 20, "--max-new-tokens", "8")
-    assert "the prompt's 140 tokens and 8 new ones exceed the context of 32: reading the last 25" in long.err
+    assert "the prompt's 140 tokens and 8 new ones exceed the model's 32: using the last 25" in long.err
 
 
 def test_evaluate_gives_the_run_its_own_numbers(trained, capsys):

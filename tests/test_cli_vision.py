@@ -167,7 +167,7 @@ def test_bad_files_to_predict(folder, capsys, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     for arguments, message in (
         ([str(tmp_path / "cut.jpg")], f"{tmp_path}/cut.jpg: cannot be decoded ("),
-        ([str(tmp_path / "none.png")], f"{tmp_path}/none.png: it cannot be read (No such file or directory)"),
+        ([str(tmp_path / "none.png")], f"{tmp_path}/none.png: the file cannot be read (No such file or directory)"),
         (["a.png", "--attention", "--folder", "nowhere"], "--folder nowhere is no folder"),
     ):
         code, _, err = outcome(capsys, "predict", str(folder / "run"), *arguments)

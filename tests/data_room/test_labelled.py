@@ -165,7 +165,7 @@ def test_labels_outside_their_set(tmp_path, label, names, message, capfd):
 
 def test_a_tokenizer_without_special_tokens(tmp_path):
     source = Table((write(tmp_path / "a.jsonl"),))
-    with pytest.raises(InputError, match=r"the tokenizer has no tokens to stand at the beginning and the end"):
+    with pytest.raises(InputError, match=r"the tokenizer has no tokens for the beginning and the end"):
         labelled.prepare(LabelledText(source, tokenizers.Bytes(), 16), ("no", "yes"), seed=0)
 
 

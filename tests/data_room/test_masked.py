@@ -224,7 +224,7 @@ def test_next_sentence_needs_another_document(tmp_path):
     (tmp_path / "one.txt").write_text("All there is. " * 200)
     spec = tokenizers.TrainBPE(300, special=ROBERTA)
     data = corpus.TextCorpus(sources.TextFiles((str(tmp_path),)), spec, length=16)
-    with pytest.raises(InputError, match=r"in one document, and next_sentence needs another; use sentence_order"):
+    with pytest.raises(InputError, match=r"in one document, but next_sentence needs another; use sentence_order"):
         masked.prepare(data, Masking(), "next_sentence", seed=0)
 
 

@@ -121,7 +121,7 @@ def test_windows_as_run_squad_makes_them(tokens, room, stride):
 def test_long_questions_lose_their_end(tmp_path, tokenizer):
     long = ("q3", "who " * 30, "Denver won", [("Denver", 0)])
     made = questions.prepare(data(tmp_path, tokenizer, SHORT, long, length=20), seed=0)
-    assert made.facts["validation_questions_cut"] == 1
+    assert made.facts["validation_questions_truncated"] == 1
     example = made.validation[1]
     assert pieces(example)[:10] == ["[CLS]", *["who"] * 8, "[SEP]"]
     assert pieces(example)[example["starts"] : example["ends"] + 1] == ["den", "##ver"]
@@ -164,7 +164,7 @@ def test_tfds(tmp_path, tokenizer, write_tfds):
     ("asked", "message"),
     [
         (("q9", "who?", "Denver won", [("Broncos", 0)]), r"question 'q9': the answer 'Broncos' is not at character 0"),
-        (("q9", "who?", " Denver won", [("Denver", 0)]), r"of the context, where ' Denve' stands"),
+        (("q9", "who?", " Denver won", [("Denver", 0)]), r"of the context, which has ' Denve' there"),
         (("q9", "who?", "Denver won", [("won", -3)]), r"the answer 'won' is not at character -3"),
         (("q9", "who?", "Denver won", []), r"question 'q9': no answer; questions without one \(SQuAD 2.0\)"),
         (("q9", " ", "Denver won", [("won", 7)]), r"question 'q9': the question is empty"),
@@ -203,7 +203,7 @@ def test_bad_settings(tmp_path, tokenizer):
         Questions(good.source, tokenizer, length=384, stride=317)
     with pytest.raises(InputError, match=r"data.length = 4 leaves no room"):
         Questions(good.source, tokenizer, length=4, stride=1)
-    with pytest.raises(InputError, match="no tokens to stand at the beginning and the end"):
+    with pytest.raises(InputError, match="no tokens for the beginning and the end"):
         questions.prepare(dataclasses.replace(good, tokenizer=Bytes()), seed=0)
     with pytest.raises(InputError, match=r"nowhere cannot be read"):
         SquadJson(f"{tmp_path}/nowhere", "").questions("train")

@@ -198,5 +198,5 @@ def test_the_passage_is_where_it_says(topics):
 
 def test_a_python_without_its_source(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(InputError, match=r"has 0 files with passages of 10 lines under tarfile.*comes with its source"):
+    with pytest.raises(InputError, match=r"has 0 files with passages of 10 lines under tarfile.*with the source files"):
         StdlibTopics().rows("train")

@@ -161,15 +161,15 @@ def test_prepare(tmp_path, pairs):
     assert shapes == {name: (x.shape, x.dtype) for name, x in task.example(data).items()}
     assert ("types" in shapes) == pairs and prepared.test is None
     assert prepared.facts["training_examples_of_each_label"] == "a 3, b 3, c 3"
-    assert prepared.facts["training_examples_cut_to_12_tokens"] == prepared.train.truncated > 0
+    assert prepared.facts["training_examples_truncated_to_12_tokens"] == prepared.train.truncated > 0
     np.testing.assert_array_equal(prepared.validation.reference, [0, 1, 2] * 3)
 
 
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        (Classification(), {}, r"model.num_labels is 3, but the task's labels ask for 2; give --model.num-labels 2"),
-        (Classification(()), {}, r"model.num_labels is 3, but the task's labels ask for 1; give --model.num-labels 1"),
+        (Classification(), {}, r"model.num_labels is 3, but the task has 2 labels; give --model.num-labels 2"),
+        (Classification(()), {}, r"model.num_labels is 3, but the task has 1 labels; give --model.num-labels 1"),
         (Classification(LABELS), {"heads": ("mlm",)}, r"heads are mlm; this task needs --model.heads classification"),
         (
             Classification(LABELS),
@@ -200,7 +200,7 @@ def test_predictions_do_not_depend_on_their_company(params, capsys):
     task, tokenizer = Classification(LABELS), toy_tokenizer()
     lines = ["the cat sat\n", "the cat\ta mat", "every other cat sat " * 9]
     answers = list(task.predict(params, CFG, tokenizer, lines, top=2))
-    assert "1 of 3 inputs cut to the model's 16 tokens" in capsys.readouterr().err
+    assert "1 of 3 inputs truncated to the model's 16 tokens" in capsys.readouterr().err
     assert [a["text"] for a in answers] == ["the cat sat", "the cat", lines[2]] and answers[1]["text_b"] == "a mat"
     for line, answer in zip(lines, answers, strict=True):
         assert json.loads(json.dumps(answer)) == answer

@@ -202,20 +202,20 @@ def test_an_empty_input_ends_nothing(learned):
             SpanCorruption(),
             BART,
             {},
-            r"the tokenizer has 0 sentinels <extra_id_n>, and span corruption writes 3 into a",
+            r"the tokenizer has 0 sentinels <extra_id_n>, but span corruption needs 3 for a",
         ),
         (
             SpanCorruption(0.4, 2.0),
             T5[:6],
             {},
-            r"has 3 sentinels .* writes 12 into a text of 59 tokens; use TrainBPE",
+            r"has 3 sentinels .* needs 12 for a text of 59 tokens; use TrainBPE",
         ),
-        (TextInfilling(), T5, {}, r"no token for <s>, </s> or <mask>, which text infilling writes"),
+        (TextInfilling(), T5, {}, r"no token for <s>, </s> or <mask>, which text infilling needs"),
         (
             SpanCorruption(),
             T5,
             {"length": 10_000},
-            r"sources of 10000 and targets of \d+ tokens, and model.max_length is",
+            r"sources of 10000 and targets of \d+ tokens, but model.max_length is",
         ),
         (SpanCorruption(), T5, {"sampling": "random"}, r"denoising goes over epochs; give"),
         (SpanCorruption(), ("<pad>", "<unk>", "</s>", *T5[3:]), {}, r"model.eos_id = 1, but the tokenizer has 2"),
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused(objective, special, changes, message, text
 
 
 def test_more_text_is_asked_for(text):
-    with pytest.raises(InputError, match=r"tokens, and one row needs 1199; give more text or lower data.length = 1200"):
+    with pytest.raises(InputError, match=r"tokens, but one row needs 1199; give more text or lower data.length = 1200"):
         Denoising(PrefixLM()).prepare(data(text, T5, length=1200), model(T5, max_length=1200), seed=0)
 
 

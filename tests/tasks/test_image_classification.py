@@ -256,7 +256,7 @@ def test_files_that_cannot_be_predicted(params, tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "c.png")
     paths = [str(tmp_path / name) for name in ("b.jpg", "c.png", "a.jpg")]
     gone, good, broken = TASK.predict(params, CFG, None, paths, top=1)
-    assert gone == {"image": paths[0], "error": "it cannot be read (No such file or directory)"}
+    assert gone == {"image": paths[0], "error": "the file cannot be read (No such file or directory)"}
     assert good["image"] == paths[1] and good["label"] in TASK.labels
     assert broken["error"].startswith("cannot be decoded (")
     (alone,) = TASK.predict(params, CFG, None, paths[:1], top=1)
@@ -264,7 +264,7 @@ def test_files_that_cannot_be_predicted(params, tmp_path):
 
 
 def test_a_model_without_a_head_predicts_nothing(params):
-    with pytest.raises(InputError, match=r"the model has no head that tells classes apart"):
+    with pytest.raises(InputError, match=r"the model has no classification head"):
         next(TASK.predict(params, dataclasses.replace(CFG, num_classes=0), None, ["a.png"], top=1))
 
 

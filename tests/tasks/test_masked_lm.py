@@ -240,7 +240,7 @@ def test_pseudo_log_likelihood(params, made):
     tokenizer = made["full"].tokenizer
     texts = ["the quick brown fox", "a lazy dog.", "wizards box with"] * 3
     scores = masked_lm.pseudo_log_likelihood(params, CFG, tokenizer, texts)
-    assert sum(map(len, scores)) > masked_lm.PREDICT_ROWS and len(scores) == 9
+    assert sum(map(len, scores)) > masked_lm.filling.PREDICT_ROWS and len(scores) == 9
     for text, found in zip(texts[:2], scores, strict=False):
         ids = tokenizer.encode(text)
         for at, label in enumerate(ids):
@@ -248,9 +248,9 @@ def test_pseudo_log_likelihood(params, made):
             hidden[at] = tokenizer.special.mask
             np.testing.assert_allclose(found[at], log_probs(params, tokenizer, hidden, at)[label], rtol=1e-4)
     np.testing.assert_allclose(scores[0], scores[3], rtol=1e-5)
-    compiled = masked_lm._scores._cache_size()
+    compiled = masked_lm.filling._scores._cache_size()
     answer, *others = LAYOUTS["full"].predict(params, CFG, tokenizer, texts[:3], top=3)
-    assert len(others) == 2 and masked_lm._scores._cache_size() == compiled, "no text is compiled for"
+    assert len(others) == 2 and masked_lm.filling._scores._cache_size() == compiled, "no text is compiled for"
     assert answer["pseudo_perplexity_per_token"] == pytest.approx(math.exp(-scores[0].mean()), rel=1e-5)
     assert answer["masks"] == [] and "no mask token" in LAYOUTS["full"].describe(answer)
 
@@ -258,7 +258,7 @@ def test_pseudo_log_likelihood(params, made):
 def test_a_long_text_is_cut_and_said(params, made, capsys):
     (answer,) = LAYOUTS["full"].predict(params, CFG, made["full"].tokenizer, ["<mask> fox" + " dog" * 40], top=1)
     assert len(answer["masks"]) == 1
-    assert "1 of 1 texts cut to the model's 14 tokens" in capsys.readouterr().err
+    assert "1 of 1 texts truncated to the model's 14 tokens" in capsys.readouterr().err
 
 
 def test_masks_beyond_the_cut_are_filled(params, made):
@@ -271,18 +271,21 @@ def test_masks_beyond_the_cut_are_filled(params, made):
         ([*before, mask, *after], [*before[-6:], mask, *after[:7]]),
         ([mask, *after], [mask, *after[:13]]),
     ):
-        assert masked_lm._around_masks(np.array(ids), mask, 14).tolist() == wanted
+        assert masked_lm.filling._around_masks(np.array(ids), mask, 14).tolist() == wanted
     (answer,) = task.predict(params, CFG, tokenizer, ["the fox" * 40 + " <mask>"], top=1)
     assert len(answer["masks"]) == 1
     asked = ["the <mask>" + " dog" * 40 + "<mask>", "<mask>"]
     apart, good = task.predict(params, CFG, tokenizer, asked, top=1)
-    assert re.fullmatch(r"its masks stand \d+ tokens apart, and the model reads 14", apart["error"]) and good["masks"]
+    assert (
+        re.fullmatch(r"its masks span \d+ tokens, but the model reads 14; give a shorter text", apart["error"])
+        and good["masks"]
+    )
 
 
 @pytest.mark.parametrize("spelled", ["[MASK]", "[mask]", "<MASK>"])
 def test_the_mask_of_another_tokenizer_is_said(params, made, spelled):
     (found,) = LAYOUTS["full"].predict(params, CFG, made["full"].tokenizer, [f"the {spelled} fox"], top=1)
-    assert found["error"] == f"{spelled} is text here; the mask token is <mask>"
+    assert found["error"] == f"{spelled} is not this tokenizer's mask token; write <mask>"
 
 
 # ---- What is refused

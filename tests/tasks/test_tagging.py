@@ -140,7 +140,7 @@ def test_predict_is_the_model_on_the_words(tmp_path, folder, params):
     [
         (gpt.Config(vocab_size=15), "the model is of the family gpt, and this task needs an encoder"),
         (bert.Config(vocab_size=15), "heads are pooler, mlm, pair; this task needs --model.heads tokens"),
-        (bert.Config(vocab_size=15, heads=("tokens",)), "num_labels is 2, but the task's labels ask for 5"),
+        (bert.Config(vocab_size=15, heads=("tokens",)), "num_labels is 2, but the task has 5 labels"),
         (bert.Config(vocab_size=9, heads=("tokens",), num_labels=5), "ids up to 14, but model.vocab_size is 9"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One file per task: from data to batches, loss, reported numbers and predictions."""
+"""The tasks. The folder of each has its data, loss, reported numbers and predictions."""
 
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.classification import Classification

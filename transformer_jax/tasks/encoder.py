@@ -1,4 +1,4 @@
-"""What every task of an encoder does with its model: fit data to it, run its trunk, count its FLOPs."""
+"""Shared by the tasks of encoders: checks of the model, the forward pass of its trunk, its FLOPs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,16 @@ from transformer_jax.nn import params as params_lib
 
 
 def check_head(model_cfg: Any, head: str, *, labels: int | None = None) -> None:
-    """Errors: `InputError` where the model is no encoder, lacks `head`, or has another number of labels."""
+    """Refuses a model that is not an encoder with this head.
+
+    Args:
+      model_cfg: the model.
+      head: a name in `model_cfg.heads`.
+      labels: the number of labels that the task needs; None: any.
+
+    Raises:
+      InputError: not an encoder, no such head, or another number of labels.
+    """
     heads = getattr(model_cfg, "heads", None)
     if heads is None:
         family = type(model_cfg).__module__.rpartition(".")[2]
@@ -21,13 +30,21 @@ def check_head(model_cfg: Any, head: str, *, labels: int | None = None) -> None:
         raise InputError(f"the model's heads are {', '.join(heads) or 'none'}; this task needs --model.heads {head}")
     if labels is not None and model_cfg.num_labels != labels:
         raise InputError(
-            f"model.num_labels is {model_cfg.num_labels}, but the task's labels ask for {labels}; "
+            f"model.num_labels is {model_cfg.num_labels}, but the task has {labels} labels; "
             f"give --model.num-labels {labels}"
         )
 
 
 def check_ids(model_cfg: Any, tokenizer: Any) -> None:
-    """Errors: `InputError` where the tokenizer has ids that the model has not."""
+    """Refuses a tokenizer with more ids than the model.
+
+    Args:
+      model_cfg: the model.
+      tokenizer: of the data.
+
+    Raises:
+      InputError: `tokenizer.vocab_size` is larger than `model_cfg.vocab_size`.
+    """
     if tokenizer.vocab_size > model_cfg.vocab_size:
         raise InputError(
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but model.vocab_size is "
@@ -36,7 +53,15 @@ def check_ids(model_cfg: Any, tokenizer: Any) -> None:
 
 
 def hidden(params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
-    """Hidden states [B, T, D] of a batch. Types are for models that tell two apart; RoBERTa has one for all tokens."""
+    """The hidden states [B, T, D] of a batch.
+
+    Args:
+      params: of the encoder.
+      model_cfg: the encoder.
+      batch: "tokens" and any of "types", "lengths" and "segments". "types" is ignored by models with one type, such as
+        RoBERTa.
+      key: turns dropout on; None: no dropout.
+    """
     types_BT = batch.get("types") if model_cfg.num_types > 1 else None
     return models.family(model_cfg).apply(
         params,
@@ -50,10 +75,14 @@ def hidden(params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: 
 
 
 def flops(model_cfg: Any, length: int) -> float:
-    """FLOPs of one training step on a row of T tokens in the trunk, forward and backward (PaLM, appendix B).
+    """The FLOPs of the trunk in a training step on one row, forward and backward (PaLM, appendix B).
 
-    For each token 6 for each parameter that multiplies it, as often as layers share it, and 12 L N H T for attention,
+    Per token: 6 per parameter that multiplies it (once per layer for shared parameters), and 12 L N H T for attention,
     as if every layer were global. Heads over few positions or few labels are not counted.
+
+    Args:
+      model_cfg: the encoder.
+      length: T, tokens of the row.
     """
     times = model_cfg.num_layers if model_cfg.share_layers else 1
 

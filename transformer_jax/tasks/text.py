@@ -1,4 +1,4 @@
-"""What every task of text has alike: a tokenizer, a length in tokens, and tokens as what throughput counts."""
+"""Shared by the tasks of text: they need a tokenizer, their data has a length in tokens, throughput counts tokens."""
 
 from typing import Any, ClassVar
 
@@ -7,13 +7,13 @@ from transformer_jax.errors import InputError
 
 
 class TextTask(Task):
-    """A task whose data have a `length` in tokens."""
+    """A task whose data has a `length` in tokens."""
 
     reads_text: ClassVar[bool] = True
     unit: ClassVar[str] = "tokens"
 
     def check(self, model_cfg: Any, data: Any) -> None:
-        """Raises `InputError` for examples longer than the model's positions."""
+        """Refuses examples that are longer than the model's positions."""
         if data.length > model_cfg.max_length:
             raise InputError(
                 f"data.length = {data.length} is longer than model.max_length = {model_cfg.max_length}; "
@@ -21,10 +21,10 @@ class TextTask(Task):
             )
 
     def tokens(self, data: Any) -> int:
-        """The tokens of one example, padding included."""
+        """The number of tokens of one example, padding included."""
         return data.length
 
     def check_sample(self, model_cfg: Any, tokenizer: Any, options: Any) -> None:
-        """Raises `InputError` for an input that the tokenizer cannot encode."""
+        """Refuses an input that the tokenizer cannot encode."""
         for text in options.inputs:
             tokenizer.encode_prompt(text)

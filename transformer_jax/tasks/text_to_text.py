@@ -1,7 +1,7 @@
-"""What every task of an encoder-decoder does with its model: the shapes of an example, the loss, the FLOPs.
+"""Shared by the tasks of encoder-decoders: the shapes of an example, the loss, the FLOPs.
 
-An example is a row of pairs, packed: `source, source_segments [S]`, `inputs, targets, target_segments, weights [T]`.
-Pair k of a row is segment k on both sides, segment 0 is padding, and a weight is 1 on every token to predict.
+An example is a row of packed pairs: `source, source_segments [S]`, `inputs, targets, target_segments, weights [T]`.
+Pair k of a row is segment k on both sides, segment 0 is padding, and the weight of each target token is 1.
 
 Letters: B rows, S source length, T target length, D width, V vocabulary.
 """
@@ -20,7 +20,12 @@ from transformer_jax.nn import params as params_lib
 
 
 def example(source_length: int, target_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of one example."""
+    """The shapes and dtypes of one example.
+
+    Args:
+      source_length: S, source tokens in a row.
+      target_length: T, target tokens in a row.
+    """
     sides = {"source": source_length, "source_segments": source_length}
     sides |= {name: target_length for name in ("inputs", "targets", "target_segments")}
     shapes = {name: jax.ShapeDtypeStruct((length,), np.int32) for name, length in sides.items()}
@@ -28,7 +33,14 @@ def example(source_length: int, target_length: int) -> dict[str, jax.ShapeDtypeS
 
 
 def check(model_cfg: Any) -> None:
-    """Errors: `InputError` where the model is no encoder-decoder, or does not say how a text begins and ends."""
+    """Refuses a model that is not an encoder-decoder with the ids of the first and the last token.
+
+    Args:
+      model_cfg: the model.
+
+    Raises:
+      InputError: it is not an encoder-decoder, or an id is missing.
+    """
     family = models.family(model_cfg)
     if not hasattr(family, "encode"):
         name = family.__name__.rpartition(".")[2]
@@ -46,9 +58,16 @@ def loss(
     label_smoothing: float = 0.0,
     key: jax.Array | None = None,
 ) -> Any:
-    """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's target tokens; dropout only with a key.
+    """(sum, weight, {"loss": (sum, weight)}) in nats over the target tokens of a batch.
 
-    The first pair is what training minimises, the one in the dict plain cross-entropy without smoothing.
+    Training minimises the first pair. The pair in the dict is the cross-entropy without smoothing.
+
+    Args:
+      params: of the encoder-decoder.
+      model_cfg: the encoder-decoder.
+      batch: see `example`.
+      label_smoothing: the share of each target that is spread over the vocabulary.
+      key: turns dropout on; None: no dropout.
     """
     family = models.family(model_cfg)
     x_BTD = family.hidden(
@@ -72,17 +91,26 @@ def loss(
 
 
 def report(sums: Sums) -> dict[str, float]:
-    """Nats and perplexity per target token, the end of each text among them; both depend on the tokenizer."""
+    """Nats and perplexity per target token, end-of-text tokens included; both depend on the tokenizer.
+
+    Args:
+      sums: of `loss`, over a whole set.
+    """
     nats = sums["loss"][0] / sums["loss"][1]
     return {"loss_nats_per_token": nats, "perplexity_per_token": math.exp(min(nats, 700.0))}
 
 
 def flops(model_cfg: Any, source_length: int, target_length: int) -> float:
-    """FLOPs of one training step on one example of S source and T target slots, forward and backward.
+    """The FLOPs of a training step on one example, forward and backward, by PaLM's convention (appendix B).
 
-    PaLM's convention (appendix B): 6 for each parameter that multiplies a token and each token that it multiplies, and
-    12 N H a layer for each pair of a query and a key, the masked ones included. The encoder's kernels and the decoder's
-    cross keys and values multiply source tokens, the decoder's other kernels and the head multiply target tokens.
+    6 per token and parameter that multiplies it, and 12 N H per layer and pair of a query and a key, masked pairs
+    included. The encoder's kernels and the decoder's cross keys and values multiply source tokens; the decoder's other
+    kernels and the head multiply target tokens.
+
+    Args:
+      model_cfg: the encoder-decoder.
+      source_length: S, source tokens in a row.
+      target_length: T, target tokens in a row.
     """
     S, T = source_length, target_length
     of_source = ("encoder/", "decoder/blocks/cross/key/", "decoder/blocks/cross/value/")

@@ -1,7 +1,7 @@
-"""Causal language modelling: predict each token of a corpus from those before it.
+"""Causal language modelling: predict each token of a corpus from the tokens before it.
 
-Reported are nats and perplexity per token, which depend on the tokenizer, and bits per byte of the original text, which
-does not: it compares with any model and with any compressor of the same bytes.
+It reports nats and perplexity per token, which depend on the tokenizer, and bits per byte of the text, which do not:
+they are comparable between models, and with compressors of the same bytes.
 """
 
 import dataclasses
@@ -25,38 +25,39 @@ from transformer_jax.nn import config
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks.text import TextTask
 
-SAMPLES = "sampling (--sample.max-new-tokens 0 leaves it out)"
-DECODES = ("init_cache", "prefill", "decode_step", "for_decoding")  # what a family defines to be sampled from
-GZIP_AT_MOST = 64 << 20  # bytes of validation text that are worth compressing for comparison: about 3 s
+SAMPLES = "sampling (--sample.max-new-tokens 0 turns it off)"
+DECODES = ("init_cache", "prefill", "decode_step", "for_decoding")  # the functions of a family that can be sampled
+GZIP_AT_MOST = 64 << 20  # bytes of validation text that are compressed for comparison, in about 3 s
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What bits per byte need to know of the validation text: the UTF-8 bytes that the model predicts, and gzip's
-    figure where the text was worth compressing."""
+    """The bytes of the validation text, for bits per byte."""
 
     predicted_bytes: int
+    """UTF-8 bytes that the model predicts."""
     gzip_bits_per_byte: float | None = None
+    """The result of gzip; None: the text is too large to compress."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The text printed when training ends, and the defaults of `predict`. `decode.Sampling` says more."""
+    """The text printed when training ends, and the defaults of `predict` (see `decode.Sampling`)."""
 
     prompt: str = ""
     """Text to continue; empty: the end-of-text token, or a newline where the tokenizer has none."""
     max_new_tokens: int = 200
-    """New tokens at most; 0: no sample."""
+    """The most new tokens; 0: no sample."""
     temperature: float = 0.8
     """Divides the logits; 0: greedy."""
     top_k: int = 0
-    """Draw from the k likeliest tokens; 0: from all."""
+    """Sample from the k likeliest tokens; 0: from all."""
     top_p: float = 1.0
-    """Draw from the fewest tokens that hold this share of the probability."""
+    """Sample from the fewest tokens that hold this share of the probability."""
     min_p: float = 0.0
-    """Draw from the tokens at least this likely, as a share of the likeliest one."""
+    """Sample from the tokens whose probability is at least this share of the likeliest one's."""
     repetition_penalty: float = 1.0
-    """Makes tokens that are already there less likely; 1: not."""
+    """Above 1, tokens that are already in the text become less likely."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
@@ -64,7 +65,15 @@ class Sample:
         self.sampling()
 
     def sampling(self, *, max_new_tokens: int = 1, stop_ids: tuple[int, ...] = ()) -> decode.Sampling:
-        """These settings for `decode`. Errors: `InputError` for one outside its range."""
+        """These settings for `decode`.
+
+        Args:
+          max_new_tokens: the most new tokens.
+          stop_ids: tokens that end the text.
+
+        Raises:
+          InputError: a setting out of range.
+        """
         return decode.Sampling(
             max_new_tokens=max_new_tokens,
             temperature=self.temperature,
@@ -81,7 +90,7 @@ class Continue(Sample):
     """The options of `predict`."""
 
     seed: int = 0
-    """Another seed gives another text."""
+    """Of the sampled text."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +98,19 @@ class CausalLM(TextTask):
     """Cross-entropy of the next token."""
 
     label_smoothing: float = 0.0
-    """Share of the target spread over the vocabulary (Szegedy et al. 2016, section 7). Not in what is reported."""
+    """The share of each target that is spread over the vocabulary (Szegedy et al. 2016, section 7). The reported loss
+    is without it."""
     stop_ids: tuple[int, ...] = ()
-    """Tokens that end what is sampled, besides the tokenizer's end of text: the end of a turn, in imported models."""
+    """Tokens that end a sampled text, besides the tokenizer's end of text, such as the end of a turn."""
     defaults: Sample = field(default_factory=Sample, metadata=LAUNCH)
-    """What to ask of the model when nothing is said: in imported models as their generation_config.json has it."""
+    """The default sampling settings; of imported models, those of generation_config.json."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
 
     def check(self, model_cfg: Any, data: corpus.TextCorpus) -> None:
-        """Raises `InputError` for a model without `hidden` and `head`, and examples longer than its positions."""
+        """Refuses a model without `hidden` and `head`, and examples that are longer than its positions."""
         models.require(model_cfg, "task CausalLM", ("hidden", "head"), ("vocab_size", "max_length", "width"))
         super().check(model_cfg, data)
 
@@ -111,11 +121,10 @@ class CausalLM(TextTask):
         return {name: jax.ShapeDtypeStruct((T,), dtype) for name, dtype in dtypes.items()}
 
     def prepare(self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
-        """Tokenises the corpus (once: it is cached) and makes the train and validation sets.
+        """The training and validation windows of the corpus, which is tokenised on first use.
 
-        Arguments:
-          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
-        Errors: `InputError` for a missing, empty or too short corpus, and a tokenizer with more ids than the model.
+        Raises:
+          InputError: a missing, empty or too short corpus, or a tokenizer with more ids than the model.
         """
         made = corpus.prepare(data, seed=seed, tokenizer=workdir_tokenizer)
         if made.tokenizer.vocab_size > model_cfg.vocab_size:
@@ -143,10 +152,10 @@ class CausalLM(TextTask):
         )
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's targets; dropout only with a key.
+        """(sum, weight, {"loss": (sum, weight)}) in nats over the targets of a batch.
 
-        The first pair is what training minimises, the one in the dict plain cross-entropy without smoothing and z-loss.
-        The logits are never whole in memory when they are large: `losses.linear_cross_entropy` decides.
+        Training minimises the first pair. The pair in the dict is the cross-entropy without smoothing.
+        `losses.linear_cross_entropy` never holds all logits in memory if they are large.
         """
         family = models.family(model_cfg)
         x_BTD = family.hidden(params, model_cfg, batch["inputs"], segments=batch.get("segments"), key=key)
@@ -161,7 +170,7 @@ class CausalLM(TextTask):
         return total, weight, {"loss": (plain, weight)}
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """The numbers of an evaluation, from the sums over the whole validation set."""
+        """Nats and perplexity per token, and bits per byte of the text."""
         nats, reference = sums["loss"][0] / sums["loss"][1], evaluation.reference
         report = {
             "loss_nats_per_token": nats,
@@ -173,23 +182,23 @@ class CausalLM(TextTask):
         return report
 
     def flops(self, model_cfg: Any, data: corpus.TextCorpus) -> float:
-        """FLOPs of one training step on one example, forward and backward (PaLM, appendix B).
+        """The FLOPs of a training step on one example, forward and backward (PaLM, appendix B).
 
-        For each of the T tokens 6 for each parameter that multiplies it (kernels and the output matrix; embeddings are
-        looked up), and 12 * L * N * H * T for attention, its masked half included.
+        Per token: 6 per parameter that multiplies it (kernels and the output matrix, not the embeddings), and
+        12 L N H T for attention, masked pairs included.
         """
         T = data.length
-        head = 6.0 * model_cfg.width * model_cfg.vocab_size * T  # the tied table is no kernel
+        head = 6.0 * model_cfg.width * model_cfg.vocab_size * T  # counted here, since a tied head is not a kernel
         scores = config.attention_width(model_cfg) * T * T
         declaration = models.family(model_cfg).declare(model_cfg)
         return head + params_lib.flops(declaration, lambda path: T * (path != "head/kernel"), scores)
 
     def default_sample(self) -> Sample:
-        """A text to continue."""
+        """The default sampling settings."""
         return self.defaults
 
     def snapshot_settings(self) -> dict[str, Any]:
-        """What a Hugging Face folder says of this task."""
+        """The tokens that end a text."""
         return {"stop_ids": self.stop_ids}
 
     def default_data(self, tokenizer: Any, model_cfg: Any) -> corpus.TextCorpus:
@@ -197,39 +206,41 @@ class CausalLM(TextTask):
         return corpus.TextCorpus(tokenizer=tokenizer, length=min(model_cfg.max_length, 1024))
 
     def predict_options(self, defaults: Sample) -> "Continue":
-        """How to continue a prompt."""
+        """The sampling settings and the seed."""
         return Continue(**dataclasses.asdict(defaults))
 
     def respond(
         self, loaded: Any, inputs: Sequence[Input], options: Any, *, progress: Progress = no_progress
     ) -> Iterator[str]:
-        """The prompt and its continuation, as it is made. Raises `InputError` for several prompts."""
+        """The prompt and its continuation, streamed.
+
+        Raises:
+          InputError: several prompts.
+        """
         if len(inputs) > 1:
             raise InputError(
-                f"a language model continues one prompt, {len(inputs)} are given; quote a prompt with spaces"
+                f"a language model continues one prompt, but {len(inputs)} are given; quote a prompt with spaces"
             )
         options = dataclasses.replace(options, prompt=inputs[0].query)
         yield from self.sample(loaded.params, loaded.config, loaded.tokenizer, options, seed=options.seed)
         yield "\n"
 
     def check_sample(self, model_cfg: Any, tokenizer: Any, options: Sample) -> None:
-        """Raises `InputError` for a model that cannot decode, and a prompt that the tokenizer cannot encode."""
+        """Refuses a model that cannot decode, and a prompt that the tokenizer cannot encode."""
         if options.max_new_tokens:
             models.require(model_cfg, SAMPLES, DECODES)
             tokenizers.prompt_ids(tokenizer, options.prompt)
 
     def sample(self, params: Any, model_cfg: Any, tokenizer: Any, options: Any, *, seed: int) -> Iterator[str]:
-        """The prompt and its continuation as text, in pieces as it is made.
+        """The prompt and its continuation, streamed as text.
 
-        Arguments:
-          options: a `Sample`.
-        A prompt that leaves no room for the new tokens loses its beginning (`decode.fit`), and stderr says so.
+        A prompt that leaves no room for the new tokens loses its beginning (`decode.fit`); stderr reports it.
         """
         family, asked = models.family(model_cfg), options.max_new_tokens
         if asked == 0:
             return
         models.require(model_cfg, SAMPLES, DECODES)
-        if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
+        if jax.default_backend() == "cpu":  # on a CPU, a scan over layers copies their weights for every token
             model_cfg = config.unrolled(model_cfg)
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         stop_ids = tuple(dict.fromkeys((*eos, *self.stop_ids)))
@@ -237,11 +248,11 @@ class CausalLM(TextTask):
         kept, new = decode.fit(len(ids), asked, model_cfg.max_length)
         if kept < len(ids) or new < asked:
             print(
-                f"the prompt's {len(ids)} tokens and {asked} new ones exceed the context of {model_cfg.max_length}: "
-                f"reading the last {kept} of the prompt, making {new}",
+                f"the prompt's {len(ids)} tokens and {asked} new ones exceed the model's {model_cfg.max_length}: using "
+                f"the last {kept} tokens of the prompt and generating {new}",
                 file=sys.stderr,
             )
-        # Prompts of about the same length share one compilation.
+        # Padding to a multiple of 32 lets prompts of similar lengths share one compilation.
         columns = min(-(-kept // 32) * 32, model_cfg.max_length + 1 - new)
         tokens_B = decode.stream(
             family,
@@ -254,14 +265,14 @@ class CausalLM(TextTask):
         )
         made = itertools.takewhile(lambda token: token not in stop_ids, (int(token_B[0]) for token_B in tokens_B))
         yield options.prompt
-        said = ids[1:] if ids[:1] == [tokenizer.bos_id] else ids
-        yield from tokenizers.stream_decode(tokenizer, made, after=said if options.prompt else ())
+        text_ids = ids[1:] if ids[:1] == [tokenizer.bos_id] else ids
+        yield from tokenizers.stream_decode(tokenizer, made, after=text_ids if options.prompt else ())
 
 
 def gzip_bits_per_byte(documents: Iterable[tuple[str, str]]) -> float:
-    """What `gzip -9` needs for these documents, each compressed by itself: all its bits over all their bytes.
+    """The bits per byte of `gzip -9` on these documents, each compressed separately.
 
-    Arguments:
+    Args:
       documents: (name, text); consecutive pieces with one name are one document.
     """
     read = written = 0

@@ -1,6 +1,6 @@
-"""Classification of texts and pairs of texts, and regression: which label, or which value?
+"""Classification of texts and pairs of texts, and regression to a number.
 
-The encoder's first hidden state goes through the pooler and a linear head (Devlin et al. 2019, section 4.1).
+The first hidden state of the encoder goes through a pooler and a linear head (Devlin et al. 2019, section 4.1).
 
 Letters: B rows, T length, D width, C labels, E examples of a set.
 """
@@ -25,7 +25,7 @@ from transformer_jax.tasks import encoder
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.text import TextTask
 
-PREDICT_ROWS = 32  # inputs that `predict` computes together
+PREDICT_ROWS = 32  # inputs in a batch of `predict`
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Classification(TextTask):
     takes_pairs: ClassVar[bool] = True
 
     labels: tuple[str, ...] = ("negative", "positive")
-    """The names, in the order of the model's outputs; (): the label is a number to predict (regression)."""
+    """The names, in the order of the model's outputs; (): labels are numbers (regression)."""
 
     def __post_init__(self) -> None:
         if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
@@ -43,10 +43,11 @@ class Classification(TextTask):
 
     @property
     def is_regression(self) -> bool:
+        """Whether labels are numbers."""
         return not self.labels
 
     def example(self, data: labelled.LabelledText) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes and dtypes of one example: "types" only for pairs."""
+        """The shapes and dtypes of one example; only pairs have "types"."""
         row = jax.ShapeDtypeStruct((data.length,), np.int32)
         return (
             {"tokens": row}
@@ -61,10 +62,11 @@ class Classification(TextTask):
     def prepare(
         self, data: labelled.LabelledText, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
     ) -> Prepared:
-        """Reads, checks and tokenises the rows of train, validation and, where there are some, test.
+        """The tokenised rows of the training, validation and, if there is one, test set.
 
-        Errors: `InputError` for a model without the head for these labels, a bad row (its file and line are named), and
-        a tokenizer with more ids than the model or without the tokens that stand around a text.
+        Raises:
+          InputError: a model without the head for these labels, a bad row, or a tokenizer with more ids than the model
+            or without [CLS] and [SEP].
         """
         encoder.check_head(model_cfg, "classification", labels=len(self.labels) or 1)
         made = labelled.prepare(data, self.labels, seed=seed, tokenizer=workdir_tokenizer)
@@ -73,7 +75,7 @@ class Classification(TextTask):
         for name, examples in (("training", made.train), ("validation", made.validation), ("test", made.test)):
             if examples is not None:
                 facts[f"{name}_examples"] = len(examples.labels)
-                facts[f"{name}_examples_cut_to_{data.length}_tokens"] = examples.truncated
+                facts[f"{name}_examples_truncated_to_{data.length}_tokens"] = examples.truncated
         if not self.is_regression:
             counts = Counter(made.train.labels.tolist())
             facts["training_examples_of_each_label"] = ", ".join(
@@ -90,7 +92,14 @@ class Classification(TextTask):
     def logits(
         self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
     ) -> Any:
-        """float32 [B, C]; C = 1 for regression. Dropout only with a key."""
+        """The logits float32 [B, C] of a batch; C is 1 for regression.
+
+        Args:
+          params: of the encoder.
+          model_cfg: the encoder.
+          batch: see `example`.
+          key: turns dropout on; None: no dropout.
+        """
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
         means = getattr(model_cfg, "pooling", "first") == "mean"
@@ -98,7 +107,7 @@ class Classification(TextTask):
         return models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key, **lengths)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}); squared errors in regression."""
+        """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}) in nats, or squared errors."""
         return self._losses(self.logits(params, model_cfg, batch, key=key), batch)
 
     def _losses(self, logits_BC: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
@@ -119,7 +128,7 @@ class Classification(TextTask):
         return self._losses(logits_BC, batch)[2], {"logits": logits_BC}
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """Every score of `metrics.classification` and the loss, or all of `metrics.regression`."""
+        """The loss and the scores of `metrics.classification`, or the scores of `metrics.regression`."""
         if self.is_regression:
             return metrics.regression(outputs["logits"][:, 0], evaluation.reference)
         nats = sums["loss"][0] / sums["loss"][1]
@@ -127,13 +136,13 @@ class Classification(TextTask):
         return {"loss_nats_per_example": nats} | scores
 
     def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
-        """The confusion matrix, and the ROC curve: of the second label of two, of all decisions one-vs-rest of more."""
+        """The confusion matrix and a ROC curve: of the second of two labels, or of all one-vs-rest decisions."""
         if self.is_regression:
             return []
         logits_EC, labels_E = outputs["logits"], np.asarray(evaluation.reference)
         confusion, roc = folder / f"{name}_confusion.png", folder / f"{name}_roc.png"
         metrics.plot_confusion(labels_E, logits_EC.argmax(-1), self.labels, confusion)
-        if len(np.unique(labels_E)) < 2 or not np.isfinite(logits_EC).all():  # there is no curve
+        if len(np.unique(labels_E)) < 2 or not np.isfinite(logits_EC).all():  # then there is no ROC curve
             return [confusion]
         if len(self.labels) == 2:
             metrics.plot_roc(logits_EC[:, 1] - logits_EC[:, 0], labels_E, roc)
@@ -143,7 +152,7 @@ class Classification(TextTask):
         return [confusion, roc]
 
     def flops(self, model_cfg: Any, data: labelled.LabelledText) -> float:
-        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        """The trunk's FLOPs of a training step on one example, forward and backward."""
         return encoder.flops(model_cfg, data.length)
 
     def snapshot_settings(self) -> dict[str, Any]:
@@ -158,16 +167,19 @@ class Classification(TextTask):
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Query], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """For each text, or pair of texts (a tuple, or a line with a TAB between): {"text", "text_b" (pairs), "label",
-        "probability", "top": [{"label", "probability"}, ...]}, or {"text", "text_b", "value"} in regression.
+        """For each text, or pair (a tuple, or a line with a TAB), a dict: the input, the label and its probability.
+
+        {"text", "text_b" (pairs), "label", "probability", "top": [{"label", "probability"}, ...]}, or in regression
+        {"text", "text_b", "value"}.
         """
         step = jax.jit(lambda params, batch: self.logits(params, model_cfg, batch))
         special, lines = labelled.around(tokenizer), iter(inputs)
         while group := list(itertools.islice(lines, PREDICT_ROWS)):
             pairs = [_pair(given) for given in group]
             framed = [_frame(pair, tokenizer, special, model_cfg.max_length) for pair in pairs]
-            if cut := sum(f.truncated for f in framed):
-                print(f"{cut} of {len(group)} inputs cut to the model's {model_cfg.max_length} tokens", file=sys.stderr)
+            if long := sum(f.truncated for f in framed):
+                message = f"{long} of {len(group)} inputs truncated to the model's {model_cfg.max_length} tokens"
+                print(message, file=sys.stderr)
             logits_EC = np.asarray(step(params, _batch(framed, model_cfg.max_length)))[: len(group)]
             for (text, text_b), logits_C in zip(pairs, logits_EC, strict=True):
                 given = {"text": text} | ({} if text_b is None else {"text_b": text_b})
@@ -185,7 +197,7 @@ class Classification(TextTask):
         return best[0] | {"top": best}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
-        """One line: the answers, then the beginning of the text."""
+        """One line: the labels or the value, then the beginning of the text."""
         text = " | ".join(prediction[name] for name in ("text", "text_b") if name in prediction)
         if self.is_regression:
             answers = f"{prediction['value']:.3f}"
@@ -206,7 +218,7 @@ def _frame(pair: tuple[str, str | None], tokenizer: Any, special: labelled.Aroun
 
 
 def _batch(framed: list[labelled.Framed], max_length: int) -> dict[str, np.ndarray]:
-    """Few shapes, so few compilations: rows filled up to 1 or PREDICT_ROWS, tokens to a multiple of 32."""
+    """A batch of 1 or PREDICT_ROWS rows and a multiple of 32 tokens, so that few shapes are compiled."""
     B = 1 if len(framed) == 1 else PREDICT_ROWS
     T = min(-(-max(len(f.ids) for f in framed) // 32) * 32, max_length)
     batch = {"tokens": np.zeros((B, T), np.int32), "types": np.zeros((B, T), np.int32), "lengths": np.ones(B, np.int32)}

@@ -4,8 +4,8 @@ An example is a fixed shape:
 
     {"tokens": int32[T], "types": int32[T] (pairs only), "lengths": int32[], "labels": int32[], "weights": float32[]}
 
-the tokens [CLS] text [SEP], or [CLS] text [SEP] text_b [SEP] with types 0 up to the first [SEP] and 1 after it (Devlin
-et al. 2019, section 3), then padding. Labels are numbers of a set of names, or float32 where there is no such set.
+The tokens are [CLS] text [SEP], or [CLS] text [SEP] text_b [SEP] with types 0 up to the first [SEP] and 1 after it
+(Devlin et al. 2019, section 3), then padding. A label is the number of its name, or a float32 value in regression.
 
 Letters: B rows, T length.
 """
@@ -28,30 +28,30 @@ NUMBER = re.compile(r"[+-]?[0-9]+([.][0-9]+)?")
 
 @dataclass(frozen=True)
 class LabelledText:
-    """The data of a classification experiment: which rows, which tokens, how many."""
+    """The data of a classification experiment: the rows, the tokenizer, the length of an example."""
 
     source: Source
-    """Where rows come from."""
+    """The labelled rows."""
     tokenizer: tokenizers.Spec
-    """How their texts become tokens."""
+    """Encodes their texts."""
     length: int = 128
-    """Tokens in an example, special ones included. Longer texts lose their end (of a pair, the longer loses first)."""
+    """Tokens in an example, special ones included. Longer texts are truncated, of a pair the longer one first."""
 
     def __post_init__(self) -> None:
         if self.length < 8:
-            raise InputError(f"data.length = {self.length} must be at least 8, of which special tokens take up to 4")
+            raise InputError(f"data.length = {self.length} must be at least 8; up to 4 of them are special tokens")
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """`examples[i]` is example i; `examples.stacked([i, j, ...])` the same ones stacked, at once."""
+    """Random-access examples: `examples[i]` is example i."""
 
     tokens: np.ndarray
-    """int32: the tokens of all rows, end to end, special ones included."""
+    """int32: the tokens of all rows, concatenated, special ones included."""
     starts: np.ndarray
-    """int64 [rows + 1]: where each row begins in it."""
+    """int64 [rows + 1]: the position of each row's first token."""
     firsts: np.ndarray | None
-    """int32 [rows]: tokens of type 0 in each row; None for single texts."""
+    """int32 [rows]: the number of tokens of type 0 in each row; None for single texts."""
     labels: np.ndarray
     """int32 or float32 [rows]."""
     order: Sequence[int]
@@ -87,30 +87,34 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """A LabelledText made ready. `train` is endless."""
+    """A prepared LabelledText. `train` is endless."""
 
     tokenizer: tokenizers.Tokenizer
     train: Examples
     validation: Examples
     test: Examples | None
     skipped: dict[str, str]
-    """Of each side what is no row, in words: {"train_skipped": "2 blank lines"}."""
+    """What was skipped on each side, as text: {"train_skipped": "2 blank lines"}."""
 
 
 def prepare(
     data: LabelledText, labels: Sequence[str], *, seed: int, tokenizer: tokenizers.Tokenizer | None = None
 ) -> Labelled:
-    """Reads, checks and tokenises every row, once, into memory.
+    """The tokenised examples of every side, in memory.
 
-    Arguments:
-      labels: the names; () where labels are numbers to predict.
-      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training texts.
-    Errors: `InputError` for what is wrong with a row, and a tokenizer without the tokens that stand around a text.
+    Args:
+      data: the rows, the tokenizer and the length.
+      labels: the names; (): labels are numbers.
+      seed: of the order of training examples.
+      tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
+
+    Raises:
+      InputError: a bad row, or a tokenizer without [CLS] and [SEP].
     """
     sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
     rows = {side: data.source.rows(side) for side in sides}
     tables.refuse_empty(list(rows.values()))
-    numbers = {side: [_number(row, labels) for row in rows[side]] for side in sides}  # before a tokenizer is learned
+    numbers = {side: [_number(row, labels) for row in rows[side]] for side in sides}  # before a tokenizer is trained
     tokenizer = tokenizers.build(data.tokenizer, rows["train"].documents(), tokens.cache_dir(), given=tokenizer)
     made = {side: _examples(rows[side], numbers[side], tokenizer, labels, data) for side in sides}
     train = dataclasses.replace(made["train"], order=pipeline.epochs(len(rows["train"]), seed))
@@ -162,7 +166,7 @@ def _number(row: Row, labels: Sequence[str]) -> float:
 
 
 class Around(NamedTuple):
-    """The tokens that stand before a text, between the two of a pair, and at the end, int32."""
+    """The special tokens before a text, between the two of a pair, and at the end, int32."""
 
     cls: np.ndarray
     between: np.ndarray
@@ -170,22 +174,32 @@ class Around(NamedTuple):
 
 
 def around(tokenizer: tokenizers.Tokenizer) -> Around:
-    """[CLS], [SEP] and [SEP]; vocabularies with RoBERTa's <s> put two separators between the texts of a pair.
+    """The special tokens of a tokenizer: [CLS], [SEP] and [SEP]. With RoBERTa's <s>, a pair has two separators.
 
-    Errors: `InputError` for a tokenizer that has none.
+    Args:
+      tokenizer: any.
+
+    Raises:
+      InputError: it has no [CLS] or [SEP].
     """
     special = getattr(tokenizer, "special", None)
     if special is None or special.cls is None or special.sep is None:
         raise InputError(
-            "the tokenizer has no tokens to stand at the beginning and the end of a text ([CLS] and [SEP], or <s> and "
-            "</s>); train one that has, TrainWordPiece(), or take the one of a checkpoint with --init-from"
+            "the tokenizer has no tokens for the beginning and the end of a text ([CLS] and [SEP], or <s> and </s>); "
+            "train one that has, such as TrainWordPiece(), or use the one of a checkpoint with --init-from"
         )
     cls, sep = np.array([special.cls], np.int32), np.array([special.sep], np.int32)
     return Around(cls, np.repeat(sep, 2) if tokenizer.decode(cls).strip() == "<s>" else sep, sep)
 
 
 class Framed(NamedTuple):
-    """A text or a pair with the tokens around: int32 ids, how many of them are of type 0, whether it was too long."""
+    """A text or a pair with its special tokens.
+
+    Attributes:
+      ids: int32.
+      first: how many of them have type 0.
+      truncated: whether it was too long.
+    """
 
     ids: np.ndarray
     first: int
@@ -195,8 +209,14 @@ class Framed(NamedTuple):
 def frame(a: np.ndarray, b: np.ndarray | None, special: Around, length: int) -> Framed:
     """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], of at most `length` tokens.
 
-    Of a pair that is too long the longer text loses its end until the texts are equal, then both in turns (BERT's
-    run_classifier.py, `_truncate_seq_pair`).
+    In a pair that is too long, the longer text is truncated until both are equally long, then both in turns, as in
+    BERT's run_classifier.py (`_truncate_seq_pair`).
+
+    Args:
+      a: ids of the text.
+      b: ids of the second text; None: there is none.
+      special: of `around`.
+      length: the most tokens.
     """
     if b is None:
         ids = np.concatenate([special.cls, a[: length - 2], special.sep])

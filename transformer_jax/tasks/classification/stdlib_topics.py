@@ -1,4 +1,4 @@
-"""From which part of the standard library is this passage of code? Twenty topics, on every machine, no network."""
+"""A data set on every machine: passages of the standard library, labelled with one of twenty topics."""
 
 import re
 import sysconfig
@@ -11,10 +11,9 @@ from transformer_jax.data import sources
 from transformer_jax.data.tables import Row, Rows, Side
 from transformer_jax.errors import InputError
 
-# The parts of the library with the most code, of those that every installation has: tkinter and idlelib are packages of
-# their own on many systems, and what came or went between Python 3.11 and 3.14 is not among them. Where no package is
-# large enough any more, the modules of one subject are a part. A missing module (zipfile is a file or a folder, by
-# version; _pydatetime came with 3.12) is not missed.
+# The largest parts of the library that every installation of Python 3.11 to 3.14 has. (tkinter and idlelib are separate
+# packages on many systems.) A topic is a package, or several modules on one subject. A missing module is ignored:
+# zipfile is a file or a folder, depending on the version.
 TOPICS: dict[str, tuple[str, ...]] = {
     "archives": ("tarfile", "zipfile", "gzip", "bz2", "lzma", "shutil", "_compression"),
     "asyncio": ("asyncio",),
@@ -37,29 +36,35 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "wsgiref": ("wsgiref",),
     "xml": ("xml",),
 }
-_LINES = 10  # of a passage; the last, shorter one of a file is left out
-_MOST: dict[Side, int] = {"train": 300, "validation": 60, "test": 60}  # passages of a topic, evenly drawn from all
+_LINES = 10  # of a passage; the shorter rest of a file is dropped
+_MOST: dict[Side, int] = {"train": 300, "validation": 60, "test": 60}  # passages of a topic, evenly spaced among all
 
 
 @dataclass(frozen=True)
 class StdlibTopics:
-    """Passages of the running Python's standard library, each labelled with the one of `TOPICS` that it is from.
+    """Passages of the running Python's standard library, each labelled with its topic (`TOPICS`).
 
-    So that the task is not to find a name, lines with one of the topic's own are left out (import lines, mostly; names
-    of two or three letters count as words or in capitals), and blank lines with them. A file is on one side only: a
-    topic's largest file trains; of the others, in the order of a hash of their paths, validation and test get an eighth
-    of the passages each, or a little more, without those that stand word for word in a training file. A topic gives at
-    most 300, 60 and 60 passages: without that a quarter of all were tables of `encodings`. Like the text, the split can
-    differ between Python versions.
+    Lines that name a module of the topic are removed, because they would reveal it; most are imports. A name of two or
+    three letters counts only as a word or in capitals. Blank lines are removed as well.
+
+    All passages of a file are on one side. The largest file of a topic is training data. The others, in the order of a
+    hash of their paths, give validation and test about an eighth of the passages each. Passages that also occur in a
+    training file are dropped there. A topic gives at most 300, 60 and 60 passages; otherwise a quarter of all would be
+    tables of `encodings`. The split can differ between Python versions, as the text does.
     """
 
     pairs = False
     has_test = True
 
     def rows(self, side: Side) -> Rows:
+        """The passages of a side.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         root = Path(sysconfig.get_path("stdlib"))
         files = {topic: _topic_files(root, topic) for topic in TOPICS}
-        # A few passages stand in several files, word for word: most are licences and tables.
+        # A few passages occur in several files; most are licences and tables.
         trained = {row.text for sides in files.values() for passages in sides["train"] for row in passages}
         held: list[Row] = []
         for sides in files.values():
@@ -70,7 +75,7 @@ class StdlibTopics:
 
 
 def _topic_files(root: Path, topic: str) -> dict[Side, list[list[Row]]]:
-    """Each file's passages, by side."""
+    """{side: the passages of each of its files}."""
     own = re.compile("|".join(rf"\b{n}\b|{n.upper()}" if len(n) < 4 else f"(?i:{n})" for n in TOPICS[topic]))
     files: list[tuple[str, list[Row]]] = []
     for path in sorted(p for name in TOPICS[topic] for p in (root / f"{name}.py", *(root / name).rglob("*.py"))):
@@ -86,8 +91,8 @@ def _topic_files(root: Path, topic: str) -> dict[Side, list[list[Row]]]:
     if len(files) < 3:
         raise InputError(
             f"the standard library at {root} has {len(files)} files with passages of {_LINES} lines under "
-            f"{', '.join(TOPICS[topic])}, and one each is needed to train, validate and test; "
-            "use a Python that comes with its source"
+            f"{', '.join(TOPICS[topic])}, but each side needs one; use a Python with the source "
+            "files of its standard library"
         )
     largest = max(files, key=lambda file: len(file[1]))
     sides: dict[Side, list[list[Row]]] = {"train": [largest[1]], "validation": [], "test": []}

@@ -1,8 +1,8 @@
-"""Denoising: fill the gaps of a text, T5's and BART's way of pre-training an encoder-decoder.
+"""Denoising: fill the gaps of a text, as in the pre-training of T5 and BART.
 
-What is hidden, and what the decoder has to say, is the objective's: `objectives.spans`. Reported are nats and
-perplexity per target token, sentinels and ends among them, beside what the frequencies of tokens in training targets
-would score.
+The objective (`objectives.spans`) chooses what is hidden and what the decoder must predict. It reports nats and
+perplexity per target token, sentinels and end-of-text tokens included, beside the loss of a unigram baseline: the
+frequencies of tokens in training targets.
 
 Letters: B rows, S source length, T target length, V vocabulary.
 """
@@ -28,22 +28,22 @@ from transformer_jax.tasks import encoder, text_to_text
 from transformer_jax.tasks.denoising import corrupted
 from transformer_jax.tasks.text import TextTask
 
-# To a type checker it is Any: replacing a field of "one of these" has no type.
+# For a type checker it is Any, because `dataclasses.replace` on a union has no type.
 if typing.TYPE_CHECKING:
     Objective: typing.TypeAlias = Any
 else:
     Objective = spans.SpanCorruption | spans.TextInfilling | spans.PrefixLM
 
-COUNTED = 1000  # rows of each set that the unigram baseline is made of, at most
-WIDTH = 4  # beams of a prediction, unless more answers are asked for
+COUNTED = 1000  # rows of each set for the unigram baseline, at most
+WIDTH = 4  # beams of a prediction, unless more answers are needed
 
 
 @dataclass(frozen=True)
 class Denoising(TextTask):
-    """Cross-entropy of what fills the gaps."""
+    """The cross-entropy of the tokens that fill the gaps."""
 
     objective: Objective = field(default_factory=spans.SpanCorruption)
-    """What is hidden, and what the target says."""
+    """Chooses the gaps and the target."""
 
     def example(self, data: corpus.TextCorpus) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
@@ -51,19 +51,18 @@ class Denoising(TextTask):
         return text_to_text.example(S, T)
 
     def prepare(self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
-        """Tokenises the corpus (once: it is cached), cuts it into rows and scores the unigram baseline.
+        """The rows of the corpus, which is tokenised on first use, and the loss of the unigram baseline.
 
-        Arguments:
-          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
-        Errors: `InputError` for a model that is no encoder-decoder, targets longer than it, a tokenizer without the
-          objective's special tokens, with others or more ids than the model, and a missing or too short corpus.
+        Raises:
+          InputError: a model that is not an encoder-decoder or is too short, a tokenizer without the special
+            tokens of the objective or with other ids, or a missing or too short corpus.
         """
         text_to_text.check(model_cfg)
         sizes = self.objective.sizes(data.length)
         if max(sizes.source, sizes.target) > model_cfg.max_length:
             raise InputError(
-                f"data.length = {data.length} makes sources of {sizes.source} and targets of {sizes.target} tokens, "
-                f"and model.max_length is {model_cfg.max_length}; lower the one or raise the other"
+                f"data.length = {data.length} gives sources of {sizes.source} and targets of {sizes.target} tokens, "
+                f"but model.max_length is {model_cfg.max_length}; lower the one or raise the other"
             )
         made = corrupted.prepare(data, self.objective, model_cfg, seed=seed, tokenizer=workdir_tokenizer)
         encoder.check_ids(model_cfg, made.tokenizer)
@@ -81,20 +80,20 @@ class Denoising(TextTask):
         return Prepared(made.train, Evaluation(made.validation, baseline), facts, made.tokenizer, identity=identity)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, {"loss": (sum, weight)}) in nats over the batch's target tokens; dropout only with a key."""
+        """(sum, weight, {"loss": (sum, weight)}) in nats over the target tokens of a batch."""
         return text_to_text.loss(params, model_cfg, batch, key=key)
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """The numbers of an evaluation, from the sums over the whole validation set, and the baseline's."""
+        """Nats and perplexity per target token, and the baseline's nats."""
         return text_to_text.report(sums) | {"unigram_loss_nats_per_token": evaluation.reference}
 
     def tokens(self, data: corpus.TextCorpus) -> int:
-        """Of source and target together."""
+        """The number of source and target tokens of one example."""
         _, S, T = self.objective.sizes(data.length)
         return S + T
 
     def flops(self, model_cfg: Any, data: corpus.TextCorpus) -> float:
-        """FLOPs of one training step on one example, forward and backward."""
+        """The FLOPs of a training step on one example, forward and backward."""
         _, S, T = self.objective.sizes(data.length)
         return text_to_text.flops(model_cfg, S, T)
 
@@ -103,18 +102,20 @@ class Denoising(TextTask):
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[str], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """For each text {"text", "answers": [{"text", "score"}, ...]}, the `top` likeliest ones by beam search.
+        """For each text {"text", "answers": [{"text", "score"}, ...]}: the `top` likeliest answers by beam search.
 
-        Gaps are written as the tokenizer spells them: "<extra_id_0>", "<extra_id_1>", ... in this order for span
-        corruption, "<mask>" for text infilling; a prefix has none. An answer is the whole text with its gaps filled;
-        its score is the mean log-probability of the tokens that the decoder made.
-        A text without a token has {"text", "error"}. Errors: `InputError` for a text longer than the model.
+        Gaps are spelled as the tokenizer does: "<extra_id_0>", "<extra_id_1>", ... in this order for span corruption,
+        "<mask>" for text infilling, none for a prefix. An answer is the whole text with filled gaps. Its score is the
+        mean log-probability of the generated tokens. A text without a token has {"text", "error"}.
+
+        Raises:
+          InputError: a text longer than the model.
         """
         texts = list(inputs)
         known = corrupted.marks(tokenizer, self.objective, model_cfg, raw=2)
         asked = [tokenizer.encode_prompt(text) for text in texts]
         sources = [known.frame(ids) for ids in asked if len(ids)]
-        if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
+        if jax.default_backend() == "cpu":  # on a CPU, a scan over layers copies their weights for every token
             model_cfg = config.unrolled(model_cfg)
         found = translate.translate(
             models.family(model_cfg),
@@ -137,14 +138,19 @@ class Denoising(TextTask):
             yield {"text": text, "answers": answers}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
-        """The text, and below it a line for each answer."""
+        """The text, then a line for each answer."""
         lines = [f"  {answer['score']:6.2f}  {answer['text']!r}" for answer in prediction["answers"]]
         return "\n".join([prediction["text"], *lines])
 
 
 def unigram(train: Any, validation: Any, vocab_size: int) -> float:
-    """What the frequencies of tokens in training targets, each plus one, score on the targets of the validation set, in
-    nats per token; of `COUNTED` rows each."""
+    """The nats per token of validation targets under the frequencies of tokens in training targets, each plus one.
+
+    Args:
+      train: examples; the first `COUNTED` are used.
+      validation: examples; the first `COUNTED` are used.
+      vocab_size: of the tokenizer.
+    """
 
     def targets(examples: Any) -> np.ndarray:
         rows = (examples[i] for i in range(min(COUNTED, len(examples))))

@@ -1,16 +1,15 @@
-"""A corpus of text as random-access pairs for denoising: a source with gaps, and a target that fills them.
+"""A corpus of text as random-access examples for denoising: a source with gaps and the target that fills them.
 
-The stream of tokens, an end-of-text token before each document, is cut into stretches of equal length side by side,
-over the borders of documents; what is over at the end is left out. Each makes a pair (`objectives.spans`), and a pair
-is an example:
+The stream of tokens, with an end-of-text token before each document, is split into adjacent segments of equal length,
+which may span documents; the rest at the end is dropped. Each segment gives a pair (`objectives.spans`), and a pair is
+an example:
 
     {"source": int32[S], "source_segments": int32[S], "inputs": int32[T], "targets": int32[T],
      "target_segments": int32[T], "weights": float32[T]}
 
-inputs are the targets one position later, behind the decoder's start token; segments are 1, or 0 in padding; weights
-likewise. Training goes over the stretches in an order drawn anew each epoch, each time with gaps of their own: a
-function of (seed, example). In validation gaps are a function of the row alone: the same at every evaluation, in every
-run.
+The inputs are the decoder's start token and the targets, shifted by one. Segments and weights are 1, and 0 in padding.
+Training reshuffles the segments every epoch and redraws their gaps, as a function of (seed, example). The gaps of a
+validation row depend only on the row, so they are the same at every evaluation in every run.
 
 S source length, T target length, V vocabulary.
 """
@@ -33,7 +32,7 @@ TRAIN, VALIDATION = 0, 1  # streams of `objectives.generator`
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """`examples[i]` is example i: stretch order[i] of the tokens, with gaps."""
+    """Random-access examples: example i is segment order[i] of the tokens, with gaps."""
 
     tokens: np.ndarray
     order: Sequence[int]
@@ -56,7 +55,12 @@ class Examples:
 
 
 def example(pair: spans.Pair, of: Examples) -> dict[str, np.ndarray]:
-    """The pair in rows of S and T tokens."""
+    """The example of a pair, padded to S and T tokens.
+
+    Args:
+      pair: source and target, int32.
+      of: the examples that it belongs to, for the sizes and the start token.
+    """
     (S, T), (s, t) = of.sizes[1:], map(len, pair)
     source_S, inputs_T, targets_T = (np.zeros(size, np.int32) for size in (S, T, T))
     source_S[:s], targets_T[:t] = pair
@@ -74,7 +78,7 @@ def example(pair: spans.Pair, of: Examples) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A TextCorpus made ready for denoising."""
+    """A TextCorpus prepared for denoising. `train` is endless."""
 
     tokenizer: tokenizers.Tokenizer
     train: Examples
@@ -91,14 +95,18 @@ def prepare(
     seed: int,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Corpus:
-    """Tokenises the corpus (once: it is cached) and gives the training and validation examples.
+    """The training and validation examples of a corpus, which is tokenised on first use.
 
-    Arguments:
-      model_cfg: an encoder-decoder's, for its special ids.
-      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training text.
-    Errors: `InputError` for a missing, empty or too short corpus, a tokenizer without the special tokens that the
-      objective writes or with others than the model's, and settings of `data` that are for causal language models
-      alone.
+    Args:
+      data: the corpus; its sampling must be "epochs".
+      objective: chooses the gaps and the target.
+      model_cfg: an encoder-decoder, for its special ids.
+      seed: of the order and the gaps of training examples.
+      tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
+
+    Raises:
+      InputError: a missing, empty or too short corpus, or a tokenizer whose special tokens do not suit the objective or
+        the model.
     """
     if data.sampling != "epochs":
         raise InputError(f"data.sampling = {data.sampling!r}: denoising goes over epochs; give --data.sampling epochs")
@@ -113,7 +121,7 @@ def prepare(
     for side, count in rows.items():
         if not count:
             raise InputError(
-                f"{sides[side].origin} has {len(files[side].tokens):,} tokens, and one row needs {sizes.raw}; "
+                f"{sides[side].origin} has {len(files[side].tokens):,} tokens, but one row needs {sizes.raw}; "
                 f"give more text or lower data.length = {data.length}"
             )
 
@@ -130,27 +138,34 @@ def prepare(
 
 
 def marks(tokenizer: tokenizers.Tokenizer, objective: spans.Objective, model_cfg: Any, raw: int) -> spans.Marks:
-    """The special tokens that the objective writes into pairs of texts of `raw` tokens.
+    """The special tokens of an objective.
 
-    Errors: `InputError` for a tokenizer without them, one whose ids are not the model's, and mBART's.
+    Args:
+      tokenizer: has them.
+      objective: uses them.
+      model_cfg: an encoder-decoder, whose special ids must be the tokenizer's.
+      raw: tokens of a text before its gaps.
+
+    Raises:
+      InputError: a tokenizer without them, with other ids than the model, or mBART's.
     """
     if tokenizer.languages is not None:
-        raise InputError("denoising does not know mBART's language codes; use the tokenizer of a BART or a T5")
+        raise InputError("denoising does not support mBART's language codes; use the tokenizer of a BART or a T5")
     begin, (end_id,) = parallel.framing(tokenizer, model_cfg).target_around
     match objective:
         case spans.SpanCorruption():
             found, needed = tokenizers.sentinels(tokenizer), objective.hidden(raw)[1]
             if len(found) < needed:
                 raise InputError(
-                    f"the tokenizer has {len(found)} sentinels <extra_id_n>, and span corruption writes {needed} into "
-                    f"a text of {raw} tokens; use TrainBPE(special=t5_special({needed})) or T5's tokenizer.json"
+                    f"the tokenizer has {len(found)} sentinels <extra_id_n>, but span corruption needs {needed} for a "
+                    f"text of {raw} tokens; use TrainBPE(special=t5_special({needed})) or T5's tokenizer.json"
                 )
             return spans.Marks(end_id, sentinels=found)
         case spans.TextInfilling():
             if tokenizer.special.mask is None or not begin:
                 raise InputError(
-                    "the tokenizer has no token for <s>, </s> or <mask>, which text infilling writes; use "
-                    'TrainBPE(special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")) or the file of a BART'
+                    "the tokenizer has no token for <s>, </s> or <mask>, which text infilling needs; use "
+                    'TrainBPE(special=("<s>", "<pad>", "</s>", "<unk>", "<mask>")) or the tokenizer of a BART'
                 )
             ends = masked.vocabulary(tokenizer).ends_sentence
             ends[end_id] = True

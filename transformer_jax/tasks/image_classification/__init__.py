@@ -1,7 +1,7 @@
-"""Classification of images: what is in the picture?
+"""Classification of images.
 
-The host hands over bytes, uint8; everything that is a matter of numbers is done on the device, inside the loss:
-augmentation, keyed like dropout, mixing of images and labels, normalisation.
+The host sends pixels as uint8. Augmentation, mixing of images and labels, and normalisation are part of the loss, on
+the device.
 
 Letters: B rows, Y and X pixels, C channels, K classes, E images of a set.
 """
@@ -29,10 +29,10 @@ from transformer_jax.nn import config
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks.image_classification import pictures
 
-PUBLISHED = Preprocess()  # the first ViT's
-PREDICT_ROWS = 32  # images that `predict` computes together
-MISTAKES = 40  # images on the sheet of the worst ones
-CONFUSION = 60  # classes at most whose confusion matrix can be read
+PUBLISHED = Preprocess()  # of the published ViT
+PREDICT_ROWS = 32  # images in a batch of `predict`
+MISTAKES = 40  # images in the picture of the worst mistakes
+CONFUSION = 60  # the most classes of a readable confusion matrix
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,35 @@ class Look:
     top: int
     """Labels to give for each image."""
     attention: bool = False
-    """Draw what the model looked at into FOLDER/NAME_attention.png."""
+    """Draw the attention of the model into FOLDER/NAME_attention.png."""
     folder: str = "."
-    """The folder of these pictures."""
+    """The folder for these pictures."""
     file: str = ""
     """A text file with the path of an image on each line."""
     out: str = ""
-    """Write the answers into this file, .csv or .jsonl, and print none."""
+    """Write the answers into this .csv or .jsonl file instead of printing them."""
     json: bool = False
-    """One JSON object a line."""
+    """One JSON object per line."""
 
 
 @dataclass(frozen=True)
 class ImageClassification(Task):
-    """Cross-entropy of the class of an image, or of each class on its own."""
+    """The cross-entropy of the class of an image, or of each class independently."""
 
     unit: ClassVar[str] = "images"
 
     labels: tuple[str, ...] = ()
-    """The names, in the order of the model's outputs; (): those of the data, which are put here when a run begins."""
+    """The names, in the order of the model's outputs; (): those of the data, filled in when a run begins."""
     preprocess: Preprocess = PUBLISHED
-    """What an image goes through before the model sees it; also the normalisation in training."""
+    """The preprocessing at evaluation; training uses its normalisation."""
     objective: Literal["softmax", "sigmoid"] = "softmax"
-    """One class of several, or for each class whether it is there (Beyer et al. 2020), summed over the classes."""
+    """softmax: one of several classes; sigmoid: each class independently, summed over them (Beyer et al. 2020)."""
     augment: tuple[augmentations.Augmentation, ...] = ()
-    """What is done to the images in training, in this order, on the device."""
+    """The augmentations of training images, in this order, on the device."""
     mixup: float = 0.0
     """MixUp's alpha: images and targets of two rows are blended (Zhang et al. 2018); 0: off."""
     cutmix: float = 0.0
-    """CutMix's alpha: a box of an image is another's (Yun et al. 2019); 0: off. With both, each row has one of them."""
+    """CutMix's alpha: a box is replaced by another image's (Yun et al. 2019); 0: off. With MixUp, each row has one."""
     label_smoothing: float = 0.0
     """The share of each target that is spread over all classes (Szegedy et al. 2016)."""
 
@@ -85,22 +85,22 @@ class ImageClassification(Task):
             raise InputError(f"task.preprocess.mean = {self.preprocess.mean}: images have 1 channel (grey) or 3 (RGB)")
 
     def settle(self, data: images.ImageSet) -> "ImageClassification":
-        """With the classes of the data, where it has none of its own. Errors: `InputError` of the data's source."""
+        """This task, with the classes of the data if it has no labels."""
         return self if self.labels else dataclasses.replace(self, labels=data.source.classes())
 
     def check(self, model_cfg: Any, data: Any) -> None:
-        """Errors: `InputError` where model and images do not fit together."""
+        """Refuses a model that does not suit the images."""
         if not hasattr(model_cfg, "image_size") or not isinstance(data, images.ImageSet):
             raise InputError("task ImageClassification needs a model of images, vit.Config, and an images.ImageSet")
         if model_cfg.image_size != self.preprocess.size:
             raise InputError(
-                f"model.image_size is {model_cfg.image_size}, task.preprocess.size {self.preprocess.size}; set the one "
-                "to the other"
+                f"model.image_size is {model_cfg.image_size}, but task.preprocess.size is {self.preprocess.size}; set "
+                "one to the other"
             )
         if model_cfg.channels != len(self.preprocess.mean):
             raise InputError(
-                f"model.channels is {model_cfg.channels}, task.preprocess.mean {self.preprocess.mean}; "
-                "give one for each channel"
+                f"model.channels is {model_cfg.channels}, but task.preprocess.mean is {self.preprocess.mean}; "
+                "give a number for each channel"
             )
         if self.labels and model_cfg.num_classes != len(self.labels):
             raise InputError(
@@ -119,9 +119,10 @@ class ImageClassification(Task):
         }
 
     def prepare(self, data: images.ImageSet, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
-        """Finds and, where they fit into memory, decodes the images. There is no tokenizer.
+        """The images, decoded if they fit into memory. There is no tokenizer.
 
-        Errors: `InputError` for a model that does not fit, and what `images.prepare` finds wrong with the data.
+        Raises:
+          InputError: a model that does not suit the images, and what `images.prepare` refuses.
         """
         task = self.settle(data)
         task.check(model_cfg, data)
@@ -132,10 +133,10 @@ class ImageClassification(Task):
     # ------------------------------------------------------------------------------------------------------------ loss
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, {"loss": (sum, weight), "accuracy": (right, images)}), in nats per image.
+        """(sum, weight, {"loss": (sum, weight), "accuracy": (right, images)}) in nats.
 
-        With a key, images are augmented and mixed; then the accuracy is of the class with the largest share. The loss
-        in the dict is without label smoothing.
+        With a key, images are augmented and mixed; the accuracy is then that of the class with the largest share. The
+        loss in the dict is without label smoothing.
         """
         images_BYXC = batch["images"].astype(jnp.float32) / 255.0
         targets_BK = jax.nn.one_hot(batch["labels"], model_cfg.num_classes)
@@ -144,12 +145,12 @@ class ImageClassification(Task):
             model_key, *keys = jax.random.split(key, 3)
             layout = (("batch", None, None, None), ("batch", None), ("batch",))
             images_BYXC, targets_BK, weights_B = in_auto_mesh(
-                self._changed, *keys, images_BYXC, targets_BK, weights_B, out=layout
+                self._augmented, *keys, images_BYXC, targets_BK, weights_B, out=layout
             )
         logits_BK = self._logits(params, model_cfg, images_BYXC, key=model_key)
         return self._losses(logits_BK, targets_BK, weights_B)
 
-    def _changed(
+    def _augmented(
         self,
         augment_key: jax.Array,
         mix_key: jax.Array,
@@ -157,7 +158,7 @@ class ImageClassification(Task):
         targets_BK: jax.Array,
         weights_B: jax.Array,
     ) -> tuple[jax.Array, ...]:
-        """Augmented and mixed. Mixed with an image that was left out (weight 0), a row is left out as well."""
+        """Augmented and mixed images, targets and weights. A row mixed with a skipped image (weight 0) has weight 0."""
         images_BYXC = augmentations.apply(augment_key, images_BYXC, self.augment)
         if self.mixup or self.cutmix:
             weights_B = weights_B * jnp.roll(weights_B, 1)
@@ -165,7 +166,7 @@ class ImageClassification(Task):
         return *augmentations.mix(mix_key, images_BYXC, targets_BK, **alphas), weights_B
 
     def _logits(self, params: Any, model_cfg: Any, images_BYXC: jax.Array, *, key: jax.Array | None = None) -> Any:
-        """float32 [B, K] of images float32 in [0, 1]."""
+        """The logits float32 [B, K] of images float32 in [0, 1]."""
         mean_C, std_C = (jnp.array(x, jnp.float32) for x in (self.preprocess.mean, self.preprocess.std))
         return models.family(model_cfg).apply(params, model_cfg, (images_BYXC - mean_C) / std_C, key=key)
 
@@ -179,7 +180,7 @@ class ImageClassification(Task):
         return total, images_, jax.lax.stop_gradient(sums)
 
     def _nats(self, logits_BK: jax.Array) -> Any:
-        """targets [B, K] -> cross-entropy [B]."""
+        """A function from targets [B, K] to cross-entropies [B]."""
         if self.objective == "softmax":
             log_p_BK = jax.nn.log_softmax(logits_BK)
             return lambda targets_BK: -jnp.sum(targets_BK * log_p_BK, axis=-1)
@@ -189,15 +190,17 @@ class ImageClassification(Task):
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-        """The sums of `loss` without augmentation, and of every image its logits, label and weight."""
+        """The sums of `loss` without augmentation, and the logits, label and weight of every image."""
         logits_BK = self._logits(params, model_cfg, batch["images"].astype(jnp.float32) / 255.0)
         targets_BK = jax.nn.one_hot(batch["labels"], model_cfg.num_classes)
         outputs = {"logits": logits_BK, "labels": batch["labels"], "weights": batch["weights"]}
         return self._losses(logits_BK, targets_BK, batch["weights"])[2], outputs
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """The loss, accuracy with its 95 % interval, of more than five classes that of the first five, and the expected
-        calibration error in 15 bins. Images that could not be decoded are not counted."""
+        """The loss, the accuracy with its 95 % interval, top-5 accuracy, and expected calibration error in 15 bins.
+
+        Top-5 accuracy needs more than five classes. Images that could not be decoded do not count.
+        """
         logits_EK, labels_E = _counted(outputs)
         right_E = metrics.top(logits_EK, labels_E, 1)
         low, high = metrics.wilson(int(right_E.sum()), max(len(labels_E), 1))
@@ -212,7 +215,7 @@ class ImageClassification(Task):
         return scores | {"calibration_error": self._calibration(logits_EK, right_E).error}
 
     def _calibration(self, logits_EK: np.ndarray, right_E: np.ndarray) -> metrics.Calibration:
-        confidence_E = np.nan_to_num(self._probabilities(logits_EK).max(-1))  # of a model that has diverged
+        confidence_E = np.nan_to_num(self._probabilities(logits_EK).max(-1))  # NaN if the model has diverged
         return metrics.calibration(confidence_E, right_E)
 
     def _probabilities(self, logits_EK: np.ndarray) -> np.ndarray:
@@ -223,7 +226,7 @@ class ImageClassification(Task):
         return odds_EK / odds_EK.sum(-1, keepdims=True)
 
     def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
-        """The confusion matrix (of up to 60 classes), the reliability curve, and the mistakes that were the surest."""
+        """The confusion matrix (of up to 60 classes), the reliability curve, and the most confident mistakes."""
         labels, counted = evaluation.reference, np.flatnonzero(outputs["weights"] > 0)
         logits_EK, labels_E = _counted(outputs)
         predicted_E, probability_EK = logits_EK.argmax(-1), np.nan_to_num(self._probabilities(logits_EK))
@@ -243,13 +246,15 @@ class ImageClassification(Task):
     # ------------------------------------------------------------------------------------------------------ throughput
 
     def tokens(self, data: images.ImageSet) -> int:
-        """One: throughput is in images."""
+        """1, since throughput is in images."""
         return 1
 
     def flops(self, model_cfg: Any, data: images.ImageSet) -> float:
-        """FLOPs of one training step on one image, forward and backward (PaLM, appendix B): for each token 6 for each
-        parameter of a block's kernels and 12 L N H T for attention, and 6 for each of the patches' kernel and patch.
-        What the last layer of a model with a class token leaves out (`vit.apply`) is counted, by that convention."""
+        """The FLOPs of a training step on one image, forward and backward (PaLM, appendix B).
+
+        Per token: 6 per parameter of the blocks' kernels, and 12 L N H T for attention. Per patch: 6 per parameter of
+        the patch kernel. By this convention, the tokens that the last layer skips (`vit.apply`) are counted.
+        """
         T, patches = model_cfg.max_length, model_cfg.grid**2
 
         def tokens(path: str) -> float:
@@ -261,11 +266,11 @@ class ImageClassification(Task):
     # ------------------------------------------------------------------------------------------------------ prediction
 
     def snapshot_settings(self) -> dict[str, Any]:
-        """The labels, and what an image goes through."""
+        """The labels and the preprocessing."""
         return {"labels": self.labels, "preprocess": self.preprocess}
 
     def default_data(self, tokenizer: Any, model_cfg: Any) -> images.ImageSet:
-        """A folder that the user has to give."""
+        """A folder that the user must provide."""
         return images.ImageSet(image_sources.Folder("images"))
 
     def adopt(self, theirs: Any, log: Callable[[str], None], origin: str) -> "ImageClassification":
@@ -282,26 +287,30 @@ class ImageClassification(Task):
         return dataclasses.replace(self, preprocess=adopted)
 
     def check_sample(self, model_cfg: Any, tokenizer: Any, options: Predict) -> None:
-        """Raises `InputError` for an image that cannot be read."""
+        """Tries to read the images; `predict` reports those that cannot be decoded."""
         for path in options.inputs:
             _read(path, self.preprocess)
 
     def predict_options(self, defaults: Predict) -> Look:
-        """How many labels, and whether to draw attention."""
+        """The number of labels, and whether to draw attention."""
         return Look(top=defaults.top)
 
     def read(self, given: Sequence[str], options: Look) -> list[Input]:
-        """The image files that are named, and those in the folders that are."""
+        """The given image files, and those in the given folders."""
         paths = given if given and given != ["-"] else [str(one.query) for one in inputs_lib.lines(options.file or "-")]
         return inputs_lib.images(paths)
 
     def answers(
         self, loaded: Any, asked: Sequence[Any], options: Look, *, progress: Progress = no_progress
     ) -> Iterator[dict[str, Any]]:
-        """The labels of each image. Raises `InputError` for a folder that is not there."""
+        """The labels of each image.
+
+        Raises:
+          InputError: the folder for pictures of the attention does not exist.
+        """
         folder = Path(options.folder) if options.attention else None
         if folder is not None and not folder.is_dir():
-            raise InputError(f"--folder {folder} is no folder; make it, or name another")
+            raise InputError(f"--folder {folder} is not a folder; make it, or name another")
         return self.predict(loaded.params, loaded.config, None, asked, top=options.top, attention=folder)
 
     def predict(
@@ -314,18 +323,27 @@ class ImageClassification(Task):
         top: int,
         attention: Path | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """For each image file: {"image": its path, "label", "probability", "top": [{"label", "probability"}, ...]}.
+        """For each image file {"image": its path, "label", "probability", "top": [{"label", "probability"}, ...]}.
 
-        Arguments:
-          attention: a folder for a picture of each image with what the model looked at (`vit.rollout`), STEM.png; the
-            answer then has "attention", its path.
-        A file that cannot be read or decoded has {"image", "error"}. Errors: `InputError` for a model without a head.
+        A file that cannot be read or decoded has {"image", "error"}.
+
+        Args:
+          params: of the model.
+          model_cfg: the model.
+          tokenizer: not used.
+          inputs: paths of image files.
+          top: labels for each image.
+          attention: a folder for pictures of the model's attention (`vit.rollout`), named STEM_attention.png. An answer
+            then has "attention", the path of its picture. None: no pictures.
+
+        Raises:
+          InputError: a model without a classification head.
         """
         if not model_cfg.num_classes:
-            raise InputError("the model has no head that tells classes apart; train one, with --init-from")
+            raise InputError("the model has no classification head; train one with --init-from")
         family = models.family(model_cfg)
         step = jax.jit(lambda params, x_BYXC: self._logits(params, model_cfg, x_BYXC.astype(jnp.float32) / 255.0))
-        look = jax.jit(lambda params, x_BYXC: self._looked_at(family, params, model_cfg, x_BYXC))
+        attend = jax.jit(lambda params, x_BYXC: self._attention(family, params, model_cfg, x_BYXC))
         paths = iter(inputs)
         used: set[str] = set()
         while group := list(itertools.islice(paths, PREDICT_ROWS)):
@@ -343,7 +361,7 @@ class ImageClassification(Task):
                 answer: dict[str, Any] = {"image": path, **best[0], "top": best}
                 if attention is not None:
                     picture = _unused(attention, Path(path).stem, used)
-                    flow = np.asarray(look(params, found[None]))[0]
+                    flow = np.asarray(attend(params, found[None]))[0]
                     title = f"{best[0]['label']} {best[0]['probability']:.1%}"
                     pictures.plot_attention(found, flow, title, picture)
                     answer["attention"] = str(picture)
@@ -352,13 +370,13 @@ class ImageClassification(Task):
     def _blank(self) -> np.ndarray:
         return np.zeros((self.preprocess.size, self.preprocess.size, len(self.preprocess.mean)), np.uint8)
 
-    def _looked_at(self, family: Any, params: Any, model_cfg: Any, x_BYXC: jax.Array) -> jax.Array:
+    def _attention(self, family: Any, params: Any, model_cfg: Any, x_BYXC: jax.Array) -> jax.Array:
         mean_C, std_C = (jnp.array(x, jnp.float32) for x in (self.preprocess.mean, self.preprocess.std))
         weights = family.attention_weights(params, model_cfg, (x_BYXC.astype(jnp.float32) / 255.0 - mean_C) / std_C)
         return family.rollout(weights, model_cfg)
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
-        """cat 98.1%, dog 1.2%: path."""
+        """One line: "cat 98.1%, dog 1.2%: path"."""
         answers = ", ".join(f"{best['label']} {best['probability']:.1%}" for best in prediction["top"])
         drawn = f" ({prediction['attention']})" if "attention" in prediction else ""
         return f"{answers}: {prediction['image']}{drawn}"
@@ -389,13 +407,13 @@ def _read(path: str, preprocess: Preprocess) -> np.ndarray | str:
     try:
         return image_files.pixels(Path(path).read_bytes(), preprocess)
     except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+        return f"the file cannot be read ({error.strerror})"
     except image_files.Broken as error:
         return str(error)
 
 
 def _unused(folder: Path, stem: str, used: set[str]) -> Path:
-    """FOLDER/STEM_attention.png; of several images with one name, numbered."""
+    """FOLDER/STEM_attention.png, numbered if several images have one name."""
     name = next(n for n in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))) if n not in used)
     used.add(name)
     return folder / f"{name}_attention.png"

@@ -1,4 +1,4 @@
-"""What is better seen of a classifier of images: its calibration, its worst mistakes, what it looked at.
+"""Pictures of a classifier of images: its calibration, its worst mistakes, its attention.
 
 Letters: E examples, Y and X pixels, C channels.
 """
@@ -12,7 +12,12 @@ from transformer_jax import extras, files, metrics
 
 
 def plot_reliability(found: metrics.Calibration, path: Path) -> None:
-    """Accuracy over confidence as a PNG (Niculescu-Mizil and Caruana 2005), and how many predictions are how sure."""
+    """Draws accuracy over confidence (Niculescu-Mizil and Caruana 2005) and a histogram of confidence as a PNG.
+
+    Args:
+      found: the calibration.
+      path: of the PNG.
+    """
     extras.need("matplotlib", "a picture of the calibration")
     from matplotlib.figure import Figure
 
@@ -33,12 +38,18 @@ def plot_reliability(found: metrics.Calibration, path: Path) -> None:
 
 
 def plot_mistakes(images: Sequence[np.ndarray], titles: Sequence[str], path: Path) -> None:
-    """Images uint8 [Y, X, C], eight in a row, each under its title, as a PNG."""
+    """Draws images under their titles, eight in a row, as a PNG.
+
+    Args:
+      images: uint8 [Y, X, C] each.
+      titles: one for each image.
+      path: of the PNG.
+    """
     extras.need("matplotlib", "a picture of the mistakes")
     from matplotlib.figure import Figure
 
     columns, rows = 8, max(-(-len(images) // 8), 1)
-    figure = Figure(figsize=(1.6 * columns, 2.0 * rows))  # laid out by hand: for so many cells it takes seconds
+    figure = Figure(figsize=(1.6 * columns, 2.0 * rows))  # a fixed layout: the automatic one takes seconds here
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=1 - 0.4 / (2.0 * rows), wspace=0.05, hspace=0.4)
     for cell in cells:
@@ -51,9 +62,13 @@ def plot_mistakes(images: Sequence[np.ndarray], titles: Sequence[str], path: Pat
 
 
 def plot_attention(image: np.ndarray, flow: np.ndarray, title: str, path: Path) -> None:
-    """The image uint8 [Y, X, C] as the model gets it, and what it looked at laid over it, side by side, as a PNG.
+    """Draws an image, and beside it the image under its attention, as a PNG.
 
-    Arguments: flow [rows, columns], such as `vit.rollout` gives for the patches; only its proportions count.
+    Args:
+      image: uint8 [Y, X, C], as the model reads it.
+      flow: float [rows, columns], the attention to each patch (`vit.rollout`), in any unit.
+      title: above the picture.
+      path: of the PNG.
     """
     extras.need("matplotlib", "a picture of the attention")
     from matplotlib.figure import Figure

@@ -1,18 +1,14 @@
-"""Masked language modelling: predict the tokens that were hidden from the model, from both sides (Devlin et al. 2019).
+"""Masked language modelling: predict hidden tokens from both sides of the context (Devlin et al. 2019).
 
-The vocabulary's projection runs on the P hidden positions of each row and nowhere else. With pairs, the model also says
-whether the second passage follows the first. Reported are nats, perplexity and accuracy per masked token, beside what
-the training text's word frequencies alone would score on the very same tokens.
+The output projection runs only on the P masked positions of each row. With pairs, the model also predicts whether the
+second passage follows the first. It reports nats, perplexity and accuracy per masked token, beside a unigram baseline:
+the frequencies of the training text on the same tokens.
 
 Letters: B rows, T length, P predictions of a row, D width, E embedding width, V vocabulary.
 """
 
-import functools
-import itertools
 import math
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -27,20 +23,23 @@ from transformer_jax.errors import InputError
 from transformer_jax.nn import layers
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.tasks import encoder
-from transformer_jax.tasks.masked_lm import masked
+from transformer_jax.tasks.masked_lm import filling, masked
+from transformer_jax.tasks.masked_lm.filling import pseudo_log_likelihood as pseudo_log_likelihood
 from transformer_jax.tasks.text import TextTask
 
 Pairs = Literal["none", "next_sentence", "sentence_order"]
 
-COUNTED = 1 << 27  # tokens of the training text that the unigram baseline is counted on, at most
-ANY_MASK = re.compile(r"<mask>|\[MASK\]", re.IGNORECASE)  # as most tokenizers spell their mask token
-PREDICT_ROWS = 32  # rows that are computed together in `predict` and `pseudo_log_likelihood`
+COUNTED = 1 << 27  # tokens of the training text that are counted for the unigram baseline, at most
 
 
 @dataclass(frozen=True)
 class Unigram:
-    """What the frequencies of tokens in the training text, each plus one, score on the masked tokens of the validation
-    set: `loss` in nats per masked token, and how often the most frequent token is the right one."""
+    """The unigram baseline on the masked tokens of the validation set.
+
+    Attributes:
+      loss: nats per masked token under the frequencies of tokens in the training text, each plus one.
+      accuracy: the share of masked tokens that are the most frequent token.
+    """
 
     loss: float
     accuracy: float
@@ -48,24 +47,24 @@ class Unigram:
 
 @dataclass(frozen=True)
 class MaskedLM(TextTask):
-    """Cross-entropy of the hidden tokens, and of whether a pair follows."""
+    """The cross-entropy of the hidden tokens, and of the label of a pair."""
 
     masking: Masking = field(default_factory=Masking)
-    """Which tokens are hidden, and what stands in their place."""
+    """Which tokens are hidden, and what replaces them."""
     pairs: Pairs = "none"
-    """What a row holds two passages for: BERT's next-sentence prediction, ALBERT's sentence order, or nothing."""
+    """Rows of two passages: BERT's next-sentence prediction or ALBERT's sentence order; none: one passage."""
     packed: bool = False
-    """Rows of whole documents that do not see each other; off: rows run over the borders of documents (RoBERTa)."""
+    """True: rows of whole documents that do not attend to each other; False: rows span documents (RoBERTa)."""
 
     def __post_init__(self) -> None:
         if self.pairs not in get_args(Pairs):
             raise InputError(f"task.pairs = {self.pairs!r}: must be one of {', '.join(get_args(Pairs))}")
         if self.packed and self.pairs != "none":
-            raise InputError(f"task.packed with task.pairs = {self.pairs!r}: a row holds one pair; drop either")
+            raise InputError(f"task.packed with task.pairs = {self.pairs!r}: a row has one pair; remove one of them")
 
     @property
     def layout(self) -> masked.Layout:
-        """How `masked` lays out a row."""
+        """The layout of a row in `masked`."""
         if self.pairs != "none":
             return self.pairs
         return "packed" if self.packed else "full"
@@ -85,12 +84,11 @@ class MaskedLM(TextTask):
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
     def prepare(self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
-        """Tokenises the corpus (once: it is cached), lays out its rows and scores the unigram baseline.
+        """The rows of the corpus, which is tokenised on first use, and the unigram baseline.
 
-        Arguments:
-          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
-        Errors: `InputError` for a model without the heads, a tokenizer without [CLS], [SEP] or [MASK] or with more ids
-          than the model, and a missing, empty or too short corpus.
+        Raises:
+          InputError: a model without the heads, a tokenizer without [CLS], [SEP] or [MASK] or with more ids than the
+            model, or a missing, empty or too short corpus.
         """
         for head in ("mlm", "pair") if self.pairs != "none" else ("mlm",):
             encoder.check_head(model_cfg, head)
@@ -115,15 +113,14 @@ class MaskedLM(TextTask):
     # ---- Loss ----
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, sums): sum / weight is the mean over masked tokens, plus the mean over pairs where there are.
+        """(sum, weight, sums). sum / weight is the mean over masked tokens, plus with pairs the mean over pairs.
 
         sums: {"loss": ...} in nats over masked tokens; with pairs also {"pair_loss": ..., "pair_accuracy": ...}.
-        Dropout only with a key.
         """
         return self._losses(params, model_cfg, batch, key)[0]
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-        """The sums of `loss`, and {"accuracy": ...}, which takes the logits once more."""
+        """The sums of `loss` and {"accuracy": ...}, for which the logits are recomputed."""
         (_, _, sums), h_BPE = self._losses(params, model_cfg, batch, None)
         kernel_EV, bias_V = models.family(model_cfg).mlm_kernel(params, model_cfg)
         right = _right(h_BPE, kernel_EV, bias_V, batch["labels"], batch["weights"])
@@ -143,7 +140,7 @@ class MaskedLM(TextTask):
         sums = {"loss": (nats, weight)}
         if self.pairs == "none":
             return (nats, weight, sums), h_BPE
-        logits_B2 = family.pair(params, model_cfg, x_BTD)  # without dropout, as BERT's and ALBERT's own pre-training
+        logits_B2 = family.pair(params, model_cfg, x_BTD)  # without dropout, as in BERT's and ALBERT's pre-training
         pair_B, weights_B = batch["pair"], batch["pair_weights"]
         with sharding.replicated_length():
             pair_nats, count, _ = losses.cross_entropy(logits_B2[:, None], pair_B[:, None], weights_B[:, None])
@@ -153,7 +150,7 @@ class MaskedLM(TextTask):
         return (total, weight, jax.lax.stop_gradient(sums)), h_BPE
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """The numbers of an evaluation, from the sums over the whole validation set, and the baseline's."""
+        """Nats, perplexity and accuracy per masked token, those of the baseline, and the pairs' loss and accuracy."""
         nats = sums["loss"][0] / sums["loss"][1]
         report = {
             "loss_nats_per_masked_token": nats,
@@ -168,8 +165,7 @@ class MaskedLM(TextTask):
         return report
 
     def flops(self, model_cfg: Any, data: corpus.TextCorpus) -> float:
-        """FLOPs of one training step on one example, forward and backward: the trunk's, and the masked-LM head's for
-        the P positions that go through it."""
+        """The FLOPs of a training step on one example, forward and backward: the trunk, and the head at P positions."""
         D, E = model_cfg.width, model_cfg.embed_features
         head = (D * E + E * model_cfg.vocab_size) * self.masking.count(data.length)
         return encoder.flops(model_cfg, data.length) + 6.0 * head
@@ -185,44 +181,20 @@ class MaskedLM(TextTask):
     ) -> Iterator[dict[str, Any]]:
         """For each text {"text", "masks": [[{"token", "probability"}, ...], ...], "pseudo_perplexity_per_token"}.
 
-        "masks" has the `top` tokens for each mask token in the text, which is written as the tokenizer spells it
-        ("[MASK]", "<mask>"); of a text that is too long, the part around the masks is read. A text without one is
-        scored instead: its "pseudo_perplexity_per_token" is exp of minus the mean of `pseudo_log_likelihood`, and null
-        in a text with masks. Errors: `InputError` for a text without a token, with masks that are too far apart, and
-        with the mask of another tokenizer.
+        "masks" has the `top` tokens for each mask token in the text, in the tokenizer's spelling ("[MASK]", "<mask>").
+        Of a text that is too long, the part around the masks is used. A text without a mask is scored:
+        "pseudo_perplexity_per_token" is exp of minus the mean of `pseudo_log_likelihood`; with masks it is null. A text
+        without a token, with masks too far apart or with the mask of another tokenizer has {"text", "error"}.
         """
         known = masked.vocabulary(tokenizer)
         for text in inputs:
             try:
-                yield self._filled(params, model_cfg, tokenizer, known, text, min(top, model_cfg.vocab_size))
+                yield filling.fill(params, model_cfg, tokenizer, known, text, min(top, model_cfg.vocab_size))
             except InputError as error:
                 yield {"text": text, "error": str(error)}
 
-    def _filled(
-        self, params: Any, model_cfg: Any, tokenizer: Any, known: masked.Vocabulary, text: str, top: int
-    ) -> dict[str, Any]:
-        ids = _around_masks(tokenizer.encode_prompt(text), known.mask, model_cfg.max_length - 2)
-        if not len(ids):
-            raise InputError("it has no token; give some text")
-        at = np.flatnonzero(ids == known.mask) + 1
-        if not len(at):
-            if other := ANY_MASK.search(text):
-                spelled = tokenizer.decode([known.mask]).strip()
-                raise InputError(f"{other[0]} is text here; the mask token is {spelled}")
-            (log_probs,) = pseudo_log_likelihood(params, model_cfg, tokenizer, [text])
-            return {"text": text, "masks": [], "pseudo_perplexity_per_token": math.exp(-float(log_probs.mean()))}
-        tokens_BT, lengths_B = _rows([ids], 1, known, model_cfg.max_length)
-        positions_BP = np.zeros((1, -(-len(at) // 8) * 8), np.int32)  # few shapes, so few compilations
-        positions_BP[0, : len(at)] = at
-        log_probs_BPK, ids_BPK = jax.device_get(_likeliest(params, model_cfg, tokens_BT, lengths_B, positions_BP, top))
-        masks = [
-            [{"token": tokenizer.decode([i]), "probability": math.exp(p)} for i, p in zip(*answers, strict=True)]
-            for answers in zip(ids_BPK[0, : len(at)].tolist(), log_probs_BPK[0, : len(at)].tolist(), strict=True)
-        ]
-        return {"text": text, "masks": masks, "pseudo_perplexity_per_token": None}
-
     def describe(self, prediction: Mapping[str, Any]) -> str:
-        """The text, and below it a line for each mask; or the text's score."""
+        """The text, then a line for each mask or the text's score."""
         if not prediction["masks"]:
             score = prediction["pseudo_perplexity_per_token"]
             return f"{prediction['text']}\n  pseudo-perplexity {score:.2f} per token (it has no mask token to fill in)"
@@ -236,7 +208,7 @@ class MaskedLM(TextTask):
 def _right(
     h_BPE: jax.Array, kernel_EV: jax.Array, bias_V: jax.Array, labels_BP: jax.Array, weights_BP: jax.Array
 ) -> jax.Array:
-    """How many labels have the highest logit. One prediction of each row at a time: logits are [B, V] at most."""
+    """The number of labels with the highest logit, one position at a time, so that only [B, V] logits are in memory."""
 
     def one(x: tuple[jax.Array, jax.Array]) -> jax.Array:
         h_BE, labels_B = x
@@ -249,105 +221,20 @@ def _right(
 
 
 def _labels(examples: masked.Examples) -> np.ndarray:
-    """What there is to predict in a finite set, one after the other."""
+    """The labels of a finite set, concatenated."""
     rows = (examples[i] for i in range(len(examples)))
     return np.concatenate([row["labels"][row["weights"] == 1] for row in rows])
 
 
 def unigram(tokens: np.ndarray, ordinary_V: np.ndarray, labels: np.ndarray) -> Unigram:
-    """Scores labels by the counts of tokens in the training text (its first `COUNTED`), each plus one; special tokens
-    have no share, because they are never labels."""
+    """The unigram baseline of some labels. Special tokens have probability 0, because they are never labels.
+
+    Args:
+      tokens: of the training text; the first `COUNTED` are used.
+      ordinary_V: bool [V], whether a token is not special.
+      labels: int32, the masked tokens of the validation set.
+    """
     counts_V = np.bincount(tokens[:COUNTED], minlength=len(ordinary_V)) + 1.0
     counts_V[~ordinary_V] = 0.0
     nats = math.log(counts_V.sum()) - np.log(counts_V[labels]).mean()
     return Unigram(float(nats), float((labels == counts_V.argmax()).mean()))
-
-
-# ---- Texts ---------------------------------------------------------------------------------------------------------
-
-
-def pseudo_log_likelihood(params: Any, model_cfg: Any, tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
-    """For each text the log-probability of each of its tokens given all the others, float32 [n]: that token is masked,
-    and no other (Salazar et al. 2020, sections 2.1 and 2.2).
-
-    The sum is the text's pseudo-log-likelihood; exp of minus the mean over a corpus' tokens is its pseudo-perplexity. A
-    text of n tokens takes n forward passes. Texts longer than the model's positions are cut, and stderr says how many.
-    Errors: `InputError` for a text without a token.
-    """
-    known = masked.vocabulary(tokenizer)
-    encoded = _cut(tokenizer.encode_batch(list(texts)), model_cfg.max_length - 2)
-    for text, ids in zip(texts, encoded, strict=True):
-        if not len(ids):
-            raise InputError(f"text {text!r} has no token to score; give some text")
-
-    asked = ((ids, at) for ids in encoded for at in range(len(ids)))
-    scores: list[float] = []
-    while group := list(itertools.islice(asked, PREDICT_ROWS)):
-        tokens_BT, lengths_B = _rows([ids for ids, _ in group], PREDICT_ROWS, known, model_cfg.max_length)
-        at_B, labels_B = np.zeros(PREDICT_ROWS, np.int32), np.zeros(PREDICT_ROWS, np.int32)
-        for b, (ids, at) in enumerate(group):
-            at_B[b], labels_B[b], tokens_BT[b, at + 1] = at + 1, ids[at], known.mask
-        found_B = _scores(params, model_cfg, tokens_BT, lengths_B, at_B, labels_B)
-        scores += np.asarray(found_B)[: len(group)].tolist()
-    return np.split(np.array(scores, np.float32), np.cumsum([len(ids) for ids in encoded])[:-1])
-
-
-# Functions of the module, not of a call: `predict` scores text after text, and each shape is compiled once.
-@functools.partial(jax.jit, static_argnames="model_cfg")
-def _scores(
-    params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_B: jax.Array, labels_B: jax.Array
-) -> jax.Array:
-    """The log-probability of one token of each row, float32 [B]."""
-    log_probs_B1V = _log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_B[:, None])
-    return jnp.take_along_axis(log_probs_B1V[:, 0], labels_B[:, None], axis=-1)[:, 0]
-
-
-@functools.partial(jax.jit, static_argnames=("model_cfg", "top"))
-def _likeliest(
-    params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_BP: jax.Array, top: int
-) -> tuple[jax.Array, jax.Array]:
-    """The K = `top` highest log-probabilities at each position, float32 [B, P, K], and their tokens."""
-    return jax.lax.top_k(_log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_BP), top)
-
-
-def _log_probabilities(
-    params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_BP: jax.Array
-) -> jax.Array:
-    """float32 [B, P, V]."""
-    family = models.family(model_cfg)
-    x_BTD = family.apply(params, model_cfg, tokens_BT, lengths=lengths_B)
-    x_BPD = layers.gather(x_BTD, positions_BP, out=("batch", None, None))
-    with sharding.replicated_length():
-        return jax.nn.log_softmax(family.mlm(params, model_cfg, x_BPD))
-
-
-def _cut(encoded: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
-    """Every text's first `room` tokens."""
-    if over := sum(len(ids) > room for ids in encoded):
-        print(f"{over} of {len(encoded)} texts cut to the model's {room} tokens", file=sys.stderr)
-    return [ids[:room] for ids in encoded]
-
-
-def _around_masks(ids: np.ndarray, mask: int, room: int) -> np.ndarray:
-    """At most `room` tokens: the first ones, or later ones where the masks would be cut off."""
-    at = np.flatnonzero(ids == mask)
-    if not len(at) or len(ids) <= room:
-        return _cut([ids], room)[0]
-    apart = int(at[-1] - at[0]) + 1
-    if apart > room:
-        raise InputError(f"its masks stand {apart} tokens apart, and the model reads {room}")
-    (first,) = _cut([ids], room)
-    middle = int(np.clip(at[0] - (room - apart) // 2, 0, len(ids) - room))
-    return first if at[-1] < room else ids[middle : middle + room]
-
-
-def _rows(
-    texts: Sequence[np.ndarray], rows: int, known: masked.Vocabulary, max_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] text [SEP] in rows of a multiple of 32 tokens, and their lengths; rows left over hold one token."""
-    T = min(-(-(max(len(ids) for ids in texts) + 2) // 32) * 32, max_length)
-    tokens_BT, lengths_B = np.zeros((rows, T), np.int32), np.ones(rows, np.int32)
-    for b, ids in enumerate(texts):
-        tokens_BT[b, 0], tokens_BT[b, 1 : len(ids) + 1], tokens_BT[b, len(ids) + 1] = known.cls, ids, known.sep
-        lengths_B[b] = len(ids) + 2
-    return tokens_BT, lengths_B

@@ -1,8 +1,7 @@
-"""Extractive question answering: the answer is a span of the context, its first and last token are classified
-(Devlin et al. 2019, section 4.2).
+"""Extractive question answering: predict the first and the last token of the answer in a context.
 
-Of all windows of a context the span with the highest sum of start and end logit is the answer. Reported are exact match
-and F1 in percent, as the official SQuAD v1.1 script computes them.
+(Devlin et al. 2019, section 4.2.) The answer is the span with the highest sum of start and end logit over all windows
+of a context. It reports exact match and F1 in percent, as the official SQuAD v1.1 script.
 
 E windows, T length, M the longest answer.
 """
@@ -24,13 +23,13 @@ from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.text import TextTask
 
-WINDOW, STRIDE = 384, 128  # of `predict`: the published ones
-ROWS = 64  # windows whose spans are scored at a time
+WINDOW, STRIDE = 384, 128  # tokens, of `predict`, as published
+ROWS = 64  # windows whose spans are scored together
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The questions of a set, the places of their contexts' tokens, and which window is of which."""
+    """The questions of a set, their tokens, and their windows."""
 
     asked: Sequence[questions.Question]
     encoded: Sequence[questions.Encoded]
@@ -39,12 +38,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class SpanQA(TextTask):
-    """The mean of two cross-entropies: of the answer's first token and of its last."""
+    """The mean of two cross-entropies: of the answer's first and last token."""
 
     takes_pairs: ClassVar[bool] = True
 
     max_answer_tokens: int = 30
-    """The longest answer that is looked for."""
+    """The most tokens of an answer."""
 
     def __post_init__(self) -> None:
         if self.max_answer_tokens < 1:
@@ -59,9 +58,10 @@ class SpanQA(TextTask):
     def prepare(
         self, data: questions.Questions, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
     ) -> Prepared:
-        """Reads, checks and tokenises the questions into memory.
+        """The tokenised questions, in memory.
 
-        Errors: `InputError` for bad data (`questions.prepare`), and a model without the head or ids for them.
+        Raises:
+          InputError: bad data (`questions.prepare`), or a model without the head or the ids.
         """
         encoder.check_head(model_cfg, "span")
         made = questions.prepare(data, seed=seed, tokenizer=workdir_tokenizer)
@@ -75,7 +75,7 @@ class SpanQA(TextTask):
         return Prepared(made.train, evaluation(made.validation, "validation"), facts, made.tokenizer, test)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, sums) in nats over the windows; dropout only with a key."""
+        """(sum, weight, {"loss": (sum, weight)}) in nats over the windows."""
         return self._scored(self._logits(params, model_cfg, batch, key), batch)
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ class SpanQA(TextTask):
         return self._scored(logits_B2T, batch)[2], {"start_logits": logits_B2T[:, 0], "end_logits": logits_B2T[:, 1]}
 
     def _logits(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
-        """Start and end logits [B, 2, T]. Only [CLS] and the context can be chosen, not the question, nor padding."""
+        """Start and end logits [B, 2, T]. Those of the question and of padding are masked."""
         x_BTD = encoder.hidden(params, model_cfg, batch, key=key)
         logits_B2T = jnp.moveaxis(models.family(model_cfg).spans(params, model_cfg, x_BTD), 2, 1)
         at_T = jnp.arange(x_BTD.shape[1])
@@ -99,7 +99,7 @@ class SpanQA(TextTask):
         return total, weight, {"loss": (total, weight)}
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """Nats per window, and exact match and F1 of the questions, in percent."""
+        """Nats per window, and exact match and F1 of the questions in percent."""
         reference = evaluation.reference
         answers, best = [""] * len(reference.asked), np.full(len(reference.asked), -np.inf)
         for at in range(0, len(reference.windows), ROWS):
@@ -121,27 +121,26 @@ class SpanQA(TextTask):
         }
 
     def flops(self, model_cfg: Any, data: questions.Questions) -> float:
-        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        """The trunk's FLOPs of a training step on one example, forward and backward."""
         return encoder.flops(model_cfg, data.length)
 
     def default_data(self, tokenizer: Any, model_cfg: Any) -> questions.Questions:
-        """A file that the user has to give."""
+        """A file that the user must provide."""
         length = min(model_cfg.max_length, 1024)
         return questions.Questions(questions.SquadJson("squad.json", "squad.json"), tokenizer, length, length // 4)
 
     def read(self, given: Sequence[str], options: Answers) -> list[Input] | None:
-        """The questions of a file in SQuAD's format, which need no answers."""
+        """The questions of a file in SQuAD's format; they need no answers."""
         return questions.inputs(options.file) if text_files.suffix(options.file) == ".json" else None
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Query], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """{"question", "answer", "probability", "start", "end", "others"} for each (question, context), or line with a
-        TAB between these.
+        """For each (question, context), or line with a TAB, the answer and its probability.
 
-        start and end are characters of the context. The probability is among all spans of the context that are not
-        longer than `max_answer_tokens`, each with its score in the window that gives it the highest. "others" holds the
-        top - 1 next answers that do not overlap a better one, as {"answer", "probability", "start", "end"}.
+        {"question", "answer", "probability", "start", "end", "others"}: start and end are characters of the context.
+        The probability is among all spans of at most `max_answer_tokens`, each with its highest score in any window.
+        "others" has the top - 1 next answers that do not overlap a better one, without "question" and "others".
         """
         length = min(WINDOW, model_cfg.max_length)
         around, kept = labelled.around(tokenizer), questions.question_tokens(length)
@@ -169,7 +168,7 @@ class SpanQA(TextTask):
             yield {"question": question, **_answers(scores_ETM, windows, encoded.offsets, context, top)}
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
-        """The question, the answer and its probability, and the other answers below."""
+        """The question, the answer and its probability, then a line for each other answer."""
         lines = [f"{prediction['question']} {prediction['answer']} ({prediction['probability']:.1%})"]
         lines += [f"    {other['answer']} ({other['probability']:.1%})" for other in prediction["others"]]
         return "\n".join(lines)
@@ -178,7 +177,14 @@ class SpanQA(TextTask):
 def span_scores(
     starts_ET: np.ndarray, ends_ET: np.ndarray, windows: Sequence[questions.Window], max_tokens: int
 ) -> np.ndarray:
-    """[E, T, M]: start logit of token t plus end logit of token t + m; -inf where that leaves the window's context."""
+    """The scores [E, T, M]: the start logit of token t plus the end logit of token t + m, -inf outside of the context.
+
+    Args:
+      starts_ET: start logits.
+      ends_ET: end logits.
+      windows: of the rows.
+      max_tokens: M, the most tokens of an answer.
+    """
     begin_E1 = np.array([window.begin for window in windows])[:, None]
     past_E1 = begin_E1 + np.array([window.size for window in windows])[:, None]
     at_T = np.arange(starts_ET.shape[1])
@@ -189,7 +195,15 @@ def span_scores(
 
 
 def place(offsets: np.ndarray, window: questions.Window, first: int, extra: int, context: str) -> tuple[int, int]:
-    """The characters of the span of tokens first, ..., first + extra, positions in the window; no space at its ends."""
+    """(start, end) of an answer in characters of the context, without white space at its ends.
+
+    Args:
+      offsets: int32 [n, 2], the character spans of the context's tokens.
+      window: that holds the answer.
+      first: the position of the answer's first token in the window.
+      extra: how many tokens follow the first.
+      context: the text.
+    """
     token = first - window.begin + window.first
     start, end = int(offsets[token, 0]), int(offsets[token + extra, 1])
     text = context[start:end]
@@ -199,9 +213,9 @@ def place(offsets: np.ndarray, window: questions.Window, first: int, extra: int,
 def _answers(
     scores_ETM: np.ndarray, windows: Sequence[questions.Window], offsets: np.ndarray, context: str, top: int
 ) -> dict[str, Any]:
-    """The best span, and as "others" the top - 1 next best that share no token with a better one.
+    """The best span, and as "others" the top - 1 next best without a token in common with a better one.
 
-    A span that several windows show is one answer, with its score in the window that gives it the highest.
+    A span in several windows is one answer, with its highest score.
     """
     N, M = len(offsets), scores_ETM.shape[2]
     scores_NM = np.full((N, M), -np.inf)

@@ -1,13 +1,13 @@
 """Questions whose answer is a span of a context, as random-access examples for extractive question answering.
 
     SquadJson   files in the format of SQuAD v1.1
-    TfdsSquad   the same that TensorFlow Datasets has prepared, without TensorFlow
+    TfdsSquad   a prepared data set of TensorFlow Datasets with SQuAD's features, read without TensorFlow
 
 An example is a window: {"tokens": int32[T], "types": int32[T], "lengths", "starts", "ends": int32[], "weights":
-float32[]}, the tokens [CLS] question [SEP] context [SEP] with types 1 from the context on, then padding. A context
-longer than a window has several, `stride` tokens apart. starts and ends are the positions of the answer's first and
-last token; both are 0, [CLS], where the answer is not whole in the window (Devlin et al. 2019, section 4.2; windows and
-the limit of 64 tokens for a question are those of its run_squad.py).
+float32[]}. The tokens are [CLS] question [SEP] context [SEP], with types 1 from the context on, then padding. A context
+longer than a window has several windows, `stride` tokens apart. starts and ends are the positions of the answer's first
+and last token, or both 0, [CLS], if the answer is not complete in the window (Devlin et al. 2019, section 4.2). Windows
+and the limit of 64 tokens for a question follow BERT's run_squad.py.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from transformer_jax.tasks.classification import labelled
 
 Side = Literal["train", "validation", "test"]
 
-QUESTION_TOKENS = 64  # a longer question loses its end
-SPECIAL_TOKENS = 4  # at most, in a window: RoBERTa has two between question and context
+QUESTION_TOKENS = 64  # a longer question is truncated
+SPECIAL_TOKENS = 4  # the most in a window: RoBERTa has two between question and context
 
 
 class Question(NamedTuple):
-    """A question about a context, the right answers, at least one, and the character where each begins in it."""
+    """A question about a context, its right answers (at least one), and the character where each begins."""
 
     id: str
     question: str
@@ -44,26 +44,34 @@ class Question(NamedTuple):
 
 
 class Source(Protocol):
-    """Where questions with answers come from: a frozen dataclass."""
+    """A source of questions with answers: a frozen dataclass."""
 
     def questions(self, side: Side) -> list[Question] | None:
-        """The questions of a side; None where there is no test set."""
+        """The questions of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         ...
 
 
 @dataclass(frozen=True)
 class SquadJson:
-    """Files as SQuAD v1.1 publishes them: data > paragraphs > context and qas > question and answers."""
+    """Files in the format of SQuAD v1.1: data > paragraphs > context and qas > question and answers."""
 
     train: str
-    """The file to train on: "train-v1.1.json"."""
+    """The training file: "train-v1.1.json"."""
     validation: str
-    """The file to choose the checkpoint on: "dev-v1.1.json"."""
+    """The file that chooses the checkpoint: "dev-v1.1.json"."""
     test: str = ""
-    """The file to report the chosen checkpoint on; empty: none."""
+    """The file that the chosen checkpoint is reported on; empty: none."""
 
     def questions(self, side: Side) -> list[Question] | None:
-        """None: there is no test set."""
+        """The questions of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         path = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         if not path and side == "test":
             return None
@@ -71,7 +79,14 @@ class SquadJson:
 
 
 def inputs(path: str) -> list[asked.Input]:
-    """The questions of a file in the format of SQuAD, in order, as (question, context); they need no answers."""
+    """The questions of a file in SQuAD's format, in order, as (question, context); they need no answers.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      InputError: another format.
+    """
     return [
         asked.text((_get(one, "question", str, of), context), of, {"id": id})
         for id, one, context, of in _squad_json(Path(path).expanduser())
@@ -87,7 +102,7 @@ def _answered(path: Path) -> Iterator[Question]:
 
 
 def _squad_json(path: Path) -> Iterator[tuple[str, Any, str, str]]:
-    """(id, the object of a question, its context, where it is for messages)."""
+    """Yields (id, the object of a question, its context, its name for messages)."""
     text = text_files.whole(path)
     try:
         tree = json.loads(text)
@@ -105,7 +120,7 @@ def _squad_json(path: Path) -> Iterator[tuple[str, Any, str, str]]:
 def _get(tree: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(tree, dict) or key not in tree:
         has = f"it has {', '.join(map(repr, tree))}" if isinstance(tree, dict) else "it is not an object"
-        raise InputError(f"{where}: no {key!r} ({has}); the format is that of SQuAD v1.1")
+        raise InputError(f"{where}: no {key!r} ({has}); the file must have the format of SQuAD v1.1")
     if not isinstance(tree[key], kind):
         raise InputError(f"{where}: {key!r} holds {type(tree[key]).__name__}, not {kind.__name__}")
     return tree[key]
@@ -113,21 +128,25 @@ def _get(tree: Any, key: str, kind: type, where: str) -> Any:
 
 @dataclass(frozen=True)
 class TfdsSquad:
-    """A data set that TensorFlow Datasets has prepared in array_record format with SQuAD's features."""
+    """A prepared TFDS data set in array_record format with SQuAD's features."""
 
     name: str = "squad"
-    """As TFDS writes it; "squad" is version 1.1."""
+    """The TFDS name; "squad" is version 1.1."""
     train: str = "train"
-    """Slices such as "train[:90%]" work."""
+    """The training split. Slices such as "train[:90%]" work."""
     validation: str = "validation"
-    """The split to choose the checkpoint on."""
+    """The split that chooses the checkpoint."""
     test: str = ""
-    """The split to report the chosen checkpoint on; empty: none (SQuAD keeps its test set to itself)."""
+    """The split that the chosen checkpoint is reported on; empty: none (SQuAD's test set is not public)."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     def questions(self, side: Side) -> list[Question] | None:
-        """None: there is no test set."""
+        """The questions of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         if not split and side == "test":
             return None
@@ -150,7 +169,7 @@ class TfdsSquad:
 
 def _checked(question: Question, where: str) -> Question:
     if not question.answers:
-        raise InputError(f"{where}: no answer; questions without one (SQuAD 2.0) must be left out")
+        raise InputError(f"{where}: no answer; remove questions without one (SQuAD 2.0)")
     for name, text in (("question", question.question), ("context", question.context)):
         if not text.strip():
             raise InputError(f"{where}: the {name} is empty")
@@ -158,7 +177,8 @@ def _checked(question: Question, where: str) -> Question:
         found = question.context[max(start, 0) : max(start, 0) + len(answer)]
         if not answer.strip() or start < 0 or found != answer:
             raise InputError(
-                f"{where}: the answer {answer!r} is not at character {start} of the context, where {found!r} stands"
+                f"{where}: the answer {answer!r} is not at character {start} of the context, which has "
+                f"{found!r} there; correct answer_start or the answer"
             )
     return question
 
@@ -171,13 +191,13 @@ class Questions:
     """The data of a question-answering experiment."""
 
     source: Source
-    """Where the questions come from."""
+    """The questions."""
     tokenizer: tokenizers.Spec
-    """How texts become tokens."""
+    """Encodes their texts."""
     length: int = 384
     """Tokens in a window, special ones and the question included."""
     stride: int = 128
-    """Tokens between the starts of two windows of a context."""
+    """Tokens between the beginnings of two windows of a context."""
 
     def __post_init__(self) -> None:
         room = self.length - SPECIAL_TOKENS - question_tokens(self.length)
@@ -185,19 +205,31 @@ class Questions:
             raise InputError(f"data.length = {self.length} leaves no room for a context; it must be at least 8")
         if not 1 <= self.stride <= room:
             raise InputError(
-                f"data.stride = {self.stride} must be between 1 and {room}, the tokens of context that any window of "
-                f"data.length = {self.length} has room for"
+                f"data.stride = {self.stride} must be between 1 and {room}, the tokens of context that every window of "
+                f"data.length = {self.length} can hold"
             )
 
 
 def question_tokens(length: int) -> int:
-    """How many tokens of a question a window keeps at most."""
+    """The most tokens of a question in a window.
+
+    Args:
+      length: tokens in a window.
+    """
     return min(QUESTION_TOKENS, (length - SPECIAL_TOKENS) // 2)
 
 
 class Window(NamedTuple):
-    """Context tokens first, ..., first + size - 1 of question number `question`; `begin` is the position in the window
-    of the first of them; `start` and `end` are those of the answer's first and last token, 0 where it is not whole."""
+    """A part of a context, with the answer if it is complete in it.
+
+    Attributes:
+      question: the number of the question.
+      first: the first token of the context in the window.
+      size: the number of tokens of the context in the window.
+      begin: the position of the first of them in the window.
+      start: the position of the answer's first token in the window; 0: the answer is not complete.
+      end: the position of the answer's last token in the window; 0: the answer is not complete.
+    """
 
     question: int
     first: int
@@ -210,7 +242,16 @@ class Window(NamedTuple):
 def windows(
     question: int, asked: np.ndarray, context: np.ndarray, around: labelled.Around, length: int, stride: int
 ) -> list[Window]:
-    """The windows over a context of one question, both as ids; no answer is marked."""
+    """The windows over the context of a question, without answers.
+
+    Args:
+      question: its number.
+      asked: ids of the question.
+      context: ids of the context.
+      around: the special tokens.
+      length: tokens in a window.
+      stride: tokens between the beginnings of two windows.
+    """
     begin = len(around.cls) + len(asked) + len(around.between)
     room = length - begin - len(around.sep)
     count = 1 + max(-(-(len(context) - room) // stride), 0)
@@ -218,13 +259,19 @@ def windows(
 
 
 def tokens_of(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
-    """First and last token that share a character with context[start:end]; None: the tokenizer dropped them all."""
+    """(first, last) token that overlaps context[start:end]; None if the tokenizer dropped all its characters.
+
+    Args:
+      offsets: int32 [n, 2], the character spans of the context's tokens.
+      start: of the answer, in characters.
+      end: of the answer, in characters.
+    """
     inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
     return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
 
 class Encoded(NamedTuple):
-    """Ids of a question and its context, and the context's tokens' places, int32 [n, 2] in characters."""
+    """The ids of a question and its context, and the character spans of the context's tokens, int32 [n, 2]."""
 
     asked: np.ndarray
     context: np.ndarray
@@ -233,7 +280,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """`examples[i]` is example i."""
+    """Random-access examples: `examples[i]` is example i."""
 
     encoded: Sequence[Encoded]
     windows: Sequence[Window]
@@ -266,22 +313,28 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A Questions made ready. `train` is endless; `questions` are those of each side; `facts` counts what was cut."""
+    """A prepared Questions. `train` is endless."""
 
     tokenizer: tokenizers.Tokenizer
     train: Examples
     validation: Examples
     test: Examples | None
     questions: dict[str, list[Question]]
+    """The questions of each side."""
     facts: dict[str, int]
+    """Counts of questions, windows, and what was truncated."""
 
 
 def prepare(data: Questions, *, seed: int, tokenizer: tokenizers.Tokenizer | None = None) -> Asked:
-    """Reads, checks and tokenises every question, once, into memory.
+    """The tokenised examples of every side, in memory.
 
-    Arguments:
-      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training texts.
-    Errors: `InputError` for what is wrong with a file or a question, and a tokenizer without [CLS] and [SEP].
+    Args:
+      data: the questions, the tokenizer and the windows.
+      seed: of the order of training examples.
+      tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
+
+    Raises:
+      InputError: a bad file or question, or a tokenizer without [CLS] and [SEP].
     """
     read: dict[str, list[Question]] = {}
     for side in ("train", "validation", "test"):
@@ -310,16 +363,16 @@ def _examples(
     encoded = [Encoded(ids[:kept], *contexts[q.context]) for ids, q in zip(asked, found, strict=True)]
     made: list[Window] = []
     strided = lost = 0
-    for number, (question, tokens_here) in enumerate(zip(found, encoded, strict=True)):
-        plain = windows(number, tokens_here.asked, tokens_here.context, around, data.length, data.stride)
+    for number, (question, ids) in enumerate(zip(found, encoded, strict=True)):
+        plain = windows(number, ids.asked, ids.context, around, data.length, data.stride)
         first, last = question.starts[0], question.starts[0] + len(question.answers[0])
-        marked = [_marked(window, tokens_of(tokens_here.offsets, first, last)) for window in plain]
+        marked = [_marked(window, tokens_of(ids.offsets, first, last)) for window in plain]
         strided += len(marked) > 1
         lost += not any(window.end for window in marked)
         made += marked
     counts = {
         "questions": len(found),
-        "questions_cut": sum(len(ids) > kept for ids in asked),
+        "questions_truncated": sum(len(ids) > kept for ids in asked),
         "contexts_in_several_windows": strided,
         "windows": len(made),
         "windows_without_answer": sum(not window.end for window in made),
@@ -329,6 +382,7 @@ def _examples(
 
 
 def _marked(window: Window, answer: tuple[int, int] | None) -> Window:
+    """The window with the answer's tokens, if it holds all of them."""
     if answer is None or answer[0] < window.first or answer[1] >= window.first + window.size:
         return window
     shift = window.begin - window.first
