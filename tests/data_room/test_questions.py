@@ -166,7 +166,7 @@ def test_tfds(tmp_path, tokenizer, write_tfds):
         (("q9", "who?", "Denver won", [("Broncos", 0)]), r"question 'q9': the answer 'Broncos' is not at character 0"),
         (("q9", "who?", " Denver won", [("Denver", 0)]), r"of the context, which has ' Denve' there"),
         (("q9", "who?", "Denver won", [("won", -3)]), r"the answer 'won' is not at character -3"),
-        (("q9", "who?", "Denver won", []), r"question 'q9': no answer; questions without one \(SQuAD 2.0\)"),
+        (("q9", "who?", "Denver won", []), r"question 'q9': no answer; remove questions without one \(SQuAD 2.0\)"),
         (("q9", " ", "Denver won", [("won", 7)]), r"question 'q9': the question is empty"),
         (("q9", "who?", "", []), r"question 'q9': no answer"),
     ],

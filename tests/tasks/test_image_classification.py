@@ -192,8 +192,8 @@ def test_settings_that_make_no_sense(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 16}, r"model.image_size is 16, task.preprocess.size 8"),
-        ({"channels": 1}, r"model.channels is 1, task.preprocess.mean \(0.2, 0.3, 0.4\)"),
+        ({"image_size": 16}, r"model.image_size is 16, but task.preprocess.size is 8"),
+        ({"channels": 1}, r"model.channels is 1, but task.preprocess.mean is \(0.2, 0.3, 0.4\)"),
         (
             {"num_classes": 4},
             r"model.num_classes is 4, but there are 3 classes \(ant, bee, cow\); give --model.num-cla",
