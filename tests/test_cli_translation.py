@@ -125,7 +125,7 @@ def test_bad_input_is_one_line(workdir, predict, tmp_path):
     assert "no input: give a text, --file, or lines on stdin" in refused()
     assert "nowhere.txt cannot be read (No such file or directory)" in refused("--file", tmp_path / "nowhere.txt")
     assert "both --file x and an INPUT are given" in refused("a", "--file", "x")
-    assert "--nbest 9 of --beam 3: a search keeps as many as it has beams" in refused("a", "--nbest", "9")
+    assert "--nbest 9 of --beam 3: give at most as many as there are beams" in refused("a", "--nbest", "9")
     assert "unknown override --beams; the nearest is --beam" in refused("a", "--beams", "9")
 
 
@@ -133,7 +133,7 @@ def test_a_line_of_ten_thousand_words_is_cut_and_said(workdir, predict):
     code, out, err = predict(workdir, stdin=b"the list\n" + b"the " * 9_999 + b"the\nthe list\n")
     lines = out.split("\n")
     assert code == 0 and len(lines) == 4 and lines[0] == lines[2] and lines[1]
-    assert err == "1 of 3 sources exceed the model's 24 tokens, the longest with 10,001: their ends are cut off\n"
+    assert err == "1 of 3 sources exceed the model's 24 tokens, the longest with 10,001: they are truncated\n"
 
 
 def test_a_snapshot_translates_as_its_workdir_does(snapshot, workdir, predict):

@@ -98,8 +98,8 @@ def test_multi30k_is_the_same_from_both(shared_data):
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("a\nb\nc\n", "x\ny\n", r"a.en has 3 lines and \S+a.de has 2 \(train\); line n of one must"),
-        ("a\nb", "x\ny\nz", r"a.en has 2 lines and \S+a.de has 3"),
+        ("a\nb\nc\n", "x\ny\n", r"a.en has 3 lines but \S+a.de has 2 \(train\); line n of one must"),
+        ("a\nb", "x\ny\nz", r"a.en has 2 lines but \S+a.de has 3"),
         ("", "x\n", r"a.en is empty \(train\)"),
         ("a\n", "", r"a.de is empty \(train\)"),
         ("a\nb\n", b"x\nM\xfcnchen\n", r"a.de:2: not UTF-8 at byte 3 \(invalid start byte\); convert the file"),
@@ -114,7 +114,7 @@ def test_lines_refused_in_one_line(tmp_path, source, target, message):
 
 def test_files_that_are_not_two_files(tmp_path):
     good = lines(tmp_path, "a\n", "b\n").train
-    with pytest.raises(InputError, match=r"a.en is named as the source and as the target \(train\)"):
+    with pytest.raises(InputError, match=r"a.en is both the source and the target \(train\)"):
         Lines((good[0], good[0]), good).pairs("train")
     with pytest.raises(InputError, match=r"gone.de does not exist \(the test pairs; looked in "):
         Lines(good, good, (good[0], f"{tmp_path}/gone.de")).pairs("test")
@@ -165,7 +165,7 @@ def test_contradictions(tmp_path):
         Lines(("a", "b"), validation_fraction=1)
     with pytest.raises(InputError, match=r"columns '0' and 'de': give two, both by name, or both by number"):
         Columns(("a.tsv",), ("a.tsv",), source="0", target="de")
-    with pytest.raises(InputError, match=r"TfdsPairs: 'en' is named as the source and as the target"):
+    with pytest.raises(InputError, match=r"TfdsPairs: 'en' is both the source and the target"):
         TfdsPairs("x", target="en")
 
 

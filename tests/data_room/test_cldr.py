@@ -46,7 +46,7 @@ DAY, TIME = datetime.date(2026, 5, 7), datetime.time(15, 3, 9)
 )  # fmt: skip
 def test_a_phrase_in_two_languages(phrase, english, german):
     for name, wanted in (("en", english), ("de", german)):
-        said = cldr._say(phrase, cldr._locale(name, "a field"))
+        said = cldr._express(phrase, cldr._locale(name, "a field"))
         assert " ".join(said.split()) == wanted  # spaces that do not break, and thin ones, are spaces here
 
 
@@ -109,7 +109,7 @@ def test_other_languages(pair):
 
 
 def test_refused(monkeypatch):
-    with pytest.raises(InputError, match=r"source_language = 'klingon' is no locale that Babel [\d.]+ has; .* pt_BR"):
+    with pytest.raises(InputError, match=r"source_language = 'klingon' is not a locale of Babel [\d.]+; .* pt_BR"):
         Cldr("klingon").pairs("train")
     with pytest.raises(InputError, match=r"'de' is both source_language and target_language"):
         Cldr("de", "de")
@@ -117,7 +117,7 @@ def test_refused(monkeypatch):
         Cldr(test=0)
     with monkeypatch.context() as patch:
         patch.setattr(cldr, "FRAMES", (cldr._weekday,))
-        with pytest.raises(InputError, match=r"50 train pairs were asked for, and CLDR en-nl gave \d different ones"):
+        with pytest.raises(InputError, match=r"50 train pairs are needed, but CLDR en-nl gave \d different ones"):
             Cldr("en", "nl", train=50, validation=1, test=1).pairs("train")
     monkeypatch.setitem(sys.modules, "babel", None)
     with pytest.raises(InputError, match=r"Babel is not installed; pip install 'transformer-jax\[data\]'"):

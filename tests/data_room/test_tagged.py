@@ -65,12 +65,12 @@ def test_the_first_token_of_a_word_carries_its_tag(tmp_path, tokenizer):
     assert [PIECES[i] for i in example["tokens"][: example["lengths"]]] == "[CLS] jim hen ##son was [SEP]".split()  # noqa: SIM905
     np.testing.assert_array_equal(example["weights"], [0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(example["labels"], [0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-    assert made.facts["validation_words"] == 7 and made.facts["validation_sentences_cut"] == 0
+    assert made.facts["validation_words"] == 7 and made.facts["validation_sentences_truncated"] == 0
 
 
 def test_long_sentences_are_cut_and_counted(tmp_path, tokenizer):
     made = tagged.prepare(data(tmp_path, tokenizer, length=5), LABELS, seed=0)  # room for three tokens
-    assert made.facts["training_sentences_cut"] == 2
+    assert made.facts["training_sentences_truncated"] == 2
     assert made.facts["training_words_without_token"] == 2  # "was" of 4 tokens, "." of 4
     assert all(example["lengths"] == 5 for example in (made.validation[0], made.validation[1]))
     np.testing.assert_array_equal(made.validation[1]["labels"], [0, 0, 3, 4, 0])
@@ -152,7 +152,7 @@ def test_tfds_sequences_of_class_labels(tmp_path, tokenizer, write_tfds):
     store = write_tfds("unlabelled", {"train": [unlabelled]}, features | {"ner": tfds.Sequence(np.int64)})
     with pytest.raises(InputError, match=r"unlabelled/1.0.0:train:0: a word or tag is int64, not text"):
         TfdsTags("unlabelled", data_dir=store).sentences("train")
-    with pytest.raises(InputError, match=r"train:0: tag number -1 is none of the set's 5; are its tags public\?"):
+    with pytest.raises(InputError, match=r"train:0: tag -1 is not one of the set's 5; its tags may not be public"):
         tagged._name(-1, LABELS, "train:0")
     with pytest.raises(InputError, match=r"no feature 'tags'; it has .*ner.*; say which with --data.source.tags"):
         TfdsTags(data_dir=store, tags="tags").sentences("train")
@@ -190,10 +190,10 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (("O", "PER"), "'PER' is none of O, B-TYPE and I-TYPE"),
-        (("O", "X-PER"), "'X-PER' is none of O"),
+        (("O", "PER"), "'PER' is not one of O, B-TYPE and I-TYPE"),
+        (("O", "X-PER"), "'X-PER' is not one of O"),
         (("B-PER",), "no 'O'"),
-        (("O", "B-PER", "B-PER"), "'B-PER' stands there twice"),
+        (("O", "B-PER", "B-PER"), "'B-PER' is there twice"),
     ],
 )
 def test_labels(labels, message):

@@ -97,7 +97,7 @@ def test_report_counts_every_word(tmp_path, folder):
     )
     (picture,) = TASK.pictures(outputs, prepared.test, tmp_path, "test")
     assert picture == tmp_path / "test_confusion.png" and picture.read_bytes().startswith(b"\x89PNG")
-    assert prepared.facts["training_sentences_cut"] == 1 and prepared.facts["test_words_without_token"] == 4
+    assert prepared.facts["training_sentences_truncated"] == 1 and prepared.facts["test_words_without_token"] == 4
 
 
 def test_predict_finds_entities_where_they_stand(folder, params, monkeypatch):

@@ -60,7 +60,7 @@ def hidden(params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: 
       model_cfg: the encoder.
       batch: "tokens" and any of "types", "lengths" and "segments". "types" is ignored by models with one type, such as
         RoBERTa.
-      key: turns dropout on; None: no dropout.
+      key: switches dropout on; None: no dropout.
     """
     types_BT = batch.get("types") if model_cfg.num_types > 1 else None
     return models.family(model_cfg).apply(

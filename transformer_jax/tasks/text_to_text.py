@@ -67,7 +67,7 @@ def loss(
       model_cfg: the encoder-decoder.
       batch: see `example`.
       label_smoothing: the share of each target that is spread over the vocabulary.
-      key: turns dropout on; None: no dropout.
+      key: switches dropout on; None: no dropout.
     """
     family = models.family(model_cfg)
     x_BTD = family.hidden(

@@ -98,7 +98,7 @@ class Classification(TextTask):
           params: of the encoder.
           model_cfg: the encoder.
           batch: see `example`.
-          key: turns dropout on; None: no dropout.
+          key: switches dropout on; None: no dropout.
         """
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)

@@ -209,7 +209,7 @@ class Framed(NamedTuple):
 def frame(a: np.ndarray, b: np.ndarray | None, special: Around, length: int) -> Framed:
     """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], of at most `length` tokens.
 
-    In a pair that is too long, the longer text is truncated until both are equally long, then both in turns, as in
+    In a pair that is too long, the longer text is truncated until both are equally long, then both alternately, as in
     BERT's run_classifier.py (`_truncate_seq_pair`).
 
     Args:

@@ -1,7 +1,7 @@
 """Tagging: a tag for each word, such as the entities of CoNLL-2003 (Devlin et al. 2019, section 5.3).
 
-Reported are precision, recall and F1 of whole entities (conlleval's) and the share of words with the right tag. Every
-word of the set counts: one that was cut off, or that the tokenizer drops, was given the tag "O".
+It reports precision, recall and F1 of entities, as conlleval, and the share of words with the right tag. Every word of
+the set counts: a word that was truncated, or that the tokenizer drops, gets the tag "O".
 """
 
 import itertools
@@ -26,14 +26,19 @@ from transformer_jax.tasks.text import TextTask
 CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2")
 CONLL_2003 = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 
-# `predict` tags a text in parts of at most so many tokens, and pads to a multiple of the other, so that texts of about
-# the same length share one compilation.
+# `predict` tags a text in parts of at most PART tokens, padded to a multiple of COLUMNS, so that texts of similar
+# lengths share one compilation.
 PART, COLUMNS = 128, 64
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Of each sentence the right tags, as numbers [words], and where each word's first token is (-1: it has none)."""
+    """The right tags of a set.
+
+    Attributes:
+      wanted: int32 [words] of each sentence, the numbers of the tags.
+      first: int32 [words] of each sentence, the position of each word's first token; -1: it has none.
+    """
 
     wanted: Sequence[np.ndarray]
     first: Sequence[np.ndarray]
@@ -41,7 +46,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Tagging(TextTask):
-    """Cross-entropy of each word's tag at its first token."""
+    """The cross-entropy of each word's tag at its first token."""
 
     labels: tuple[str, ...] = CONLL_2003
     """The tags, in the order of the model's outputs: "O", and "B-TYPE" and "I-TYPE" of each type (IOB2)."""
@@ -62,9 +67,10 @@ class Tagging(TextTask):
     def prepare(
         self, data: tagged.TaggedWords, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
     ) -> Prepared:
-        """Reads, checks and tokenises the sentences into memory.
+        """The tokenised sentences, in memory.
 
-        Errors: `InputError` for bad data (`tagged.prepare`), and a model without the head, labels or ids for them.
+        Raises:
+          InputError: bad data (`tagged.prepare`), or a model without the head, the labels or the ids.
         """
         encoder.check_head(model_cfg, "tokens", labels=len(self.labels))
         made = tagged.prepare(data, self.labels, seed=seed, tokenizer=workdir_tokenizer)
@@ -78,12 +84,12 @@ class Tagging(TextTask):
         return Prepared(made.train, evaluation(made.validation), facts, made.tokenizer, test)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, sums) in nats over the words; dropout only with a key."""
+        """(sum, weight, {"loss": (sum, weight), "token_accuracy": (right, weight)}) in nats over the words."""
         logits_BTC = self._logits(params, model_cfg, batch, key)
         return self._scored(logits_BTC, batch)
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-        """The sums of `loss`, and the likeliest tag of each token, {"tags": int32 [B, T]}."""
+        """The sums of `loss`, and {"tags": int32 [B, T]}, the likeliest tag of each token."""
         logits_BTC = self._logits(params, model_cfg, batch, None)
         return self._scored(logits_BTC, batch)[2], {"tags": jnp.argmax(logits_BTC, -1).astype(jnp.int32)}
 
@@ -98,7 +104,7 @@ class Tagging(TextTask):
         return total, weight, {"loss": (total, weight), "token_accuracy": (right, weight)}
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """Nats per word with a token; conlleval's scores of the entities; the share of all words whose tag is right."""
+        """Nats per word with a token, conlleval's scores of the entities, and the share of words with the right tag."""
         got = self._tags(outputs, evaluation.reference)
         wanted = evaluation.reference.wanted
         right = sum(int((a == b).sum()) for a, b in zip(got, wanted, strict=True))
@@ -116,7 +122,7 @@ class Tagging(TextTask):
         return [path]
 
     def _tags(self, outputs: Outputs, reference: Reference) -> list[np.ndarray]:
-        """The predicted tag of each word: its first token's, or "O" where it has none."""
+        """The predicted tag of each word: that of its first token, or "O" if it has none."""
         outside = self.labels.index("O")
         return [
             np.where(first < 0, outside, tags_T[first])
@@ -127,7 +133,7 @@ class Tagging(TextTask):
         return [self.labels[tag] for tag in tags]
 
     def flops(self, model_cfg: Any, data: tagged.TaggedWords) -> float:
-        """FLOPs of one training step on one example, forward and backward: the trunk's."""
+        """The trunk's FLOPs of a training step on one example, forward and backward."""
         return encoder.flops(model_cfg, data.length)
 
     def snapshot_settings(self) -> dict[str, Any]:
@@ -135,21 +141,21 @@ class Tagging(TextTask):
         return {"labels": self.labels}
 
     def default_data(self, tokenizer: Any, model_cfg: Any) -> tagged.TaggedWords:
-        """A file that the user has to give."""
+        """A file that the user must provide."""
         length = min(model_cfg.max_length, 1024)
         return tagged.TaggedWords(tagged.Conll("words.conll", "words.conll"), tokenizer, length)
 
     def read(self, given: Sequence[str], options: Answers) -> list[Input] | None:
-        """The sentences of a file in CoNLL's format, tagged or not, as their words."""
+        """The words of the sentences in a CoNLL file, tagged or not."""
         return tagged.inputs(options.file) if text_files.suffix(options.file) in CONLL_SUFFIXES else None
 
     def predict(
         self, params: Any, model_cfg: Any, tokenizer: Any, inputs: Iterable[Query], *, top: int
     ) -> Iterator[dict[str, Any]]:
-        """{"text", "entities": [{"text", "type", "start", "end", "probability"}]} for each text, or tuple of words.
+        """For each text or tuple of words {"text", "entities": [{"text", "type", "start", "end", "probability"}]}.
 
-        start and end are characters of the text; the probability is the product of the words' tags' probabilities.
-        `top` does not matter: a word has one tag.
+        start and end are characters of the text. The probability is the product of those of the words' tags. `top` is
+        ignored, because a word has one tag.
         """
         length = min(PART, model_cfg.max_length)
         compiled = jax.jit(lambda params, batch: jax.nn.softmax(self._logits(params, model_cfg, batch, None)))
@@ -171,12 +177,12 @@ class Tagging(TextTask):
         """(tag, probability) of each word, from parts of at most `length` tokens."""
         made: list[tuple[str, float]] = []
         while len(made) < len(sentence):
-            ids, first, cut = tagged.encode(sentence[len(made) : len(made) + length], tokenizer, length)
+            ids, first, truncated = tagged.encode(sentence[len(made) : len(made) + length], tokenizer, length)
             columns = min(-(-len(ids) // COLUMNS) * COLUMNS, length)
             tokens_BT, lengths_B = np.pad(ids, (0, columns - len(ids)))[None], np.array([len(ids)], np.int32)
             shares_TC = np.asarray(shares({"tokens": tokens_BT, "lengths": lengths_B})[0])
-            whole = np.flatnonzero(first >= 0).max(initial=0) + 1 if cut else len(first)
-            for at in first[:whole]:  # a word that is nothing to the tokenizer is no entity
+            whole = np.flatnonzero(first >= 0).max(initial=0) + 1 if truncated else len(first)
+            for at in first[:whole]:  # a word that the tokenizer drops is in no entity
                 best = int(shares_TC[at].argmax())
                 made.append((self.labels[best], float(shares_TC[at, best])) if at >= 0 else ("O", 1.0))
         return made
@@ -191,7 +197,7 @@ class Tagging(TextTask):
 
 
 def _placed(given: Query) -> tuple[str, list[tuple[int, int]]]:
-    """A text and the places of its words: those given, or those of `words.spans`."""
+    """(text, character spans of its words); words are given, or found by `words.spans`."""
     if isinstance(given, str):
         return given, words.spans(given)
     ends = itertools.accumulate(len(word) + 1 for word in given)

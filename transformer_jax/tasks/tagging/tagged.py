@@ -1,16 +1,16 @@
-"""Words with a tag each, as random-access examples for token classification.
+"""Tagged words as random-access examples for token classification.
 
-    Conll       files with a word and its tags a line and an empty line between sentences (CoNLL-2002, -2003, ...)
-    TfdsTags    the same that TensorFlow Datasets has prepared, without TensorFlow
+    Conll       files with a word and its tags per line and an empty line between sentences (CoNLL-2002, -2003, ...)
+    TfdsTags    a prepared data set of TensorFlow Datasets, read without TensorFlow
 
 Tags mark entities in the IOB2 scheme: "O", "B-TYPE" for an entity's first word, "I-TYPE" for its others. In BIOES the
 last word is "E-TYPE" and an entity of one word "S-TYPE"; BILOU says "L-" and "U-". The older IOB1, in which CoNLL-2003
 was distributed, writes "B-" only between two entities of one type that touch. Files may be in any of these: their tags
 are converted to the scheme of the task's labels, and the tags that changed are counted.
 
-A word is one or more tokens. Its tag is asked of the first; the others have weight 0 (Devlin et al. 2019, section 5.3).
-An example is {"tokens": int32[T], "lengths": int32[], "labels": int32[T], "weights": float32[T]}: the tokens [CLS]
-sentence [SEP], then padding. What does not fit is cut off and counted.
+A word has one or more tokens. The first predicts its tag; the others have weight 0 (Devlin et al. 2019, section 5.3).
+An example is {"tokens": int32[T], "lengths": int32[], "labels": int32[T], "weights": float32[T]}. The tokens are [CLS]
+sentence [SEP], then padding. Longer sentences are truncated and counted.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ Side = Literal["train", "validation", "test"]
 
 
 class Sentence(NamedTuple):
-    """Words and as many tags, IOB2; `where` it stands, for messages: "train.txt:17"."""
+    """Words and as many tags; `where` names the sentence in messages: "train.txt:17"."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
@@ -44,30 +44,38 @@ class Sentence(NamedTuple):
 
 
 class Source(Protocol):
-    """Where tagged sentences come from: a frozen dataclass."""
+    """A source of tagged sentences: a frozen dataclass."""
 
     def sentences(self, side: Side) -> list[Sentence] | None:
-        """The sentences of a side; None where there is no test set."""
+        """The sentences of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Conll:
-    """Files with columns separated by blanks or tabs. "-DOCSTART-" lines are passed over."""
+    """Files with columns separated by spaces or tabs. "-DOCSTART-" lines are skipped."""
 
     train: str
-    """The file to train on."""
+    """The training file."""
     validation: str
-    """The file to choose the checkpoint on."""
+    """The file that chooses the checkpoint."""
     test: str = ""
-    """The file to report the chosen checkpoint on; empty: none."""
+    """The file that the chosen checkpoint is reported on; empty: none."""
     token_column: int = 0
-    """Column of the word, from 0; negative numbers count from the last."""
+    """The column of the word, from 0; negative numbers count from the last."""
     tag_column: int = -1
-    """Column of the tag."""
+    """The column of the tag."""
 
     def sentences(self, side: Side) -> list[Sentence] | None:
-        """None: there is no test set."""
+        """The sentences of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         path = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         if not path and side == "test":
             return None
@@ -75,7 +83,12 @@ class Conll:
 
 
 def inputs(path: str, token_column: int = 0) -> list[asked.Input]:
-    """The sentences of a file with a word on each line, tagged or not, as their words."""
+    """The words of the sentences in a file with a word on each line, tagged or not.
+
+    Args:
+      path: of the file.
+      token_column: of the word.
+    """
     sentences = _conll(Path(path).expanduser(), token_column, token_column)
     return [asked.text(sentence.words, sentence.where) for sentence in sentences]
 
@@ -106,25 +119,29 @@ def _conll(path: Path, token_column: int, tag_column: int) -> Iterator[Sentence]
 
 @dataclass(frozen=True)
 class TfdsTags:
-    """A data set that TensorFlow Datasets has prepared in array_record format: "conll2003", your own."""
+    """A prepared TFDS data set in array_record format: "conll2003", your own."""
 
     name: str = "conll2003"
-    """As TFDS writes it."""
+    """The TFDS name."""
     tokens: str = "tokens"
     """The feature that holds the words, a sequence of texts."""
     tags: str = "ner"
     """The feature that holds their tags, a sequence of ClassLabels or of texts."""
     train: str = "train"
-    """Slices such as "train[:90%]" work."""
+    """The training split. Slices such as "train[:90%]" work."""
     validation: str = "dev"
-    """The split to choose the checkpoint on."""
+    """The split that chooses the checkpoint."""
     test: str = "test"
-    """The split to report the chosen checkpoint on; empty: none."""
+    """The split that the chosen checkpoint is reported on; empty: none."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     def sentences(self, side: Side) -> list[Sentence] | None:
-        """None: there is no test set."""
+        """The sentences of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
         split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         if not split and side == "test":
             return None
@@ -144,7 +161,7 @@ class TfdsTags:
             tags = tuple(_name(tag, names, where) if names else _text(tag, where) for tag in example[self.tags])
             if len(words) != len(tags):
                 raise InputError(f"{where}: {len(words)} words and {len(tags)} tags")
-            if words:  # TFDS ends each split of conll2003 with a sentence of no words
+            if words:  # in TFDS, each split of conll2003 ends with an empty sentence
                 made.append(Sentence(words, tags, where))
         return made
 
@@ -160,7 +177,7 @@ def _text(value: Any, where: str) -> str:
 
 def _name(tag: int, names: Sequence[str], where: str) -> str:
     if not 0 <= tag < len(names):
-        raise InputError(f"{where}: tag number {tag} is none of the set's {len(names)}; are its tags public?")
+        raise InputError(f"{where}: tag {tag} is not one of the set's {len(names)}; its tags may not be public")
     return names[tag]
 
 
@@ -171,9 +188,12 @@ TAG = re.compile("O|[BIESLU]-.+")
 
 
 def in_scheme_of(labels: Sequence[str], tags: Sequence[str]) -> tuple[str, ...]:
-    """The same entities in the scheme of the labels: IOB2, or BIOES or BILOU where the labels have their marks.
+    """The tags of the same entities in the scheme of the labels: IOB2, BIOES or BILOU.
 
-    Tags may be in any of these, or in IOB1, where an "I-" that follows "O", another type or nothing begins an entity.
+    Args:
+      labels: of the task; their marks (E and S, L and U) decide the scheme.
+      tags: of a sentence, in any of these schemes or in IOB1, where an "I-" that follows "O", another type or nothing
+        begins an entity.
     """
     marks = {label[0] for label in labels}
     last = next((mark for mark in "EL" if mark in marks), "I")
@@ -186,20 +206,26 @@ def in_scheme_of(labels: Sequence[str], tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raises `InputError` unless the labels are "O" and different tags of IOB2, BIOES or BILOU.
+    """Refuses labels that are not "O" and different tags of IOB2, BIOES or BILOU.
 
-    A type may lack some of them: published models of IOB1 have no "B-PER", and entities of one word no "I-".
+    A type may lack some tags: published models of IOB1 have no "B-PER", and entities of one word have no "I-".
+
+    Args:
+      labels: of the task.
+
+    Raises:
+      InputError: a label is wrong, repeated or missing.
     """
     for label in labels:
         if not TAG.fullmatch(label):
             raise InputError(
-                f"task.labels: {label!r} is none of O, B-TYPE and I-TYPE (IOB2), with E-TYPE and S-TYPE (BIOES) or "
+                f"task.labels: {label!r} is not one of O, B-TYPE and I-TYPE (IOB2), with E-TYPE and S-TYPE (BIOES) or "
                 "L-TYPE and U-TYPE (BILOU)"
             )
     if "O" not in labels:
-        raise InputError("task.labels: no 'O', the tag of words in no entity")
+        raise InputError("task.labels: no 'O', the tag of words outside of entities; add it")
     if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
-        raise InputError(f"task.labels: {repeated[0]!r} stands there twice")
+        raise InputError(f"task.labels: {repeated[0]!r} is there twice; remove one")
 
 
 # ---- Examples ------------------------------------------------------------------------------------------------------
@@ -210,11 +236,11 @@ class TaggedWords:
     """The data of a tagging experiment."""
 
     source: Source
-    """Where the sentences come from."""
+    """The tagged sentences."""
     tokenizer: tokenizers.Spec
-    """How words become tokens."""
+    """Encodes their words."""
     length: int = 128
-    """Tokens in an example, with [CLS] and [SEP]; longer sentences are cut."""
+    """Tokens in an example, with [CLS] and [SEP]; longer sentences are truncated."""
 
     def __post_init__(self) -> None:
         if self.length < 3:
@@ -222,28 +248,39 @@ class TaggedWords:
 
 
 class Encoded(NamedTuple):
-    """int32 ids with [CLS] and [SEP]; of each word the position of its first token, -1 where it has none; and whether
-    tokens were cut off."""
+    """A sentence as tokens.
+
+    Attributes:
+      ids: int32, with [CLS] and [SEP].
+      first: int32 [words], the position of each word's first token; -1: it has none.
+      truncated: whether the sentence was too long.
+    """
 
     ids: np.ndarray
     first: np.ndarray
-    cut: bool
+    truncated: bool
 
 
 def encode(words: Sequence[str], tokenizer: tokenizers.Tokenizer, length: int) -> Encoded:
-    """A sentence as at most `length` tokens. Words that are cut off, or are nothing to the tokenizer, have no token."""
+    """A sentence as tokens. Words that are truncated, or dropped by the tokenizer, have no token.
+
+    Args:
+      words: of the sentence.
+      tokenizer: encodes them.
+      length: the most tokens, with [CLS] and [SEP].
+    """
     around = labelled.around(tokenizer)
     ids, word_of_id = tokenizer.encode_words(words)
     kept = length - 2
     first = np.full(len(words), -1, np.int32)
     found, at = np.unique(word_of_id[:kept], return_index=True)
-    first[found] = at + 1  # [CLS]
+    first[found] = at + 1  # after [CLS]
     return Encoded(np.concatenate([around.cls, ids[:kept], around.sep]), first, len(ids) > kept)
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """`examples[i]` is example i."""
+    """Random-access examples: `examples[i]` is example i."""
 
     sentences: Sequence[Encoded]
     labels: Sequence[np.ndarray]
@@ -268,24 +305,29 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Tagged:
-    """A TaggedWords made ready. `train` is endless; `facts` counts what was cut and converted."""
+    """A prepared TaggedWords. `train` is endless."""
 
     tokenizer: tokenizers.Tokenizer
     train: Examples
     validation: Examples
     test: Examples | None
     facts: dict[str, int]
+    """Counts of sentences and words, and of what was truncated and converted."""
 
 
 def prepare(
     data: TaggedWords, labels: Sequence[str], *, seed: int, tokenizer: tokenizers.Tokenizer | None = None
 ) -> Tagged:
-    """Reads, checks and tokenises every sentence, once, into memory.
+    """The tokenised examples of every side, in memory.
 
-    Arguments:
+    Args:
+      data: the sentences, the tokenizer and the length.
       labels: the tags, in the order of the model's outputs.
-      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training sentences.
-    Errors: `InputError` for a tag outside the set and for what is wrong with a file.
+      seed: of the order of training examples.
+      tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
+
+    Raises:
+      InputError: a bad file, or a tag that is not in `labels`.
     """
     read = {side: data.source.sentences(side) for side in ("train", "validation", "test")}
     for side, found in read.items():
@@ -306,7 +348,7 @@ def prepare(
         facts |= {
             f"{name}_sentences": len(found),
             f"{name}_words": sum(map(len, tags)),
-            f"{name}_sentences_cut": sum(e.cut for e in encoded),
+            f"{name}_sentences_truncated": sum(e.truncated for e in encoded),
             f"{name}_words_without_token": sum(int((e.first < 0).sum()) for e in encoded),
             f"{name}_tags_converted": sum(a != b for a, b in zip(as_read, itertools.chain(*tags), strict=True)),
         }

@@ -1,8 +1,8 @@
-"""Translation, summarisation, and whatever else makes one text of another: parallel text in, text out.
+"""Translation, summarisation, and other tasks from text to text, trained on parallel text.
 
-Trained is the cross-entropy of the target's tokens, smoothed; reported are nats and perplexity per token, which depend
-on the tokenizer. The numbers to compare with others' are those of text, at the end: each source of a set goes through
-beam search, and what is found is detokenised and written line by line beside the sources and references.
+Training minimises the label-smoothed cross-entropy of the target's tokens. It reports nats and perplexity per token,
+which depend on the tokenizer. Scores of text, which are comparable, come at the end: beam search translates each source
+of a set, and the hypotheses are written line by line beside the sources and references.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from transformer_jax.tasks.translation import bitext, parallel
 
 Metric = Literal["bleu", "chrf", "rouge", "exact_match"]
 
-EXAMPLES = 10  # that `score` says
-PREDICT_LINES = 4096  # that `predict` sorts by length and searches before it gives the first of them
+EXAMPLES = 10  # translations that `score` logs
+PREDICT_LINES = 4096  # inputs that `predict` sorts by length and searches together
 
 
 @dataclass(frozen=True)
@@ -39,38 +39,39 @@ class Search:
     """The options of `predict`."""
 
     beam: int
-    """Beams of a line; 1: greedy."""
+    """The number of beams; 1: greedy."""
     length_penalty: float
-    """The exponent of the length that a hypothesis's log-probability is divided by; the larger, the longer."""
+    """A log-probability is divided by the length to this power; larger values prefer longer hypotheses."""
     max_new_tokens: int
-    """Target tokens at most; 0: as many as the source has, and the task's `extra_tokens`."""
+    """The most target tokens; 0: those of the source plus the task's `extra_tokens`."""
     nbest: int = 1
-    """Hypotheses of each line; above 1, each on a line "score<TAB>text", and an empty line after them."""
+    """Hypotheses of each input; above 1, each on a line "score<TAB>text", with an empty line after them."""
     file: str = ""
-    """A text file with one input a line; or a table (.csv, .tsv, .jsonl) with one a row."""
+    """A text file with one input per line, or a table (.csv, .tsv, .jsonl) with one per row."""
     text: str = ""
-    """The column of the table that is the source; empty: the one that the run was trained on."""
+    """The column of the source in the table; empty: the column that the run was trained on."""
     out: str = ""
-    """Write the answers into this file, .csv or .jsonl, beside the other columns of the table, and print none."""
+    """Write the answers and the other columns of the table into this .csv or .jsonl file instead of printing them."""
     json: bool = False
-    """One JSON object a line: source, hypotheses, scores."""
+    """One JSON object per line: source, hypotheses, scores."""
 
 
 @dataclass(frozen=True)
 class Translation(TextTask):
-    """Label-smoothed cross-entropy of the target's tokens; scored by what beam search makes of the sources."""
+    """The label-smoothed cross-entropy of the target's tokens; the final scores are those of beam search."""
 
     label_smoothing: float = 0.1
-    """Share of the target spread over the vocabulary (Szegedy et al. 2016, section 7). Not in what is reported."""
+    """The share of each target that is spread over the vocabulary (Szegedy et al. 2016, section 7). The reported loss
+    is without it."""
     metrics: tuple[Metric, ...] = ("bleu", "chrf")
-    """What the final text is scored by: sacreBLEU's BLEU and chrF2, ROUGE for summaries, exact match; none: no text."""
+    """The final scores: sacreBLEU's BLEU and chrF2, ROUGE for summaries, exact match; (): no translation at the end."""
     beam: Beam = field(
         default_factory=lambda: Beam(4, max_new_tokens=1024, length_penalty=0.6, length_convention="gnmt")
     )
-    """The search. Without stop_ids and forced_first, a hypothesis ends and begins as the tokenizer frames targets."""
+    """The search. Without stop_ids and forced_first, they are the special tokens around the tokenizer's targets."""
     extra_tokens: int = 50
-    """A hypothesis has at most its source's tokens and so many more (Vaswani et al. 2017, section 6.1), and never more
-    than beam.max_new_tokens."""
+    """A hypothesis has at most this many more tokens than its source (Vaswani et al. 2017, section 6.1), and at most
+    beam.max_new_tokens."""
     prefix: str = ""
     """Text before every source, such as T5's "translate English to German: "."""
 
@@ -90,12 +91,11 @@ class Translation(TextTask):
     def prepare(
         self, data: parallel.ParallelText, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
     ) -> Prepared:
-        """Reads and filters the pairs, encodes and packs them.
+        """The filtered, encoded and packed pairs.
 
-        Arguments:
-          workdir_tokenizer: the one that the parameters were trained with; None: as `data.tokenizer` says.
-        Errors: `InputError` for a model that is no encoder-decoder, a tokenizer with more ids than it, and what
-          `parallel.prepare` refuses.
+        Raises:
+          InputError: a model that is not an encoder-decoder, a tokenizer with more ids than the model, and what
+            `parallel.prepare` refuses.
         """
         text_to_text.check(model_cfg)
         metrics.need(self.metrics)
@@ -106,19 +106,19 @@ class Translation(TextTask):
         return Prepared(made.train, validation, made.facts, made.tokenizer, test, made.identity)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, {"loss": (sum, weight)}), as `text_to_text.loss`; dropout only with a key."""
+        """(sum, weight, {"loss": (sum, weight)}), see `text_to_text.loss`."""
         return text_to_text.loss(params, model_cfg, batch, label_smoothing=self.label_smoothing, key=key)
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
-        """The numbers of an evaluation, from the sums over the whole set."""
+        """Nats and perplexity per target token."""
         return text_to_text.report(sums)
 
     def tokens(self, data: parallel.ParallelText) -> int:
-        """The target's slots of one example, padding included."""
+        """The number of target tokens of one example, padding included."""
         return data.target_length
 
     def flops(self, model_cfg: Any, data: parallel.ParallelText) -> float:
-        """FLOPs of one training step on one example, forward and backward (PaLM, appendix B)."""
+        """The FLOPs of a training step on one example, forward and backward (PaLM, appendix B)."""
         return text_to_text.flops(model_cfg, data.source_length, data.target_length)
 
     # ---- Text ----
@@ -136,25 +136,25 @@ class Translation(TextTask):
         log: Callable[[str], None],
         progress: Progress = no_progress,
     ) -> dict[str, float | str]:
-        """`metrics` of the best hypotheses for the set's sources, against its references.
+        """The `metrics` of the best hypotheses for a set's sources, against its references.
 
-        Writes FOLDER/NAME.sources.txt, .references.txt and .hypotheses.txt, line n of each belonging together (a line
-        break inside a text becomes a space), and NAME_by_length.png; says ten examples. Each process searches a share
-        of the sources on its own devices, with a copy of the parameters.
+        Writes FOLDER/NAME.sources.txt, .references.txt and .hypotheses.txt, which agree line by line (a line break in a
+        text becomes a space), and NAME_by_length.png. Logs ten examples. Each process translates a part of the sources
+        on its own devices, with a copy of the parameters.
         """
         if not self.metrics:
             return {}
         held = evaluation.reference
-        count, here = jax.process_count(), jax.process_index()
+        count, process = jax.process_count(), jax.process_index()
         if count > 1:
             from jax.experimental import multihost_utils
 
             params = multihost_utils.process_allgather(params, tiled=True)
             mesh = sharding.make_mesh(devices=jax.local_devices())
-        mine = held.sources[here::count]
-        lines, cut = self._encode(tokenizer, model_cfg, mine)
-        if cut:
-            log(_cut_notice(cut, len(mine), model_cfg))
+        mine = held.sources[process::count]
+        lines, too_long = self._encode(tokenizer, model_cfg, mine)
+        if too_long:
+            log(_truncation_notice(too_long, len(mine), model_cfg))
         with jax.set_mesh(mesh):
             found = self._search(params, model_cfg, tokenizer, lines, self.beam, mesh, progress)
             best = [texts[0][0] if texts else "" for texts in found]
@@ -163,7 +163,7 @@ class Translation(TextTask):
         scores: dict[str, float | str] = {}
         for metric in self.metrics:
             scores |= getattr(metrics, metric)(hypotheses, references)
-        if here == 0:
+        if process == 0:
             for kind, texts in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
                 files.write(folder / f"{name}.{kind}.txt", "".join(f"{text}\n" for text in texts))
             picture, words_E = folder / f"{name}_by_length.png", np.array([len(words.spoken(text)) for text in sources])
@@ -185,13 +185,13 @@ class Translation(TextTask):
         return {"beam": self.beam}
 
     def default_data(self, tokenizer: Any, model_cfg: Any) -> parallel.ParallelText:
-        """A table that the user has to give."""
+        """A table that the user must provide."""
         length = min(model_cfg.max_length, 1024)
         pairs = bitext.Columns(("pairs.tsv",), ("pairs.tsv",))
         return parallel.ParallelText(pairs, tokenizer, source_length=length, target_length=length)
 
     def predict_options(self, defaults: Predict) -> "Search":
-        """The task's own search."""
+        """The search of the task."""
         search = self.beam
         return Search(beam=search.width, length_penalty=search.length_penalty, max_new_tokens=search.max_new_tokens)
 
@@ -201,7 +201,7 @@ class Translation(TextTask):
         """The best hypotheses of each source."""
         if not 1 <= options.nbest <= options.beam:
             raise InputError(
-                f"--nbest {options.nbest} of --beam {options.beam}: a search keeps as many as it has beams"
+                f"--nbest {options.nbest} of --beam {options.beam}: give at most as many as there are beams"
             )
         beam = dataclasses.replace(
             self.beam, width=options.beam, length_penalty=options.length_penalty, max_new_tokens=options.max_new_tokens
@@ -210,7 +210,7 @@ class Translation(TextTask):
         return task.predict(loaded.params, loaded.config, loaded.tokenizer, asked, top=top, progress=progress)
 
     def show(self, answer: Mapping[str, Any], options: Search) -> str:
-        """The best hypothesis on a line, an empty one where there is none; or `nbest` of them and a blank line."""
+        """The best hypothesis on a line, empty if there is none; or `nbest` of them and an empty line."""
         if options.nbest == 1:
             return self.describe(answer) + "\n"
         found = zip(answer.get("scores", ()), answer.get("hypotheses", ()), strict=True)
@@ -226,15 +226,23 @@ class Translation(TextTask):
         top: int,
         progress: Progress = no_progress,
     ) -> Iterator[dict[str, Any]]:
-        """For each text {"source", "hypotheses": [...], "scores": [...]}, the `top` best, best first.
+        """For each text {"source", "hypotheses": [...], "scores": [...]}: the `top` best hypotheses, best first.
 
-        A score is the sum of log-probabilities over the length penalty. A blank text has no hypotheses. Texts longer
-        than the model's positions are cut, and stderr says how many. `progress` is called with (done, total).
+        A score is the sum of log-probabilities, divided by the length penalty. A blank text has no hypotheses. Texts
+        longer than the model's positions are truncated; stderr reports how many.
+
+        Args:
+          params: of the encoder-decoder.
+          model_cfg: the encoder-decoder.
+          tokenizer: of both sides.
+          inputs: the sources.
+          top: hypotheses of each source.
+          progress: called with (done, total).
         """
         texts = list(inputs)
-        lines, cut = self._encode(tokenizer, model_cfg, texts)
-        if cut:
-            print(_cut_notice(cut, len(texts), model_cfg), file=sys.stderr)
+        lines, too_long = self._encode(tokenizer, model_cfg, texts)
+        if too_long:
+            print(_truncation_notice(too_long, len(texts), model_cfg), file=sys.stderr)
         beam = dataclasses.replace(self.beam, nbest=top, width=max(self.beam.width, top))
         for first in range(0, len(texts), PREDICT_LINES):
             part = slice(first, first + PREDICT_LINES)
@@ -254,10 +262,10 @@ class Translation(TextTask):
     def _encode(
         self, tokenizer: Any, model_cfg: Any, texts: Sequence[str]
     ) -> tuple[list[np.ndarray | None], list[int]]:
-        """What the encoder reads for each text, None for a blank one; and the lengths of those that had to be cut."""
+        """(the encoder's input for each text, None for a blank one; the lengths of those that were too long)."""
         framing = parallel.framing(tokenizer, model_cfg)
         asked = [self.prefix + text for text in texts if text.strip()]
-        encoded, cut = iter(tokenizer.encode_batch(asked)), []
+        encoded, too_long = iter(tokenizer.encode_batch(asked)), []
 
         def line(text: str) -> np.ndarray | None:
             if not text.strip():
@@ -266,11 +274,11 @@ class Translation(TextTask):
             framed = framing.source(ids)
             over = len(framed) - model_cfg.max_length
             if over > 0:
-                cut.append(len(framed))
+                too_long.append(len(framed))
                 framed = framing.source(ids[: len(ids) - over])
             return framed
 
-        return [line(text) for text in texts], cut
+        return [line(text) for text in texts], too_long
 
     def _search(
         self,
@@ -282,7 +290,7 @@ class Translation(TextTask):
         mesh: Mesh | None,
         progress: Progress,
     ) -> Iterator[list[tuple[str, float]]]:
-        """(text, score) of the best hypotheses for each line, best first; none for a blank line."""
+        """Yields (text, score) of the best hypotheses of each line, best first; none for a blank line."""
         framing, spoken = parallel.framing(tokenizer, model_cfg), tokenizer.target
         around = [*framing.start, *framing.target_around[0], *framing.target_around[1]]
         silent = {*around, *spoken.special.present().values()}
@@ -290,7 +298,7 @@ class Translation(TextTask):
             beam = dataclasses.replace(beam, stop_ids=tuple(framing.target_around[1][-1:]))
         if beam.forced_first is None:
             beam = dataclasses.replace(beam, forced_first=framing.forced_first)
-        if jax.default_backend() == "cpu":  # scanned layers cost a copy of their weights for every token there
+        if jax.default_backend() == "cpu":  # on a CPU, a scan over layers copies their weights for every token
             model_cfg = config.unrolled(model_cfg)
         found = translate.translate(
             models.family(model_cfg),
@@ -314,19 +322,23 @@ class Translation(TextTask):
 
 
 def one_line(text: str) -> str:
-    """The text with a space in place of each line break."""
+    """The text with a space in place of each line break.
+
+    Args:
+      text: any text.
+    """
     return re.sub(r"[\r\n]+", " ", text)
 
 
-def _cut_notice(cut: Sequence[int], total: int, model_cfg: Any) -> str:
+def _truncation_notice(lengths: Sequence[int], total: int, model_cfg: Any) -> str:
     return (
-        f"{len(cut)} of {total:,} sources exceed the model's {model_cfg.max_length} tokens, the longest with "
-        f"{max(cut):,}: their ends are cut off"
+        f"{len(lengths)} of {total:,} sources exceed the model's {model_cfg.max_length} tokens, the longest with "
+        f"{max(lengths):,}: they are truncated"
     )
 
 
 def _gathered(texts: list[str]) -> list[str]:
-    """All processes' texts, where process p has every n-th of them from number p on; in order, on every process."""
+    """The texts of all processes in order, on every process; text i is from process i % n."""
     if jax.process_count() == 1:
         return texts
     from jax.experimental import multihost_utils

@@ -1,11 +1,10 @@
-"""Pairs of a source text and its target: translations, or articles and their summaries, from files and from TFDS.
+"""Pairs of a source text and its target, such as translations or articles and summaries, from files and from TFDS.
 
-    Lines        two plain-text files in which line n of one is line n of the other
-    Columns      CSV, TSV and JSONL files with named columns, or numbered ones where there is no header
-    TfdsPairs    a data set that TensorFlow Datasets has prepared, without TensorFlow
+    Lines        two plain-text files; line n of one is the translation of line n of the other
+    Columns      CSV, TSV and JSONL files with named columns, or with numbered ones if there is no header
+    TfdsPairs    a prepared data set of TensorFlow Datasets, read without TensorFlow
 
-They are `Source`s, and so may a user's own be. Pairs are read again, one by one, by every `for`: no more than one is
-held.
+A user's own source implements `Source`. Every `for` reads the pairs again, one by one, so that one is in memory.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ OPTIONS = "--data.source.source and --data.source.target"
 
 
 class Pair(NamedTuple):
-    """A source text and its target. `where` says for messages where they stand, and no two pairs stand there."""
+    """A source text and its target; `where` names the pair in messages and is unique."""
 
     source: str
     target: str
@@ -33,24 +32,29 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of one side, read anew by every `for`."""
+    """The pairs of one side. Every `for` reads them again."""
 
     origin: str
-    """What is read, for messages: "train.en and train.de"."""
+    """Names the pairs in messages: "train.en and train.de"."""
     read: Callable[[], Iterator[Pair]]
     identity: Callable[[], str]
-    """A hash that changes when a text does; see `sources.identity`."""
+    """A hash that changes with the texts; see `sources.identity`."""
     nbytes: int
-    """About how much text there is, for progress bars."""
+    """An estimate of the bytes of text, for progress bars."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """What is no pair, and how often it occurs, once all have been read: {"blank lines": 2}."""
+    """Counts of what was skipped, after all pairs have been read: {"blank lines": 2}."""
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read()
 
 
 def in_memory(pairs: Iterable[Pair], origin: str) -> Pairs:
-    """Pairs that are already here."""
+    """Pairs that are in memory.
+
+    Args:
+      pairs: the pairs.
+      origin: names them in messages.
+    """
     held = list(pairs)
     return Pairs(
         origin=origin,
@@ -64,30 +68,34 @@ def in_memory(pairs: Iterable[Pair], origin: str) -> Pairs:
 
 
 class Source(Protocol):
-    """Where pairs come from: a frozen dataclass. One that inherits this has its default."""
+    """A source of pairs: a frozen dataclass. A class that inherits from this has its default."""
 
     @property
     def has_test(self) -> bool:
-        """Whether there are pairs to test on."""
+        """Whether there is a test set."""
         return False
 
     def pairs(self, side: Side) -> Pairs:
-        """The pairs of a side."""
+        """The pairs of a side.
+
+        Args:
+          side: "train", "validation" or, with `has_test`, "test".
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Plain text in two files, as WMT, IWSLT and Multi30k have it: (source file, target file) for each side."""
+    """Plain text in two files for each side, (source file, target file), as in WMT, IWSLT and Multi30k."""
 
     train: tuple[str, str]
-    """Two files, as in ("train.en", "train.de")."""
+    """The training files, such as ("train.en", "train.de")."""
     validation: tuple[str, ...] = ()
-    """To choose the checkpoint on; empty: a part of `train`."""
+    """The files that choose the checkpoint; empty: a part of `train`."""
     test: tuple[str, ...] = ()
-    """To report the chosen checkpoint on; empty: none."""
+    """The files that the chosen checkpoint is reported on; empty: none."""
     validation_fraction: float = 0.05
-    """The part of the pairs held out where `validation` is empty."""
+    """The share of pairs held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -98,22 +106,30 @@ class Lines:
 
     @property
     def has_test(self) -> bool:
+        """Whether there is a test set."""
         return bool(self.test)
 
     def pairs(self, side: Side) -> Pairs:
-        """Errors: `InputError` for files that are absent, empty, the same, or of different numbers of lines."""
+        """The pairs of a side.
+
+        Args:
+          side: "train", "validation" or "test".
+
+        Raises:
+          InputError: files that are absent, empty, the same, or of different numbers of lines.
+        """
         own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
         source, target = (_file(name, side) for name in own or self.train)
         if source.samefile(target):
-            raise InputError(f"{source} is named as the source and as the target ({side}); name the translation's file")
+            raise InputError(f"{source} is both the source and the target ({side}); name the file of the translation")
         counts = [sum(1 for _ in text_files.lines(path)) for path in (source, target)]
         for path, count in zip((source, target), counts, strict=True):
             if not count:
                 raise InputError(f"{path} is empty ({side}); there must be a line for each line of the other side")
         if counts[0] != counts[1]:
             raise InputError(
-                f"{source} has {counts[0]:,} lines and {target} has {counts[1]:,} ({side}); line n of one must "
-                "translate line n of the other: find the line that is missing, or take the files as they were published"
+                f"{source} has {counts[0]:,} lines but {target} has {counts[1]:,} ({side}); line n of one must be the "
+                "translation of line n of the other: find the missing line, or use the published files"
             )
 
         def read() -> Iterator[Pair]:
@@ -127,55 +143,63 @@ class Lines:
 
 @dataclass(frozen=True)
 class Columns:
-    """Files of pairs: .csv (quoted as RFC 4180 says), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+    """Files of pairs: .csv (quoted as in RFC 4180), .tsv (no quoting: a TAB always ends a field) and .jsonl.
 
-    The first line of .csv and .tsv names the columns; columns given by number ("0", "1") say that there is none. In
-    .jsonl "translation.en" is the "en" of the object "translation".
+    The first line of .csv and .tsv names the columns, unless columns are given by number ("0", "1"). In .jsonl,
+    "translation.en" is the "en" of the object "translation".
     """
 
     train: tuple[str, ...]
     """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
     validation: tuple[str, ...] = ()
-    """Files to choose the checkpoint on; empty: a part of `train`."""
+    """Files that choose the checkpoint; empty: a part of `train`."""
     test: tuple[str, ...] = ()
-    """Files to report the chosen checkpoint on; empty: none."""
+    """Files that the chosen checkpoint is reported on; empty: none."""
     source: str = "source"
     """The column of the source text, by name or by number from 0."""
     target: str = "target"
     """The column of the target text."""
     validation_fraction: float = 0.05
-    """The part of the pairs held out where `validation` is empty."""
+    """The share of pairs held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
             if isinstance(value := getattr(self, name), str):  # one path, written without the comma of a tuple
                 object.__setattr__(self, name, (value,) if value else ())
         if not self.train:
-            raise InputError("Columns.train names no file; give it files, folders or globs")
+            raise InputError("Columns.train names no file; give files, folders or globs")
         _check_fraction(self)
         if self.source == self.target or self.source.isdecimal() != self.target.isdecimal():
             raise InputError(
-                f"columns {self.source!r} and {self.target!r}: give two, both by name, or both by number from 0 where "
-                "the files have no header"
+                f"columns {self.source!r} and {self.target!r}: give two, both by name, or both by number from 0 if the "
+                "files have no header"
             )
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that a model is asked about."""
+        """The names of the columns that are a model's input."""
         return (self.source,)
 
     @property
     def has_test(self) -> bool:
+        """Whether there is a test set."""
         return bool(self.test)
 
     def pairs(self, side: Side) -> Pairs:
-        """Errors: `InputError` for paths that name no file."""
+        """The pairs of a side.
+
+        Args:
+          side: "train", "validation" or "test".
+
+        Raises:
+          InputError: a path that names no file.
+        """
         paths = {"train": self.train, "validation": self.validation, "test": self.test}[side] or self.train
         skipped: Counter[str] = Counter()
         files = sources.find_files(paths, side, records.SUFFIXES, skipped)
 
         def read() -> Iterator[Pair]:
-            blank: Counter[str] = Counter()  # counted anew by every reading
+            blank: Counter[str] = Counter()  # counted by every reading
             yield from (pair for _, path in files for pair in self._read(path, blank))
             skipped.update(blank - skipped)
 
@@ -191,37 +215,45 @@ class Columns:
 
 @dataclass(frozen=True)
 class TfdsPairs:
-    """A data set that TensorFlow Datasets has prepared in array_record format, read without TensorFlow.
+    """A prepared TFDS data set in array_record format, read without TensorFlow.
 
-    A translation set (wmt14_translate/de-en, ted_hrlr_translate, ...) has a feature for each language; others have
-    theirs named: source="article", target="highlights" of cnn_dailymail.
+    A translation set (wmt14_translate/de-en, ted_hrlr_translate, ...) has a feature for each language. For other sets
+    name the features: source="article", target="highlights" for cnn_dailymail.
     """
 
     name: str
-    """As TFDS writes it: "wmt14_translate/de-en", "cnn_dailymail:3.4.0"."""
+    """The TFDS name: "wmt14_translate/de-en", "cnn_dailymail:3.4.0"."""
     source: str = "en"
     """The feature of the source text; "translation.en" is the "en" of the feature "translation"."""
     target: str = "de"
     """The feature of the target text."""
     train: str = "train"
-    """Sums such as "train+validation" and slices such as "train[:90%]" work."""
+    """The training split. Sums such as "train+validation" and slices such as "train[:90%]" work."""
     validation: str = "validation"
-    """The split to choose the checkpoint on."""
+    """The split that chooses the checkpoint."""
     test: str = "test"
-    """The split to report the chosen checkpoint on; empty: none."""
+    """The split that the chosen checkpoint is reported on; empty: none."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     def __post_init__(self) -> None:
         if self.source == self.target:
-            raise InputError(f"TfdsPairs: {self.source!r} is named as the source and as the target; name two features")
+            raise InputError(f"TfdsPairs: {self.source!r} is both the source and the target; name two features")
 
     @property
     def has_test(self) -> bool:
+        """Whether there is a test set."""
         return bool(self.test)
 
     def pairs(self, side: Side) -> Pairs:
-        """Errors: `InputError` for a set, split or feature that is not there."""
+        """The pairs of a side.
+
+        Args:
+          side: "train", "validation" or "test".
+
+        Raises:
+          InputError: a data set, split or feature that is not there.
+        """
         from transformer_jax.data import tfds_store
 
         split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
@@ -264,8 +296,10 @@ def _side_of(
     how: str,
     skipped: Mapping[str, int] | None = None,
 ) -> Pairs:
-    """The pairs of a side. Where there are no validation files, a hash of the source text says which side it is on, so
-    no source is on both, not even with another target."""
+    """The pairs of a side. Without validation files, pairs are split by a hash of the source text.
+
+    So a source text is never on both sides, not even with another target.
+    """
     below, part = source.validation_fraction, side != "test" and not source.validation
 
     def chosen() -> Iterator[Pair]:

@@ -1,16 +1,16 @@
-"""How two languages write the same dates, amounts and names: parallel text that every machine can make for itself.
+"""Parallel text that every machine can generate: dates, amounts and names in two languages.
 
     source = Cldr()                                      # English -> German
     for pair in source.pairs("test"): ...                # Pair("May 7 – 9, 2026", "7.–9. Mai 2026", where)
 
-The Unicode CLDR, which Babel packages, says for some hundred languages how they write dates, times, numbers, money,
-measures and lists, and what they call countries, languages and currencies. A phrase here is a tree of such things,
-drawn at random, that both languages put into words; they are combined only by patterns that each language has for that
-(lists, date with time, intervals) and by parentheses, as in CLDR's names of locales, "German (Austria)". So no sentence
-needs a grammar that the data does not give, and both sides are right as far as CLDR is.
+The Unicode CLDR, which Babel packages, has for some hundred languages the formats of dates, times, numbers, money,
+measures and lists, and the names of countries, languages and currencies. A phrase here is a random tree of these, which
+both languages express. They are combined only by patterns that each language has (lists, date with time, intervals) and
+by parentheses, as in CLDR's names of locales, "German (Austria)". So no phrase needs further grammar, and both sides
+are as correct as CLDR.
 
-No target phrase is on two sides. What a test phrase is made of, the names and formats, occurs in training; its numbers,
-dates and combinations do not: it cannot be remembered.
+A target phrase is on one side only. The names and formats of a test phrase occur in training; its numbers, dates and
+combinations do not, so it cannot be memorised.
 """
 
 import datetime
@@ -27,29 +27,28 @@ from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.translation.bitext import Pair, Pairs, in_memory
 
-Phrase = tuple[Any, ...]  # ("kind", what it says, ...): `_say` has the kinds; no language is in it
+Phrase = tuple[Any, ...]  # ("kind", its content, ...), independent of language; `_express` has the kinds
 
 
 @dataclass(frozen=True)
 class Cldr:
-    """Phrases of Babel's CLDR in two languages; any two locales that Babel has, "en", "de", "pt_BR", "zh_Hant", ...
+    """Phrases of Babel's CLDR in two of its locales, such as "en", "de", "pt_BR" and "zh_Hant".
 
-    Which phrases there are is the same for all, and what they say from the version of CLDR that Babel carries. Pairs
-    of which one side is empty, a source that has two translations (English has one plural where the target has two)
-    and what occurs twice are left out. A language without data for a kind of phrase, such as names of large numbers,
-    has no such phrases.
+    The phrases are the same for all languages; their text depends on Babel's version of CLDR. Duplicates are dropped,
+    and so are sources with two translations (English has one plural where the target has two). A language without data
+    for a kind of phrase, such as the names of large numbers, has no such phrases.
     """
 
     source_language: str = "en"
-    """The locale that is translated from."""
+    """The locale of the source."""
     target_language: str = "de"
-    """The locale that is translated into."""
+    """The locale of the target."""
     train: int = 60000
-    """Pairs to train on."""
+    """Training pairs."""
     validation: int = 1000
-    """Pairs to choose the checkpoint on."""
+    """Pairs that choose the checkpoint."""
     test: int = 1000
-    """Pairs to report the chosen checkpoint on."""
+    """Pairs that the chosen checkpoint is reported on."""
 
     has_test = True
 
@@ -61,13 +60,20 @@ class Cldr:
             raise InputError(f"data.source: {self.source_language!r} is both source_language and target_language")
 
     def pairs(self, side: Side) -> Pairs:
-        """Errors: `InputError` without Babel, for a locale that it lacks, and for more pairs than there are phrases."""
+        """The pairs of a side.
+
+        Args:
+          side: "train", "validation" or "test".
+
+        Raises:
+          InputError: Babel is not installed or lacks a locale, or there are fewer phrases than pairs.
+        """
         origin = f"CLDR {self.source_language}-{self.target_language} ({side})"
         drawn = _draw(self)[side]
         return in_memory((Pair(*texts, f"{origin}:{number}") for number, texts in enumerate(drawn, 1)), origin)
 
 
-@functools.lru_cache(maxsize=2)  # all sides come from one draw, which takes seconds
+@functools.lru_cache(maxsize=2)  # one draw gives all sides and takes seconds
 def _draw(cldr: Cldr) -> dict[Side, list[tuple[str, str]]]:
     """The (source, target) pairs of each side."""
     fields = ("source_language", "target_language")
@@ -75,12 +81,12 @@ def _draw(cldr: Cldr) -> dict[Side, list[tuple[str, str]]]:
     codes, rng = _codes(source_locale, target_locale), random.Random(0)
     total = cldr.train + cldr.validation + cldr.test
     translations: dict[str, set[str]] = {}
-    # More than are asked for: some phrases are drawn twice, and how many fall on a side is left to chance.
+    # Draw more than needed, because some phrases are duplicates and the sizes of the sides are random.
     for _ in range(5 * total // 4 + 1000):
         phrase = _pick(rng, FRAMES)(rng, codes)
         try:
-            source, target = _say(phrase, source_locale), _say(phrase, target_locale)
-        except (KeyError, AttributeError, NotImplementedError):  # how Babel says that it lacks something
+            source, target = _express(phrase, source_locale), _express(phrase, target_locale)
+        except (KeyError, AttributeError, NotImplementedError):  # Babel lacks the data
             continue
         translations.setdefault(source, set()).add(target)
     drawn: dict[Side, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
@@ -95,7 +101,7 @@ def _draw(cldr: Cldr) -> dict[Side, list[tuple[str, str]]]:
     for side, pairs in drawn.items():
         if len(pairs) < (wanted := getattr(cldr, side)):
             raise InputError(
-                f"data.source: {wanted:,} {side} pairs were asked for, and CLDR {cldr.source_language}-"
+                f"data.source: {wanted:,} {side} pairs are needed, but CLDR {cldr.source_language}-"
                 f"{cldr.target_language} gave {len(pairs):,} different ones; ask for fewer, or for more to train on"
             )
         del pairs[wanted:]
@@ -111,14 +117,16 @@ def _locale(name: str, field: str) -> Any:
         return babel.Locale.parse(name.replace("-", "_"))
     except (babel.UnknownLocaleError, ValueError):
         raise InputError(
-            f"data.source.{field} = {name!r} is no locale that Babel {babel.__version__} has; give one such as de, "
-            "pt_BR or zh_Hant"
+            f"data.source.{field} = {name!r} is not a locale of Babel {babel.__version__}; give one such as de, pt_BR "
+            "or zh_Hant"
         ) from None
 
 
 def _codes(*locales: Any) -> dict[str, list[str]]:
-    """The territories, languages and currencies that all the locales have names for: those with two-letter codes (no
-    continents, no languages of few texts), and the money in use today."""
+    """The codes of territories, languages and currencies for which all the locales have names.
+
+    Only two-letter codes count, which excludes continents and rare languages, and currencies in use today.
+    """
     extras.need("babel", "the phrases of CLDR")
     from babel import core
 
@@ -139,21 +147,21 @@ def _codes(*locales: Any) -> dict[str, list[str]]:
     }
 
 
-# ---- What there is to say ------------------------------------------------------------------------------------------
+# ---- Random phrases ------------------------------------------------------------------------------------------------
 
 
 def _pick(rng: random.Random, options: Sequence[Any]) -> Any:
-    """One of them. Of Python's generator, `random()` alone is promised to stay the same in every version."""
+    """A random option. Python guarantees only for `random()` that it is the same in every version."""
     return options[int(rng.random() * len(options))]
 
 
 def _between(rng: random.Random, low: int, high: int) -> int:
-    """low, ..., or high."""
+    """A random integer from `low` to `high`, both included."""
     return low + int(rng.random() * (high - low + 1))
 
 
 def _decimal(rng: random.Random, places: int) -> Decimal:
-    """Of one to six digits before the point, all lengths alike, and at most so many after it."""
+    """A number of one to six digits before the point, all lengths equally likely, and at most `places` after it."""
     places = _between(rng, 0, places)
     return Decimal(_between(rng, 1, 10 ** _between(rng, 1, 6) * 10**places - 1)).scaleb(-places)
 
@@ -170,7 +178,7 @@ Codes = dict[str, list[str]]
 
 
 def _date(rng: random.Random, codes: Codes) -> Phrase:
-    # Not CLDR's "medium": in May it is the same in English as "long".
+    # Not CLDR's "medium", because in English it equals "long" in May.
     return "date", _day(rng), _pick(rng, ("full", "long", "short", *SKELETONS))
 
 
@@ -274,12 +282,12 @@ FRAMES: tuple[Kind, ...] = (
 )
 
 
-# ---- How a language says it ----------------------------------------------------------------------------------------
+# ---- Phrases in a language -----------------------------------------------------------------------------------------
 
 
-def _say(phrase: Phrase, locale: Any) -> str:
-    """The phrase in the words of a locale. Errors: `KeyError`, `AttributeError` or `NotImplementedError` for what
-    Babel cannot say in it."""
+def _express(phrase: Phrase, locale: Any) -> str:
+    """The text of a phrase in a locale. If Babel lacks the data, it raises KeyError, AttributeError or
+    NotImplementedError."""
     extras.need("babel", "the phrases of CLDR")
     from babel import dates, lists, numbers, units
 
@@ -292,7 +300,7 @@ def _say(phrase: Phrase, locale: Any) -> str:
             return dates.format_time(time, style, locale=locale)
         case "moment", style, date, time:
             pattern = str(dates.get_datetime_format(style, locale=locale))  # "{1}, {0}"
-            return pattern.format(_say(time, locale), _say(date, locale))
+            return pattern.format(_express(time, locale), _express(date, locale))
         case "days", begin, end:
             return dates.format_interval(begin, end, "yMMMd", locale=locale)
         case "hours", begin, end:
@@ -311,7 +319,7 @@ def _say(phrase: Phrase, locale: Any) -> str:
             return numbers.format_currency(value, currency, locale=locale, format_type=style)
         case "measure", value, unit, style:
             text = units.format_unit(value, unit, style, locale=locale)
-            if unit in text:  # "4.05 duration-year": Babel's way out where the locale's unit has no such plural
+            if unit in text:  # "4.05 duration-year": Babel's fallback if the locale's unit has no such plural
                 raise KeyError(unit)
             return text
         case "territory", code:
@@ -325,7 +333,7 @@ def _say(phrase: Phrase, locale: Any) -> str:
         case "weekday", number:
             return locale.days["stand-alone"]["wide"][number]
         case "note", outer, inner:
-            return f"{_say(outer, locale)} ({_say(inner, locale)})"
+            return f"{_express(outer, locale)} ({_express(inner, locale)})"
         case "list", style, items:
-            return lists.format_list([_say(item, locale) for item in items], style, locale=locale)
+            return lists.format_list([_express(item, locale) for item in items], style, locale=locale)
     raise ValueError(f"no such phrase: {phrase!r}")

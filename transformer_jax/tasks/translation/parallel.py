@@ -1,19 +1,19 @@
-"""Parallel text as random-access examples for encoder-decoders: several pairs in each row, told apart by segments.
+"""Parallel text as random-access examples for encoder-decoders: each row has several pairs, one per segment.
 
 An example:
 
     {"source": int32[S], "source_segments": int32[S],
      "inputs": int32[T], "targets": int32[T], "target_segments": int32[T], "weights": float32[T]}
 
-Pair k of a row is segment k on both sides, counted from 1; 0 is padding. The decoder's inputs are each pair's targets
-one position on, behind the start token. Weights are 1 on targets, the end of text among them.
+Pair k of a row is segment k on both sides, counted from 1; 0 is padding. The decoder's inputs are the start token and
+the targets of each pair, shifted by one. The weights of targets are 1, end-of-text tokens included.
 
-Sentences are of all lengths, so a row for each would be mostly padding. Pairs are packed whole into rows with S source
-and T target slots instead (`objectives.packing`), once: the rows are shuffled anew each epoch, and what stands in a row
-stays together. Texts are tokenised once into token files (`data.tokens`), one for each side.
+With one sentence per row, most tokens would be padding. So whole pairs are packed into rows of S source and T target
+tokens (`objectives.packing`), once. The rows are reshuffled every epoch, but keep their pairs. Texts are tokenised once
+into token files (`data.tokens`), one for each side.
 
-Training pairs are filtered by length, as fairseq's and Moses' recipes do. Validation and test are whole: every source
-is there to translate, and what is longer than a row is cut for the loss alone.
+Training pairs are filtered by length, as in the recipes of fairseq and Moses. Validation and test sets are complete:
+every source is translated, and pairs longer than a row are truncated only for the loss.
 
 Letters: P pairs, B rows, Q pairs of the rows of a batch, S source slots, T target slots.
 """
@@ -39,34 +39,32 @@ from transformer_jax.tasks.translation import bitext
 
 @dataclass(frozen=True)
 class ParallelText:
-    """The data of a translation or summarisation experiment: which pairs, which tokens, how many in a row."""
+    """The data of a translation or summarisation experiment: the pairs, the tokenizer, the rows, the filters."""
 
     source: bitext.Source
-    """Where pairs come from."""
+    """The pairs."""
     tokenizer: tokenizers.Spec
-    """How their texts become tokens. One that is trained learns from both sides together."""
+    """Encodes their texts. It is trained on both sides together."""
     source_length: int = 128
     """S, source tokens in a row, special ones included."""
     target_length: int = 128
     """T, target tokens in a row, special ones included."""
     max_tokens: int = 250
-    """Training pairs with more tokens on a side are dropped (fairseq's WMT recipe); 0: those that no row holds."""
+    """Training pairs with more tokens on a side are dropped (fairseq's WMT recipe); 0: those longer than a row."""
     max_ratio: float = 9.0
-    """Training pairs with a side this many times as long as the other are dropped (Moses' default; fairseq's recipes
-    for WMT say 1.5, which short pairs of distant languages do not meet); 0: none."""
+    """Training pairs with a side more than this many times as long as the other are dropped (Moses' default; fairseq's
+    recipes for WMT use 1.5, which drops many short pairs of distant languages); 0: none."""
     too_long: Literal["drop", "cut"] = "drop"
-    """cut: longer training texts lose their end, as articles to be summarised do."""
+    """`drop`: pairs with a longer text are dropped; `cut`: the text is truncated, as for articles to summarise."""
     empty: Literal["refuse", "skip"] = "refuse"
-    """What happens where a side of a pair is empty: the run does not begin, or it is counted and left out."""
+    """refuse: a pair with an empty side is an error; skip: it is skipped and counted."""
 
     def __post_init__(self) -> None:
         for name in ("source_length", "target_length"):
             if getattr(self, name) < 4:
-                raise InputError(
-                    f"data.{name} = {getattr(self, name)} must be at least 4, of which up to 2 are special"
-                )
+                raise InputError(f"data.{name} = {getattr(self, name)} must be at least 4; up to 2 of them are special")
         if self.max_tokens < 0:
-            raise InputError(f"data.max_tokens = {self.max_tokens} must be 1 or more, or 0 for what a row holds")
+            raise InputError(f"data.max_tokens = {self.max_tokens} must be 1 or more, or 0 for the length of a row")
         if self.max_ratio and not self.max_ratio >= 1:
             raise InputError(f"data.max_ratio = {self.max_ratio} must be 1 or more, or 0 for no filter")
         if self.too_long not in ("drop", "cut"):
@@ -76,30 +74,30 @@ class ParallelText:
 
     @property
     def length(self) -> int:
-        """The longest sequence that the model is given."""
+        """The length of the longest sequence, in tokens."""
         return max(self.source_length, self.target_length)
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A finite set: packed rows for the loss, and the texts of each pair, in order, to translate and compare with."""
+    """A finite set: packed rows for the loss, and the texts of each pair, in order, for translation."""
 
     rows: "Rows"
     sources: list[str]
-    """As they stand, without the prefix."""
+    """Without the prefix."""
     references: list[str]
 
 
 @dataclass(frozen=True, eq=False)
 class Parallel:
-    """A ParallelText made ready. `train` is endless."""
+    """A prepared ParallelText. `train` is endless."""
 
     tokenizer: tokenizers.Tokenizer
     train: "Rows"
     validation: Held
     test: Held | None
     facts: dict[str, Any]
-    """Counts of pairs, of what each filter dropped, and shares of padding."""
+    """Counts of pairs and of pairs that each filter dropped, and shares of padding."""
     identity: str
     """A hash of the pairs of all sides."""
 
@@ -112,20 +110,23 @@ def prepare(
     prefix: str = "",
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Parallel:
-    """Reads and checks every pair, tokenises (once: it is cached), filters and packs.
+    """The filtered and packed examples of every side; texts are tokenised on first use.
 
-    Arguments:
-      model_cfg: an encoder-decoder's, for its special ids.
-      prefix: stands before every source, as T5's "translate English to German: ".
-      tokenizer: given when a run goes on or starts from a checkpoint; else it is built from the training pairs.
-    Errors: `InputError` for what is wrong with a file or a pair, a tokenizer that does not suit, and filters that leave
-      nothing.
+    Args:
+      data: the pairs, the tokenizer, the rows and the filters.
+      model_cfg: an encoder-decoder, for its special ids.
+      seed: of the order of training rows.
+      prefix: text before every source, such as T5's "translate English to German: ".
+      tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
+
+    Raises:
+      InputError: a bad file or pair, a tokenizer that does not suit the model, or filters that drop every pair.
     """
     sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
     cache = tokens.cache_dir()
     found = {side: data.source.pairs(side) for side in sides}
     counts = {side: _counts(pairs, cache) for side, pairs in found.items()}
-    _check(counts, found, data.empty)  # before a tokenizer is learned
+    _check(counts, found, data.empty)  # before a tokenizer is trained
     skipped = {side: records.counted(count["skipped"]) for side, count in counts.items() if count["skipped"]}
     both = _documents(found["train"], ("source", "target"))
     tokenizer = tokenizers.build(data.tokenizer, both, cache, given=tokenizer)
@@ -145,10 +146,10 @@ def prepare(
     }
     held = {}
     for side in sides[1:]:
-        held[side], cut = _held(found[side], *texts[side], frame, data)
+        held[side], truncated = _held(found[side], *texts[side], frame, data)
         facts[f"{side}_pairs"] = len(held[side].sources)
         facts[f"{side}_pairs_skipped_empty"] = counts[side]["empty"]
-        facts[f"{side}_pairs_cut_for_the_loss"] = cut
+        facts[f"{side}_pairs_truncated_for_the_loss"] = truncated
     identity = hashlib.sha256("".join(text.content for side in texts.values() for text in side).encode()).hexdigest()
     return Parallel(tokenizer, train, held["validation"], held.get("test"), facts, identity)
 
@@ -165,19 +166,27 @@ class Framing:
     target_around: tuple[list[int], list[int]]
     """Ids before and after a target; the last one ends it."""
     start: tuple[int]
-    """What the decoder reads before it says anything."""
+    """The id of the decoder's first input."""
 
     @property
     def forced_first(self) -> int | None:
-        """The token that every target begins with, which a search may take for granted; None where it is text."""
+        """The id of the token that every target begins with; None: targets begin with text."""
         return next(iter(self.target_around[0]), None)
 
     def source(self, ids: np.ndarray) -> np.ndarray:
-        """What the encoder reads, int32."""
+        """The encoder's input, int32.
+
+        Args:
+          ids: of a source.
+        """
         return _between(self.source_around, ids)
 
     def target(self, ids: np.ndarray) -> np.ndarray:
-        """What the decoder is to say, int32; its inputs are `start` and all of these but the last."""
+        """The decoder's targets, int32; its inputs are `start` and all of these but the last.
+
+        Args:
+          ids: of a target.
+        """
         return _between(self.target_around, ids)
 
 
@@ -186,17 +195,21 @@ def _between(around: tuple[list[int], list[int]], ids: np.ndarray) -> np.ndarray
 
 
 def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
-    """The special tokens that this vocabulary and this model have, as Transformers has them:
+    """The special tokens of a tokenizer and a model, as in Transformers:
 
         T5, Marian      source </s>             target </s>             behind <pad>
         BART            <s> source </s>         <s> target </s>         behind </s>
         mBART           source </s> en_XX       target </s>             behind de_DE
         mBART-50        en_XX source </s>       de_DE target </s>       behind </s>
 
-    The start token is the model's `decoder_start_id`, else its pad token, else its end of text; mBART's is the code.
+    The start token is the model's `decoder_start_id`, else its padding, else its end of text; mBART's is the code.
 
-    Errors: `InputError` for a vocabulary without an end of text, one whose ids are not those that `model_cfg` names,
-      and mBART's where nobody has said the languages.
+    Args:
+      tokenizer: of both sides.
+      model_cfg: an encoder-decoder.
+
+    Raises:
+      InputError: a tokenizer without an end of text or with other ids than the model, or mBART's without languages.
     """
     special, codes = tokenizer.special, tokenizer.languages
     eos = special.sep if tokenizer.eos_id is None else tokenizer.eos_id
@@ -209,8 +222,7 @@ def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
         if (wanted := getattr(model_cfg, name)) is not None and wanted != id:
             has = f"the tokenizer has {'no such token' if id is None else id}"
             raise InputError(
-                f"model.{name} = {wanted}, but {has}; set model.{name} to {id}, or use the tokenizer that the model "
-                "was made for"
+                f"model.{name} = {wanted}, but {has}; set model.{name} to {id}, or use the tokenizer of the model"
             )
     start = next(id for id in (model_cfg.decoder_start_id, model_cfg.pad_id, special.pad, eos) if id is not None)
     if start >= tokenizer.vocab_size:
@@ -220,7 +232,7 @@ def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
     if codes is not None:
         if codes.source is None or codes.target is None:
             raise InputError(
-                "the tokenizer is mBART's, and nobody says which of its languages are meant; say it with "
+                "the tokenizer is mBART's, but its source and target language are not set; give "
                 "--data.tokenizer.source-language and --data.tokenizer.target-language"
             )
         if codes.leading:
@@ -238,11 +250,11 @@ class Texts:
     """One side of all pairs as tokens, without special ones."""
 
     tokens: np.ndarray
-    """Of all texts, end to end: a map of a token file."""
+    """The tokens of all texts, concatenated, from a token file."""
     begins_P: np.ndarray
-    """int64: where each text begins in it."""
+    """int64: the position of each text's first token."""
     sizes_P: np.ndarray
-    """int64: how many tokens it has."""
+    """int64: the number of tokens of each text."""
     content: str
     """A hash of the texts."""
 
@@ -252,13 +264,13 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """`rows[i]` is example i; `rows.stacked([i, j, ...])` the same ones stacked, at once."""
+    """Random-access examples: `rows[i]` is example i."""
 
     source: Texts
     target: Texts
     framing: Framing
     packing: packing.Packing
-    """Rows of pair numbers."""
+    """The pairs of each row."""
     order: Sequence[int]
     """Example -> row."""
     source_length: int
@@ -297,11 +309,11 @@ class Rows:
 
     @property
     def sizes_P2(self) -> np.ndarray:
-        """Tokens of source and target of each pair, special ones included."""
+        """int64 [P, 2]: the tokens of each pair's source and target, special ones included."""
         return _framed_sizes(self.source, self.target, self.framing)
 
     def padding_shares(self) -> dict[str, float]:
-        """The share of slots that hold nothing: {"source", "target", "both"}."""
+        """The shares of padding: {"source", "target", "both"}."""
         filled_2 = self.sizes_P2[self.packing.pieces].sum(axis=0)
         slots_2 = len(self.packing) * np.array([self.source_length, self.target_length])
         source, target = (1 - filled_2 / slots_2).tolist()
@@ -311,7 +323,7 @@ class Rows:
 def _fill(
     texts: Texts, around: tuple[list[int], list[int]], pairs_Q: np.ndarray, count_B: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One side of a batch: tokens and segments, int32 [B, length], and the flat position of each pair's first token."""
+    """One side of a batch: (tokens, segments) int32 [B, length], and the flat position of each pair's first token."""
     before, after = around
     B, Q = len(count_B), len(pairs_Q)
     body_Q = texts.sizes_P[pairs_Q]
@@ -332,7 +344,7 @@ def _fill(
 
 
 def _ranges(start_Q: np.ndarray, size_Q: np.ndarray) -> np.ndarray:
-    """The numbers from each start on, `size` of them, one range after the other."""
+    """The ranges start, ..., start + size - 1, concatenated."""
     return np.arange(size_Q.sum()) + np.repeat(start_Q - (np.cumsum(size_Q) - size_Q), size_Q)
 
 
@@ -341,38 +353,38 @@ def _framed_sizes(source: Texts, target: Texts, frame: Framing) -> np.ndarray:
 
 
 def _special(frame: Framing) -> np.ndarray:
-    """How many special tokens stand around a source and a target."""
+    """The numbers of special tokens around a source and a target."""
     return np.array([len(before) + len(after) for before, after in (frame.source_around, frame.target_around)])
 
 
-# ---- Which pairs ---------------------------------------------------------------------------------------------------
+# ---- Filters and packing -------------------------------------------------------------------------------------------
 
 
 def _training_rows(
     source: Texts, target: Texts, frame: Framing, data: ParallelText, seed: int
 ) -> tuple[Rows, dict[str, int]]:
-    """Endless rows of the pairs that pass the filters, and counts of those that do not."""
+    """(endless rows of the pairs that pass the filters, counts of the others)."""
     sizes_P2 = np.stack([source.sizes_P, target.sizes_P], axis=1)
     room_2 = (data.source_length, data.target_length)
     most_2 = np.minimum(room_2 - _special(frame), data.max_tokens or room_2)
     too_long_P = (sizes_P2 > most_2).any(axis=1)
     shorter_P, longer_P = sizes_P2.min(axis=1), sizes_P2.max(axis=1)
-    fails = {"without_tokens": shorter_P < 1}  # a normaliser may leave nothing of a text
+    fails = {"without_tokens": shorter_P < 1}  # a normaliser may remove a whole text
     if data.too_long == "drop":
         fails["too_long"] = too_long_P
     fails["by_ratio"] = longer_P > (data.max_ratio or np.inf) * np.maximum(shorter_P, 1)
     kept_P, counts = np.ones(len(sizes_P2), bool), {}
-    for reason, fails_P in fails.items():  # a pair counts under the first that it fails
+    for reason, fails_P in fails.items():  # a pair counts for the first filter that drops it
         counts[f"dropped_{reason}"] = int((kept_P & fails_P).sum())
         kept_P &= ~fails_P
-    counts["cut"] = int((kept_P & too_long_P).sum())
+    counts["truncated"] = int((kept_P & too_long_P).sum())
     if not kept_P.any():
-        said = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
         raise InputError(
-            f"the filters leave none of the {len(kept_P):,} training pairs ({said}); raise data.max_tokens, "
-            "data.max_ratio, data.source_length or data.target_length"
+            f"the filters drop all {len(kept_P):,} training pairs ({reasons}); raise data.max_tokens, data.max_ratio, "
+            "data.source_length or data.target_length"
         )
-    source, target = _cut(source, most_2[0]), _cut(target, most_2[1])
+    source, target = _truncated(source, most_2[0]), _truncated(target, most_2[1])
     shuffled = objectives.generator(seed, 0).permutation(np.flatnonzero(kept_P))
     packed = packing.pack_pairs(_framed_sizes(source, target, frame)[shuffled], room_2)
     packed = packing.Packing(shuffled[packed.pieces], packed.starts)
@@ -380,18 +392,18 @@ def _training_rows(
 
 
 def _held(pairs: bitext.Pairs, source: Texts, target: Texts, frame: Framing, data: ParallelText) -> tuple[Held, int]:
-    """Every pair of a finite set, and how many of them are cut in its rows."""
+    """(all pairs of a finite set, how many of them are truncated in its rows)."""
     room_2 = (data.source_length, data.target_length)
     most_2 = room_2 - _special(frame)
-    cut = int(((source.sizes_P > most_2[0]) | (target.sizes_P > most_2[1])).sum())
-    source, target = _cut(source, most_2[0]), _cut(target, most_2[1])
+    too_long = int(((source.sizes_P > most_2[0]) | (target.sizes_P > most_2[1])).sum())
+    source, target = _truncated(source, most_2[0]), _truncated(target, most_2[1])
     packed = packing.pack_pairs(_framed_sizes(source, target, frame), room_2)
     texts = [pair for pair in pairs if not _empty_side(pair)]
     rows = Rows(source, target, frame, packed, range(len(packed)), *room_2)
-    return Held(rows, [pair.source for pair in texts], [pair.target for pair in texts]), cut
+    return Held(rows, [pair.source for pair in texts], [pair.target for pair in texts]), too_long
 
 
-def _cut(texts: Texts, most: int) -> Texts:
+def _truncated(texts: Texts, most: int) -> Texts:
     return dataclasses.replace(texts, sizes_P=np.minimum(texts.sizes_P, most))
 
 
@@ -399,8 +411,10 @@ def _cut(texts: Texts, most: int) -> Texts:
 
 
 def _counts(pairs: bitext.Pairs, cache: Path) -> dict[str, Any]:
-    """Reads all pairs once: {"pairs": how many, "empty": with an empty side, "where": the first of these, "skipped"}.
-    The cache keeps that: millions take minutes."""
+    """{"pairs": count, "empty": count of pairs with an empty side, "where": the first of these, "skipped": {...}}.
+
+    It reads all pairs, which takes minutes for millions, so the result is cached.
+    """
     kept = cache / "pairs" / hashlib.sha256(f"3 {pairs.identity()}".encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, ValueError):
         return json.loads(kept.read_bytes())
@@ -411,24 +425,24 @@ def _counts(pairs: bitext.Pairs, cache: Path) -> dict[str, Any]:
             empty += 1
             where += [f"{pair.where} ({side})"] if empty <= records.FEW else []
     found = {"pairs": total, "empty": empty, "where": where, "skipped": dict(pairs.skipped)}
-    with contextlib.suppress(OSError):  # then it is read again
+    with contextlib.suppress(OSError):  # without a cache, the next run reads all pairs again
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         files.write(kept, json.dumps(found))
     return found
 
 
 def _check(counts: Mapping[Side, dict[str, Any]], found: Mapping[Side, bitext.Pairs], empty: str) -> None:
-    """Raises `InputError` for a side without pairs, and where empty ones are refused: all at once."""
+    """Refuses a side without pairs, and pairs with an empty side; one message counts them all."""
     for side, count in counts.items():
         if count["pairs"] == count["empty"]:
             but = " but empty ones" if count["pairs"] else ""
-            raise InputError(f"{found[side].origin}: no pairs{but}; give it some")
+            raise InputError(f"{found[side].origin}: no pairs{but}; add some, or name another file")
     total = sum(count["empty"] for count in counts.values())
     if total and empty == "refuse":
         are = f"{total:,} pairs have" if total > 1 else "a pair has"
         places = records.places([place for count in counts.values() for place in count["where"]], total)
         raise InputError(
-            f"{are} an empty side: {places}; mend or remove the pair, or leave such pairs out with --data.empty skip"
+            f"{are} an empty side: {places}; complete or remove the pair, or skip such pairs with --data.empty skip"
         )
 
 
@@ -441,7 +455,7 @@ def _empty_side(pair: bitext.Pair) -> str | None:
 def _documents(
     pairs: bitext.Pairs, which: tuple[Literal["source", "target"], ...], prefix: str = ""
 ) -> sources.Documents:
-    """Texts of the pairs as documents, a name for each; `prefix` goes before the sources."""
+    """The texts of the pairs as documents; `prefix` precedes the sources."""
 
     def read() -> Iterator[tuple[str, str]]:
         for pair in pairs:
@@ -460,7 +474,7 @@ def _documents(
 
 
 def _tokenised(pairs: bitext.Pairs, tokenizer: tokenizers.Tokenizer, prefix: str, cache: Path) -> tuple[Texts, Texts]:
-    """Sources and targets from token files, in which the tokenizer's own tokens may stand around each text."""
+    """Sources and targets from token files."""
     source = tokens.prepare(_documents(pairs, ("source",), prefix), tokenizer, cache)
     target = tokens.prepare(_documents(pairs, ("target",)), tokenizer.target, cache)
     if len(source.starts) != len(target.starts):
@@ -469,6 +483,7 @@ def _tokenised(pairs: bitext.Pairs, tokenizer: tokenizers.Tokenizer, prefix: str
 
 
 def _texts(file: tokens.TokenFile, tokenizer: tokenizers.Tokenizer) -> Texts:
+    """The texts of a token file, without the special tokens around each."""
     head, tail = tokens.frame(tokenizer)
     begins_P = file.starts + len(head)
     sizes_P = np.append(file.starts[1:], len(file.tokens)) - len(tail) - begins_P
