@@ -218,7 +218,7 @@ def test_an_empty_side_is_refused_or_skipped(tmp_path, pair, side, capfd):
 
 def test_an_empty_reference_is_said(tmp_path):
     places = r"\S+train.de:2 \(source\), \S+ and \S+validation.de:2 \(target\), .* \(target\)"  # it is the test too
-    with pytest.raises(InputError, match=rf"3 pairs have an empty side: \S+ and {places}; mend"):
+    with pytest.raises(InputError, match=rf"3 pairs have an empty side: \S+ and {places}; complete"):
         parallel.prepare(data(tmp_path, [GOOD[0], ("", "x")], [("a", "b"), ("c", "")]), MODEL, seed=0)
     with pytest.raises(InputError, match=r"no pairs but empty ones"):
         filtered(tmp_path, [("", "")], empty="skip")
