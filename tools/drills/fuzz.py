@@ -39,7 +39,7 @@ import jax
 import numpy as np
 
 from tools.drills import fuzz_odd
-from transformer_jax import config_json, models, restore
+from transformer_jax import config_json, hub, models, restore
 from transformer_jax import optim as optimizers
 from transformer_jax.data import corpus, image_files, image_sources, sources, tokenizers, tokens
 from transformer_jax.data.preprocess import Preprocess
@@ -118,6 +118,10 @@ def _snapshot(name: str) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
     return _copy(f"hf/{name}/config.json", f"hf/{name}/model.safetensors"), restore.load
 
 
+def _torch(name: str) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
+    return _copy(f"hf/torch/{name}/config.json", f"hf/torch/{name}/pytorch_model.bin"), hub.load
+
+
 RUN = ("config.json", "results.json", "metrics.jsonl", "run.json")
 PICTURES = ("rgb.jpg", "progressive.jpg", "palette.png", "grey_alpha.png", "rotated.jpg", "wide.webp")
 
@@ -127,6 +131,8 @@ KINDS = {
     ),
     "snapshot": Kind(*_snapshot("gpt2"), ("config.json",)),
     "safetensors": Kind(*_snapshot("gpt2"), ("model.safetensors",)),
+    "torch zip": Kind(*_torch("zip"), ("pytorch_model.bin",)),
+    "torch legacy": Kind(*_torch("legacy"), ("pytorch_model.bin",)),
     "tokenizer.json": Kind(_copy("hf/gpt2/tokenizer.json"), _read_tokenizer, ("tokenizer.json",)),
     "spiece.model": Kind(
         _copy("tokenizers/albert/spiece.model", "tokenizers/albert/config.json"), _read_tokenizer, ("spiece.model",)

@@ -1,7 +1,7 @@
-"""The safetensors files of a snapshot folder, read lazily and written in shards.
+"""The weights of a snapshot folder, read lazily and written in shards.
 
-The files are memory-mapped, and a tensor or some of its columns are copied on access. Nothing is unpickled. A broken
-file is an `InputError` that names it.
+Safetensors files are memory-mapped, and a tensor or some of its columns are copied on access. A folder that has only a
+pytorch_model.bin is read by `pickled`. Nothing is unpickled. A broken file is an `InputError` that names it.
 """
 
 import contextlib
@@ -15,9 +15,11 @@ import numpy as np
 
 from transformer_jax import files
 from transformer_jax.errors import InputError
+from transformer_jax.hub import pickled
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # read where there are no safetensors
 JSON_BYTES = 2**25  # of an index, about 200,000 tensors
 
 
@@ -38,51 +40,50 @@ def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
         tensors: dict[str, Any] = {}
         for path, listed in _files(folder).items():
             file = _open(path, stack)
-            names = set(file.keys())
+            names = set(file)
             if listed is not None and names != listed:
                 name = min(names ^ listed)
                 place = "in the index but not in the file" if name in listed else "in the file but not in the index"
-                raise InputError(f"{path}: {name} is {place} ({INDEX}); copy the snapshot again")
-            tensors |= {name: file.get_slice(name) for name in names}
+                raise InputError(f"{path}: {name} is {place} of the folder; copy the snapshot again")
+            tensors |= file
         yield tensors
 
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:
     """{file to read: the names of its tensors in the index, or None if there is no index}."""
-    if (folder / SINGLE).exists():
-        return {folder / SINGLE: None}
-    if not (folder / INDEX).exists():
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        if pickled:
-            raise InputError(
-                f"{folder} has its weights only as {pickled[0]}, which is not read (such files can run code); "
-                f"convert it to {SINGLE} with Transformers' save_pretrained, or fetch a safetensors revision"
-            )
-        raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}; copy the whole snapshot")
-    index = read_json(folder / INDEX)
-    weight_map = index.get("weight_map")
+    held = [name for name in (SINGLE, INDEX, *TORCH) if (folder / name).exists()]
+    if not held:
+        raise InputError(f"{folder} has none of {SINGLE}, {INDEX} and {TORCH[0]}; copy the whole snapshot")
+    if held[0] in (SINGLE, TORCH[0]):
+        return {folder / held[0]: None}
+    where = folder / held[0]
+    weight_map = read_json(where).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()) or not weight_map:
-        raise InputError(f'{folder / INDEX} has no "weight_map" of tensor names to file names; copy the file again')
+        raise InputError(f'{where} has no "weight_map" of tensor names to file names; copy the file again')
     found: dict[Path, set[str] | None] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or shard == "..":
-            raise InputError(f"{folder / INDEX} names {shard!r}, which is not a file in the same folder")
+            raise InputError(f"{where} names {shard!r}, which is not a file in the same folder")
         if not (folder / shard).exists():
-            raise InputError(f"{folder / shard} is missing, though {INDEX} lists it; copy the snapshot again")
+            raise InputError(f"{folder / shard} is missing, though {where.name} lists it; copy the snapshot again")
         found[folder / shard] = {name for name, file in weight_map.items() if file == shard}
     return found
 
 
-def _open(path: Path, stack: contextlib.ExitStack) -> Any:
+def _open(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """{name: slice} of one file."""
     import safetensors
 
-    files.opened(path, inside=path.parent).close()
+    with files.opened(path, inside=path.parent) as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there")
+    if path.suffix == ".bin":
+        return stack.enter_context(pickled.tensors(path))
     try:
-        return stack.enter_context(safetensors.safe_open(path, "numpy"))
+        opened = stack.enter_context(safetensors.safe_open(path, "numpy"))
+        names = opened.keys()
+        return {name: opened.get_slice(name) for name in names}
     except (safetensors.SafetensorError, OSError, MemoryError) as error:
-        with open(path, "rb") as file:
-            if file.read(24) == b"version https://git-lfs.":
-                raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there") from None
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not a complete safetensors file ({reason}); copy it again") from None
 
