@@ -22,6 +22,7 @@ from transformer_jax.optim import Optim
 from transformer_jax.runs import lock, versions
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.train import loop
+from transformer_jax.train import steps as steps_lib
 
 STEPS = 6
 
@@ -376,3 +377,15 @@ def test_what_changed_since_the_last_step_is_said(tiny, whole, tmp_path, capsys,
     out = capsys.readouterr().out
     assert f"the data have changed since step {STEPS} was written" in out
     assert f"step {STEPS} was written with other versions: python 3." in out and "-> 4.0.0" in out
+
+
+@pytest.mark.parametrize(
+    ("left", "line"),
+    [
+        (400.0, ""),
+        (1000.0, "on this machine the run takes about 17:20; --train.steps 240 takes eight minutes"),
+        (9000.0, "on this machine the run takes about 2:30:40; --train.steps 240 takes eight minutes"),
+    ],
+)
+def test_a_long_run_on_a_cpu_says_how_to_shorten_it(left, line):
+    assert steps_lib.long_run(20, 40.0, 2.0, left) == line

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from transformer_jax import observe
 from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import computed_in
@@ -20,6 +21,8 @@ from transformer_jax.train import evaluate as evaluation
 from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
 from transformer_jax.train.setup import Run
+
+LONG = 480.0  # seconds of a run on a CPU above which its start says how to shorten it
 
 
 def steps(run: Run, *, profile: tuple[int, int] | None = None, debug_nans: bool = False) -> None:
@@ -105,8 +108,31 @@ def read(run: Run, watch: diagnose.Watch, step: int, metrics: Any) -> None:
         run.observing.print_line(line)
     if watch.limit_reached:
         raise diagnosed(run, watch, step)
-    if step % run.experiment.train.log_every == 0 or step in (1, run.last_step):
-        run.observing.row(run.meter.row(step, metrics))
+    every = run.experiment.train.log_every
+    if step % every == 0 or step in (1, run.last_step):
+        row = run.meter.row(step, metrics)
+        run.observing.row(row)
+        if step == ((run.first_step + 1) // every + 1) * every:  # the first row of more than one step
+            elapsed = time.perf_counter() - run.began
+            if notice := long_run(step, elapsed, row["seconds_per_step"], row["seconds_left"]):
+                run.observing.print_line(notice)
+
+
+def long_run(step: int, elapsed: float, seconds_per_step: float, seconds_left: float) -> str:
+    """A line for a run on a CPU that takes more than eight minutes: how long, and the flag that shortens it; else "".
+
+    Args:
+      step: steps taken.
+      elapsed: seconds since the run began.
+      seconds_per_step: of the steps since the previous row.
+      seconds_left: by that rate.
+    """
+    if jax.default_backend() != "cpu" or elapsed + seconds_left <= LONG:
+        return ""
+    total = f"on this machine the run takes about {observe.duration(elapsed + seconds_left)}"
+    fewer = step + int((LONG - elapsed) / seconds_per_step)
+    fewer -= fewer % 10
+    return f"{total}; --train.steps {fewer} takes eight minutes" if fewer > step else total
 
 
 def validate(run: Run) -> None:
