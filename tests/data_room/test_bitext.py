@@ -159,7 +159,7 @@ def test_columns_refused_in_one_line(tmp_path, name, content, named, message):
 
 
 def test_contradictions(tmp_path):
-    with pytest.raises(InputError, match=r"Columns.train names no file"):
+    with pytest.raises(InputError, match=r"Columns\(train=\(\)\) names no file"):
         Columns(())
     with pytest.raises(InputError, match=r"Lines.validation_fraction = 1 must be between 0 and 1"):
         Lines(("a", "b"), validation_fraction=1)

@@ -270,9 +270,7 @@ def test_mbarts_languages_stand_where_transformers_puts_them():
     frame = parallel.framing(tokenizer, model)
     assert (frame.source([9]).tolist(), frame.target([9]).tolist(), frame.start) == ([9, 2, 4], [9, 2], (5,))
     tokenizer = tokenizer.replace(languages=tokenizers.Languages(4, None, leading=False))
-    with pytest.raises(
-        InputError, match=r"source and target language are not set.*--data.tokenizer.source-language"
-    ):
+    with pytest.raises(InputError, match=r"source and target language are not set.*--data.tokenizer.source-language"):
         parallel.framing(tokenizer, model)
 
 

@@ -152,9 +152,9 @@ def test_tfds_sequences_of_class_labels(tmp_path, tokenizer, write_tfds):
     store = write_tfds("unlabelled", {"train": [unlabelled]}, features | {"ner": tfds.Sequence(np.int64)})
     with pytest.raises(InputError, match=r"unlabelled/1.0.0:train:0: a word or tag is int64, not text"):
         TfdsTags("unlabelled", data_dir=store).sentences("train")
-    with pytest.raises(InputError, match=r"train:0: tag -1 is not one of the set's 5; its tags may not be public"):
-        tagged._name(-1, LABELS, "train:0")
-    with pytest.raises(InputError, match=r"no feature 'tags'; it has .*ner.*; say which with --data.source.tags"):
+    with pytest.raises(InputError, match=r"train:0: label -1 is not one of the set's 5"):
+        tfds_store.class_name(LABELS, -1, "train:0")
+    with pytest.raises(InputError, match=r"no feature 'tags'; it has .*ner.*; choose with --data.source.tags"):
         TfdsTags(data_dir=store, tags="tags").sentences("train")
 
 

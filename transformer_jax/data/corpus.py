@@ -91,25 +91,17 @@ def prepare(
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(pipeline.StackedExamples):
     """Random-access windows of a token stream: `windows[i]` is example i."""
 
     tokens: np.ndarray
-    starts: Sequence[int]
-    """Row -> position of the window's first input in `tokens`."""
+    order: Sequence[int]
+    """Example -> position of the window's first input in `tokens`."""
     length: int
 
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        return {name: array[0] for name, array in self.stacked([row]).items()}
-
-    def stacked(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """A batch of rows: {"inputs": int32[B, T], "targets": int32[B, T], "weights": float32[B, T]}."""
-        start_B1 = np.array([self.starts[row] for row in rows], np.int64)[:, None]
+    def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """A batch of examples: {"inputs": int32[B, T], "targets": int32[B, T], "weights": float32[B, T]}."""
+        start_B1 = np.array([self.order[i] for i in numbers], np.int64)[:, None]
         offset_T = np.arange(self.length + 1)
         at_BT = start_B1 + offset_T  # one wider than T: inputs and targets
         inside_BT = at_BT < len(self.tokens)

@@ -116,8 +116,7 @@ class Folder:
     """The share of files held out if there is no validation folder."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(f"Folder.validation_fraction = {self.validation_fraction} must be between 0 and 1")
+        sources.check_fraction(self)
 
     def classes(self) -> tuple[str, ...]:
         names = tuple(sorted(folder.name for folder in _subfolders(self._root("train"))))
@@ -216,9 +215,7 @@ class TfdsImages:
 
         source, full_name, _ = tfds_store.open_split(self.name, self.train, self.data_dir)
         features = source.dataset_info.features
-        for name in (self.image, self.label):
-            if name not in features:
-                raise InputError(f"TFDS {full_name}: no feature {name!r}; it has {', '.join(sorted(features))}")
+        tfds_store.need_features(features, full_name, {"image": self.image, "label": self.label})
         if not hasattr(features[self.label], "names"):
             raise InputError(
                 f"TFDS {full_name}: feature {self.label!r} has no class names; name another with --data.source.label"
@@ -226,7 +223,7 @@ class TfdsImages:
         return tuple(features[self.label].names)
 
     def images(self, side: Side) -> Images | None:
-        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        split = getattr(self, side)
         if side == "test" and not split:
             return None
         extras.need("tensorflow_datasets", "images of TFDS")
@@ -234,7 +231,7 @@ class TfdsImages:
 
         from transformer_jax.data import tfds_store
 
-        classes = len(self.classes())
+        classes = self.classes()
         encoded = {self.image: tfds.decode.SkipDecoding()}
         source, full_name, _ = tfds_store.open_split(self.name, split, self.data_dir, decoders=encoded)
 
@@ -242,11 +239,7 @@ class TfdsImages:
             items = []
             for number, example in zip(numbers, source.__getitems__(list(numbers)), strict=True):
                 where, label = f"TFDS {full_name}:{split}:{number}", int(example[self.label])
-                if not 0 <= label < classes:
-                    raise InputError(
-                        f"{where}: label {label} is not one of the set's {classes}; its labels are not public, or the "
-                        "store is damaged"
-                    )
+                tfds_store.class_name(classes, label, where)  # refuses a label out of range
                 items.append(Item(example[self.image], label, where))
             return items
 

@@ -11,7 +11,6 @@ read; its random numbers are a function of (seed, example).
 Letters: B rows, E images, C channels.
 """
 
-import abc
 import contextlib
 import os
 import sys
@@ -59,26 +58,8 @@ class ImageSet:
             raise InputError(f"data.memory = {self.memory}: must be 0 or more")
 
 
-class _Examples(abc.ABC):
-    """Random-access examples: `examples[i]` is example i."""
-
-    order: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
-        return {name: array[0] for name, array in self.stacked([i]).items()}
-
-    @abc.abstractmethod
-    def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Examples with the leading dimension B."""
-
-
 @dataclass(frozen=True, eq=False)
-class Held(_Examples):
+class Held(pipeline.StackedExamples):
     """Examples whose images are decoded and in memory."""
 
     images: np.ndarray
@@ -96,7 +77,7 @@ class Held(_Examples):
 
 
 @dataclass(frozen=True, eq=False)
-class OnDemand(_Examples):
+class OnDemand(pipeline.StackedExamples):
     """Examples whose images are decoded when they are read. A broken image that is skipped has weight 0."""
 
     source: Images
@@ -138,9 +119,9 @@ class OnDemand(_Examples):
 class Prepared:
     """A prepared ImageSet. `train` is endless."""
 
-    train: _Examples
-    validation: _Examples
-    test: _Examples | None
+    train: pipeline.Examples
+    validation: pipeline.Examples
+    test: pipeline.Examples | None
     facts: dict[str, Any]
 
 
@@ -176,7 +157,7 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
     sides: tuple[Side, ...] = ("train", "validation", "test")
     found = {side: images for side in sides if (images := data.source.images(side)) is not None}
     each, left = preprocess.size**2 * len(preprocess.mean), data.memory
-    made: dict[str, _Examples] = {}
+    made: dict[str, pipeline.Examples] = {}
     for side, images in found.items():
         facts[f"{side}_images"] = images.count
         if images.skipped:

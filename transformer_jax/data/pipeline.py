@@ -5,6 +5,7 @@ number of hosts, the prefetch depth or the position in the epoch. Each of severa
 hold; together they are the batch that one host would make.
 """
 
+import abc
 import atexit
 import contextlib
 import contextvars
@@ -38,6 +39,49 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, row: int, /) -> Any: ...
+
+
+class Examples(abc.ABC):
+    """Random-access examples over the rows of a set: `examples[i]` is made from row `order[i]`."""
+
+    order: Sequence[int]
+    """Example -> row."""
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> Batch:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        return self.example(i)
+
+    @abc.abstractmethod
+    def example(self, i: int) -> Batch:
+        """Example i, a dict of arrays.
+
+        Args:
+          i: in [0, len(self)).
+        """
+
+
+class StackedExamples(Examples):
+    """`Examples` that are made in batches, which is faster for small ones."""
+
+    def example(self, i: int) -> Batch:
+        """Example i, a dict of arrays.
+
+        Args:
+          i: in [0, len(self)).
+        """
+        return {name: array[0] for name, array in self.stacked([i]).items()}
+
+    @abc.abstractmethod
+    def stacked(self, numbers: Sequence[int]) -> Batch:
+        """These examples with a leading dimension B.
+
+        Args:
+          numbers: of the examples.
+        """
 
 
 RULE = 2  # the ordering rule of new runs; a resumed run keeps the rule that it began with

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformer_jax.data import records, text_files
 from transformer_jax.errors import InputError
@@ -120,7 +120,7 @@ class TextFiles:
     """The share of `paths` held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        _check_paths(self)
+        settle_paths(self, "paths", "validation")
 
     def documents(self, split: Split) -> Documents:
         """The text of a side.
@@ -157,7 +157,7 @@ class Jsonl:
     """The share of texts held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        _check_paths(self)
+        settle_paths(self, "paths", "validation")
 
     @property
     def input_columns(self) -> tuple[str, ...]:
@@ -220,10 +220,8 @@ class Tfds:
         origin = f"TFDS {full_name} ({wanted})"
 
         def read() -> Iterator[tuple[str, str]]:
-            for first in range(0, len(source), 256):
-                rows = range(first, min(first + 256, len(source)))
-                for row, example in zip(rows, source.__getitems__(list(rows)), strict=True):
-                    yield f"{full_name}:{wanted}:{row}", tfds_store.text_of(example, self.field, origin)
+            for name, example in tfds_store.examples(source, f"{full_name}:{wanted}"):
+                yield name, tfds_store.text_of(example, self.field, origin)
 
         return Documents(
             origin=origin,
@@ -249,13 +247,33 @@ def _side(files: Files, held: set[str], split: Split) -> Files:
     return [(name, path) for name, path in files if (name in held) == (split == "validation")]
 
 
-def _check_paths(source: "TextFiles | Jsonl") -> None:
-    for name in ("paths", "validation"):
-        value = getattr(source, name)
-        if isinstance(value, str):  # one path, written without the comma that makes a tuple
-            object.__setattr__(source, name, (value,))
-    if not source.paths:
-        raise InputError(f"{type(source).__name__}(paths=()) names no file; give files, folders or globs")
+def settle_paths(source: Any, *names: str) -> None:
+    """Makes tuples of single paths in a source of files, and refuses a source without files.
+
+    Args:
+      source: a frozen dataclass with `validation_fraction`.
+      *names: its fields of paths, first that of the training files.
+
+    Raises:
+      InputError: no training files, or a `validation_fraction` that is not between 0 and 1.
+    """
+    for name in names:
+        if isinstance(value := getattr(source, name), str):  # one path, written without the comma of a tuple
+            object.__setattr__(source, name, (value,) if value else ())
+    if not getattr(source, names[0]):
+        raise InputError(f"{type(source).__name__}({names[0]}=()) names no file; give files, folders or globs")
+    check_fraction(source)
+
+
+def check_fraction(source: Any) -> None:
+    """Refuses a source whose `validation_fraction` is not between 0 and 1.
+
+    Args:
+      source: with this field.
+
+    Raises:
+      InputError: the fraction is out of range.
+    """
     if not 0 < source.validation_fraction < 1:
         raise InputError(
             f"{type(source).__name__}.validation_fraction = {source.validation_fraction} must be between 0 and 1"

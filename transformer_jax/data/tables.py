@@ -140,13 +140,7 @@ class Table:
     """The share of rows held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            if isinstance(value := getattr(self, name), str):  # one path, written without the comma of a tuple
-                object.__setattr__(self, name, (value,) if value else ())
-        if not self.train:
-            raise InputError("Table(train=()) names no file; give files, folders or globs")
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(f"Table.validation_fraction = {self.validation_fraction} must be between 0 and 1")
+        sources.settle_paths(self, "train", "validation", "test")
         if len({name.isdecimal() for name in self._columns}) > 1:
             raise InputError(
                 f"columns {', '.join(map(repr, self._columns))}: give all of them by name, or all by number from 0 "
@@ -178,7 +172,7 @@ class Table:
         Args:
           side: "train", "validation" or "test".
         """
-        own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        own = getattr(self, side)
         skipped: Counter[str] = Counter()
         files = sources.find_files(own or self.train, side, records.SUFFIXES, skipped)
         held = [row for _, path in files for row in self._read(path, skipped)]
@@ -238,29 +232,17 @@ class TfdsTable:
         """
         from transformer_jax.data import tfds_store
 
-        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        split = getattr(self, side)
         source, full_name, _ = tfds_store.open_split(self.name, split, self.data_dir)
         features = source.dataset_info.features
-        if self.label not in features:
-            raise InputError(
-                f"TFDS {full_name}: no feature {self.label!r}; it has {', '.join(sorted(features))}; choose with "
-                "--data.source.label"
-            )
+        tfds_store.need_features(features, full_name, {"label": self.label})
         names = getattr(features[self.label], "names", None)
         held = []
-        for first in range(0, len(source), 256):
-            numbers = range(first, min(first + 256, len(source)))
-            for number, example in zip(numbers, source.__getitems__(list(numbers)), strict=True):
-                where = f"TFDS {full_name}:{split}:{number}"
-                label = np.asarray(example[self.label]).item()
-                if names is not None:
-                    if not 0 <= label < len(names):
-                        raise InputError(
-                            f"{where}: label {label} is not one of the set's {len(names)}; its labels are not public, "
-                            "or the store is damaged"
-                        )
-                    label = names[label]
-                text = tfds_store.text_of(example, self.text, where)
-                text_b = tfds_store.text_of(example, self.text_b, where) if self.text_b else None
-                held.append(Row(text, text_b, label.decode() if isinstance(label, bytes) else label, where))
+        for where, example in tfds_store.examples(source, f"TFDS {full_name}:{split}"):
+            label = np.asarray(example[self.label]).item()
+            if names is not None:
+                label = tfds_store.class_name(names, label, where)
+            text = tfds_store.text_of(example, self.text, where)
+            text_b = tfds_store.text_of(example, self.text_b, where) if self.text_b else None
+            held.append(Row(text, text_b, label.decode() if isinstance(label, bytes) else label, where))
         return Rows(f"TFDS {full_name} ({split})", held)

@@ -6,6 +6,7 @@ The older default format, TFRecord, needs TensorFlow: such a data set must be co
 
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.files import read_json
 
 MOST_BYTES = 2**26  # of a JSON file in a store
+BATCH = 256  # examples that are read together
 OWN_FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 
 
@@ -94,6 +96,57 @@ def _refuse_foreign(tree: Any, path: Path) -> None:
 
 def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def examples(source: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (its name for messages, example) for every example of a split, read in batches.
+
+    Args:
+      source: the examples of `open_split`.
+      name: of the split, such as "TFDS glue/mrpc/2.0.0:train".
+    """
+    for first in range(0, len(source), BATCH):
+        numbers = range(first, min(first + BATCH, len(source)))
+        for number, example in zip(numbers, source.__getitems__(list(numbers)), strict=True):
+            yield f"{name}:{number}", example
+
+
+def need_features(features: Any, full_name: str, flags: Mapping[str, str]) -> None:
+    """Refuses a data set without certain features.
+
+    Args:
+      features: of the data set, by name.
+      full_name: of the data set, for messages.
+      flags: {field of the source: the feature that it names}.
+
+    Raises:
+      InputError: a feature is missing.
+    """
+    for flag, feature in flags.items():
+        if feature not in features:
+            raise InputError(
+                f"TFDS {full_name}: no feature {feature!r}; it has {', '.join(sorted(features))}; choose with "
+                f"--data.source.{flag.replace('_', '-')}"
+            )
+
+
+def class_name(names: Sequence[str], number: int, where: str) -> str:
+    """The name of a class of a ClassLabel.
+
+    Args:
+      names: of the classes.
+      number: of the class.
+      where: names the example in messages.
+
+    Raises:
+      InputError: the number is out of range.
+    """
+    if not 0 <= number < len(names):
+        raise InputError(
+            f"{where}: label {number} is not one of the set's {len(names)}; its labels are not public, or the store is "
+            "damaged"
+        )
+    return names[number]
 
 
 def text_of(example: dict[str, Any], field: str, where: str) -> str:

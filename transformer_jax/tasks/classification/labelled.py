@@ -43,7 +43,7 @@ class LabelledText:
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(pipeline.StackedExamples):
     """Random-access examples: `examples[i]` is example i."""
 
     tokens: np.ndarray
@@ -59,14 +59,6 @@ class Examples:
     length: int
     truncated: int
     """Rows that were longer than `length`."""
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
-        return {name: array[0] for name, array in self.stacked([i]).items()}
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""

@@ -31,7 +31,7 @@ TRAIN, VALIDATION = 0, 1  # streams of `objectives.generator`
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(pipeline.Examples):
     """Random-access examples: example i is segment order[i] of the tokens, with gaps."""
 
     tokens: np.ndarray
@@ -43,12 +43,8 @@ class Examples:
     seed: int
     stream: int
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
+    def example(self, i: int) -> dict[str, np.ndarray]:
+        """Source, inputs and targets of example `i`."""
         begin = self.order[i] * self.sizes.raw
         ids = self.tokens[begin : begin + self.sizes.raw].astype(np.int32)
         return example(self.objective.make(ids, objectives.generator(self.seed, i, self.stream), self.marks), self)

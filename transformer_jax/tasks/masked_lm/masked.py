@@ -134,7 +134,7 @@ def _documents(file: tokens.TokenFile, known: Vocabulary, head: int) -> pairs.Do
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(pipeline.Examples):
     """Random-access examples: example i is row order[i], masked."""
 
     rows: layouts.Rows
@@ -146,12 +146,8 @@ class Examples:
     seed: int
     stream: int
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
+    def example(self, i: int) -> dict[str, np.ndarray]:
+        """The masked row of example `i`, its labels and weights."""
         rng = objectives.generator(self.seed, i, self.stream)
         row = self.rows.make(self.order[i], rng)
         made = masking.mask(

@@ -72,7 +72,7 @@ class SquadJson:
         Args:
           side: "train", "validation" or "test".
         """
-        path = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        path = getattr(self, side)
         if not path and side == "test":
             return None
         return list(_answered(Path(path).expanduser()))
@@ -147,7 +147,7 @@ class TfdsSquad:
         Args:
           side: "train", "validation" or "test".
         """
-        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        split = getattr(self, side)
         if not split and side == "test":
             return None
         source, full_name, _ = tfds_store.open_split(self.name, split, self.data_dir)
@@ -158,8 +158,7 @@ class TfdsSquad:
                     f"TFDS {full_name}: no feature {feature!r}, which SQuAD has; it has {', '.join(features)}"
                 )
         made = []
-        for number in range(len(source)):
-            example, where = source[number], f"TFDS {full_name}:{split}:{number}"
+        for where, example in tfds_store.examples(source, f"TFDS {full_name}:{split}"):
             id, question, context = (tfds_store.text_of(example, name, where) for name in ("id", "question", "context"))
             answers = tuple(text.decode() for text in example["answers"]["text"])
             starts = tuple(int(start) for start in example["answers"]["answer_start"])
@@ -279,7 +278,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(pipeline.Examples):
     """Random-access examples: `examples[i]` is example i."""
 
     encoded: Sequence[Encoded]
@@ -289,12 +288,8 @@ class Examples:
     around: labelled.Around
     length: int
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
+    def example(self, i: int) -> dict[str, np.ndarray]:
+        """The window of example `i`, with the positions of its answer."""
         window = self.windows[self.order[i]]
         asked, context, _ = self.encoded[window.question]
         shown = context[window.first : window.first + window.size]

@@ -76,7 +76,7 @@ class Conll:
         Args:
           side: "train", "validation" or "test".
         """
-        path = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        path = getattr(self, side)
         if not path and side == "test":
             return None
         return list(_conll(Path(path).expanduser(), self.token_column, self.tag_column))
@@ -142,23 +142,19 @@ class TfdsTags:
         Args:
           side: "train", "validation" or "test".
         """
-        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        split = getattr(self, side)
         if not split and side == "test":
             return None
         source, full_name, _ = tfds_store.open_split(self.name, split, self.data_dir)
         features = source.dataset_info.features
-        for flag, feature in (("tokens", self.tokens), ("tags", self.tags)):
-            if feature not in features:
-                raise InputError(
-                    f"TFDS {full_name}: no feature {feature!r}; it has {', '.join(features)}; "
-                    f"say which with --data.source.{flag}"
-                )
+        tfds_store.need_features(features, full_name, {"tokens": self.tokens, "tags": self.tags})
         names = getattr(getattr(features[self.tags], "feature", None), "names", None)
         made = []
-        for number in range(len(source)):
-            example, where = source[number], f"TFDS {full_name}:{split}:{number}"
+        for where, example in tfds_store.examples(source, f"TFDS {full_name}:{split}"):
             words = tuple(_text(word, where) for word in example[self.tokens])
-            tags = tuple(_name(tag, names, where) if names else _text(tag, where) for tag in example[self.tags])
+            tags = tuple(
+                tfds_store.class_name(names, tag, where) if names else _text(tag, where) for tag in example[self.tags]
+            )
             if len(words) != len(tags):
                 raise InputError(f"{where}: {len(words)} words and {len(tags)} tags")
             if words:  # in TFDS, each split of conll2003 ends with an empty sentence
@@ -173,12 +169,6 @@ def _text(value: Any, where: str) -> str:
         return value.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: a word or tag is not UTF-8 ({error})") from None
-
-
-def _name(tag: int, names: Sequence[str], where: str) -> str:
-    if not 0 <= tag < len(names):
-        raise InputError(f"{where}: tag {tag} is not one of the set's {len(names)}; its tags may not be public")
-    return names[tag]
 
 
 # ---- Tags ----------------------------------------------------------------------------------------------------------
@@ -279,7 +269,7 @@ def encode(words: Sequence[str], tokenizer: tokenizers.Tokenizer, length: int) -
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(pipeline.Examples):
     """Random-access examples: `examples[i]` is example i."""
 
     sentences: Sequence[Encoded]
@@ -289,12 +279,8 @@ class Examples:
     """Example -> sentence."""
     length: int
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
+    def example(self, i: int) -> dict[str, np.ndarray]:
+        """The sentence of example `i`, with the tags of its words."""
         (ids, first, _), labels = self.sentences[self.order[i]], self.labels[self.order[i]]
         tokens_T, labels_T = np.zeros((2, self.length), np.int32)
         weights_T = np.zeros(self.length, np.float32)

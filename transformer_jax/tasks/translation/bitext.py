@@ -102,7 +102,7 @@ class Lines:
             files = getattr(self, name)
             if isinstance(files, str) or len(files) not in ((2,) if name == "train" else (0, 2)):
                 raise InputError(f"Lines.{name} = {files!r} must name two files, the source and the target")
-        _check_fraction(self)
+        sources.check_fraction(self)
 
     @property
     def has_test(self) -> bool:
@@ -118,7 +118,7 @@ class Lines:
         Raises:
           InputError: files that are absent, empty, the same, or of different numbers of lines.
         """
-        own = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        own = getattr(self, side)
         source, target = (_file(name, side) for name in own or self.train)
         if source.samefile(target):
             raise InputError(f"{source} is both the source and the target ({side}); name the file of the translation")
@@ -163,12 +163,7 @@ class Columns:
     """The share of pairs held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            if isinstance(value := getattr(self, name), str):  # one path, written without the comma of a tuple
-                object.__setattr__(self, name, (value,) if value else ())
-        if not self.train:
-            raise InputError("Columns.train names no file; give files, folders or globs")
-        _check_fraction(self)
+        sources.settle_paths(self, "train", "validation", "test")
         if self.source == self.target or self.source.isdecimal() != self.target.isdecimal():
             raise InputError(
                 f"columns {self.source!r} and {self.target!r}: give two, both by name, or both by number from 0 if the "
@@ -194,7 +189,7 @@ class Columns:
         Raises:
           InputError: a path that names no file.
         """
-        paths = {"train": self.train, "validation": self.validation, "test": self.test}[side] or self.train
+        paths = getattr(self, side) or self.train
         skipped: Counter[str] = Counter()
         files = sources.find_files(paths, side, records.SUFFIXES, skipped)
 
@@ -256,19 +251,16 @@ class TfdsPairs:
         """
         from transformer_jax.data import tfds_store
 
-        split = {"train": self.train, "validation": self.validation, "test": self.test}[side]
+        split = getattr(self, side)
         examples, full_name, files = tfds_store.open_split(self.name, split, self.data_dir)
 
         def read() -> Iterator[Pair]:
-            for first in range(0, len(examples), 256):
-                numbers = range(first, min(first + 256, len(examples)))
-                for number, example in zip(numbers, examples.__getitems__(list(numbers)), strict=True):
-                    where = f"TFDS {full_name}:{split}:{number}"
-                    source, target = (
-                        tfds_store.text_of(*records.within(example, f, where, OPTIONS), where)
-                        for f in (self.source, self.target)
-                    )
-                    yield Pair(source, target, where)
+            for where, example in tfds_store.examples(examples, f"TFDS {full_name}:{split}"):
+                source, target = (
+                    tfds_store.text_of(*records.within(example, f, where, OPTIONS), where)
+                    for f in (self.source, self.target)
+                )
+                yield Pair(source, target, where)
 
         return Pairs(
             origin=f"TFDS {full_name} ({split})",
@@ -279,12 +271,6 @@ class TfdsPairs:
 
 
 # ---- Files and fields ----------------------------------------------------------------------------------------------
-
-
-def _check_fraction(source: Any) -> None:
-    if not 0 < source.validation_fraction < 1:
-        kind = type(source).__name__
-        raise InputError(f"{kind}.validation_fraction = {source.validation_fraction} must be between 0 and 1")
 
 
 def _side_of(

@@ -263,7 +263,7 @@ class Texts:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(pipeline.StackedExamples):
     """Random-access examples: `rows[i]` is example i."""
 
     source: Texts
@@ -275,14 +275,6 @@ class Rows:
     """Example -> row."""
     source_length: int
     target_length: int
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"example {i} of {len(self)}")
-        return {name: array[0] for name, array in self.stacked([i]).items()}
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Examples with the leading dimension B."""
