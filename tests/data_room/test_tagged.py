@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from transformer_jax.data import tfds_store
 from transformer_jax.data.tokenizers import TokenizerFile
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.tagging import tagged
