@@ -1,11 +1,11 @@
-"""What a user brings: an experiment file, the types that it defines, and the text that is kept with a run.
+"""The user's own code: an experiment file, the types that it defines, and its text, which is stored with a run.
 
     module, name = read("mine.py")                 # or a dotted module
     types = types_of([module])                     # {"mine.py:Config": <class Config>, ...}
-    code = code_of(experiment)                     # {"mine.py": its text}: kept in WORKDIR/code
+    code = code_of(experiment)                     # {"mine.py": its text}, for WORKDIR/code
 
-A type of the user's is named by its file and its class, "mine.py:Config". Nothing is imported because a file of a run
-names it: the caller brings the types.
+A user's type is named by its file and its class, "mine.py:Config". Nothing is imported because a file of a run names
+it: the caller provides the types.
 """
 
 import ast
@@ -25,17 +25,19 @@ from transformer_jax import shipped
 from transformer_jax.errors import InputError, nearest
 
 PACKAGE = __name__.partition(".")[0]
-NO_FILE = "__main__"  # in place of a file's name: of a type that was defined in a notebook
+NO_FILE = "__main__"  # replaces the file's name for a type that was defined in a notebook
 
 
 def read(target: str) -> tuple[ModuleType, str]:
-    """The module of a recipe, `causal_lm.stdlib`, a file, `path/to/b/c.py`, or a dotted module, and a short name for
-    its runs, "b-c".
+    """The module that `target` names, and a short name for its runs, "b-c".
 
-    A file is read with its own folder on the path, so it can import its neighbours.
+    A file is read with its own folder on the path, so that it can import files beside it.
+
+    Args:
+      target: a recipe, "causal_lm.stdlib"; a file, "path/to/b/c.py"; or a dotted module.
 
     Raises:
-      InputError: when there is no such module or file, or another file of that name was read before.
+      InputError: there is no such module or file, or it imports a file whose name another module has already.
     """
     if target.endswith(".py"):
         return _read_file(target), f"{Path(target).resolve().parent.name}-{Path(target).stem}"
@@ -52,7 +54,7 @@ def read(target: str) -> tuple[ModuleType, str]:
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the experiment was found; something that it imports was not
+            raise  # the experiment was found, but a module that it imports was not
         raise missing from None
     return module, "-".join(target.split(".")[-2:])
 
@@ -62,9 +64,9 @@ def _read_file(target: str) -> ModuleType:
     if not path.is_file():
         raise InputError(f"no such experiment file: {target}")
     if (known := _loaded_from(path)) is not None:
-        return known  # a second copy of its types would not be equal to the first
+        return known  # reading it twice would create two classes of each type
     _settle_neighbours(path)
-    # Under a name of its own: another module may have the file's, now or later.
+    # The module's name includes a hash of the path, because another module may have the name of the file.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -84,7 +86,7 @@ def _read_file(target: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _one_line(target: str) -> Iterator[None]:
-    """What is wrong with a file itself becomes one line. What its own code raises keeps its traceback."""
+    """Reports an error of the file itself in one line. An exception of its own code keeps its traceback."""
     try:
         yield
     except SyntaxError as error:
@@ -97,23 +99,23 @@ def _one_line(target: str) -> Iterator[None]:
 
 
 def _loaded_from(path: Path) -> ModuleType | None:
-    """The module that was read from this file. A file that runs as a script is read again: it may not be complete."""
+    """The module that was read from this file. A running script does not count: it may not be complete yet."""
     modules = (m for m in list(sys.modules.values()) if isinstance(m, ModuleType) and m.__name__ != "__main__")
     return next((m for m in modules if str(getattr(m, "__file__", "")).endswith(path.name) and _file(m) == path), None)
 
 
 def _settle_neighbours(path: Path) -> None:
-    """Looks at the neighbours that a file imports: one that was read as a file already is what the import gives.
+    """Makes imports of files beside this one return the modules that were read from those files before.
 
     Raises:
-      InputError: where another folder's module of a neighbour's name is loaded, which the import would give instead.
+      InputError: a module of the same name from another folder is loaded, which the import would return instead.
     """
     folder, seen, left = path.parent, {path}, [path]
     while left:
         try:
             tree = ast.parse(left.pop().read_bytes())
         except (SyntaxError, ValueError):
-            return  # reading the file says it better
+            return  # reading the file will report it
         for node in ast.walk(tree):
             named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             named += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
@@ -133,11 +135,12 @@ def _settle_neighbours(path: Path) -> None:
 
 
 def _strangers(folder: Path, name: str) -> list[Path]:
-    """The files of the loaded module or package `name` that are not those in this folder, where it has one."""
+    """The files of the loaded module or package `name` that are not in `folder`, if `folder` has one of this name."""
     file, package = (folder / f"{name}.py").resolve(), (folder / name).resolve()
     if not file.is_file() and not package.is_dir():
         return []
-    is_namespace = not file.is_file() and not (package / "__init__.py").is_file()  # an installed package comes first
+    # Python prefers an installed package to a folder without __init__.py.
+    is_namespace = not file.is_file() and not (package / "__init__.py").is_file()
     return [
         known
         for key, module in list(sys.modules.items())
@@ -150,18 +153,18 @@ def _strangers(folder: Path, name: str) -> list[Path]:
 
 
 def _file(module: ModuleType | None) -> Path | None:
-    """The file that a module was read from."""
+    """The file that a module was read from; None where there is none."""
     file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
     return Path(file).resolve() if isinstance(file, str) else None
 
 
 def _label(file: Path) -> str:
-    """A file's name; of a package that of its folder too, "mine/__init__.py"."""
+    """A file's name; for a package with that of its folder, "mine/__init__.py"."""
     return f"{file.parent.name}/{file.name}" if file.name == "__init__.py" else file.name
 
 
 def _is_brought(module: ModuleType) -> bool:
-    """Whether a module is a user's: neither ours, nor Python's, nor an installed library."""
+    """Whether a module is the user's: not of this package, Python's library or an installed library."""
     file = _file(module)
     if file is None or module.__name__.partition(".")[0] in (PACKAGE, *sys.stdlib_module_names):
         return module.__name__ == "__main__"
@@ -172,23 +175,23 @@ def _is_brought(module: ModuleType) -> bool:
 
 
 def is_foreign(cls: type) -> bool:
-    """Whether a type is not the package's own."""
+    """Whether `cls` is not a type of this package."""
     return cls.__module__.partition(".")[0] != PACKAGE
 
 
 def name_of(cls: type) -> str:
-    """The name of a user's type in config.json: its file and its class, "mine.py:Config"."""
+    """The name of `cls`, a user's type, in config.json: its file and its class, "mine.py:Config"."""
     file = _file(sys.modules.get(cls.__module__))
     return f"{NO_FILE if file is None else _label(file)}:{cls.__qualname__}"
 
 
 def types_of(given: Any) -> dict[str, type]:
-    """{name: type} of the dataclasses in what a caller brings: a module, a class, or several of them.
+    """{name: type} of the dataclasses in `given`: a module, a class, or several of either.
 
-    A module brings the dataclasses that it defines, and those of its neighbours that it imported.
+    A module provides the dataclasses that it defines, and those of the files beside it that it imported.
 
     Raises:
-      InputError: for two types of one name.
+      InputError: two types have the same name.
     """
     found: dict[str, type] = {}
     modules, classes = _given(given)
@@ -196,7 +199,7 @@ def types_of(given: Any) -> dict[str, type]:
     for cls in [*classes, *(cls for module in (*modules, *beside) for cls in _defined_in(module))]:
         known = found.setdefault(name_of(cls), cls)
         files = [_file(sys.modules.get(of.__module__)) for of in (known, cls)]
-        if files[0] != files[1]:  # a file that was read twice, by two names: the first is what was brought
+        if files[0] != files[1]:  # types of one file that was read under two names are accepted: the first one counts
             raise InputError(
                 f"two types are called {name_of(cls)}: of {files[0]} and of {files[1]}; rename one of the files, or "
                 "bring one of them alone"
@@ -205,7 +208,7 @@ def types_of(given: Any) -> dict[str, type]:
 
 
 def _given(given: Any) -> tuple[list[ModuleType], list[type]]:
-    """The modules and the classes in what a caller brings."""
+    """The modules and the classes in what a caller provides."""
     if isinstance(given, ModuleType):
         return [given], []
     if isinstance(given, type) and dataclasses.is_dataclass(given):
@@ -234,27 +237,32 @@ def _neighbours(module: ModuleType) -> list[ModuleType]:
         stem = root.joinpath(*name.split("."))
         candidates = (stem.with_name(f"{stem.name}.py"), stem / "__init__.py")
         if Path(str(getattr(other, "__file__", ""))).name not in (candidates[0].name, "__init__.py"):
-            continue  # most modules: nothing to resolve
+            continue  # skips most modules without resolving a path
         if (is_inside and name.partition(".")[0] != package) or not _is_brought(other):
             continue
-        theirs = _file(other)
-        if theirs is not None and theirs != file and theirs in [candidate.resolve() for candidate in candidates]:
-            found.setdefault(theirs, other)
+        other_file = _file(other)
+        if other_file not in (None, file) and other_file in [candidate.resolve() for candidate in candidates]:
+            found.setdefault(other_file, other)
     return list(found.values())
 
 
 def types_in(value: Any) -> list[type]:
-    """The user's types in an experiment, with those that their files define."""
+    """The user's types in `value`, an experiment, and all types that their files define."""
     classes = list(dict.fromkeys(type(part) for part in _dataclasses_in(value) if is_foreign(type(part))))
     names = sorted({cls.__module__ for cls in classes} & set(sys.modules))
     return list(types_of([*classes, *(sys.modules[name] for name in names)]).values())
 
 
 def look_up(name: str, types: Mapping[str, type], where: str) -> type:
-    """The type of this name among those that were brought.
+    """The type of this name among those that the caller provides.
+
+    Args:
+      name: "mine.py:Config".
+      types: from `types_of`.
+      where: the file that has the name, for messages.
 
     Raises:
-      InputError: where it is not there; the message names the type, its file and the flag.
+      InputError: there is none; the message names the type, its file and the flag.
     """
     if name in types:
         return types[name]
@@ -279,7 +287,7 @@ def look_up(name: str, types: Mapping[str, type], where: str) -> type:
 
 
 def code_of(value: Any) -> dict[str, str]:
-    """{file name: text} of the files that define the foreign types in an experiment, and of their neighbours."""
+    """{file name: text} of the files that define the user's types in `value`, and of the files that they import."""
     files: set[Path] = set()
     for cls in {type(part) for part in _dataclasses_in(value)}:
         module = sys.modules.get(cls.__module__)
@@ -287,7 +295,7 @@ def code_of(value: Any) -> dict[str, str]:
             files |= {file for each in (module, *_neighbours(module)) if (file := _file(each)) is not None}
     texts: dict[str, str] = {}
     for file in sorted(file for file in files if file.is_file()):
-        with tokenize.open(file) as opened:  # in the encoding that it states
+        with tokenize.open(file) as opened:  # reads with the encoding that the file states
             text = opened.read()
         name = _label(file)
         texts[name if name not in texts else f"{file.parent.name}/{name}"] = text
@@ -295,14 +303,14 @@ def code_of(value: Any) -> dict[str, str]:
 
 
 def digests(code: Mapping[str, str]) -> dict[str, str]:
-    """{file name: SHA-256 of its text}."""
+    """{file name: SHA-256 of its text} of `code`, from `code_of`."""
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in code.items()}
 
 
 def changed(stored: Mapping[str, str], code: Mapping[str, str]) -> list[str]:
-    """The names of the files in `stored`, {file: digest}, whose text in `code` is another one."""
-    here = digests(code)
-    return [name for name, digest in stored.items() if name in here and here[name] != digest]
+    """The names of the files whose text in `code`, {file: text}, differs from `stored`, {file: digest}."""
+    current = digests(code)
+    return [name for name, digest in stored.items() if name in current and current[name] != digest]
 
 
 def _dataclasses_in(value: Any) -> Iterator[Any]:

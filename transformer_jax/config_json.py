@@ -1,7 +1,7 @@
-"""config.json: an experiment written down, read back, and compared with the one that a run is to go on with.
+"""config.json: an experiment is written, read, and compared with the one of a run that is resumed.
 
-The package's own types have short names, "gpt.Config" (`models.MODULES`); a type of the user's is named by its file,
-"mine.py:Config", and is found among the types that the caller brings (`brought`). Nothing is imported by name.
+The package's own types have short names, "gpt.Config" (`models.MODULES`). A user's type is named by its file,
+"mine.py:Config", and looked up among the types that the caller provides (`brought`). Nothing is imported by name.
 """
 
 import contextlib
@@ -21,10 +21,14 @@ from transformer_jax.experiment import Experiment
 
 
 def to_json(value: Any, where: str = "the experiment") -> Any:
-    """A dataclass as JSON values: an object with "type" and every field that is stored; tuples become lists.
+    """A dataclass as JSON values: an object with "type" and every stored field; tuples become lists.
+
+    Args:
+      value: the dataclass.
+      where: its name in messages.
 
     Raises:
-      InputError: for a value that JSON cannot hold, and for a type that could not be found again.
+      InputError: a value that JSON cannot hold, or a type that could not be looked up later.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         stored = _stored(value)
@@ -43,7 +47,7 @@ def to_json(value: Any, where: str = "the experiment") -> Any:
 
 
 def _stored(value: Any) -> list[dataclasses.Field[Any]]:
-    """The fields of a dataclass that config.json holds: what the constructor takes, but for those marked otherwise."""
+    """The fields of a dataclass that config.json stores: the constructor's, except those marked `NOT_STORED`."""
     return [f for f in dataclasses.fields(value) if f.init and f.metadata.get("stored", True)]
 
 
@@ -64,7 +68,7 @@ def _name(cls: type) -> str:
 
 
 def save(experiment: Experiment, path: Path) -> None:
-    """Writes config.json."""
+    """Writes `experiment` into the file `path`."""
     path.write_text(json.dumps(to_json(experiment), indent=2) + "\n", encoding="utf-8")
 
 
@@ -77,8 +81,9 @@ def load(path: Path, types: Any = ()) -> Experiment:
     Args:
       path: the file.
       types: the user's types: a module, classes, or several of either.
+
     Raises:
-      InputError: when the file is absent, not JSON, or not an experiment.
+      InputError: the file does not exist, is not JSON, or is not an experiment.
     """
     try:
         tree = files.read_json(path, inside=path.parent)
@@ -90,18 +95,19 @@ def load(path: Path, types: Any = ()) -> Experiment:
 
 
 def from_json(tree: Any, *, where: str = "config.json", types: Any = ()) -> Experiment:
-    """The experiment that `to_json` wrote. Fields that are absent take their defaults, so old files stay readable.
+    """The experiment that `to_json` wrote. Absent fields take their defaults, so that old files can be read.
 
     Args:
       tree: the JSON value.
-      where: what it is of, for messages.
-      types: as of `load`.
+      where: its origin, for messages.
+      types: as for `load`.
+
     Raises:
-      InputError: naming `where`, the path and the value, for an unknown type or field, a missing field, a value of
-        another type, and whatever the dataclasses themselves refuse.
+      InputError: an unknown type or field, a missing field, a value of another type, or a value that a dataclass
+        refuses; the message names `where`, the path and the value.
     """
     if isinstance(tree, dict):
-        tree = {"order": 1} | tree  # of a run from before there were two rules
+        tree = {"order": 1} | tree  # a file without "order" is from a version that had only rule 1
     try:
         return _Reader(brought.types_of(types)).value(tree, Experiment, where)
     except RecursionError:
@@ -109,8 +115,10 @@ def from_json(tree: Any, *, where: str = "config.json", types: Any = ()) -> Expe
 
 
 def refuse_unreadable(experiment: Experiment) -> None:
-    """Raises `InputError` where a run of this experiment could not be gone on with: config.json cannot hold it, or
-    would be read back as another one, such as where a value is not of the type that its field states."""
+    """Raises `InputError` if a run of `experiment` could not be resumed, because config.json cannot hold it.
+
+    It cannot where reading returns another value, such as for one that is not of its field's type.
+    """
     where = "the experiment"
     again = from_json(to_json(experiment, where), where=where, types=brought.types_in(experiment))
     for path, read, given, _ in differences(again, experiment):
@@ -167,14 +175,14 @@ class _Reader:
             return cls(**values)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        except Exception as error:  # of a user's class, or of one of ours that was given another's part
+        except Exception as error:  # a user's class may raise anything, as may ours for a part of another type
             message = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{where}: {tree['type']} refuses these values: {type(error).__name__}: {message}"
             ) from error
 
     def _type(self, name: Any, options: tuple[Any, ...], where: str) -> type:
-        """The type of this name, which must be one of the options or satisfy one that is a contract."""
+        """The type of this name, which must be one of the options, or satisfy an option that is a contract."""
         allowed = [o for o in options if dataclasses.is_dataclass(o)]
         open_to_all = any(o is Any or getattr(o, "_is_protocol", False) for o in options)
         names = [_name(typing.cast(type, o)) for o in allowed]
@@ -200,16 +208,21 @@ def _describe(annotation: Any) -> str:
 # ------------------------------------------------------------------------------------------------ the same workdir
 
 
-def refuse_other(stored: Experiment, asked: Experiment, workdir: Path) -> list[str]:
-    """The fields of `asked` that differ from the workdir's stored experiment, as lines "train.steps: 20 -> 40".
+def refuse_other(stored: Experiment, wanted: Experiment, workdir: Path) -> list[str]:
+    """The fields that differ from the workdir's stored experiment, as lines "train.steps: 20 -> 40".
 
-    What may differ is marked `contracts.LAUNCH` where the field is defined.
+    Only fields that are marked `contracts.LAUNCH` may differ.
+
+    Args:
+      stored: the experiment in the workdir.
+      wanted: the one to run.
+      workdir: for messages.
 
     Raises:
-      InputError: naming the first differing field that makes it another experiment.
+      InputError: a field without the mark differs.
     """
     changed = []
-    for path, old, new, may_change in differences(stored, asked):
+    for path, old, new, may_change in differences(stored, wanted):
         if not may_change:
             raise InputError(
                 f"{workdir} holds another experiment: {path} is {_brief(old)} there and {_brief(new)} here; "
@@ -220,7 +233,14 @@ def refuse_other(stored: Experiment, asked: Experiment, workdir: Path) -> list[s
 
 
 def differences(old: Any, new: Any, path: str = "", free: bool = False) -> Iterator[tuple[str, Any, Any, bool]]:
-    """(path, old value, new value, whether a launch may change it) of each stored field that differs."""
+    """(path, old value, new value, whether a resume may change it) of each stored field that differs.
+
+    Args:
+      old: a dataclass, or any value.
+      new: the same.
+      path: of the values, for recursion.
+      free: whether a resume may change the whole value.
+    """
     if not dataclasses.is_dataclass(new) or type(old) is not type(new):
         if old != new:
             yield path, old, new, free

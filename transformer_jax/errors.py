@@ -1,4 +1,4 @@
-"""The exceptions that end a command with one line: what a user can mend, and what stopped a run."""
+"""The exceptions that end a command with one line: errors that the user can correct, and reasons that stop a run."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run cannot go on: the message says what happened, what is on the disk and what to do, in one line.
+    """A run cannot continue: the message states what happened, what is on the disk and what to do, in one line.
 
-    The command line prints the message and exits with code 1. What was saved before is as it was.
+    The command line prints the message and exits with code 1. Files that were saved before are unchanged.
     """
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The words "; the nearest is NAME" for a misspelt name, or nothing where none is near."""
+    """ "; the nearest is NAME" for a misspelt `name` that is similar to one of `names`; otherwise ""."""
     close = difflib.get_close_matches(name, list(names), 1, 0.5)
     return f"; the nearest is {close[0]}" if close else ""

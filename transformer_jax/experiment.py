@@ -1,7 +1,7 @@
-"""An experiment as a value: nested frozen dataclasses that are the whole recipe; two equal ones are the same run.
+"""An experiment as a value: nested frozen dataclasses that are the whole recipe. Equal experiments are the same run.
 
-An experiment file (`experiments/<task>/<name>.py`) has a function `experiment() -> Experiment` and states only what
-differs from the defaults here. `config_json` writes it down and reads it back; `overrides` is its command line.
+An experiment file (`experiments/<task>/<name>.py`) has a function `experiment() -> Experiment` and states only the
+values that differ from the defaults. `config_json` writes and reads it; `overrides` is its command line.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ __all__ = [
     "computed_in",
 ]
 
-# To a type checker the parts of an experiment are Any: `dataclasses.replace` of one would need their very types.
+# For a type checker the parts are Any; otherwise `dataclasses.replace` of a part would need its concrete type.
 if TYPE_CHECKING:
     Task: TypeAlias = Any
     Optimizer: TypeAlias = Any
@@ -40,84 +40,87 @@ else:
 
 @dataclass(frozen=True)
 class Train:
-    """How long, how much at a time."""
+    """The length of the run and the size of a step."""
 
     steps: int = field(default=1000, metadata=LAUNCH)
-    """Optimiser steps of the whole run. A larger number lets a complete run go on (the schedule follows it)."""
+    """Optimiser steps of the whole run. A larger number resumes a complete run; the schedule is computed for it."""
     batch_size: int = field(default=32, metadata=LAUNCH)
-    """Examples in one optimiser step, over all devices, hosts and accumulated parts."""
+    """Examples per optimiser step, over all devices, hosts and micro-batches."""
     accumulate: int = field(default=1, metadata=LAUNCH)
-    """Parts the batch is cut into, one after the other, to save memory; the update is that of the whole batch."""
+    """Micro-batches per step, computed one after the other to save memory; the update is that of the whole batch."""
     log_every: int = field(default=10, metadata=LAUNCH)
-    """Steps between two rows of metrics. A row reports the last step's values, and tokens/s over the steps between."""
+    """Steps between two rows of metrics. A row has the values of its step, and tokens/s since the previous row."""
     max_skips: int = field(default=10, metadata=LAUNCH)
-    """Steps in a row that are skipped (loss or gradients are not finite) after which the run stops and says where the
-    numbers went bad; 0: never."""
+    """Skipped steps in a row (the loss or a gradient is not finite) after which the run stops with a diagnosis; 0:
+    never."""
     spike: float = 0.0
-    """A loss by this many of their usual deviations above the last 64 is a spike, and said to be one; 0: off."""
+    """A loss this many deviations above the median of the last 64 is logged as a spike; 0: off."""
     skip_spikes: bool = False
-    """A spike changes nothing, like a step that is not finite."""
+    """Skip a step whose loss is a spike, like one that is not finite."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The whole validation set, every time."""
+    """When to evaluate. An evaluation always covers the whole validation set."""
 
     every: int = 0
     """Steps between two evaluations; 0: only at the end."""
     batch_size: int = 0
-    """Examples in one evaluation batch; 0: train.batch_size / train.accumulate."""
+    """Examples per evaluation batch; 0: train.batch_size / train.accumulate."""
     patience: int = 0
     """Evaluations in a row without a better `checkpoint.best_metric` after which the run ends; 0: never."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What stays in WORKDIR/checkpoints. A run always saves at its end and on Ctrl-C or SIGTERM."""
+    """Which steps to save in WORKDIR/checkpoints. A run also saves at its end, and on Ctrl-C or SIGTERM."""
 
     every: int = 1000
     """Steps between two saves; 0: only at the end."""
     keep: int = 2
-    """The newest n are kept."""
+    """How many of the newest checkpoints to keep."""
     keep_best: int = 1
-    """Of the evaluated ones, the n best by `best_metric` are kept as well."""
+    """How many of the best evaluated checkpoints, by `best_metric`, to keep in addition."""
     best_metric: str = "loss_nats_per_token"
-    """The reported number that says which checkpoint is best. With a test set, the best is what is reported on it."""
+    """The reported number that chooses the best checkpoint. With a test set, the best one is evaluated on it."""
     best: Literal["lowest", "highest"] = "lowest"
-    """Which value of it is best."""
+    """Whether the lowest or the highest value is best."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """The shape of the devices: sizes multiply to their number, one may be -1 and takes the rest."""
+    """The mesh of devices. The product of the sizes is the number of devices; one may be -1, for the remaining ones."""
 
     data: int = -1
-    """Copies of the model, each with its share of the batch."""
+    """Data parallelism: replicas of the model, over which the batch is sharded."""
     fsdp: int = 1
-    """Devices that share each parameter and its moments, and split the batch as well."""
+    """Devices over which parameters, moments and the batch are sharded."""
     sequence: int = 1
-    """Devices that split the length."""
+    """Devices over which the sequence is sharded."""
     tensor: int = 1
-    """Devices that split heads, MLP and vocabulary."""
+    """Tensor parallelism: devices over which heads, MLP and vocabulary are sharded."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Parameters and moments are float32; softmax, norms' statistics, logits and losses are computed in float32."""
+    """The compute dtype.
+
+    Parameters and moments are always float32; softmax, statistics of norms, logits and losses are computed in float32.
+    """
 
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """The dtype of the rest; auto: bfloat16 on TPU and GPU, float32 on CPU."""
+    """The dtype of everything else; auto: bfloat16 on TPU and GPU, float32 on CPU."""
 
 
 @dataclass(frozen=True)
 class Ema:
-    """An exponential moving average of the parameters: evaluated and loaded in their place."""
+    """An exponential moving average of the parameters, which is evaluated and loaded in their place."""
 
     decay: float = 0.0
-    """Weight of the past at each step, such as 0.999; 0: off."""
+    """Weight of the previous average at each step, such as 0.999; 0: off."""
 
 
-# Beginnings of reported numbers of which the lowest is best, and of which the highest is.
+# The first words of metrics of which the lowest value is best, and of those of which the highest is.
 _BEST = (
     ("loss", "perplexity", "bits_per", "mean_squared", "calibration"),
     (
@@ -129,43 +132,43 @@ _BEST = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that decides a run. Construction checks what can be checked without data or devices."""
+    """Everything that decides a run. The constructor checks what can be checked without data or devices."""
 
     model: Any
     """A family's Config."""
     data: Any
-    """What the task reads."""
+    """The data that the task reads."""
     task: Task = field(default_factory=CausalLM)
     optim: Optimizer = field(default_factory=optimizers.AdamW)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate, metadata=LAUNCH)
     checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata=LAUNCH)
     sample: Any = field(default=None, metadata=LAUNCH)
-    """What the model is asked when training ends, and the defaults of `predict`; None: as the task says."""
+    """What to predict or generate when training ends, and the defaults of `predict`; None: the task's default."""
     mesh: Mesh = field(default_factory=Mesh, metadata=LAUNCH)
     precision: Precision = field(default_factory=Precision, metadata=LAUNCH)
     ema: Ema = field(default_factory=Ema)
     seed: int = 0
     """Decides the initial parameters, the order of the data, dropout and sampling."""
     order: int = field(default=2, metadata=LAUNCH)
-    """The rule by which the seed orders the data (`data.pipeline.epochs`). A run keeps the one that it began with."""
+    """The version of the rule by which the seed orders the data (`data.pipeline.epochs`); it never changes in a run."""
     init_from: str = field(default="", metadata=LAUNCH)
     """A workdir, a step or a Hugging Face folder whose parameters the run starts from; empty: from scratch. Its
-    architecture and tokenizer come with it, in place of the ones stated here."""
+    architecture and tokenizer replace the ones of the experiment."""
     fresh: tuple[str, ...] = field(default=(), metadata=LAUNCH)
     """Heads, such as "classification", that are initialised from scratch although `init_from` has them."""
     observers: tuple[contracts.Observer, ...] = field(default=(), metadata=NOT_STORED)
-    """What hears of the run besides the terminal, metrics.jsonl and TensorBoard. Not part of what the run is."""
+    """Observers of the run besides the terminal, metrics.jsonl and TensorBoard. config.json does not store them."""
 
     def __post_init__(self) -> None:
         self._check_contracts()
         if self.sample is None:
             object.__setattr__(self, "sample", self.task.default_sample())
-        asked = type(self.task.default_sample())
-        if not isinstance(self.sample, asked):
+        wanted = type(self.task.default_sample())
+        if not isinstance(self.sample, wanted):
             task, sample = type(self.task).__name__, type(self.sample).__name__
             raise InputError(
-                f"sample is a {sample}, but {task} needs a {asked.__name__}; give sample=None for its defaults"
+                f"sample is a {sample}, but {task} needs a {wanted.__name__}; give sample=None for its defaults"
             )
         train = self.train
         _positive("train.steps", train.steps)
@@ -203,7 +206,7 @@ class Experiment:
         self.task.check(self.model, self.data)
 
     def _check_contracts(self) -> None:
-        """Raises `InputError` for a part that is not what its contract says."""
+        """Raises `InputError` for a part that does not satisfy its contract."""
         parts = [("task", self.task, contracts.Task), ("optim", self.optim, contracts.Optimizer)]
         for name, value, contract in parts:
             if lacking := contracts.missing(value, contract):
@@ -227,7 +230,7 @@ class Experiment:
         self._check_observers()
 
     def _check_observers(self) -> None:
-        """Raises `InputError` for an observer that could not hear anything."""
+        """Raises `InputError` for an observer that has no method of the contract."""
         if not isinstance(self.observers, tuple | list):
             raise InputError(f"observers is a {type(self.observers).__name__}; give a tuple, such as (MyLogger(),)")
         object.__setattr__(self, "observers", tuple(self.observers))
@@ -244,17 +247,23 @@ class Experiment:
 
 
 def compute_dtype(precision: Precision, platform: str | None = None) -> str:
-    """The dtype that the precision policy gives on this platform ("cpu", "gpu", "tpu"; None: the one here)."""
+    """The compute dtype of `precision` on a `platform`, "cpu", "gpu" or "tpu"; None: that of this process."""
     if precision.compute != "auto":
         return precision.compute
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
 def computed_in(model: Any, dtype: str, **changes: Any) -> Any:
-    """A model's config with its compute dtype and other fields replaced, as far as it has them."""
-    there = {f.name for f in dataclasses.fields(model)}
+    """A model's config with its compute dtype and other fields replaced; fields that it does not have are ignored.
+
+    Args:
+      model: a family's Config.
+      dtype: the name of a dtype, "bfloat16".
+      **changes: the other fields.
+    """
+    names = {f.name for f in dataclasses.fields(model)}
     wanted = {"dtype": dtype} | changes
-    return dataclasses.replace(model, **{name: value for name, value in wanted.items() if name in there})
+    return dataclasses.replace(model, **{name: value for name, value in wanted.items() if name in names})
 
 
 def _get(value: Any, path: str) -> Any:

@@ -1,11 +1,10 @@
-"""Small files, read and written with care: what a run or a snapshot holds may come from strangers, or be cut off.
+"""Small files, read with limits and replaced atomically. A run or a snapshot may be untrusted, or truncated.
 
     files.read(path, 2**22, inside=folder)       # a regular file, not too long, that no link leads out of `folder`
     files.read_json(path, inside=folder)         # and it is JSON, not nested too deep, of not too many values
-    files.write(path, "text")                    # whole or as it was, whenever the process is killed
+    files.write(path, "text")                    # the old file or the new one, even if the process is killed
 
-Nothing is rewritten in place: `write` and `replacing` write beside the file, wait until that is on the disk, and then
-rename it.
+No file is changed in place: `write` and `replacing` write a temporary file, sync it to the disk, and rename it.
 """
 
 import contextlib
@@ -20,8 +19,8 @@ from typing import Any
 
 from transformer_jax.errors import InputError
 
-JSON_BYTES = 2**22  # of a file of settings
-JSON_VALUES = 2**23  # of any JSON: Python takes up to 70 bytes for a value that has two in the file
+JSON_BYTES = 2**22  # the default limit, for files of settings
+JSON_VALUES = 2**23  # in any JSON: a value of 2 bytes in the file takes up to 70 bytes of memory in Python
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -31,21 +30,22 @@ def opened(path: Path, *, limit: int | None = None, inside: Path | None = None) 
     """A local file opened for reading.
 
     Args:
-      limit: the most bytes that it may have; a sparse file counts in full.
-      inside: the folder of a run or a snapshot that it belongs to, out of which no link may lead. The Hub's own cache,
-        whose snapshots are links to the blobs beside them, is as good as a folder. None: links are followed.
+      path: the file.
+      limit: the most bytes that it may have; a sparse file counts in full. None: no limit.
+      inside: the folder of a run or a snapshot; links must not lead out of it, except within the Hub's own cache, whose
+        snapshots are links to blobs. None: links are followed.
 
     Raises:
-      FileNotFoundError: there is none.
-      InputError: it is no regular file (a pipe would wait for ever, a device has no end), is too long, is led to from
-        outside, or cannot be read.
+      FileNotFoundError: it does not exist.
+      InputError: it is not a regular file (reading a pipe or a device may never end), is too long, is a link out of
+        `inside`, or cannot be read.
     """
     if inside is not None and not _is_inside(path, inside):
         raise InputError(
             f"{path} is a link to {os.path.realpath(path)}, outside of {inside}; put the file itself there"
         )
     try:
-        refuse_other(path, path.stat(), limit)  # a device may do something when it is opened
+        refuse_other(path, path.stat(), limit)  # before opening, which may have effects on a device
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
@@ -60,7 +60,13 @@ def opened(path: Path, *, limit: int | None = None, inside: Path | None = None) 
 
 
 def refuse_other(path: Path, found: os.stat_result, limit: int | None = None) -> None:
-    """Raises `InputError` where these are the facts of something other than a regular file of at most `limit` bytes."""
+    """Raises `InputError` if the path is not a regular file of at most `limit` bytes.
+
+    Args:
+      path: for the message.
+      found: its status.
+      limit: in bytes; None: no limit.
+    """
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
         raise InputError(f"{path} is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}; it has to be a file")
@@ -69,39 +75,62 @@ def refuse_other(path: Path, found: os.stat_result, limit: int | None = None) ->
 
 
 def read(path: Path, limit: int, *, inside: Path | None = None) -> bytes:
-    """The bytes of a file, local or in a store. The arguments and errors are those of `opened`."""
+    """The bytes of a file, local or in an object store.
+
+    Args:
+      path: the file.
+      limit: the most bytes that it may have.
+      inside: as for `opened`.
+
+    Raises:
+      FileNotFoundError: it does not exist.
+      InputError: as `opened`.
+    """
     if "://" in os.fspath(path):
         with path.open("rb") as remote:
             data = remote.read(limit + 1)
     else:
         with opened(path, limit=limit, inside=inside) as file:
-            size = os.fstat(file.fileno()).st_size or 2**16  # a file of /proc says that it has none
-            data = file.read(min(limit, size) + 1)  # so much memory is taken, be there so much to read or not
+            size = os.fstat(file.fileno()).st_size or 2**16  # files in /proc report size 0
+            data = file.read(min(limit, size) + 1)  # `read` allocates its argument, even for a smaller file
     if len(data) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes, which are not read")
     return data
 
 
 def read_json(path: Path, limit: int = JSON_BYTES, *, inside: Path | None = None) -> Any:
-    """The value of a JSON file. Arguments as of `read`.
+    """The value of a JSON file.
+
+    Args:
+      path: the file.
+      limit: the most bytes that it may have.
+      inside: as for `opened`.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: it does not exist.
       InputError: as `opened` and `parse_json`.
     """
     return parse_json(read(path, limit, inside=inside), str(path))
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """The value of a JSON text in UTF-8. Raises `InputError` naming `where` for what is none, and for what would take
-    much more memory than its bytes: nested too deep, or of too many values."""
+    """The value of a JSON text.
+
+    Args:
+      data: in UTF-8.
+      where: its origin, for messages.
+
+    Raises:
+      InputError: it is not JSON, is nested too deep, or has so many values that they would need much more memory than
+        the text.
+    """
     if sum(map(data.count, b",[{")) > JSON_VALUES:
         raise InputError(f"{where} has more than {JSON_VALUES:,} values, which are not read")
     try:
         return json.loads(data)
     except RecursionError:
         raise InputError(f"{where} is nested too deep to be read") from None
-    except ValueError as error:  # UnicodeDecodeError is one
+    except ValueError as error:  # includes UnicodeDecodeError
         raise InputError(f"{where} cannot be read as JSON: {error}") from None
 
 
@@ -117,9 +146,14 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def write(path: Path, content: str | bytes) -> bool:
-    """Makes `content` that of the file; returns False, and touches nothing, where it is already.
+    """Writes a file atomically; returns False, without writing, if it has the content already.
 
-    Raises: as `replacing`.
+    Args:
+      path: the file.
+      content: a text, written in UTF-8, or bytes.
+
+    Raises:
+      InputError: as `replacing`.
     """
     data = content.encode() if isinstance(content, str) else content
     with contextlib.suppress(FileNotFoundError, InputError):
@@ -132,16 +166,18 @@ def write(path: Path, content: str | bytes) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, NAME.part beside `path`. When the block ends, that is synced and renamed to `path`, so
-    that whoever looks finds the old file or the new one, after a power cut too; when it raises, `path` stays as it is.
+    """The path of a temporary file to write, NAME.part beside `path`.
 
-    Raises: `InputError` where `path` or its folder is a link to elsewhere, or `path` is no file: nothing is written
-    through a link.
+    When the block ends, the temporary file is synced and renamed to `path`, so that a reader finds the old file or the
+    new one, also after a power failure. When the block raises, `path` is unchanged.
+
+    Raises:
+      InputError: `path` is a link, or not a file.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise InputError(f"{path} is {'a link' if path.is_symlink() else 'no file'}; move it away: a file is written")
     part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)  # of a process that was killed, or a link
+    part.unlink(missing_ok=True)  # left by a killed process, or a link
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield part
@@ -154,12 +190,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk: they survive a power cut then."""
+    """Waits until the content of `path`, a file or the names in a folder, is on the disk, safe from a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has nothing to sync
+        if error.errno != errno.EINVAL:  # EINVAL: the file system does not support it
             raise
     finally:
         os.close(descriptor)

@@ -1,8 +1,8 @@
-"""Numbers and pictures of how good predictions are: NumPy in, plain floats out.
+"""Scores and figures of predictions: NumPy arrays in, plain floats out.
 
     classification   accuracy with its interval, precision, recall, F1, Matthews, ROC-AUC
-    top              is the right class among the first k?
-    calibration      are probabilities what they say?
+    top              whether the right class is among the k most probable
+    calibration      whether probabilities match the share of right predictions
     regression       Pearson, Spearman, mean squared error
     entities         precision, recall and F1 of whole entities, as conlleval counts them
     squad            exact match and F1 of answers, as the official SQuAD v1.1 script counts them
@@ -11,9 +11,9 @@
     exact_match      of any text
     plot_confusion, plot_roc, plot_by_length
 
-scikit-learn and SciPy compute what they have. A number that does not exist for a set is never reported as nan: ROC-AUC
-is left out where a class has no example, a correlation with a constant is 0. Outputs that are not finite, of a model
-that has diverged, end no run: they have no ROC-AUC, a correlation of 0 and an infinite error.
+scikit-learn and SciPy compute the scores that they have. No score is ever nan: ROC-AUC is not reported where a class
+has no example, and a correlation with a constant is 0. Outputs that are not finite, of a model that has diverged, raise
+no error: they have no ROC-AUC, a correlation of 0 and an infinite error.
 
 Letters: E examples, C classes.
 """
@@ -33,7 +33,7 @@ from transformer_jax import extras, files, words
 
 # The measures of texts that an optional package computes.
 OF_PACKAGES = {"bleu": ("sacrebleu", "BLEU"), "chrf": ("sacrebleu", "chrF"), "rouge": ("rouge_score", "ROUGE")}
-Z_95 = 1.959964  # the standard normal distribution has 95 % of its mass within this
+Z_95 = 1.959964  # 95 % of the standard normal distribution is within plus or minus this
 
 
 def need(measures: Sequence[str]) -> None:
@@ -51,18 +51,23 @@ def need(measures: Sequence[str]) -> None:
 
 
 def classification(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The scores of a classifier that chooses the class of the largest logit. All lie in [0, 1], Matthews in [-1, 1].
+    """The scores of a classifier that chooses the class of the largest logit.
 
-    Arguments:
-      logits_EC: one row an example, of any float dtype; log-probabilities serve as well.
+    Args:
+      logits_EC: logits or log-probabilities, of any float dtype.
       labels_E: the right classes, integers in [0, C).
       names: of the C classes.
-    Returns accuracy and its 95 % interval (`wilson`); precision, recall and F1 as means over the classes that occur in
-    labels or predictions (macro) and over all decisions (micro; with one label an example all three are the accuracy);
-    Matthews' correlation (Gorodkin 2004 for C > 2; 0 where labels or predictions are constant); with two classes also
-    precision, recall and F1 of the second, with more the area under the ROC curve as the mean of one against the rest.
-    A precision or recall without a case is 0.
-    Errors: ValueError for no examples, shapes that do not fit, and a label outside its set.
+
+    Returns:
+      All in [0, 1] but Matthews' correlation, in [-1, 1]: accuracy and its 95 % interval (`wilson`); precision, recall
+      and F1, as means over the classes that occur in labels or predictions (macro), and over all decisions (micro; with
+      one label per example all three equal the accuracy); Matthews' correlation (Gorodkin 2004 for C > 2; 0 where
+      labels or predictions are constant); with two classes also precision, recall and F1 of the second class; and the
+      area under the ROC curve, for C > 2 as the mean of one class against the rest. A precision or recall without a
+      case is 0.
+
+    Raises:
+      ValueError: there are no examples, shapes do not match, or a label is not in [0, C).
     """
     extras.need("sklearn", "scores of a classifier")
     from sklearn import metrics
@@ -93,14 +98,26 @@ def classification(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[
 
 
 def top(scores_EC: np.ndarray, labels_E: np.ndarray, k: int) -> np.ndarray:
-    """bool [E]: whether the right class is among the k with the highest scores, the lower number first among equals."""
+    """bool [E]: whether the right class is among the k highest scores; of equal scores the lower class counts first.
+
+    Args:
+      scores_EC: any monotone function of the logits.
+      labels_E: the right classes, integers in [0, C).
+      k: at least 1.
+    """
     own_E1 = np.take_along_axis(scores_EC, labels_E[:, None], axis=1)
     earlier_EC = np.arange(scores_EC.shape[1]) < labels_E[:, None]
     return ((scores_EC > own_E1) | ((scores_EC == own_E1) & earlier_EC)).sum(-1) < k
 
 
 class Calibration(NamedTuple):
-    """Bins of the confidence, equally wide in [0, 1], float64 [bins] each: examples, means. Empty bins are 0."""
+    """A reliability diagram: bins of the confidence, equally wide in [0, 1]. Empty bins are 0.
+
+    Attributes:
+      examples: float64 [bins], the number of examples.
+      confidence: float64 [bins], their mean confidence.
+      accuracy: float64 [bins], the share of them that is right.
+    """
 
     examples: np.ndarray
     confidence: np.ndarray
@@ -108,17 +125,18 @@ class Calibration(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean distance of confidence and accuracy, bins weighted by examples (Guo
-        et al. 2017, equation 3)."""
+        """The expected calibration error: the mean of |confidence - accuracy| over bins, weighted by examples (Guo et
+        al. 2017, equation 3)."""
         return float((self.examples * np.abs(self.confidence - self.accuracy)).sum() / max(self.examples.sum(), 1))
 
 
 def calibration(confidence_E: np.ndarray, right_E: np.ndarray, *, bins: int = 15) -> Calibration:
-    """How often predictions are right that are this sure.
+    """The share of right predictions by their confidence.
 
-    Arguments:
-      confidence_E: the probability, in [0, 1], that the model gives to what it predicts.
-      right_E: bool, whether it is right.
+    Args:
+      confidence_E: the probability, in [0, 1], that the model gives to its prediction.
+      right_E: bool, whether the prediction is right.
+      bins: how many.
     """
     bin_E = np.clip(np.ceil(np.asarray(confidence_E, np.float64) * bins).astype(int) - 1, 0, bins - 1)
     count, confidence, right = (
@@ -128,7 +146,7 @@ def calibration(confidence_E: np.ndarray, right_E: np.ndarray, *, bins: int = 15
 
 
 def wilson(right: int, examples: int) -> tuple[float, float]:
-    """The 95 % interval of a share, `right` of `examples` (Wilson 1927): inside [0, 1] however few the examples."""
+    """The 95 % interval of the share `right` / `examples` (Wilson 1927); in [0, 1] even for few examples."""
     share, z2 = right / examples, Z_95**2
     middle = (share + z2 / (2 * examples)) / (1 + z2 / examples)
     half = Z_95 / (1 + z2 / examples) * math.sqrt(share * (1 - share) / examples + z2 / (4 * examples**2))
@@ -138,9 +156,15 @@ def wilson(right: int, examples: int) -> tuple[float, float]:
 def regression(predicted_E: np.ndarray, wanted_E: np.ndarray) -> dict[str, float]:
     """Pearson's and Spearman's correlation in [-1, 1], and the mean squared error in squared units of the labels.
 
-    A correlation is not defined where either side is constant (a model that has collapsed, one example); it is reported
-    as 0, as Matthews' is, so that a checkpoint can be chosen by it.
-    Errors: ValueError for no examples or unequal numbers of them.
+    A correlation is not defined where either side is constant; it is reported as 0, so that it can still choose a
+    checkpoint.
+
+    Args:
+      predicted_E: float.
+      wanted_E: float, the labels.
+
+    Raises:
+      ValueError: there are no examples, or the numbers of predictions and labels differ.
     """
     extras.need("sklearn", "scores of a regression")
     from scipy import stats
@@ -175,9 +199,12 @@ def _labels(labels_E: np.ndarray, classes: int, names: Sequence[str]) -> np.ndar
 def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities of one sentence as (type, first word, one past the last), in order.
 
-    Tags are "O", "B-TYPE" and "I-TYPE"; "E-TYPE" ends an entity and "S-TYPE" is a whole one (BIOES), or "L-" and "U-"
-    (BILOU). As in conlleval (Tjong Kim Sang and Buchholz 2000), an "I-" that follows "O" or another type begins an
-    entity as a "B-" does; so both IOB2 and the older IOB1 are read.
+    As in conlleval (Tjong Kim Sang and Buchholz 2000), an "I-" after "O" or another type begins an entity, as a "B-"
+    does; so both IOB2 and the older IOB1 are read.
+
+    Args:
+      tags: "O", "B-TYPE" and "I-TYPE". "E-TYPE" ends an entity and "S-TYPE" is a whole one (BIOES), or "L-" and "U-"
+        (BILOU).
     """
     spans: list[tuple[str, int, int]] = []
     before = "O"
@@ -195,12 +222,14 @@ def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 def entities(tags: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
     """Precision, recall and F1 over all entities of all sentences, in [0, 1], as conlleval and seqeval count them.
 
-    An entity is right when its type, its first and its last word are. Without any entity to count a score is 0.
+    An entity is right if its type, its first and its last word are right. A score without any entity is 0.
 
-    Arguments:
-      tags: the predicted tags, a sequence for each sentence.
-      wanted: the right tags.
-    Errors: ValueError for another number of sentences, or of tags in one.
+    Args:
+      tags: the predicted tags of each sentence.
+      wanted: the right tags of each sentence.
+
+    Raises:
+      ValueError: the numbers of sentences differ, or those of tags in a sentence.
     """
     found = expected = right = 0
     for number, (got, want) in enumerate(zip(tags, wanted, strict=True)):
@@ -217,17 +246,19 @@ def entities(tags: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> 
 
 
 def squad(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Exact match and token F1 in percent, as published and as the official SQuAD v1.1 script computes them.
+    """Exact match and token F1 in percent, as the official SQuAD v1.1 script computes them.
 
-    Each answer counts by its best reference (Rajpurkar et al. 2016, section 6.1), after lower-casing and dropping
-    punctuation, articles and extra white space. That script knows ASCII punctuation and words between spaces; beside a
-    reference with letters that are not Latin, answers are compared by `words.spoken`: words of any script, each
-    character of Chinese, Japanese or Thai, without punctuation of any kind.
+    Each answer is scored against its best reference (Rajpurkar et al. 2016, section 6.1), after lower-casing and
+    dropping punctuation, articles and extra white space. The script knows only ASCII punctuation and words between
+    spaces; if a reference has letters that are not Latin, both are compared by `words.spoken` instead: words of any
+    script, single characters of Chinese, Japanese or Thai, and no punctuation.
 
-    Arguments:
-      predicted: one answer a question.
+    Args:
+      predicted: one answer per question.
       references: the right answers of each question, at least one.
-    Errors: ValueError for no questions, another number of them, or one without a reference.
+
+    Raises:
+      ValueError: there are no questions, their numbers differ, or a question has no reference.
     """
     if not predicted or not all(references):
         raise ValueError("no questions to score" if not predicted else "a question without a right answer")
@@ -262,22 +293,26 @@ def _token_f1(answer: str, right: str) -> float:
 
 # ---- Text
 
-SAMPLES, SEED = 1000, 12345  # of the bootstrap: sacreBLEU's own numbers, which its signature names
+SAMPLES, SEED = 1000, 12345  # of the bootstrap; sacreBLEU's defaults, which its signature states
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Corpus BLEU (Papineni et al. 2002) as sacreBLEU computes it, in [0, 100]: cased, by its tokenizer 13a.
+    """Corpus BLEU (Papineni et al. 2002) as sacreBLEU computes it, in [0, 100]: cased, with its tokenizer 13a.
 
-    Where most letters of the references belong to a script without spaces between words, 13a would take a sentence for
-    a word: sacreBLEU's tokenizer is then "zh" for Chinese and Japanese, and "char" for Thai, Lao, Khmer and the like.
+    Where most letters of the references belong to a script without spaces between words, for which 13a would make one
+    word of a sentence, the tokenizer is "zh" for Chinese and Japanese, and "char" for Thai, Lao, Khmer and others.
 
-    Arguments:
+    Args:
       hypotheses: detokenised texts.
-      references: as many, one for each hypothesis.
-    Returns "bleu", its 95 % interval "bleu_low" to "bleu_high" and "bleu_signature", which names every choice (Post
-    2018). The interval is sacreBLEU's: 1,000 bootstrap resamples of the lines, their mean and half the width of 95 % of
-    them (Koehn 2004); the seed is in the signature, $SACREBLEU_SEED or 12345.
-    Errors: ValueError for no texts, or another number of references.
+      references: detokenised texts, one per hypothesis.
+
+    Returns:
+      "bleu", its 95 % interval "bleu_low" to "bleu_high", and "bleu_signature", which states every choice (Post 2018).
+      The interval is sacreBLEU's, from 1,000 bootstrap resamples of the lines (Koehn 2004); the signature states the
+      seed, $SACREBLEU_SEED or 12345.
+
+    Raises:
+      ValueError: there are no texts, or another number of references.
     """
     extras.need("sacrebleu", "BLEU")
     from sacrebleu.metrics import BLEU
@@ -286,7 +321,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, floa
 
 
 def _bleu_words(references: Sequence[str]) -> str:
-    """The name of sacreBLEU's tokenizer for a language with such texts."""
+    """The name of sacreBLEU's tokenizer for the language of these texts."""
     text = " ".join(references)
     if words.unspaced_share(text) <= 0.5:
         return "13a"
@@ -295,13 +330,23 @@ def _bleu_words(references: Sequence[str]) -> str:
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Corpus chrF2 (Popovic 2015: 6-grams of characters, no words, beta 2) by sacreBLEU, in [0, 100]; as `bleu`."""
+    """Corpus chrF2 (Popovic 2015: character 6-grams, no words, beta 2) by sacreBLEU, in [0, 100].
+
+    Args:
+      hypotheses: as for `bleu`.
+      references: as for `bleu`.
+
+    Returns:
+      "chrf", "chrf_low", "chrf_high" and "chrf_signature", as from `bleu`.
+    """
     extras.need("sacrebleu", "chrF")
     from sacrebleu.metrics import CHRF
 
     class Chrf(CHRF):
-        def _compute_score_from_stats(self, statistics: Any) -> Any:  # resamples of 0 are floats, others NumPy's:
-            found = super()._compute_score_from_stats(statistics)  # version 2.6.0 cannot take the mean of such a mix
+        # A resample's score is a Python float if it is 0 and otherwise NumPy's; sacreBLEU 2.6.0 fails on the mean of
+        # both.
+        def _compute_score_from_stats(self, statistics: Any) -> Any:
+            found = super()._compute_score_from_stats(statistics)
             found.score = float(found.score)
             return found
 
@@ -317,15 +362,22 @@ def _sacrebleu(name: str, metric: Any, hypotheses: Sequence[str], references: Se
 
 
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) by rouge-score: F1 with Porter's stems, means over the texts, in
-    [0, 100].
+    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) by rouge-score: F1 with Porter's stemmer, mean of the texts, in [0, 100].
 
-    rouge-score knows the words of a-z alone. Where more than one letter in 200 of the references is another, words are
-    those of `words.spoken`, without stems, and the signature says so ("tok:words|stem:none").
+    rouge-score knows only words of the letters a-z. Where more than one letter in 200 of the references is another, the
+    words are those of `words.spoken` without stemming, and the signature states it ("tok:words|stem:none").
 
-    Returns "rouge1", "rouge1_low", "rouge1_high" and so on, and "rouge_signature". The 95 % interval is that of the
-    mean over 1,000 bootstrap resamples of the texts.
-    Errors: `InputError` where rouge-score is not installed; ValueError as `bleu`.
+    Args:
+      hypotheses: texts.
+      references: texts, one per hypothesis.
+
+    Returns:
+      "rouge1", "rouge1_low", "rouge1_high" and so on, and "rouge_signature". The 95 % interval is that of the mean over
+      1,000 bootstrap resamples of the texts.
+
+    Raises:
+      InputError: rouge-score is not installed.
+      ValueError: as `bleu`.
     """
     extras.need("rouge_score", "ROUGE")
     from rouge_score import rouge_scorer
@@ -349,16 +401,21 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
 
 
 class _AnyWords:
-    """A tokenizer of rouge-score's."""
+    """A tokenizer for rouge-score with words of any script."""
 
     def tokenize(self, text: str) -> list[str]:
         return words.spoken(text)
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The share of texts that equal their reference, white space around them aside, and its 95 % interval (`wilson`).
+    """The share of texts that equal their reference, ignoring white space at both ends, and its 95 % interval.
 
-    Errors: ValueError as `bleu`.
+    Args:
+      hypotheses: texts.
+      references: texts, one per hypothesis.
+
+    Raises:
+      ValueError: as `bleu`.
     """
     _check_texts(hypotheses, references)
     right = sum(text.strip() == reference.strip() for text, reference in zip(hypotheses, references, strict=True))
@@ -371,7 +428,7 @@ def _check_texts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError(f"{len(hypotheses)} texts to score for {len(references)} references")
 
 
-# ---- Pictures
+# ---- Figures
 
 
 def plot_by_length(
@@ -381,11 +438,16 @@ def plot_by_length(
     references: Sequence[str],
     path: Path,
 ) -> None:
-    """What `measure` (`bleu`, `rouge`, ...) says of the shortest texts, the next longer, and so on, as a PNG.
+    """Draws a score by the length of the source, with 95 % intervals, as a PNG.
 
-    Six groups of about as many texts, fewer where many are of one length; bars have their 95 % intervals.
-    Arguments:
+    The texts are divided into six groups of about equal size, or fewer where many have the same length.
+
+    Args:
+      measure: `bleu`, `rouge` or another function of hypotheses and references.
       lengths_E: of the sources, in words.
+      hypotheses: texts.
+      references: texts, one per hypothesis.
+      path: the file to write.
     """
     extras.need("matplotlib", "a picture of scores by length")
     from matplotlib.figure import Figure
@@ -411,7 +473,14 @@ def plot_by_length(
 
 
 def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """The confusion matrix as a PNG: rows are the right classes, cells hold counts and are shaded by row share."""
+    """Draws the confusion matrix as a PNG: rows are the right classes; cells are counts, shaded by share of the row.
+
+    Args:
+      labels_E: the right classes, integers.
+      predicted_E: the predicted classes, integers.
+      names: of the classes.
+      path: the file to write.
+    """
     extras.need("matplotlib", "a picture of the confusion matrix")
     extras.need("sklearn", "a picture of the confusion matrix")
     from matplotlib.figure import Figure
@@ -424,7 +493,7 @@ def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequenc
     axes = figure.subplots()
     image = axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)  # "$" in a name is a dollar
+    axes.set_yticks(range(len(names)), names, parse_math=False)  # otherwise "$" in a name begins a formula
     for (row, column), count in np.ndenumerate(counts_CC):
         if count:
             shade = "white" if shares_CC[row, column] > 0.5 else "black"
@@ -437,12 +506,16 @@ def plot_confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequenc
 
 
 def plot_roc(scores_E: np.ndarray, labels_E: np.ndarray, path: Path) -> None:
-    """The ROC curve as a PNG, with the area under it in the legend.
+    """Draws the ROC curve as a PNG, with the area under it in the legend.
 
-    Arguments:
-      scores_E: higher means class 1 rather than 0; any monotone score (the difference of two logits) gives one curve.
+    Args:
+      scores_E: higher for class 1; every monotone function of a score, such as the difference of two logits, gives the
+        same curve.
       labels_E: 0 or 1.
-    Errors: ValueError where the labels are all of one class, for which there is no curve.
+      path: the file to write.
+
+    Raises:
+      ValueError: all labels are of one class.
     """
     extras.need("matplotlib", "a picture of the ROC curve")
     extras.need("sklearn", "a picture of the ROC curve")

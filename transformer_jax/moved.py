@@ -1,6 +1,6 @@
-"""Modules by the names that they had in version 0.1: importing one gives the module of today, and a warning.
+"""Former names of modules, from version 0.1: importing one returns the present module, with a warning.
 
-This file goes with version 0.3.
+Version 0.3 will remove this file.
 """
 
 import importlib
@@ -41,6 +41,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Makes the old names importable. The names of today are found first, and cost nothing."""
+    """Makes the former names importable. The finder is asked last, so that present names are not slower."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

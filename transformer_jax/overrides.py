@@ -13,10 +13,19 @@ from transformer_jax.errors import InputError, nearest
 
 
 def override(default: Any, arguments: list[str], *, description: str, program: str) -> Any:
-    """`default`, a dataclass, with the fields that `arguments` name (`--train.steps 20`) replaced.
+    """A dataclass with the fields replaced that the arguments name.
 
-    `--help` prints every field with its text and default, and exits. Unions take the type of their default.
-    Errors: `InputError` in one line, naming the nearest field for an unknown one.
+    `--help` prints every field with its docstring and default, and exits. A field of a union type keeps the type of its
+    default.
+
+    Args:
+      default: the dataclass.
+      arguments: of the command line, ["--train.steps", "20"].
+      description: the first text of `--help`.
+      program: the name of the command in `--help`.
+
+    Raises:
+      InputError: an unknown field, with the nearest name, or a value of another type.
     """
     import tyro
 
@@ -29,28 +38,30 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
     try:
         with contextlib.redirect_stderr(errors):
             concrete = _concrete(default)
-            asked: Any = tyro.conf.AvoidSubcommands[type(concrete)]  # type: ignore[misc]
-            return _original(tyro.cli(asked, default=concrete, args=arguments, prog=program, description=description))
+            cls: Any = tyro.conf.AvoidSubcommands[type(concrete)]  # type: ignore[misc]
+            return _original(tyro.cli(cls, default=concrete, args=arguments, prog=program, description=description))
     except SystemExit as stop:
         if not stop.code:
             raise
-        # tyro frames its message in a box (where stdout takes ASCII alone, the title has a rule below it) and adds help
-        # below a rule: the first paragraph is the message.
+        # tyro prints its message in a box, or below an underlined title if stdout is ASCII, and adds help below a rule.
+        # The first paragraph is the message.
         lines = [line.strip(" │╭╮╰╯|") for line in errors.getvalue().splitlines()]
         paragraphs = itertools.groupby(lines[1:], key=lambda line: bool(line.strip("─-")))
         message = next((" ".join(paragraph) for is_text, paragraph in paragraphs if is_text), "")
-        # What a dataclass refuses names its field itself.
+        # The message of a dataclass's own check names the field already.
         message = re.sub(r"^Error parsing [a-z][\w.]*: ", "", message)
         raise InputError(re.sub(r"\s+", " ", message)) from None
 
 
 def _concrete(value: Any) -> Any:
-    """The same value in subclasses whose annotations name the types that are there in place of unions: tyro would make
-    a subcommand of a union, and tells its members apart by name alone, which families share."""
+    """The same value in subclasses whose annotations are the concrete types of the fields in place of unions.
+
+    tyro would make subcommands of a union, and distinguish its members only by their class name, which families share.
+    """
     import tyro
 
     cls, fields = type(value), [f for f in dataclasses.fields(value) if f.init]
-    hidden = {f.name for f in fields if not f.metadata.get("stored", True)}  # values of Python, without a flag
+    hidden = {f.name for f in fields if not f.metadata.get("stored", True)}  # these have no flag
     children = {
         f.name: _concrete(child)
         for f in fields
@@ -87,7 +98,7 @@ def _original(value: Any) -> Any:
 
 
 def flags(value: Any, prefix: str = "--") -> set[str]:
-    """The names on the command line of a dataclass's fields: `--train.steps`; `--x` and `--no-x` for a bool."""
+    """The flags of the fields of `value`, after `prefix`: `--train.steps`; `--x` and `--no-x` for a bool."""
     names: set[str] = set()
     for f in dataclasses.fields(value):
         child, name = getattr(value, f.name), f.name.replace("_", "-")

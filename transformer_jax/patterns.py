@@ -1,7 +1,7 @@
-"""Regular expressions of strangers: those that take exponential time are refused before they are used.
+"""Untrusted regular expressions: those that may take exponential time are refused before they are used.
 
-An engine that backtracks tries every way to share a text among repetitions. Where one repetition stands within another,
-as in (a+)+, there are exponentially many ways.
+A backtracking engine tries every way to divide a text among repetitions. If a repetition contains another one, as in
+(a+)+, the number of ways is exponential.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformer_jax.errors import InputError
 
-MOST = 4  # repetitions without an end in an expression whose engine has no limit of its own: n^4 steps, n < 100
+MOST = 4  # unbounded repetitions in an expression for an engine without a limit of its own: n^4 steps, n < 100
 
 _QUANTIFIER = re.compile(r"([*+?]|\{\d*,?\d*\})[?+]?")
 
@@ -21,11 +21,13 @@ class _Group:
 
 
 def refuse_exploding(pattern: str, where: str, *, limited: bool = False) -> None:
-    """Raises `InputError` naming `where` for an expression with a repetition within a repetition.
+    """Raises `InputError` for an expression with a repetition within a repetition.
 
     Args:
-      limited: the engine gives up by itself after some steps (Oniguruma, which reads sets in sets): only endless
-        repetitions in endless ones are refused. Else also "a?" and "a|b" in them, and more than `MOST` in a row.
+      pattern: the expression.
+      where: its origin, for messages.
+      limited: whether the engine stops after a number of steps (Oniguruma, which has nested sets). Then only unbounded
+        repetitions in unbounded ones are refused; otherwise also "a?" and "a|b" in them, and more than `MOST`.
     """
     open_groups, closed, i, endless = [_Group()], None, 0, 0
     while i < len(pattern):
@@ -60,7 +62,7 @@ def _times(text: str) -> tuple[int, int]:
 
 
 def _next(pattern: str, i: int, open_groups: list[_Group], sets_in_sets: bool) -> tuple[int, _Group | None]:
-    """Reads what is at i: where the next begins, and the atom that ended there, which a quantifier may repeat."""
+    """The end of the item at i, and the atom that ends there, which a quantifier may repeat, or None."""
     match pattern[i]:
         case "\\":
             braced = re.compile(r"\\[a-zA-Z]\{[^}]*\}").match(pattern, i)
@@ -82,10 +84,10 @@ def _next(pattern: str, i: int, open_groups: list[_Group], sets_in_sets: bool) -
 
 
 def _set_end(pattern: str, i: int, sets_in_sets: bool) -> int:
-    """Where the set that begins at i ends."""
+    """The end of the set that begins at i."""
     depth, i = 1, i + 1
     i += pattern[i : i + 1] == "^"
-    i += pattern[i : i + 1] == "]"  # at the head it stands for itself
+    i += pattern[i : i + 1] == "]"  # as the first character it is a literal
     while i < len(pattern) and depth:
         letter = pattern[i]
         depth += (letter == "[" and sets_in_sets) - (letter == "]")

@@ -1,4 +1,4 @@
-"""From a path to a model that computes: `load(path)`.
+"""Loading a model: `load(path)`.
 
     loaded = transformer_jax.load("runs/a")                    # a workdir: its newest complete step
     loaded = transformer_jax.load("runs/a/checkpoints/1200")   # one step; needs nothing around it but the tokenizer
@@ -7,9 +7,9 @@
     logits_BTV = loaded.family.apply(loaded.params, loaded.config, tokens_BT)
 
 A step describes itself: its meta holds the resolved experiment, whose type names are looked up in the package's own
-table and among the `types` that the caller brings. Only the parameters are read, or their average where the run kept
-one; never the moments. Where they are placed, and in which dtype they compute, is decided here and now, so that a
-checkpoint from a TPU evaluates on a CPU.
+table and among the `types` that the caller provides. Only the parameters are read, or their average where the run kept
+one, never the moments. Devices and compute dtype are chosen when loading, so that a checkpoint from a TPU can be
+evaluated on a CPU.
 """
 
 import logging
@@ -38,14 +38,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Loaded:
     """A model ready to compute.
 
-    Fields:
-      family: the module with its functions, such as `models.gpt`.
+    Attributes:
+      family: the module with the model's functions, such as `models.gpt`.
       config: the family's Config, with the compute dtype of this machine.
       params: the parameter tree, on its devices.
       tokenizer: None where the folder has none.
-      task: what the model was trained for, such as `tasks.CausalLM`; None for a snapshot with a head that no task has.
-      step: optimiser steps behind it; None for a Hugging Face snapshot.
-      bytes_read: bytes of weights read from disk.
+      task: the task of the model, such as `tasks.CausalLM`; None for a snapshot with a head that no task uses.
+      step: optimiser steps taken; None for a Hugging Face snapshot.
+      bytes_read: bytes of weights read from the disk.
     """
 
     family: ModuleType
@@ -65,19 +65,23 @@ def load(
     verify: bool = True,
     types: Any = (),
 ) -> Loaded:
-    """The model in a workdir (its newest good step), in one step's folder, or in a Hugging Face snapshot folder.
+    """The model in a workdir (its newest undamaged step), in one step's folder, or in a Hugging Face snapshot folder.
 
-    Arguments:
-      dtype: of the parameters and of the computation, one of float32, bfloat16 and float16. None: parameters float32,
-        computation as the experiment's precision policy says for this machine.
-      sharding: a mesh (each parameter lies as the rule table says), one sharding for all parameters, or a tree of
+    Args:
+      path: a local folder, or one in an object store.
+      dtype: of the parameters and of the computation: float32, bfloat16 or float16. None: float32 parameters, and the
+        compute dtype of the experiment's precision policy on this machine.
+      sharding: a mesh, on which the rule table shards each parameter; one sharding for all parameters; or a tree of
         shardings. None: the first device.
-      verify: compare the files that are read with the step's manifest, first. A damaged step of a workdir is warned of
-        and passed over. False skips that: for a step whose damage is to be looked at.
-      types: the user's types that the run's config names: a module, classes, or several of either. Nothing is ever
-        imported because a checkpoint names it.
-    Errors: `InputError` for a path that is none of the three, a workdir without a complete step, and any leaf that is
-      missing, extra or misshapen; `checkpoint.Damaged`, one of them, for a step that is not as it was written.
+      verify: first compare the files that are read with the step's manifest. A damaged step of a workdir is skipped
+        with a warning. False: read the files as they are.
+      types: the user's types that the run's config names: a module, classes, or several of either. Nothing is imported
+        because a checkpoint names it.
+
+    Raises:
+      InputError: the path is none of the three, the workdir has no complete step, or a leaf is missing, unexpected or
+        has another shape.
+      checkpoint.Damaged: an `InputError`; the files of the step are not as they were written.
     """
     folder = store.path(path)
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
@@ -96,7 +100,7 @@ def load(
     if not store.remote(folder) and hub.is_snapshot(folder):
         return _load_snapshot(folder, dtype, sharding)
     if (folder / "checkpoints").is_dir():
-        steps = folder / "checkpoints"  # of which a trainer may delete the one that is being read
+        steps = folder / "checkpoints"  # `of_newest` tries again if a trainer deletes the step that is being read
         return checkpoint.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types), verify=verify)
     raise InputError(
         f"{path} is neither a workdir (no checkpoints/ in it), nor a step's folder (no meta/), nor a Hugging Face "
@@ -115,7 +119,7 @@ def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any) -> Loaded:
     family = models.family(config)
     target = _target(family.declare(config), sharding)
     params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False)
-    workdir = store.absolute(folder).parent.parent  # of WORKDIR/checkpoints/STEP
+    workdir = store.absolute(folder).parent.parent  # `folder` is WORKDIR/checkpoints/STEP
     with store.near(workdir, ("tokenizer/",)) as (near, _):
         spec = getattr(experiment.data, "tokenizer", None)
         tokenizer = tokenizers.load(near / "tokenizer", spec) if (near / "tokenizer").is_dir() else None
@@ -126,24 +130,24 @@ def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
     config, on_host, tokenizer = hub.load(folder, dtype=dtype)
     config = _compute_in(config, dtype, experiments.Precision())
     family = models.family(config)
-    places = jax.tree.map(lambda leaf: leaf.sharding, _target(family.declare(config), sharding))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, _target(family.declare(config), sharding))
     bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return Loaded(
-        family, config, jax.device_put(on_host, places), tokenizer, hub.task(folder, config), None, bytes_read
+        family, config, jax.device_put(on_host, shardings), tokenizer, hub.task(folder, config), None, bytes_read
     )
 
 
 def _compute_in(config: Any, dtype: Any, precision: experiments.Precision) -> Any:
     name = experiments.compute_dtype(precision) if dtype is None else jnp.dtype(dtype).name
-    return experiments.computed_in(config, name, attention="auto")  # not a kernel of the machine it was trained on
+    return experiments.computed_in(config, name, attention="auto")  # the attention kernel of this machine
 
 
 def _target(declaration: Any, sharding: Any) -> Any:
-    """The parameters as `ShapeDtypeStruct`s, each with the place that `load`'s argument gives it."""
+    """The parameters as `ShapeDtypeStruct`s, with the shardings that the argument of `load` states."""
     if isinstance(sharding, Mesh):
         return params_lib.abstract(declaration, sharding)
     target = params_lib.abstract(declaration)
     if sharding is None:
         sharding = SingleDeviceSharding(jax.local_devices()[0])
-    places = jax.tree.map(lambda leaf: sharding, target) if isinstance(sharding, Sharding) else sharding
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), target, places)
+    shardings = jax.tree.map(lambda leaf: sharding, target) if isinstance(sharding, Sharding) else sharding
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), target, shardings)

@@ -1,9 +1,9 @@
-"""Where the words of a running text are, in any script.
+"""The words of a text, in any script.
 
-A word is a run of letters and digits with the combining marks on them, and with single marks inside ("AT&T", "3-1",
-"U.S", "10:30"; a comma between digits). Every other mark is a word of its own. Where a script puts no space between
-words (Han, kana, Thai, Lao, Khmer, Burmese, ...), each letter is a word: so corpora of Chinese entities are tagged, and
-so scores of Chinese answers are counted.
+A word is a run of letters and digits with their combining marks, and with single punctuation marks inside ("AT&T",
+"3-1", "U.S", "10:30"; a comma between digits). Every other punctuation mark is a word of its own. In scripts without
+spaces between words (Han, kana, Thai, Lao, Khmer, Burmese, ...) each letter is a word, as in corpora of Chinese
+entities and in scores of Chinese answers.
 """
 
 import functools
@@ -14,28 +14,28 @@ UNSPACED = (
     *("CJK ", "KANGXI", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "THAI", "LAO"),
     *("KHMER", "MYANMAR", "TAI ", "NEW TAI ", "BALINESE", "JAVANESE"),
 )
-# Over the letters that `_kind` gives: l a letter, d a digit, u a letter of an unspaced script, m a mark on the one
-# before, j a mark that may join, c a comma, p another mark, s a space.
+# A pattern over the kinds of characters (`_kind`): l letter, d digit, u letter of an unspaced script, m combining mark,
+# j punctuation that may join, c comma, p other punctuation, s space.
 WORD = re.compile("(?:[ld]m*)+(?:(?:j|(?<=d)c(?=d))(?:[ld]m*)+)*|[ujcpm]m*")
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """(first character, one past the last) of each word."""
+    """(first character, one past the last) of each word of `text`."""
     return [found.span() for found in WORD.finditer("".join(map(_kind, text)))]
 
 
 def split(text: str) -> list[str]:
-    """The words of a text."""
+    """The words of `text`."""
     return [text[start:end] for start, end in spans(text)]
 
 
 def spoken(text: str) -> list[str]:
-    """The words of a text that are letters or digits, in lower case: what scores of texts compare."""
+    """The words of `text` that begin with a letter or a digit, in lower case, for scores that ignore punctuation."""
     return [word.lower() for word in split(text) if _kind(word[0]) in "ldu"]
 
 
 def unspaced_share(text: str) -> float:
-    """The share of a text's letters that belong to scripts without spaces between words; 0 for a text without any."""
+    """The share of the letters of `text` in scripts without spaces between words; 0 for a text without letters."""
     kinds = "".join(map(_kind, text))
     letters = kinds.count("l") + kinds.count("u")
     return kinds.count("u") / letters if letters else 0.0

@@ -57,7 +57,7 @@ def test_sentence_order():
 
 def test_every_sentence_end_is_as_likely():
     text = documents()
-    cuts = [pairs.cut(text, text.tokens[450:525], objectives.generator(0, i)) for i in range(7000)]
+    cuts = [pairs.split_point(text, text.tokens[450:525], objectives.generator(0, i)) for i in range(7000)]
     places, times = np.unique(cuts, return_counts=True)
     assert (places == np.flatnonzero(text.ends_sentence[text.tokens[450:524]]) + 1).all()
     share = 1 / len(places)
@@ -68,9 +68,9 @@ def test_without_a_sentence_end():
     """Before a word; within one where there is no other."""
     text = documents(ends=False)
     for i in range(50):
-        assert text.tokens[450 + pairs.cut(text, text.tokens[450:525], objectives.generator(0, i))] % 2 == 0
+        assert text.tokens[450 + pairs.split_point(text, text.tokens[450:525], objectives.generator(0, i))] % 2 == 0
     one_word = pairs.Documents(text.tokens, text.begins, text.stops, text.ends_sentence, np.ones(5000, bool))
-    assert {pairs.cut(one_word, text.tokens[:4], objectives.generator(0, i)) for i in range(50)} == {1, 2, 3}
+    assert {pairs.split_point(one_word, text.tokens[:4], objectives.generator(0, i)) for i in range(50)} == {1, 2, 3}
 
 
 def test_short_documents():

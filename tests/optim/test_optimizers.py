@@ -135,7 +135,7 @@ def adafactor(cfg, lr, lam, path):
 
     def update(n, g, p):
         nonlocal row, column, whole
-        decay, square = 1 - (n + 1.0) ** -cfg.decay_exponent, g**2 + cfg.eps
+        decay, square = 1 - (n + 1.0) ** -cfg.decay_exponent, g**2 + 1e-30
         if g.ndim == 2:
             row = decay * row + (1 - decay) * square.mean(1)
             column = decay * column + (1 - decay) * square.mean(0)

@@ -1,11 +1,11 @@
-"""Augmentation of images on the device: pure functions of (key, images), to be compiled into the training step.
+"""Augmentation of images on the device: pure functions of (key, images), compiled into the training step.
 
-An augmentation is a frozen value that an experiment states; `apply` runs a tuple of them over a batch:
+An augmentation is a frozen dataclass in the experiment; `apply` runs a tuple of them over a batch:
 
     (Flip(), Crop(padding=4), RandAugment(count=2, magnitude=10), Erase(probability=0.25))
 
-Images are float32 [B, Y, X, C] in [0, 1], of one or three channels, before they are normalised, and stay so. `mix`
-(MixUp, CutMix) pairs the rows of a batch, images and targets together.
+Images are float32 [B, Y, X, C] in [0, 1], of one or three channels, before and after each augmentation; the model
+normalises them later. `mix` (MixUp, CutMix) combines pairs of rows of a batch, images and targets.
 """
 
 from collections.abc import Sequence
@@ -38,19 +38,24 @@ __all__ = [
 
 
 def apply(key: jax.Array, images_BYXC: jax.Array, augmentations: Sequence[Augmentation]) -> jax.Array:
-    """The images after each augmentation in turn; `augmentations` is static.
+    """The images after all augmentations, in order.
 
-    Row b's draws come from fold_in(key, b) and, within it, from the augmentation's place in the tuple: a row does not
-    depend on the others, nor on how many there are, and is the same on any number of devices. Inside a `shard_map` rows
-    are counted from 0 on each shard: fold the shard's index into the key.
+    Row b uses fold_in(fold_in(key, b), i) for augmentation i. So a row does not depend on the other rows or on their
+    number, and is the same on any number of devices. Inside a `shard_map` rows are counted from 0 on each shard: fold
+    the index of the shard into the key.
+
+    Args:
+      key: of the step.
+      images_BYXC: float32 in [0, 1], C = 1 or 3.
+      augmentations: static.
     """
     if not augmentations:
         return images_BYXC
 
     def augmented(row: jax.Array, image_YXC: jax.Array) -> jax.Array:
         row_key = jax.random.fold_in(key, row)
-        for place, augmentation in enumerate(augmentations):
-            image_YXC = augmentation.image(jax.random.fold_in(row_key, place), image_YXC)
+        for i, augmentation in enumerate(augmentations):
+            image_YXC = augmentation.image(jax.random.fold_in(row_key, i), image_YXC)
         return image_YXC
 
     return jax.vmap(augmented)(jnp.arange(len(images_BYXC)), images_BYXC)

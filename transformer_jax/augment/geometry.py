@@ -1,10 +1,11 @@
-"""What moves pixels: flip, padded crop, resized crop, small affine warps; and what blanks a box of them: erasing.
+"""Augmentations of geometry: flip, padded crop, resized crop, small affine warps, and erasing a box.
 
-Each is a frozen value with `image(key, image_YXC) -> image_YXC`: one image, float32 in [0, 1], of one or three
-channels, and the same shape out. `augment.apply` makes batches of it. Positions are in pixels, (0, 0) the centre of the
-top left one.
+Each is a frozen dataclass with `image(key, image_YXC) -> image_YXC`: one image, float32 in [0, 1], of one or three
+channels, to an image of the same shape. `augment.apply` maps it over a batch. Positions are in pixels, and (0, 0) is
+the centre of the top left pixel.
 
-A resized crop resamples each side by itself: two small products and no gather. A rotation cannot be written so.
+A resized crop resamples rows and columns separately, with two small matrix products and no gather. A rotation needs a
+gather.
 
 Y, X pixels, C channels.
 """
@@ -18,10 +19,12 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import InputError
 
+ERASE_RATIO = (0.3, 1 / 0.3)  # range of the width / height of an erased box
+
 
 @dataclass(frozen=True)
 class Flip:
-    """Left and right exchanged."""
+    """Mirrors left and right."""
 
     probability: float = 0.5
 
@@ -34,7 +37,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Crop:
-    """The image shifted by up to `padding` pixels each way, black where it was not (He et al. 2016, section 4.2)."""
+    """Shifts the image by up to `padding` pixels in each direction, filled with black (He et al. 2016, section 4.2)."""
 
     padding: int = 4
 
@@ -50,15 +53,15 @@ class Crop:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """A box of random area and shape, resized to the whole (Szegedy et al. 2015, section 6).
+    """Resizes a box of random area and aspect ratio to the size of the image (Szegedy et al. 2015, section 6).
 
-    Bilinear; the box is never larger than the result, so there is nothing to antialias.
+    Bilinear without antialiasing: the box is never larger than the result.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
-    """The box's share of the area."""
+    """Range of the box's share of the area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Its width over its height."""
+    """Range of the box's width / height."""
 
     def __post_init__(self) -> None:
         _check_range("ResizedCrop.scale", self.scale, above=0.0, most=1.0)
@@ -71,17 +74,17 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Affine:
-    """Turned, zoomed and shifted by a little, about the centre; bilinear, black where there was nothing.
+    """Rotates, scales and shifts the image about its centre, each by a uniform random amount; bilinear, black outside.
 
-    For pictures of one thing on a black ground, such as digits. Each amount is uniform.
+    For images of one object on a black background, such as digits.
     """
 
     degrees: float = 10.0
-    """At most, either way."""
+    """The largest rotation in either direction."""
     shift: float = 0.1
-    """Of each side, at most, either way."""
+    """The largest shift in either direction, as a share of each side."""
     zoom: tuple[float, float] = (0.9, 1.1)
-    """Factor of size; above 1 is larger."""
+    """Range of the factor of size; above 1 is larger."""
 
     def __post_init__(self) -> None:
         if min(self.degrees, self.shift) < 0:
@@ -90,8 +93,8 @@ class Affine:
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         Y, X, _ = image_YXC.shape
-        turn, down, right, size = jax.random.uniform(key, (4,))
-        angle = math.radians(self.degrees) * (2 * turn - 1)
+        direction, down, right, size = jax.random.uniform(key, (4,))
+        angle = math.radians(self.degrees) * (2 * direction - 1)
         shift_2 = self.shift * (2 * jnp.stack([down, right]) - 1) * jnp.array([Y, X])
         matrix_22 = rotation(angle) / (self.zoom[0] + (self.zoom[1] - self.zoom[0]) * size)
         centre_2 = jnp.array([(Y - 1) / 2, (X - 1) / 2])
@@ -101,32 +104,29 @@ class Affine:
 
 @dataclass(frozen=True)
 class Erase:
-    """A box replaced by noise (Zhong et al. 2020), every value of it uniform in [0, 1]: their RE-R."""
+    """Replaces a box by noise, each value uniform in [0, 1]: RE-R of Zhong et al. 2020."""
 
     probability: float = 0.5
     area: tuple[float, float] = (0.02, 0.4)
-    """The box's share of the area."""
-    ratio: tuple[float, float] = (0.3, 1 / 0.3)
-    """Its width over its height."""
+    """Range of the box's share of the area."""
 
     def __post_init__(self) -> None:
         _check_probability("Erase", self.probability)
         _check_range("Erase.area", self.area, above=0.0, most=1.0)
-        _check_range("Erase.ratio", self.ratio, above=0.0)
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
-        coin, where, what = jax.random.split(key, 3)
+        whether_key, box_key, noise_key = jax.random.split(key, 3)
         Y, X, C = image_YXC.shape
-        box = random_box(where, Y, X, self.area, self.ratio)
-        erased_YX1 = in_box(box, Y, X)[..., None] & jax.random.bernoulli(coin, self.probability)
-        return jnp.where(erased_YX1, noise(what, Y, X, C), image_YXC)
+        box = random_box(box_key, Y, X, self.area, ERASE_RATIO)
+        erased_YX1 = in_box(box, Y, X)[..., None] & jax.random.bernoulli(whether_key, self.probability)
+        return jnp.where(erased_YX1, noise(noise_key, Y, X, C), image_YXC)
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
 
 
 class Box(NamedTuple):
-    """Whole pixels, int32 scalars."""
+    """A box of pixels, int32 scalars."""
 
     top: jax.Array | int
     left: jax.Array | int
@@ -135,10 +135,17 @@ class Box(NamedTuple):
 
 
 def random_box(key: jax.Array, Y: int, X: int, area: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """A box somewhere in Y x X pixels: its share of them uniform in `area`, its width / height log-uniform in `ratio`.
+    """A random box: its share of the image is uniform in `area`, its width / height log-uniform in `ratio`.
 
-    Of `ratio`, only the part in which such an area fits into the image. torchvision and timm draw both until they fit,
-    and so have fewer large boxes. Where no ratio fits, the box is cut to the image.
+    `ratio` is first limited to the part for which the area fits into the image. torchvision and timm draw area and
+    ratio until they fit, and therefore have fewer large boxes. Where no ratio fits, the box is clipped to the image.
+
+    Args:
+      key: of the image.
+      Y: height of the image.
+      X: width of the image.
+      area: range of the share, in (0, 1].
+      ratio: range of width / height.
     """
     share, shape, down, right = jax.random.uniform(key, (4,))
     pixels = Y * X * (area[0] + (area[1] - area[0]) * share)
@@ -151,13 +158,26 @@ def random_box(key: jax.Array, Y: int, X: int, area: tuple[float, float], ratio:
 
 
 def noise(key: jax.Array, Y: int, X: int, C: int) -> jax.Array:
-    """Uniform in [0, 1], in steps of 1 / 1023: one draw of 32 bits a pixel holds three channels' ten."""
+    """Noise [Y, X, C], uniform in [0, 1] in steps of 1 / 1023: 32 random bits per pixel give 10 for each of 3 channels.
+
+    Args:
+      key: of the image.
+      Y: height.
+      X: width.
+      C: channels, at most 3.
+    """
     bits_YX1 = jax.random.bits(key, (Y, X, 1), jnp.uint32)
     return ((bits_YX1 >> (10 * jnp.arange(C, dtype=jnp.uint32))) & 1023).astype(jnp.float32) / 1023.0
 
 
 def in_box(box: Box, Y: int, X: int) -> jax.Array:
-    """Which of Y x X pixels are in the box: bool [Y, X]."""
+    """bool [Y, X]: whether each pixel is in the box.
+
+    Args:
+      box: may extend beyond the image.
+      Y: height of the image.
+      X: width of the image.
+    """
     y_Y, x_X = jnp.arange(Y), jnp.arange(X)
     rows_Y = (y_Y >= box.top) & (y_Y < box.top + box.height)
     columns_X = (x_X >= box.left) & (x_X < box.left + box.width)
@@ -165,16 +185,16 @@ def in_box(box: Box, Y: int, X: int) -> jax.Array:
 
 
 def resize_box(image_YXC: jax.Array, box: Box) -> jax.Array:
-    """The box resized to the whole image: bilinear; pixels outside the box do not count. Pillow's crop and resize."""
+    """`box` of `image_YXC` resized to the shape of the image, as by Pillow's crop and bilinear resize."""
     Y, X, _ = image_YXC.shape
     down_YY, across_XX = _linear_weights(Y, box.top, box.height), _linear_weights(X, box.left, box.width)
-    # The default precision of accelerators would round the pixels.
+    # The default precision of matrix products on accelerators would round the pixels.
     rows_YXC = jnp.einsum("oy,yxc->oxc", down_YY, image_YXC, precision="highest")
     return jnp.einsum("px,oxc->opc", across_XX, rows_YXC, precision="highest")
 
 
 def _linear_weights(size: int, start: jax.Array | int, length: jax.Array | int) -> jax.Array:
-    """[result, source]: what each of `size` pixels takes from those of the piece that is stretched to them."""
+    """[size of the result, size]: the weights of bilinear interpolation from `length` pixels at `start` to `size`."""
     position_O = start + (jnp.arange(size) + 0.5) * (length / size) - 0.5
     position_O = jnp.clip(position_O, start, start + length - 1)
     return jnp.maximum(0.0, 1.0 - jnp.abs(position_O[:, None] - jnp.arange(size)))
@@ -184,20 +204,33 @@ def _linear_weights(size: int, start: jax.Array | int, length: jax.Array | int) 
 
 
 def rotation(angle: jax.Array | float) -> jax.Array:
-    """The matrix on (y, x) that turns the picture by `angle` radians, counter-clockwise as one sees it."""
+    """The 2 x 2 matrix on (y, x) that rotates the image by `angle` radians, counter-clockwise on the screen."""
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])])
 
 
 def positions(Y: int, X: int, matrix_22: jax.Array, offset_2: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where each pixel of the result comes from: y and x, float [Y, X], as matrix @ (y, x) + offset."""
+    """The position in the source of each pixel of the result: y and x, float32 [Y, X], of matrix @ (y, x) + offset.
+
+    Args:
+      Y: height.
+      X: width.
+      matrix_22: on (y, x).
+      offset_2: (y, x), in pixels.
+    """
     y_Y1, x_X = jnp.arange(Y, dtype=jnp.float32)[:, None], jnp.arange(X, dtype=jnp.float32)
     (yy, yx), (xy, xx) = matrix_22
     return yy * y_Y1 + yx * x_X + offset_2[0], xy * y_Y1 + xx * x_X + offset_2[1]
 
 
 def bilinear(image_YXC: jax.Array, y_YX: jax.Array, x_YX: jax.Array) -> jax.Array:
-    """The image at these positions, from the four pixels around each; outside it is black."""
+    """The image at these positions, interpolated from the four pixels around each; black outside the image.
+
+    Args:
+      image_YXC: the image.
+      y_YX: float.
+      x_YX: float.
+    """
     top_YX, left_YX = jnp.floor(y_YX), jnp.floor(x_YX)
     down_YX1, right_YX1 = (y_YX - top_YX)[..., None], (x_YX - left_YX)[..., None]
 
@@ -210,7 +243,14 @@ def bilinear(image_YXC: jax.Array, y_YX: jax.Array, x_YX: jax.Array) -> jax.Arra
 
 
 def nearest(image_YXC: jax.Array, y_YX: jax.Array, x_YX: jax.Array, fill: float) -> jax.Array:
-    """The pixels nearest to these positions; `fill` where the position is outside the image."""
+    """The pixels nearest to these positions.
+
+    Args:
+      image_YXC: the image.
+      y_YX: float.
+      x_YX: float.
+      fill: the value outside the image.
+    """
     Y, X, C = image_YXC.shape
     y_YX, x_YX = jnp.round(y_YX).astype(jnp.int32), jnp.round(x_YX).astype(jnp.int32)
     inside_YX1 = ((y_YX >= 0) & (y_YX < Y) & (x_YX >= 0) & (x_YX < X))[..., None]

@@ -1,24 +1,24 @@
-"""RandAugment (Cubuk et al. 2020): a few operations picked at random, all of one magnitude.
+"""RandAugment (Cubuk et al. 2020): a few random operations, all of the same magnitude.
 
-Operations and magnitudes are those of the authors' code (tensorflow/tpu, efficientnet/autoaugment.py), which big_vision
-uses: sixteen, on 8-bit levels. Of magnitude m, which recipes have at 5 to 15:
+The sixteen operations, on 8-bit levels, and their magnitudes are those of the authors' code (tensorflow/tpu,
+efficientnet/autoaugment.py), which big_vision uses. For magnitude m, 5 to 15 in published recipes:
 
     auto_contrast, equalize, invert         -
     posterize                               keeps int(0.4 m) bits
-    solarize                                inverts levels of int(25.6 m) and above: none from 10 on
+    solarize                                inverts levels from int(25.6 m): none if m >= 10
     solarize_add                            adds int(11 m) to levels below 128
-    contrast, brightness, color, sharpness  a factor of 0.1 + 0.18 m, so 1 at 5
-    rotate, shear_x, shear_y                3 m degrees; 0.03 m; either way
-    translate_x, translate_y                m / 22.4 of the side, either way: 100 pixels of 224 at 10
-    cutout                                  a square of 2 int(m side / 56) pixels: 80 of 224 at 10
+    contrast, brightness, color, sharpness  a factor of 0.1 + 0.18 m, 1 at m = 5
+    rotate, shear_x, shear_y                3 m degrees; 0.03 m; in either direction
+    translate_x, translate_y                m / 22.4 of the side in either direction: 100 pixels of 224 at m = 10
+    cutout                                  a square of 2 int(m side / 56) pixels: 80 of 224 at m = 10
 
-What an operation leaves empty becomes grey, level 128; geometry takes the nearest pixel, and shears from the top left
-corner. `contrast` pales towards the image's mean, as Pillow does; the authors' code has the number of pixels / 256
-there. The tests hold every operation to Pillow's.
+Empty pixels are filled with grey, level 128. Warps take the nearest pixel, and shears keep the top left corner fixed.
+`contrast` blends with the mean of the image, as Pillow does; the authors' code uses the number of pixels / 256 instead.
+The tests compare every operation with Pillow.
 
-Cost. A batch holds all operations at once, and a branch for each would compute all sixteen for every row. Instead each
-row goes through four stages, of which it uses one and is left as it is by the others: a table of 256 levels for each
-channel, a blend with a paler or smoother picture, one affine warp, one box.
+Cost. Under `vmap`, a `lax.switch` would compute all sixteen operations for every row. Instead each row passes four
+stages, of which it uses one and the others are the identity: a table of 256 levels per channel, a blend with a second
+image, an affine warp, a box.
 
 Y, X pixels, C channels, V the 256 levels.
 """
@@ -41,7 +41,7 @@ FILL = 128.0
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`count` operations of this magnitude, each picked anew from all sixteen."""
+    """Applies `count` operations, each drawn from all sixteen, with replacement."""
 
     count: int = 2
     magnitude: float = 10.0
@@ -56,21 +56,24 @@ class RandAugment:
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         levels_YXC = jnp.round(255.0 * image_YXC)
         for layer in range(self.count):
-            which, side, *place_2 = jax.random.uniform(jax.random.fold_in(key, layer), (4,))
+            which, direction, *centre_2 = jax.random.uniform(jax.random.fold_in(key, layer), (4,))
             operation = (which * len(OPERATIONS)).astype(jnp.int32)
-            sign = jnp.where(side < 0.5, -1.0, 1.0)
-            levels_YXC = operate(levels_YXC, operation, self.magnitude, sign, jnp.stack(place_2))
+            sign = jnp.where(direction < 0.5, -1.0, 1.0)
+            levels_YXC = operate(levels_YXC, operation, self.magnitude, sign, jnp.stack(centre_2))
         return levels_YXC / 255.0 if self.count else image_YXC
 
 
 def operate(
-    levels_YXC: jax.Array, operation: jax.Array, magnitude: float, sign: jax.Array | float, place_2: jax.Array
+    levels_YXC: jax.Array, operation: jax.Array, magnitude: float, sign: jax.Array | float, centre_2: jax.Array
 ) -> jax.Array:
-    """One operation on levels, float32 whole numbers in [0, 255].
+    """The image after one operation.
 
-    Arguments:
-      operation: its number in `OPERATIONS`.   sign: 1 or -1, for those that go either way.
-      place_2: where a cutout's centre is, shares of height and width.
+    Args:
+      levels_YXC: float32, whole numbers in [0, 255].
+      operation: int32 scalar, an index of `OPERATIONS`.
+      magnitude: as in `RandAugment`.
+      sign: 1 or -1, the direction of a warp.
+      centre_2: the centre of a cutout, as shares of height and width.
     """
     Y, X, C = levels_YXC.shape
     factor = 0.1 + 0.18 * magnitude
@@ -87,13 +90,20 @@ def operate(
     levels_YXC = geometry.nearest(levels_YXC, *geometry.positions(Y, X, matrix_22, offset_2), FILL)
 
     half = int(magnitude * min(Y, X) / 56)
-    top, left = (place_2 * jnp.array([Y, X])).astype(jnp.int32) - half
-    cut_YX = geometry.in_box(geometry.Box(top, left, 2 * half, 2 * half), Y, X)
-    return jnp.where(cut_YX[..., None] & (operation == OPERATIONS.index("cutout")), FILL, levels_YXC)
+    top, left = (centre_2 * jnp.array([Y, X])).astype(jnp.int32) - half
+    in_square_YX = geometry.in_box(geometry.Box(top, left, 2 * half, 2 * half), Y, X)
+    return jnp.where(in_square_YX[..., None] & (operation == OPERATIONS.index("cutout")), FILL, levels_YXC)
 
 
 def point_table(levels_YXC: jax.Array, numbers_YXC: jax.Array, operation: jax.Array, magnitude: float) -> jax.Array:
-    """What each level of each channel becomes: float32 [V, C] of whole numbers. Not a point operation: itself."""
+    """The new value of each level of each channel: float32 [V, C], whole numbers; the identity for other operations.
+
+    Args:
+      levels_YXC: float32, whole numbers in [0, 255].
+      numbers_YXC: the same as int32.
+      operation: int32 scalar, an index of `OPERATIONS`.
+      magnitude: as in `RandAugment`.
+    """
     C = levels_YXC.shape[-1]
     factor, step = 0.1 + 0.18 * magnitude, 2.0 ** (8 - min(8, int(0.4 * magnitude)))
     level_VC = jnp.broadcast_to(jnp.arange(256.0)[:, None], (256, C))
@@ -116,16 +126,16 @@ def point_table(levels_YXC: jax.Array, numbers_YXC: jax.Array, operation: jax.Ar
 
 
 def histogram(numbers_YXC: jax.Array) -> jax.Array:
-    """How many pixels of each channel have each level: float32 [V, C]."""
+    """The number of pixels of `numbers_YXC`, int32, with each level, per channel: float32 [V, C]."""
     C = numbers_YXC.shape[-1]
-    places = (numbers_YXC * C + jnp.arange(C)).reshape(-1)  # one index each: half the time of two on a CPU
-    return jnp.zeros(256 * C).at[places].add(1.0, mode="promise_in_bounds").reshape(256, C)
+    indices = (numbers_YXC * C + jnp.arange(C)).reshape(-1)  # a flat index halves the time of a pair on a CPU
+    return jnp.zeros(256 * C).at[indices].add(1.0, mode="promise_in_bounds").reshape(256, C)
 
 
 def _equalized(count_VC: jax.Array, most_C: jax.Array, level_VC: jax.Array) -> jax.Array:
-    """The table that spreads levels evenly, as Pillow's integers do: the pixels of the brightest level do not count.
+    """The table of histogram equalisation, as Pillow computes it: the pixels of the brightest level are not counted.
 
-    In floats, whose quotients of whole numbers below 2^23 have the right floor.
+    Pillow divides integers; floor of a float32 quotient is the same for whole numbers below 2^23.
     """
     brightest_C = jnp.sum(jnp.where(level_VC == most_C, count_VC, 0.0), axis=0)
     step_C = jnp.floor((jnp.sum(count_VC, axis=0) - brightest_C) / 255.0)
@@ -134,7 +144,7 @@ def _equalized(count_VC: jax.Array, most_C: jax.Array, level_VC: jax.Array) -> j
 
 
 def smooth(levels_YXC: jax.Array) -> jax.Array:
-    """Each pixel, five times, and its eight neighbours averaged (Pillow's SMOOTH); the border stays."""
+    """Pillow's SMOOTH of `levels_YXC`: the mean of 5 times each pixel and its 8 neighbours; the border is unchanged."""
     rows = levels_YXC[:-2] + levels_YXC[1:-1] + levels_YXC[2:]
     box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     inner = jnp.round((box + 4.0 * levels_YXC[1:-1, 1:-1]) / 13.0)
@@ -150,22 +160,30 @@ def smooth(levels_YXC: jax.Array) -> jax.Array:
 def warp(
     operation: jax.Array, magnitude: float, sign: jax.Array | float, Y: int, X: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Where a pixel (y, x) comes from: matrix [2, 2] and offset [2]. Not a warp: where it is."""
-    turned_22 = geometry.rotation(sign * math.radians(3 * magnitude))
+    """Matrix [2, 2] and offset [2] to the position in the source of pixel (y, x); the identity for other operations.
+
+    Args:
+      operation: int32 scalar, an index of `OPERATIONS`.
+      magnitude: as in `RandAugment`.
+      sign: 1 or -1, the direction.
+      Y: height.
+      X: width.
+    """
+    rotation_22 = geometry.rotation(sign * math.radians(3 * magnitude))
     centre_2 = jnp.array([(Y - 1) / 2, (X - 1) / 2])
     shear = sign * 0.03 * magnitude * jnp.ones(())
-    far = sign * magnitude / 22.4 * jnp.ones(())
-    zero, one, still_2 = jnp.zeros(()), jnp.ones(()), jnp.zeros(2)
+    shift = sign * magnitude / 22.4 * jnp.ones(())
+    zero, one, zero_2 = jnp.zeros(()), jnp.ones(()), jnp.zeros(2)
     maps = {
-        "rotate": (turned_22, centre_2 - turned_22 @ centre_2),
-        "shear_x": (jnp.stack([one, zero, shear, one]).reshape(2, 2), still_2),
-        "shear_y": (jnp.stack([one, shear, zero, one]).reshape(2, 2), still_2),
-        "translate_x": (jnp.eye(2), jnp.stack([zero, far * X])),
-        "translate_y": (jnp.eye(2), jnp.stack([far * Y, zero])),
+        "rotate": (rotation_22, centre_2 - rotation_22 @ centre_2),
+        "shear_x": (jnp.stack([one, zero, shear, one]).reshape(2, 2), zero_2),
+        "shear_y": (jnp.stack([one, shear, zero, one]).reshape(2, 2), zero_2),
+        "translate_x": (jnp.eye(2), jnp.stack([zero, shift * X])),
+        "translate_y": (jnp.eye(2), jnp.stack([shift * Y, zero])),
     }
     number = operation - OPERATIONS.index(WARP[0])
     number = jnp.where((number >= 0) & (number < len(WARP)), number, len(WARP))
-    matrices, offsets = zip(*(maps[name] for name in WARP), (jnp.eye(2), still_2), strict=True)
+    matrices, offsets = zip(*(maps[name] for name in WARP), (jnp.eye(2), zero_2), strict=True)
     return jax.lax.select_n(number, *matrices), jax.lax.select_n(number, *offsets)
 
 

@@ -1,1 +1,1 @@
-"""From a model's functions to text: sampling, beam search, and whole sets on all devices."""
+"""From a model's functions to text: sampling, beam search, and the translation of whole sets on all devices."""

@@ -1,4 +1,4 @@
-"""Beam search: the sentences that a model finds likeliest, all rows at once, in one compiled loop.
+"""Beam search: the most probable continuations of each row, all rows at once, in one compiled loop.
 
     prompts = decode.left_pad([[0], [0]])                                 # for a translator: each row's start token
     settings = beam.Beam(width=4, max_new_tokens=64, stop_ids=(2,), nbest=2)
@@ -6,26 +6,26 @@
     found = search(gpt, params, cfg, gpt.init_cache(cfg, batch=2, length=1 + 64 - 1), prompts, settings)
     found.tokens_BKM[b, 0, : found.length_BK[b, 0]]                       # row b's best hypothesis
 
-`model` has the three functions that `decode` asks for, and two more:
+`model` has the three functions that `decode` requires, and two more:
 
-    repeat(cache, times)   -> each row `times` times, side by side: after the prompts are read, the rows of their beams
-    reorder(cache, rows_R) -> the cache whose row r is row rows_R[r] of the given one, after every token
+    repeat(cache, times)   -> each row repeated `times` times, adjacent: called once, after the prompts are read
+    reorder(cache, rows_R) -> the cache whose row r is row rows_R[r] of the given one: called after every token
 
-A row of `reorder` only ever continues one of the same prompt: what the beams of a prompt share, such as the keys and
-values of its source sentence, need be there once and does not move.
+Row r and row rows_R[r] always belong to the same prompt. Therefore values that the beams of a prompt share, such as the
+keys and values of the source sentence, can be stored once and are never moved.
 
-The search. A prompt has `width` running beams, and apart from them `width` places for hypotheses that have ended. Each
-step adds the log-softmax of the logits to the beams' sums and takes the best (1 + number of stop ids) * width
-continuations, so that at least `width` of them go on running. One that ends, and is among the first `width`, competes
-for a place by its score, the sum over the length penalty. The last step ends them all. These are the rules of
-Transformers' `generate`, and so are the results; but where a prompt has fewer continuations than beams, the beams too
-many are no beams here.
+The search. A prompt has `width` running beams, and separately up to `width` hypotheses that have ended. Each step adds
+the log-softmax of the logits to the beams' sums and takes the best (1 + number of stop ids) * width continuations, so
+that at least `width` of them keep running. A continuation that ends and is among the first `width` replaces the worst
+hypothesis if its score, the sum divided by the length penalty, is better. The last step ends all beams. These are the
+rules of Transformers' `generate`, and the results are the same, with one exception: where a prompt has fewer
+continuations than beams, the surplus beams do not exist here.
 
-Rows are independent: neither the other rows nor the padding change what is found, up to the rounding of matrix
-products. So a batch is spread over devices by `jax.shard_map` over its rows, and each device stops by itself.
+Rows are independent: neither the other rows nor the padding change the result, up to the rounding of matrix products.
+So `jax.shard_map` can shard a batch over devices by rows, and each device stops when its own rows are done.
 
-Cost of a step beside the model's: three passes over the logits as the model leaves them, and a copy of the tokens' keys
-and values, which `reorder` moves. Width 1 with early_stopping "first" is greedy decoding.
+Cost of a step besides the model's: three passes over the logits in the layout that the model returns, and a copy of the
+cached keys and values by `reorder`. Width 1 with early_stopping "first" is greedy decoding.
 
 B batch, G groups, W beams of a group, R = B*G*W rows of the cache, C continuations, K hypotheses returned, T prompt
 columns, M new tokens at most, H = T + M columns of history, V vocabulary.
@@ -43,7 +43,7 @@ import numpy as np
 from transformer_jax.decoding.decode import Prompts
 from transformer_jax.errors import InputError
 
-VOCABULARY_PART = 64  # tokens; see `largest`
+VOCABULARY_PART = 64  # tokens per part of the vocabulary in `largest`
 
 # ------------------------------------------------------------------------------------------------------------- Settings
 
@@ -53,45 +53,47 @@ EarlyStopping = Literal["first", "bound", "never"]
 
 @dataclass(frozen=True)
 class Beam:
-    """What is searched for, and when to stop. Frozen and hashable: a static argument of jit.
+    """The settings of a search. Frozen and hashable: a static argument of jit.
 
-    Errors: `InputError` on construction for a value outside its range.
+    Raises:
+      InputError: a value is outside its range.
     """
 
     width: int = 4
-    """Beams of a prompt, all groups together."""
+    """Beams of a prompt, in all groups."""
     max_new_tokens: int = 128
-    """M; a hypothesis with as many tokens ends there, with a stop token or without."""
+    """M; a hypothesis of M tokens ends, with or without a stop token."""
     stop_ids: tuple[int, ...] = ()
     """A hypothesis ends with the first of these, which is its last token and counts in its length and score."""
     length_penalty: float = 1.0
-    """alpha, the exponent below; 0: none; the larger, the longer the hypotheses."""
+    """alpha, the exponent below; 0: off. A larger one favours longer hypotheses."""
     length_convention: LengthConvention = "hf"
-    """What a sum of n log-probabilities is divided by: "hf" n^alpha (Marian and Transformers; n counts new tokens, the
-    stop token among them), "gnmt" ((5 + n) / 6)^alpha (Wu et al. 2016, equation 14; T5)."""
+    """The divisor of a sum of n log-probabilities: "hf" n^alpha (Marian and Transformers; n counts the new tokens, the
+    stop token included), "gnmt" ((5 + n) / 6)^alpha (Wu et al. 2016, equation 14; T5)."""
     early_stopping: EarlyStopping = "bound"
-    """When a prompt is done. All wait for `width` hypotheses, and then
-    "first"   stop (Transformers' early_stopping=True);
-    "bound"   stop when the best running beam, ended at its present length, would score no better than the worst
-              hypothesis (False, the default there): with alpha > 0 one that grows longer might have;
-    "never"   stop when no running beam can score better at any length up to M ("never" there)."""
+    """When the search of a prompt that has `width` hypotheses stops:
+    "first"   at once (Transformers' early_stopping=True);
+    "bound"   when the best running beam, if it ended now, would not score better than the worst hypothesis
+              (early_stopping=False, the default there). With alpha > 0 a longer one might still score better;
+    "never"   when no running beam can score better at any length up to M (early_stopping="never")."""
     nbest: int = 1
-    """K, how many hypotheses to return; at most `width`."""
+    """K, the number of hypotheses to return; at most `width`."""
     min_new_tokens: int = 0
-    """No stop token before this many others."""
+    """Tokens before which no stop token is chosen."""
     no_repeat_ngram: int = 0
-    """No n-gram of this size twice in a row's prompt and continuation (Paulus et al. 2017, section 2.5); 0: off."""
+    """No n-gram of this size occurs twice in a row's prompt and continuation (Paulus et al. 2017, section 2.5); 0:
+    off."""
     suppress_ids: tuple[int, ...] = ()
-    """Tokens never chosen, such as Marian's padding."""
+    """Tokens that are never chosen, such as Marian's padding."""
     forced_first: int | None = None
-    """The first new token, at no cost to the score: mBART's language, BART's <s>."""
+    """The first new token, with log-probability 0: mBART's language, BART's <s>."""
     forced_last: int | None = None
-    """The M-th new token, at no cost to the score: BART's and Marian's </s>."""
+    """The M-th new token, with log-probability 0: BART's and Marian's </s>."""
     groups: int = 1
-    """Diverse beam search (Vijayakumar et al. 2018): groups of width / groups beams, searched one after the other."""
+    """Diverse beam search (Vijayakumar et al. 2018): groups of width / groups beams, extended one after the other."""
     diversity_penalty: float = 0.0
-    """Taken from a token's log-probability for each beam of an earlier group that has chosen it at the same step (their
-    lambda, with Hamming diversity). Scores include it."""
+    """Subtracted from a token's log-probability for each beam of an earlier group that chose it in the same step (the
+    paper's lambda, with Hamming diversity). Scores include it."""
 
     def __post_init__(self) -> None:
         for name in ("stop_ids", "suppress_ids"):
@@ -118,7 +120,7 @@ class Beam:
 
 
 def length_penalties(settings: Beam) -> np.ndarray:
-    """What the score of a hypothesis of 1, 2, ..., M new tokens is divided by, float32 [M]."""
+    """The divisor of the score of a hypothesis of 1, 2, ..., M new tokens under `settings`, float32 [M]."""
     lengths_M = np.arange(1, settings.max_new_tokens + 1)
     base_M = lengths_M if settings.length_convention == "hf" else (5 + lengths_M) / 6
     return (base_M**settings.length_penalty).astype(np.float32)
@@ -129,14 +131,15 @@ def length_penalties(settings: Beam) -> np.ndarray:
 
 @flax.struct.dataclass
 class Beams:
-    """The beams of every prompt; here those of one group, while the loop carries [B, G, ...].
+    """The beams of every prompt. The names are those of one group; the loop carries [B, G, ...].
 
-    tokens_BWM         int32, running beams, best first; columns from `step` on hold nothing
-    logprob_BW         float32, their sums of log-probabilities; -inf: no beam
-    ended_tokens_BWM   int32, hypotheses that have ended, best first
-    ended_length_BW    int32, their new tokens, the stop token among them
-    ended_score_BW     float32, sum of log-probabilities over length penalty; -inf: no hypothesis yet
-    open_B             bool: the search goes on; where not, the hypotheses stay as they are
+    Attributes:
+      tokens_BWM: int32, running beams, best first; columns from `step` on are filler.
+      logprob_BW: float32, their sums of log-probabilities; -inf: no beam.
+      ended_tokens_BWM: int32, hypotheses that have ended, best first.
+      ended_length_BW: int32, their new tokens, the stop token included.
+      ended_score_BW: float32, sum of log-probabilities over length penalty; -inf: no hypothesis yet.
+      open_B: bool, whether the search continues; where it does not, the hypotheses are final.
     """
 
     tokens_BWM: jax.Array
@@ -151,9 +154,10 @@ class Beams:
 class BeamState:
     """The search after `step` tokens.
 
-    cache   the model's, row (b * G + g) * W + w for beam w of group g of prompt b; it holds all tokens but the last
-    beams   `Beams` [B, G, ...]
-    step    int32
+    Attributes:
+      cache: the model's; row (b * G + g) * W + w is beam w of group g of prompt b. It holds all tokens but the last.
+      beams: `Beams` [B, G, ...].
+      step: int32 scalar.
     """
 
     cache: Any
@@ -165,10 +169,11 @@ class BeamState:
 class Hypotheses:
     """The best hypotheses of each prompt, best first.
 
-    tokens_BKM   int32; a hypothesis' end is followed by the first of stop_ids, or 0, repeated
-    score_BK     float32, sum of log-probabilities over length penalty; -inf: there was no other hypothesis
-    length_BK    int32, new tokens, the stop token among them; 0 where there is no hypothesis
-    step         int32, steps made: the model was called once less, after the prompts
+    Attributes:
+      tokens_BKM: int32; after a hypothesis' end the first of stop_ids, or 0, is repeated.
+      score_BK: float32, sum of log-probabilities over length penalty; -inf where there is no hypothesis.
+      length_BK: int32, new tokens, the stop token included; 0 where there is no hypothesis.
+      step: int32 scalar, tokens generated; after the prompts the model was called step - 1 times.
     """
 
     tokens_BKM: jax.Array
@@ -182,17 +187,25 @@ def search(
 ) -> Hypotheses:
     """The nbest best hypotheses that the search finds for each prompt.
 
-    Arguments: model, cfg and settings are static; an empty cache for the B rows with at least T + M - 1 slots (the last
-    token is never read back), which becomes one of B * width rows here; limit_B, int32 from 1 to M: what row b has in
-    place of max_new_tokens, so that rows with limits of their own share a program. Errors: `ValueError` for a cache
-    with fewer slots and for token ids of the settings that are not in the vocabulary.
+    Args:
+      model: a family, static.
+      params: its parameter tree.
+      cfg: its Config, static.
+      cache: empty, for B rows, with at least T + M - 1 slots: the last token is never read.
+      prompts: from `decode.left_pad`.
+      settings: static.
+      limit_B: int32 from 1 to M, the limit of each row in place of max_new_tokens, so that rows with different limits
+        share a compilation; None: M for all.
+
+    Raises:
+      ValueError: the cache has too few slots, or the settings name a token that the vocabulary does not have.
     """
     params = model.for_decoding(params, cfg)
     if limit_B is None:
         limit_B = jnp.full(len(prompts.start_B), settings.max_new_tokens, jnp.int32)
     state = start(model, params, cfg, cache, prompts, limit_B, settings)
 
-    def going(state: BeamState) -> jax.Array:
+    def is_running(state: BeamState) -> jax.Array:
         return (state.step < settings.max_new_tokens) & state.beams.open_B.any()
 
     def step(state: BeamState) -> BeamState:
@@ -202,14 +215,27 @@ def search(
         beams, rows_R = extend(state.beams, logits_BGWV, prompts, state.step, limit_B, settings)
         return BeamState(model.reorder(cache, rows_R), beams, state.step + 1)
 
-    state = jax.lax.while_loop(going, step, state)
+    state = jax.lax.while_loop(is_running, step, state)
     return best(state, settings)
 
 
 def start(
     model: Any, params: Any, cfg: Any, cache: Any, prompts: Prompts, limit_B: jax.Array, settings: Beam
 ) -> BeamState:
-    """The prompts read into the cache, its rows repeated for the beams, and the first token of each beam chosen."""
+    """The state after the first token: the cache holds the prompts, repeated for the beams.
+
+    Args:
+      model: as for `search`.
+      params: from `model.for_decoding`.
+      cfg: as for `search`.
+      cache: as for `search`.
+      prompts: as for `search`.
+      limit_B: as for `search`, not None.
+      settings: as for `search`.
+
+    Raises:
+      ValueError: as `search`.
+    """
     T, M, S = prompts.tokens_BT.shape[1], settings.max_new_tokens, cache.num_slots
     if T + M - 1 > S:
         raise ValueError(f"prompts of {T} and {M} new tokens need {T + M - 1} slots; the cache has {S}")
@@ -223,7 +249,7 @@ def start(
     none_BGW, filler = jnp.full((B, G, W), -jnp.inf, jnp.float32), _filler(settings)
     beams = Beams(
         tokens_BWM=jnp.full((B, G, W, M), filler, jnp.int32),
-        logprob_BW=none_BGW.at[:, :, 0].set(0.0),  # one beam, so that the first step makes no beam twice
+        logprob_BW=none_BGW.at[:, :, 0].set(0.0),  # one beam per group, so that the first step has no duplicates
         ended_tokens_BWM=jnp.full((B, G, W, M), filler, jnp.int32),
         ended_length_BW=jnp.zeros((B, G, W), jnp.int32),
         ended_score_BW=none_BGW,
@@ -237,11 +263,20 @@ def start(
 def extend(
     beams: Beams, logits_BGWV: jax.Array, prompts: Prompts, step: Any, limit_B: jax.Array, settings: Beam
 ) -> tuple[Beams, jax.Array]:
-    """The beams [B, G, ...] with token number `step`, and the cache's row that each running one continues, [R]."""
+    """The beams with one more token, and the cache's row that each running beam continues, int32 [R].
+
+    Args:
+      beams: [B, G, ...].
+      logits_BGWV: of the next token of each beam.
+      prompts: as for `search`.
+      step: the number of the token.
+      limit_B: as for `search`.
+      settings: as for `search`.
+    """
     B, G, W, V = logits_BGWV.shape
     logits_VBGW = jnp.moveaxis(logits_BGWV.astype(jnp.float32), -1, 0)
-    norm_BGW = jax.nn.logsumexp(logits_VBGW, axis=0)  # log-probabilities are logits less this
-    chosen_BV = jnp.zeros((B, V), jnp.float32)  # how many beams of the groups so far have chosen each token
+    norm_BGW = jax.nn.logsumexp(logits_VBGW, axis=0)  # log-probability = logit - norm
+    chosen_BV = jnp.zeros((B, V), jnp.float32)  # how many beams of the earlier groups have chosen each token
     groups, parents = [], []
     for g in range(G):
         group = jax.tree.map(lambda x, g=g: x[:, g], beams)
@@ -262,10 +297,10 @@ def extend(
 def _extend_group(
     beams: Beams, logits_VBW: jax.Array, norm_BW: jax.Array, step: Any, limit_B: jax.Array, settings: Beam
 ) -> tuple[Beams, jax.Array]:
-    """One step of one group: its beams with one more token, and which beam each running one continues."""
+    """One step of one group: its beams with one more token, and the beam that each running one continues, [B, W]."""
     V, B, W = logits_VBW.shape
     C = min((1 + len(settings.stop_ids)) * W, W * V)
-    best_BWC, token_BWC = largest(logits_VBW, min(C, V))  # no more than these of one beam are among the C of all
+    best_BWC, token_BWC = largest(logits_VBW, min(C, V))  # the best C of all beams have at most C of any one beam
     total_BWC = beams.logprob_BW[:, :, None] + (best_BWC - norm_BW[:, :, None])
     total_BC, index_BC = jax.lax.top_k(total_BWC.reshape(B, -1), C)
     parent_BC, token_BC = index_BC // total_BWC.shape[2], _take(token_BWC.reshape(B, -1), index_BC)
@@ -274,7 +309,7 @@ def _extend_group(
 
     logprob_BW, kept_BW = jax.lax.top_k(jnp.where(ended_BC, -jnp.inf, total_BC), W)
 
-    # The continuations behind the first W are there to keep W beams running: one that has ended is no hypothesis.
+    # Only the first W continuations may become hypotheses; the others serve to keep W beams running.
     penalty_M = jnp.asarray(length_penalties(settings))
     penalty = penalty_M[step]
     competes_BC = ended_BC & (jnp.arange(C) < W) & beams.open_B[:, None]
@@ -287,7 +322,8 @@ def _extend_group(
     if settings.early_stopping == "first":
         better_B = (worst_B == -jnp.inf) & (running_B > -jnp.inf)
     else:
-        # Sums only fall. Over a penalty that grows with the length, the best that can come of one is at the limit.
+        # A sum only decreases with more tokens. If the penalty grows with length, its best score is bounded by that of
+        # the present sum at the limit.
         grows = settings.early_stopping == "never" and settings.length_penalty > 0
         better_B = running_B / (penalty_M[limit_B - 1] if grows else penalty) > worst_B
     return Beams(
@@ -303,16 +339,21 @@ def _extend_group(
 def largest(logits_VBW: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest logits of each beam and their tokens, [B, W, k] float32 and int32, largest first.
 
-    The k parts of the vocabulary with the largest maxima hold them all: one pass over the logits as they lie, the
-    vocabulary first or last, where sorting would begin with a transposed copy (tied logits come with it first).
+    The k parts of the vocabulary with the largest maxima contain them all. Finding these parts is one pass over the
+    logits in either layout, while sorting would first copy logits whose vocabulary is the leading dimension, as tied
+    embeddings return them.
+
+    Args:
+      logits_VBW: float32.
+      k: at most V.
     """
     (V, B, W), P = logits_VBW.shape, VOCABULARY_PART
     if 2 * k * P >= V:
         best_BWk, token_BWk = jax.lax.top_k(jnp.moveaxis(logits_VBW, 0, -1), k)
         return best_BWk, token_BWk.astype(jnp.int32)
     parts = -(-V // P)
-    whole = jnp.pad(logits_VBW, ((0, parts * P - V), (0, 0), (0, 0)), constant_values=-jnp.inf)
-    most_BWn = jnp.moveaxis(whole.reshape(parts, P, B, W).max(axis=1), 0, -1)
+    padded = jnp.pad(logits_VBW, ((0, parts * P - V), (0, 0), (0, 0)), constant_values=-jnp.inf)
+    most_BWn = jnp.moveaxis(padded.reshape(parts, P, B, W).max(axis=1), 0, -1)
     part_BWk = jax.lax.top_k(most_BWn, k)[1].astype(jnp.int32)
     token_BWc = jnp.minimum(part_BWk[..., None] * P + jnp.arange(P, dtype=jnp.int32), V).reshape(B, W, k * P)
     rows, columns = jnp.arange(B)[:, None, None], jnp.arange(W)[:, None]
@@ -322,15 +363,15 @@ def largest(logits_VBW: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def best(state: BeamState, settings: Beam) -> Hypotheses:
-    """The nbest best of the hypotheses that have ended, in any group."""
-    beams = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), state.beams)  # groups side by side
+    """The `settings.nbest` best hypotheses of all groups in `state`."""
+    beams = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), state.beams)  # [B, G * W, ...]
     score_BK, place_BK = jax.lax.top_k(beams.ended_score_BW, settings.nbest)
     tokens_BKM, length_BK = _take(beams.ended_tokens_BWM, place_BK), _take(beams.ended_length_BW, place_BK)
-    said_BKM = jnp.arange(settings.max_new_tokens) < length_BK[:, :, None]
-    return Hypotheses(jnp.where(said_BKM, tokens_BKM, _filler(settings)), score_BK, length_BK, state.step)
+    filled_BKM = jnp.arange(settings.max_new_tokens) < length_BK[:, :, None]
+    return Hypotheses(jnp.where(filled_BKM, tokens_BKM, _filler(settings)), score_BK, length_BK, state.step)
 
 
-# ---------------------------------------------------------------------------------------------- What may not be chosen
+# ------------------------------------------------------------------------------------------------- Forbidden and forced
 
 
 def constrain(
@@ -342,9 +383,18 @@ def constrain(
     limit_B: jax.Array,
     settings: Beam,
 ) -> jax.Array:
-    """The logits with -inf for what the settings forbid as token number `step`; the rest is as it was.
+    """The logits with -inf for the tokens that the settings forbid.
 
-    A forced token has log-probability 0, so the logit `norm`, whatever else is forbidden.
+    A forced token has log-probability 0, which is the logit `norm_BW`, even if another setting forbids it.
+
+    Args:
+      logits_VBW: of the next token of each beam.
+      norm_BW: their logsumexp over the vocabulary.
+      tokens_BWM: the tokens of each beam.
+      prompts: as for `search`.
+      step: the number of the token.
+      limit_B: as for `search`.
+      settings: as for `search`.
     """
     ids_V11 = jnp.arange(len(logits_VBW))[:, None, None]
     if settings.suppress_ids:
@@ -363,14 +413,22 @@ def constrain(
 
 
 def repeats(tokens_BWM: jax.Array, prompts: Prompts, step: Any, n: int, vocab_size: int) -> jax.Array:
-    """Which tokens would make an n-gram of the beam's last n - 1 tokens that it has already, bool [B, W, V]."""
+    """bool [B, W, V]: whether the token would repeat an n-gram of the beam.
+
+    Args:
+      tokens_BWM: the tokens of each beam.
+      prompts: as for `search`.
+      step: the number of the token.
+      n: size of the n-grams.
+      vocab_size: V.
+    """
     (B, W, M), T, V = tokens_BWM.shape, prompts.tokens_BT.shape[1], vocab_size
     if n > T + M:
         return jnp.zeros((B, W, V), bool)
-    # V, which is no token, stands for padding and for columns to come.
+    # V, which no token has, marks padding and columns that are not filled yet.
     prompt_BT = jnp.where(jnp.arange(T) < jnp.asarray(prompts.start_B)[:, None], V, jnp.asarray(prompts.tokens_BT))
-    said_BWM = jnp.where(jnp.arange(M) < step, tokens_BWM, V)
-    history_BWH = jnp.concatenate([jnp.broadcast_to(prompt_BT[:, None], (B, W, T)), said_BWM], axis=-1)
+    filled_BWM = jnp.where(jnp.arange(M) < step, tokens_BWM, V)
+    history_BWH = jnp.concatenate([jnp.broadcast_to(prompt_BT[:, None], (B, W, T)), filled_BWM], axis=-1)
     windows = T + M - n + 1
     last = jax.lax.dynamic_slice_in_dim(history_BWH, jnp.maximum(T + step - (n - 1), 0), n - 1, axis=-1)
     same = jnp.ones((B, W, windows), bool)
@@ -387,5 +445,5 @@ def _take(x: jax.Array, index_BW: jax.Array) -> jax.Array:
 
 
 def _filler(settings: Beam) -> int:
-    """What stands after a hypothesis' end: a token, so that every column can be read and decoded."""
+    """The token that fills the columns after a hypothesis' end, so that every column can be decoded."""
     return settings.stop_ids[0] if settings.stop_ids else 0

@@ -3,12 +3,12 @@
     for hypotheses in translate.translate(seq2seq, params, cfg, sources, Beam(4, stop_ids=(cfg.eos_id,))):
         tokenizer.decode(hypotheses[0].tokens)                      # the best of this source, in the order of `sources`
 
-The sources are sorted by length and cut into batches of few shapes: a batch is padded to the next of `LENGTHS` and has
-as many rows as a budget of padded tokens allows. Each shape is compiled once in a process, at its first batch. The rows
-are spread over the devices, each of which stops when its own are done and goes on with its part of the next batch.
+The sources are sorted by length and split into batches of few shapes: a batch is padded to the next of `LENGTHS`, and a
+budget of padded tokens decides its number of rows. Each shape is compiled once per process, at its first batch. The
+rows are sharded over the devices. Each device stops when its own rows are done and starts its part of the next batch.
 
-A source's hypotheses depend on the source alone: its limit of new tokens follows from its own length, and neither the
-padding nor the other rows matter to the search (up to the rounding of matrix products).
+A source's hypotheses depend only on the source: its limit of new tokens follows from its own length, and neither the
+padding nor the other rows change the search, up to the rounding of matrix products.
 
 B sources of a batch, S source length, T tokens of the decoder's prompt, K hypotheses, M new tokens at most.
 """
@@ -37,8 +37,9 @@ BATCH_TOKENS = 1024
 class Hypothesis(NamedTuple):
     """One translation.
 
-    tokens   int32 [n], what follows the decoder's prompt, the stop token included where it ends with one
-    score    its log-probability over the length penalty
+    Attributes:
+      tokens: int32 [n], the tokens after the decoder's prompt, the stop token included if there is one.
+      score: their log-probability over the length penalty.
     """
 
     tokens: np.ndarray
@@ -46,10 +47,11 @@ class Hypothesis(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sources that are searched together.
+    """Sources that are searched in one batch.
 
-    numbers   int [B], which ones; rows too many repeat one, so that they end when it ends
-    length    S, what they are padded to
+    Attributes:
+      numbers: int [B], indices of sources; surplus rows repeat the last one, so that they end when it ends.
+      length: S, the length that they are padded to.
     """
 
     numbers: np.ndarray
@@ -71,18 +73,27 @@ def translate(
 ) -> Iterator[list[Hypothesis]]:
     """The nbest best hypotheses of each source, best first, in the order of `sources`.
 
-    Arguments: an encoder-decoder's module, its parameters and config; token ids as its encoder reads them; the search;
-    start, the decoder's prompt (by default its start token); extra_tokens, by how many tokens a hypothesis may be
-    longer than its source (Vaswani et al. 2017, section 6.1), within beam.max_new_tokens and the model's max_length;
-    mesh, whose devices share the sources out (by default all of this process); batch_tokens, of padded source on each
-    device, which decides about speed and memory alone; progress, called with (sources done, of how many) after a batch.
-    Errors: `InputError`, before anything is computed, for a source that is empty or longer than cfg.max_length, and for
-    a prompt that the model lacks or has no room for.
+    Args:
+      model: an encoder-decoder family.
+      params: its parameter tree.
+      cfg: its Config.
+      sources: token ids, as the encoder reads them.
+      beam: the settings of the search.
+      start: the decoder's prompt; (): its start token.
+      extra_tokens: by how many tokens a hypothesis may be longer than its source (Vaswani et al. 2017, section 6.1),
+        within beam.max_new_tokens and the model's max_length.
+      mesh: the devices; None: all of this process.
+      batch_tokens: padded source tokens per batch and device; it affects only speed and memory.
+      progress: called with (sources done, total) after each batch.
+
+    Raises:
+      InputError: before anything is computed: a source is empty or longer than cfg.max_length, or the model has no
+        start token, or the prompt does not fit.
     """
     prompt = tuple(start) or (cfg.decoder_start_id,)
     if None in prompt:
-        raise InputError("the model's config has no decoder_start_id; say with start= what the decoder reads first")
-    most = min(beam.max_new_tokens, cfg.max_length + 1 - len(prompt))  # the last token is made and never read
+        raise InputError("the model's config has no decoder_start_id; give the decoder's first tokens as start=")
+    most = min(beam.max_new_tokens, cfg.max_length + 1 - len(prompt))  # + 1: the last token is never read
     if most < 1:
         raise InputError(f"a decoder's prompt of {len(prompt)} tokens fills the model's max_length of {cfg.max_length}")
     if extra_tokens < 0:
@@ -92,7 +103,7 @@ def translate(
             raise InputError(f"sources[{number}] has {len(source)} tokens; the model reads from 1 to {cfg.max_length}")
     if mesh is None:
         mesh = sharding.make_mesh(devices=jax.local_devices())
-    # The decoder's layers each by itself, and a copy on every device: once, for all batches.
+    # Once for all batches: the layers are unstacked for decoding, and replicated on every device.
     params = jax.device_put(model.for_decoding(params, cfg), NamedSharding(mesh, PartitionSpec()))
 
     def search(batch: Batch) -> Hypotheses:
@@ -110,25 +121,31 @@ def translate(
 
 
 def batches(lengths: np.ndarray, batch_tokens: int, devices: int, longest: int) -> list[Batch]:
-    """Which sources are searched together, the longest first, so that what does not fit in memory fails at once.
+    """The batches of sources, the longest first, so that a batch that does not fit in memory fails at once.
 
-    Arguments: the sources' lengths; padded tokens of a batch on each of so many devices; the longest source possible.
+    Args:
+      lengths: int [sources].
+      batch_tokens: padded tokens per batch and device.
+      devices: how many.
+      longest: the longest source that the model can read.
     """
     order, plan = np.argsort(-lengths, kind="stable"), []
     while len(order):
         length = min(next(size for size in LENGTHS if size >= lengths[order[0]]), longest)
         rows = max(1, batch_tokens // length)
-        if len(order) <= rows * devices // 2:  # the last ones: a power of two, so that few shapes are compiled
+        if (
+            len(order) <= rows * devices // 2
+        ):  # the last batch: rows are a power of two, so that few shapes are compiled
             rows = 1 << (-(-len(order) // devices) - 1).bit_length()
         taken, order = order[: rows * devices], order[rows * devices :]
         taken = taken[np.minimum(np.arange(rows * devices), len(taken) - 1)]
-        # Dealt like cards: every device gets its share of the long ones, and the devices finish together.
+        # Strided over the devices: each one gets its share of the long sources, so that they finish at the same time.
         plan.append(Batch(taken.reshape(rows, devices).T.reshape(-1), length))
     return plan
 
 
 def padded(sources: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sources as one array, int32 [B, S], with zeros on the right, and their lengths, int32 [B]."""
+    """The `sources` as one array, int32 [B, `length`], padded on the right with 0, and their lengths, int32 [B]."""
     tokens_BS = np.zeros((len(sources), length), np.int32)
     for row, source in zip(tokens_BS, sources, strict=True):
         row[: len(source)] = source
@@ -137,7 +154,7 @@ def padded(sources: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[
 
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "settings", "mesh"))
 def _search(model, params, cfg, tokens_BS, lengths_B, limit_B, prompt_BT, settings, mesh) -> Hypotheses:
-    """Each device's rows, encoded and searched by itself."""
+    """Encodes and searches each device's rows, without communication."""
 
     def one(params, tokens_BS, lengths_B, limit_B, prompt_BT):
         x_BSD = model.encode(params, cfg, tokens_BS, lengths=lengths_B)
@@ -148,7 +165,7 @@ def _search(model, params, cfg, tokens_BS, lengths_B, limit_B, prompt_BT, settin
         return dataclasses.replace(found, step=found.step[None])
 
     rows = PartitionSpec(mesh.axis_names)
-    # Without the check: what a search begins with is the same everywhere, and what it comes to is each device's own.
+    # check_vma is off: the loop's initial state is replicated, and its final state differs between devices.
     one = jax.shard_map(one, mesh=mesh, in_specs=(PartitionSpec(), *[rows] * 4), out_specs=rows, check_vma=False)
     return one(params, tokens_BS, lengths_B, limit_B, prompt_BT)
 
@@ -159,10 +176,10 @@ def _in_order(
     total: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[list[Hypothesis]]:
-    """What the batches of a plan find, by source. While one is read here, the devices search the next."""
+    """The hypotheses of each source, in order. While the host reads one batch, the devices search the next."""
     found: dict[int, list[Hypothesis]] = {}
     running: deque[tuple[Batch, Hypotheses]] = deque()
-    told = done = 0
+    yielded = done = 0
     for batch in (*plan, None):
         if batch is not None:
             running.append((batch, search(batch)))
@@ -172,9 +189,9 @@ def _in_order(
             done += len(np.unique(read.numbers))
             if progress is not None:
                 progress(done, total)
-        while told in found:
-            yield found.pop(told)
-            told += 1
+        while yielded in found:
+            yield found.pop(yielded)
+            yielded += 1
 
 
 def _lists(found: Hypotheses) -> Iterator[list[Hypothesis]]:

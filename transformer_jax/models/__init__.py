@@ -69,6 +69,8 @@ REMOVED_FIELDS: dict[str, dict[str, Any]] = {
     "causal_lm.CausalLM": {"z_loss": 0.0},
     "classification.Classification": {"class_weights": []},
     "images.ImageSet": {"repeats": 1},
+    "geometry.Erase": {"ratio": [0.3, 1 / 0.3]},
+    "optim.Adafactor": {"eps": 1e-30},
     "stdlib_topics.StdlibTopics": {"lines": 10},
     "cldr.Cldr": {"seed": 0},
     "tokenizers.TrainBPE": {"train_bytes": 1 << 30},

@@ -1,10 +1,10 @@
-"""Many short texts in rows of one length, so that little of a batch is padding.
+"""Packing: many short texts in rows of one length, so that little of a batch is padding.
 
-    pack          texts, cut where they are longer than a row
-    pack_pairs    pairs of a source and a target, each with a length of its own, never cut
+    pack          texts, which are split where they are longer than a row
+    pack_pairs    pairs of a source and a target, each with a length of its own, never split
 
-Best fit: each text into the fullest row that still has room (the idea of Krell et al. 2021, "Efficient sequence packing
-without cross-contamination"). The same lengths give the same rows.
+Best fit: each text is put into the fullest row that still has room for it (Krell et al. 2021, "Efficient sequence
+packing without cross-contamination"). The same lengths give the same rows.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """`packing[row]` holds what is in the row."""
+    """The content of each row, `packing[row]`."""
 
     pieces: np.ndarray
-    """Row after row: of `pack` int64 [pieces, 3], document, offset in it, size; of `pack_pairs` int64 [pairs]."""
+    """The pieces of all rows, in order. From `pack` int64 [pieces, 3]: document, offset in it, size. From `pack_pairs`
+    int64 [pairs]: the number of each pair."""
     starts: np.ndarray
     """int64 [rows + 1]: row r is pieces[starts[r] : starts[r + 1]]."""
 
@@ -31,13 +32,13 @@ class Packing:
 def pack(lengths: np.ndarray, length: int, *, overhead: int = 0) -> Packing:
     """Puts every token of every document into exactly one row, the longest documents first.
 
-    A document that fits into a row stays whole. A longer one is cut into pieces that fill rows of their own, and a last
-    one that is packed like a short document. Empty documents are left out.
+    A document that fits into a row is not split. A longer one is split into pieces that fill a row each, and a last
+    piece that is packed like a short document. Empty documents are skipped.
 
-    Arguments:
-      lengths: int [documents].
+    Args:
+      lengths: int [documents], in tokens.
       length: tokens of a row.
-      overhead: tokens that each piece needs beside its own, such as [CLS] and [SEP].
+      overhead: tokens that each piece needs in addition to its own, such as [CLS] and [SEP].
     """
     room = length - overhead
     if room < 1:
@@ -58,9 +59,9 @@ def pack(lengths: np.ndarray, length: int, *, overhead: int = 0) -> Packing:
 
 
 def _best_fit(sizes: list[int], length: int) -> np.ndarray:
-    """The row of each text, int64: the fullest one with room for it, else a new one."""
-    rows: list[list[int]] = [[] for _ in range(length + 1)]  # free tokens -> the rows that have so many
-    having = 0  # bit f is set where rows[f] is not empty: the lowest one from `size` up is found at once
+    """The row of each text, int64: the fullest one with room for it, otherwise a new one."""
+    rows: list[list[int]] = [[] for _ in range(length + 1)]  # rows[f]: the rows with f free tokens
+    having = 0  # bit f is set if rows[f] is not empty, so that the lowest f >= size is found without a search
     placed = np.empty(len(sizes), np.int64)
     count = 0
     for i, size in enumerate(sizes):
@@ -79,15 +80,15 @@ def _best_fit(sizes: list[int], length: int) -> np.ndarray:
 
 
 def pack_pairs(sizes_P2: np.ndarray, room_2: tuple[int, int]) -> Packing:
-    """Puts every pair whole into exactly one row, its source among the sources and its target among the targets.
+    """Puts every pair into exactly one row, its source among the sources and its target among the targets.
 
-    A pair goes into the row in which it leaves the fewest slots free, of both sides together. Pairs that take more than
-    a quarter of a row go first, the longest of them first; the others, which fit in anywhere, go in the order given, so
-    that shuffled pairs share rows with pairs of other lengths. The longest first throughout would pad about one percent
-    less (Multi30k, rows of 96 and 128), in rows of pairs all of one length.
+    A pair is put into the row in which it leaves the fewest slots free on both sides. Pairs that take more than a
+    quarter of a row are packed first, the longest of them first. The others are packed in the order given, so that
+    shuffled pairs share rows with pairs of other lengths; sorting them as well would save about one percent of padding
+    (measured: Multi30k, rows of 96 and 128), but put pairs of equal length into the same rows.
 
-    Arguments:
-      sizes_P2: int [pairs, 2], tokens of source and target, at least 1 and at most the room.
+    Args:
+      sizes_P2: int [pairs, 2], tokens of source and target, at least 1 and at most `room_2`.
       room_2: slots of a row for sources and for targets.
     """
     sizes_P2 = np.asarray(sizes_P2, np.int64)
@@ -101,10 +102,10 @@ def pack_pairs(sizes_P2: np.ndarray, room_2: tuple[int, int]) -> Packing:
 
 
 def _best_fit_pairs(sizes: list[list[int]], source_room: int, target_room: int) -> np.ndarray:
-    """The row of each pair, int64: the one with room for it that it fills most, else a new one."""
-    rows: dict[tuple[int, int], list[int]] = {}  # free slots of both sides -> the rows that have so many
-    # Bits, by which the lowest one from a size up is found at once: `having` has bit f set where any row has f source
-    # slots free, and having_target[f] has bit g set where such a row has g target slots free.
+    """The row of each pair, int64: the one with room for it that it fills most, otherwise a new one."""
+    rows: dict[tuple[int, int], list[int]] = {}  # (free source slots, free target slots) -> rows
+    # Bit f of `having` is set if any row has f source slots free, and bit g of having_target[f] if such a row has g
+    # target slots free, so that the lowest number from a size up is found without a search.
     having, having_target = 0, [0] * (source_room + 1)
     placed = np.empty(len(sizes), np.int64)
     count = 0
@@ -115,7 +116,7 @@ def _best_fit_pairs(sizes: list[list[int]], source_room: int, target_room: int) 
             step = (fitting & -fitting).bit_length()
             fitting >>= step
             f += step
-            over = f - 1 - source  # source slots left over
+            over = f - 1 - source  # source slots that would stay free
             if over >= least:
                 break
             if fitting_target := having_target[f - 1] >> target:

@@ -1,6 +1,6 @@
-"""Text as a pair: a source with gaps, and a target that fills them.
+"""Denoising objectives: a text becomes a pair of a corrupted source and a target that restores it.
 
-    SpanCorruption    the source has a sentinel for each hidden span, the target the sentinels and what they hide
+    SpanCorruption    the source has a sentinel for each hidden span, the target the sentinels and their spans
                       T5: Raffel et al. 2020, section 3.1.4, and their code (t5.data.preprocessors)
     TextInfilling     the source has one mask token for each hidden span, some of them empty, and its sentences are
                       shuffled; the target is the whole text
@@ -8,9 +8,9 @@
     PrefixLM          the source is the beginning, the target the rest
                       Raffel et al. 2020, section 3.3.1, after Liu et al. 2018
 
-Each is a value with three functions: `sizes(length)`, how long a text makes rows of which lengths; `make(ids, rng,
-marks)`, the pair, a function of its arguments and the generator's state; and `restore(source, target, marks)`, the text
-that a pair tells, or a source and what a model makes of it. Both sides come with the tokens that begin and end them.
+Each is a value with three functions: `sizes(length)`, the lengths of texts, sources and targets for rows of a length;
+`make(ids, rng, marks)`, the pair of a text; and `restore(source, target, marks)`, the text of a source and a target,
+which may be a model's output. Both sides include the tokens that begin and end them.
 
 R tokens of the text, N of them hidden, K kept, M spans.
 """
@@ -24,7 +24,7 @@ from transformer_jax.errors import InputError
 
 
 class Sizes(NamedTuple):
-    """raw: R, tokens of a text; source and target: the longest sides that its pair can have."""
+    """Lengths in tokens: `raw`, R, of a text; `source` and `target`, of the longest sides that its pair can have."""
 
     raw: int
     source: int
@@ -32,7 +32,7 @@ class Sizes(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Both int32 and without padding."""
+    """The ids of both sides, int32, without padding."""
 
     source: np.ndarray
     target: np.ndarray
@@ -40,25 +40,25 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """The tokens of a vocabulary that mean something to an objective."""
+    """The tokens of a vocabulary that an objective uses."""
 
     end: int
-    """Ends both sides."""
+    """The last token of both sides."""
     begin: tuple[int, ...] = ()
-    """Stands before both sides: BART's <s>; T5 has none."""
+    """The first tokens of both sides: BART's <s>; T5 has none."""
     mask: int | None = None
-    """Stands for a hidden span."""
+    """Replaces a hidden span."""
     sentinels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    """int32: stand for the first hidden span, the second, ..."""
+    """int32: the first replaces the first hidden span, and so on."""
     ends_sentence: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """bool [V]: a sentence may end after this token."""
 
     def frame(self, ids: np.ndarray) -> np.ndarray:
-        """A side with what begins and ends it."""
+        """`ids` with the tokens that begin and end a side."""
         return np.concatenate([np.array(self.begin, np.int32), ids, np.array([self.end])]).astype(np.int32)
 
     def unframe(self, ids: np.ndarray) -> np.ndarray:
-        """What is between the two, of a side that a model has made, too: it may lack the one or the other."""
+        """`ids` without the tokens that begin and end a side; a side that a model generated may lack either."""
         begun = len(self.begin) if tuple(ids[: len(self.begin)]) == self.begin else 0
         return ids[begun : len(ids) - (len(ids) > begun and ids[-1] == self.end)]
 
@@ -68,17 +68,18 @@ class Marks:
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """Spans of tokens behind sentinels: round(rate * R) tokens in round(that / mean_span) spans, none empty, no two
-    adjacent, the first behind a kept token and the last at the end; all such divisions are as likely as each other.
+    """T5's span corruption: sentinels replace spans of tokens.
 
-    Source: the kept tokens, a sentinel in place of each span. Target: each sentinel and its span's tokens. So is T5's
-    code; the paper's figure 2 shows one more sentinel at the target's end, which the code does not write.
+    N = round(rate * R) tokens are hidden, in round(N / mean_span) spans. No span is empty, no two are adjacent, the
+    first follows a kept token and the last ends the text; all such divisions have the same probability. The source is
+    the kept tokens with a sentinel in place of each span; the target is each sentinel followed by its span. This is
+    T5's code; figure 2 of the paper shows one more sentinel at the end of the target, which the code does not write.
     """
 
     rate: float = 0.15
-    """Share of the tokens that is hidden."""
+    """Share of the tokens to hide."""
     mean_span: float = 3.0
-    """Hidden tokens over spans."""
+    """Mean length of a span."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate < 1.0:
@@ -87,15 +88,15 @@ class SpanCorruption:
             raise InputError(f"objective.mean_span = {self.mean_span}: must be 1 or more")
 
     def hidden(self, raw: int) -> tuple[int, int]:
-        """Of a text of `raw` tokens: how many are hidden, in how many spans."""
+        """(hidden tokens, spans) of a text of `raw` tokens."""
         tokens = min(max(round(raw * self.rate), 1), raw - 1)
         return tokens, min(max(round(tokens / self.mean_span), 1), raw - tokens)
 
     def sizes(self, length: int) -> Sizes:
-        """The longest text of which the source fits into `length` tokens; all texts of one length fill their rows.
+        """The sizes of the longest text whose source fits into `length` tokens, its end token included.
 
-        As T5's: sources of 512 are of texts of 568 tokens and have targets of 114. The one token of a frame is counted:
-        T5 marks the end alone.
+        As in T5, sources of 512 tokens come from texts of 568 tokens and have targets of 114. Texts of one length fill
+        their rows exactly.
         """
         fitting = None
         for raw in range(2, 2 + int(length / (1.0 - self.rate)) + 1):
@@ -107,7 +108,13 @@ class SpanCorruption:
         return fitting
 
     def make(self, ids_R: np.ndarray, rng: np.random.Generator, marks: Marks) -> Pair:
-        """The pair of a text of two tokens or more; marks: `sentinels`, as many as there are spans."""
+        """The pair of a text.
+
+        Args:
+          ids_R: the text, R >= 2.
+          rng: of the example.
+          marks: with at least as many `sentinels` as spans.
+        """
         N, M = self.hidden(len(ids_R))
         kept_M, hidden_M = _divided(len(ids_R) - N, M, rng), _divided(N, M, rng)
         is_hidden_R = np.repeat(np.tile([False, True], M), np.stack([kept_M, hidden_M], axis=1).reshape(-1))
@@ -117,7 +124,13 @@ class SpanCorruption:
         return Pair(marks.frame(source), marks.frame(target))
 
     def restore(self, source: np.ndarray, target: np.ndarray, marks: Marks) -> np.ndarray:
-        """The source's text with what follows each sentinel in the target; sentinels that are not in it stay."""
+        """The source with each sentinel replaced by the tokens that follow it in the target.
+
+        Args:
+          source: from `make`.
+          target: from `make`, or generated by a model; a sentinel that it lacks is kept.
+          marks: as for `make`.
+        """
         given, made = marks.unframe(source), marks.unframe(target)
         at = np.flatnonzero(np.isin(made, marks.sentinels))
         fills = {int(part[0]): part[1:] for part in np.split(made, at)[1:]}
@@ -126,9 +139,9 @@ class SpanCorruption:
 
 
 def _divided(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Sizes of `parts` parts of `items` items, int64, each 1 or more; every such division is as likely."""
-    cuts = np.sort(rng.permutation(items - 1)[: parts - 1]) + 1
-    return np.diff(cuts, prepend=0, append=items)
+    """The sizes of `parts` parts of `items` items, int64, each at least 1, drawn uniformly."""
+    borders = np.sort(rng.permutation(items - 1)[: parts - 1]) + 1
+    return np.diff(borders, prepend=0, append=items)
 
 
 # ---- BART ----------------------------------------------------------------------------------------------------------
@@ -136,21 +149,22 @@ def _divided(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TextInfilling:
-    """Spans behind one mask token each, lengths by Poisson, in a text whose sentences are in random order.
+    """BART's text infilling: one mask token replaces each span, and the sentences of the source are shuffled.
 
-    round(rate * R) tokens are hidden; the last span drawn is shortened so that it is exactly they. A span of length 0
-    hides nothing and puts a mask between two tokens. Spans lie in gaps of their own between kept tokens, all choices of
-    gaps as likely as each other: no two touch, whereas fairseq draws their first tokens and lets them run together. The
-    shuffled sentences end where `Marks.ends_sentence` says, and before a token that does not (so "..." ends one); what
-    is left after the last end is one too, and all of them move (fairseq's permute-sentences 1.0).
+    round(rate * R) tokens are hidden. The lengths of spans are drawn from a Poisson distribution, and the last one is
+    shortened so that the number is exact. A span of length 0 hides no token and inserts a mask. Each span is in a gap
+    of its own between kept tokens, drawn uniformly, so that no two are adjacent; fairseq draws their first tokens, so
+    that spans may merge. A sentence ends after tokens of `Marks.ends_sentence`, several in a row counting as one end
+    ("..."); the tokens after the last end are a sentence too. All sentences are permuted (fairseq's permute-sentences
+    1.0).
     """
 
     rate: float = 0.3
-    """Share of the tokens that is hidden."""
+    """Share of the tokens to hide."""
     mean_span: float = 3.0
-    """Lambda of the Poisson distribution; fairseq's released settings have 3.5."""
+    """lambda of the Poisson distribution; 3.5 in fairseq's released settings."""
     permute_sentences: bool = True
-    """Shuffle the source's sentences."""
+    """Shuffle the sentences of the source."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.rate < 1.0:
@@ -159,29 +173,41 @@ class TextInfilling:
             raise InputError(f"objective.mean_span = {self.mean_span}: must be above 0")
 
     def sizes(self, length: int) -> Sizes:
-        """Both sides have room for the whole text between its first and its last token."""
+        """The sizes for rows of `length` tokens: either side can hold the whole text and its two special tokens."""
         if length < 4:
             raise InputError(f"data.length = {length} has no room for text infilling; give 4 or more")
         return Sizes(length - 2, length, length)
 
     def make(self, ids_R: np.ndarray, rng: np.random.Generator, marks: Marks) -> Pair:
-        """The pair of a text; marks: `begin`, `mask` and `ends_sentence`."""
+        """The pair of a text.
+
+        Args:
+          ids_R: the text.
+          rng: of the example.
+          marks: with `begin`, `mask` and `ends_sentence`.
+        """
         if marks.mask is None:
             raise ValueError("text infilling needs a mask token")
-        seen = ids_R
+        permuted = ids_R
         if self.permute_sentences:
             sentences = split_sentences(ids_R, marks.ends_sentence)
-            seen = np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
+            permuted = np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
         N = round(self.rate * len(ids_R))
         sizes_M = self._spans(N, len(ids_R) - N + 1, rng)
-        return Pair(marks.frame(_infilled(seen, sizes_M, rng, marks.mask)), marks.frame(ids_R))
+        return Pair(marks.frame(_infilled(permuted, sizes_M, rng, marks.mask)), marks.frame(ids_R))
 
     def restore(self, source: np.ndarray, target: np.ndarray, marks: Marks) -> np.ndarray:
-        """The target's text."""
+        """The text of the target; the source is not needed.
+
+        Args:
+          source: from `make`.
+          target: from `make`, or generated by a model.
+          marks: as for `make`.
+        """
         return marks.unframe(target)
 
     def _spans(self, hidden: int, gaps: int, rng: np.random.Generator) -> np.ndarray:
-        """Lengths of spans that hide `hidden` tokens together, int64: at most so many of them, and one a gap."""
+        """The lengths of spans that hide `hidden` tokens, int64: at most `hidden` spans, and at most one per gap."""
         if hidden == 0:
             return np.zeros(0, np.int64)
         sizes = rng.poisson(self.mean_span, min(hidden, gaps))
@@ -192,9 +218,9 @@ class TextInfilling:
 
 
 def _infilled(ids_R: np.ndarray, sizes_M: np.ndarray, rng: np.random.Generator, mask: int) -> np.ndarray:
-    """The text with the spans of these sizes put into random gaps of what they leave, one mask each."""
+    """The text with spans of these sizes replaced by masks, each in a gap between the K kept tokens."""
     K = len(ids_R) - int(sizes_M.sum())
-    gaps_M = rng.permutation(K + 1)[: len(sizes_M)]  # before kept token 0, 1, ..., K; sizes come in random order
+    gaps_M = rng.permutation(K + 1)[: len(sizes_M)]  # gap k is before kept token k, gap K after the last
     order = np.argsort(gaps_M)
     gaps_M, sizes_M = gaps_M[order], sizes_M[order]
     starts_M = gaps_M + np.cumsum(sizes_M) - sizes_M
@@ -203,10 +229,10 @@ def _infilled(ids_R: np.ndarray, sizes_M: np.ndarray, rng: np.random.Generator, 
 
 
 def split_sentences(ids_R: np.ndarray, ends_sentence_V: np.ndarray) -> list[np.ndarray]:
-    """The text cut after each token that ends a sentence and before one that does not."""
+    """The sentences of `ids_R`: split between a token that is in `ends_sentence_V` and one that is not."""
     ends_R = ends_sentence_V[ids_R]
-    cuts = np.flatnonzero(ends_R[:-1] & ~ends_R[1:]) + 1
-    return np.split(ids_R, cuts)
+    borders = np.flatnonzero(ends_R[:-1] & ~ends_R[1:]) + 1
+    return np.split(ids_R, borders)
 
 
 # ---- Prefix language modelling ---------------------------------------------------------------------------------------
@@ -214,24 +240,36 @@ def split_sentences(ids_R: np.ndarray, ends_sentence_V: np.ndarray) -> list[np.n
 
 @dataclass(frozen=True)
 class PrefixLM:
-    """The text cut in two at a random place, all as likely: each side has a token at least.
+    """Prefix language modelling: the text is split at a position drawn uniformly, and each side has at least one token.
 
-    Together the two fill one row of the two that they are given: half of a batch is padding.
+    The two sides fill one of the two rows that they have: half of a batch is padding.
     """
 
     def sizes(self, length: int) -> Sizes:
-        """Either side may be nearly the whole text."""
+        """The sizes for rows of `length` tokens: either side can hold the whole text but one token."""
         if length < 3:
             raise InputError(f"data.length = {length} has no room for a prefix and its continuation; give 3 or more")
         return Sizes(length - 1, length, length)
 
     def make(self, ids_R: np.ndarray, rng: np.random.Generator, marks: Marks) -> Pair:
-        """The pair of a text of two tokens or more."""
+        """The pair of a text.
+
+        Args:
+          ids_R: the text, R >= 2.
+          rng: of the example.
+          marks: of the vocabulary.
+        """
         at = int(rng.integers(1, len(ids_R)))
         return Pair(marks.frame(ids_R[:at]), marks.frame(ids_R[at:]))
 
     def restore(self, source: np.ndarray, target: np.ndarray, marks: Marks) -> np.ndarray:
-        """The one after the other."""
+        """The source followed by the target.
+
+        Args:
+          source: from `make`.
+          target: from `make`, or generated by a model.
+          marks: as for `make`.
+        """
         return np.concatenate([marks.unframe(source), marks.unframe(target)])
 
 

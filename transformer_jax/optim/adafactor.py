@@ -9,6 +9,8 @@ from transformer_jax.nn import params as params_lib
 from transformer_jax.optim.rates import Rates
 from transformer_jax.optim.transform import around, by_layer
 
+EPS = 1e-30  # added to the squared gradient, as in the paper
+
 
 @dataclass(frozen=True)
 class Adafactor(Rates):
@@ -22,8 +24,6 @@ class Adafactor(Rates):
     """The global norm of the gradient is clipped to this; 0: it is not, because `clip_update` clips each update."""
     decay_exponent: float = 0.8
     """The decay of the second moment at update n is 1 - n^-decay_exponent."""
-    eps: float = 1e-30
-    """Added to the squared gradient."""
     clip_update: float = 1.0
     """Each parameter's update is clipped to this root mean square; 0: not clipped."""
     scale_by_parameter: bool = True
@@ -36,7 +36,6 @@ class Adafactor(Rates):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(0 < self.decay_exponent <= 1, "decay_exponent", "it must be in (0, 1]")
-        self._require(self.eps > 0, "eps", "it must be above 0")
         self._require(self.clip_update >= 0, "clip_update", "it must be at least 0 (0: not clipped)")
         self._require(self.min_size_to_factor >= 1, "min_size_to_factor", "it must be at least 1")
         self._require(0 <= self.momentum < 1, "momentum", "it must be in [0, 1)")
@@ -49,7 +48,7 @@ class Adafactor(Rates):
             moments = optax.scale_by_factored_rms(
                 decay_rate=self.decay_exponent,
                 min_dim_size_to_factor=self.min_size_to_factor,
-                epsilon=self.eps,
+                epsilon=EPS,
             )
             parts = [by_layer(moments, trained)]
             if self.clip_update:
