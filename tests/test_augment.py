@@ -279,7 +279,7 @@ def hue_by_colorsys(image, turn):
 def test_hue_is_colorsys(turn):
     image = np.concatenate([pictures(1, 6, 8, 3)[0], np.eye(3, dtype=np.float32)[None, [0, 1, 2, 0, 1, 2, 0, 1]]])
     image[0, :4] = [[0.5] * 3, [0.7, 0.7, 0.2], [0.2, 0.7, 0.7], [0.7, 0.2, 0.7]]  # grey, and two channels alike
-    np.testing.assert_allclose(jax.jit(colour.turn_hue)(image, turn), hue_by_colorsys(image, turn), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(colour.rotate_hue)(image, turn), hue_by_colorsys(image, turn), atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.7])

@@ -31,17 +31,13 @@ import numpy as np
 
 from transformer_jax import extras, files, words
 
-# The measures of texts that an optional package computes.
+# Function of this module -> (package, name of the metric), for metrics that an optional package computes.
 OF_PACKAGES = {"bleu": ("sacrebleu", "BLEU"), "chrf": ("sacrebleu", "chrF"), "rouge": ("rouge_score", "ROUGE")}
 Z_95 = 1.959964  # 95 % of the standard normal distribution is within plus or minus this
 
 
 def need(measures: Sequence[str]) -> None:
-    """Returns where these functions of this file can compute their numbers.
-
-    Raises:
-      extras.Missing: where the package of one is not installed.
-    """
+    """Raises `extras.Missing` if one of `measures`, names of functions in this module, needs a missing package."""
     for name in measures:
         if name in OF_PACKAGES:
             extras.need(*OF_PACKAGES[name])

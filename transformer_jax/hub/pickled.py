@@ -217,7 +217,7 @@ def _described(stream: Any) -> Any:
 
     Raises:
       Refused: another opcode, or another name.
-      ValueError, IndexError, KeyError, TypeError: a pickle that is none.
+      ValueError, IndexError, KeyError, TypeError: the bytes are not a pickle.
     """
     stack: list[Any] = []
     marks: list[int] = []

@@ -47,7 +47,7 @@ def normal(std: float) -> Initializer:
 
 
 def xavier(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform values by `key` for a kernel of `shape` [in, out], of variance 2 / (in + out) (Glorot and Bengio 2010)."""
+    """Uniform values by `key` for a kernel of `shape` [in, out], variance 2 / (in + out) (Glorot and Bengio 2010)."""
     bound = math.sqrt(6 / sum(shape))
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 

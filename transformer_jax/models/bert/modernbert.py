@@ -108,8 +108,8 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
     s = settings.read(known, DEFAULTS, NEUTRAL, where)
     for kind, members in (("biases", BIASES), ("dropout rates", RATES), ("activations", ACTIVATIONS)):
         if len({s[name] for name in members}) > 1:
-            said = ", ".join(f'"{name}" {s[name]!r}' for name in members)
-            raise InputError(f"{where}: {kind} differ, {said}; only one value for all of them is supported")
+            found = ", ".join(f'"{name}" {s[name]!r}' for name in members)
+            raise InputError(f"{where}: {kind} differ, {found}; only one value for all of them is supported")
     if s["classifier_pooling"] not in POOLINGS:
         raise InputError(f'{where}: "classifier_pooling" is {s["classifier_pooling"]!r}; it is one of cls, mean')
     settings.activation(s["hidden_activation"], "hidden_activation", where)  # refused by the name that it has here
