@@ -21,7 +21,7 @@ from transformer_jax import hub
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
-from transformer_jax.models.bert import albert, distilbert, electra, modernbert, roberta
+from transformer_jax.models.bert import albert, distilbert, electra, modernbert, mpnet, roberta
 from transformer_jax.models.bert import bert as bert_format
 from transformer_jax.nn import params as param_tree
 
@@ -68,6 +68,12 @@ HEADS = {
     "ModernBertForTokenClassification": ("tokens",),
     "ModernBertForQuestionAnswering": ("span",),
     "ModernBertForMultipleChoice": ("choice",),
+    "MPNetModel": POOLED,
+    "MPNetForMaskedLM": ("mlm",),
+    "MPNetForSequenceClassification": (*POOLED, "classification"),
+    "MPNetForTokenClassification": ("tokens",),
+    "MPNetForQuestionAnswering": ("span",),
+    "MPNetForMultipleChoice": (*POOLED, "choice"),
     "XLMRobertaForMaskedLM": ("mlm",),
     "CamembertForTokenClassification": ("tokens",),
 }
@@ -190,6 +196,12 @@ ELECTRA = {
     "summary_last_dropout": 0.1, "summary_type": "first", "summary_use_proj": True, "type_vocab_size": 2,
     "vocab_size": 30522,
 }  # fmt: skip
+MPNET = {
+    "architectures": ["MPNetForMaskedLM"], "attention_probs_dropout_prob": 0.1, "bos_token_id": 0, "eos_token_id": 2,
+    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "initializer_range": 0.02, "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 514, "model_type": "mpnet", "pad_token_id": 1, "relative_attention_num_buckets": 32,
+    "vocab_size": 30527,
+}  # fmt: skip
 DISTILBERT = {
     "activation": "gelu", "architectures": ["DistilBertForMaskedLM"], "attention_dropout": 0.1, "dim": 768,
     "dropout": 0.1, "hidden_dim": 3072, "initializer_range": 0.02, "max_position_embeddings": 512,
@@ -220,6 +232,7 @@ POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "disc
         (roberta, ROBERTA, (768, 12, 12, 3072), LM_HEAD, 124_697_433),
         (roberta, ROBERTA, (1024, 24, 16, 4096), LM_HEAD, 355_412_057),
         (distilbert, DISTILBERT, (), "vocab_projector.bias", 66_985_530),
+        (mpnet, MPNET, (768, 12, 12, 3072), LM_HEAD, 109_518_527),
         (modernbert, MODERNBERT, (), "decoder.bias", 149_655_232 + 768),  # and ours has a norm that nothing reads
         (albert, ALBERT, (768, 12, 12, 3072, 128), "albert.pooler.bias", 11_683_584),
         (albert, ALBERT, (1024, 24, 16, 4096, 128), "albert.pooler.bias", 17_683_968),
@@ -230,7 +243,7 @@ POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "disc
         (electra, ELECTRA, (1024, 24, 16, 4096, 1024), DISCRIMINATOR, 335_142_913),
     ],
     ids=[
-        *("bert-base", "bert-large", "roberta-base", "roberta-large", "distilbert", "modernbert"),
+        *("bert-base", "bert-large", "roberta-base", "roberta-large", "distilbert", "mpnet", "modernbert"),
         *("albert-base", "albert-large", "albert-xlarge", "albert-xxlarge"),
         *("electra-small", "electra-base", "electra-large"),
     ],
@@ -296,7 +309,7 @@ def test_a_pooler_that_roberta_classification_does_not_read(tmp_path):
     assert_equal(hub.load(folder)[1], hub.load(FIXTURES / "RobertaForSequenceClassification")[1])
 
 
-@pytest.mark.parametrize("stem", ["Bert", "Roberta", "Albert", "Electra", "DistilBert", "ModernBert"])
+@pytest.mark.parametrize("stem", ["Bert", "Roberta", "Albert", "Electra", "DistilBert", "MPNet", "ModernBert"])
 def test_a_trunk_with_and_without_the_prefix(tmp_path, stem):
     name, stem = f"{stem}Model", "model." if stem == "ModernBert" else f"{stem.lower()}."
     tensors = load_file(FIXTURES / name / "model.safetensors")
@@ -459,6 +472,7 @@ def test_export_of_electra_keeps_a_pooler_activation_that_no_head_reads(tmp_path
         ({"pooler_activation": "gelu"}, "electra"),
         ({"heads": ("discriminator",)}, "electra"),
         ({"num_types": 0, "pooler_activation": "relu"}, "distilbert"),
+        ({"num_types": 0, "position_offset": 2, "relative_bias": True}, "mpnet"),
     ],
 )
 def test_a_config_becomes_the_model_type_that_says_it(tmp_path, changes, model_type):
@@ -632,6 +646,8 @@ def test_wrong_tensors_are_named(tmp_path, name, change, says):
         ("ModernBertModel", {"rope_parameters": {"middle": {}}}, "has 'middle'"),
         ("ModernBertModel", {"rope_scaling": {"factor": 2}}, "rope_scaling"),
         ("ModernBertForQuestionAnswering", {"architectures": None}, "what kind of head"),
+        ("MPNetModel", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets"),
+        ("MPNetForMaskedLM", {"hidden_act": "relu"}, "masked-LM head of this model type"),
         ("XLMRobertaForMaskedLM", {"hidden_act": "relu"}, "masked-LM head of this model type"),
         ("ElectraForMultipleChoice", {"summary_type": "mean"}, "'mean'"),
         ("ElectraForMultipleChoice", {"summary_activation": None}, "'summary_activation': None"),

@@ -87,6 +87,7 @@ FORMATS = {
     "qwen2": "gpt.llama",
     "qwen3": "gpt.llama",
     "albert": "bert.albert",
+    "mpnet": "bert.mpnet",
     "roberta": "bert.roberta",
     "xlm-roberta": "bert.roberta",
     "camembert": "bert.roberta",

@@ -136,6 +136,10 @@ def roberta_frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, s
     return processors.RobertaProcessing(sep, cls, trim, prefix)
 
 
+def _mpnet_frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    return roberta_frame(inner, {}, roles)
+
+
 def _qwen2(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
@@ -321,6 +325,7 @@ _END = "<|endoftext|>"
 
 CLASSES = {
     "BertTokenizer": TokenizerClass(_BERT, _bert, "vocab.txt", cls_sep),
+    "MPNetTokenizer": TokenizerClass(_ROBERTA | {"unk": "[UNK]"}, _bert, "vocab.txt", _mpnet_frame),
     "GPT2Tokenizer": TokenizerClass({"unk": _END, "bos": _END, "eos": _END}, _byte_level, "vocab.json"),
     "RobertaTokenizer": TokenizerClass(_ROBERTA, _byte_level, "vocab.json", roberta_frame),
     "Qwen2Tokenizer": TokenizerClass({"unk": _END, "eos": _END, "pad": _END}, _qwen2, "vocab.json"),
@@ -398,5 +403,6 @@ BY_MODEL_TYPE = {
     **{"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer"},
     **{"mbart": "MBartTokenizer", "marian": "MarianTokenizer", "xlm-roberta": "XLMRobertaTokenizer"},
     **{"camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer", "modernbert": "TokenizersBackend"},
+    **{"mpnet": "MPNetTokenizer"},
 }
 MISNAMED = ("qwen2", "modernbert")

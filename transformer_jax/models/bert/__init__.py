@@ -11,6 +11,7 @@ over hidden states, whose parameters are in the tree when `Config.heads` names t
     RoBERTa     position_offset=2, num_types=1 (Liu et al. 2019)
     ALBERT      embedding_width=128, share_layers=True, activation="gelu_tanh" (Lan et al. 2020)
     DistilBERT  num_types=0, pooler_activation="relu" (Sanh et al. 2019)
+    MPNet       position_offset=2, num_types=0, relative_bias=True (Song et al. 2020)
     ELECTRA     embedding_width, pooler_activation="gelu", heads=("discriminator",) (Clark et al. 2020)
     ModernBERT  norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
                 global_every=3, first_attention_norm=False, head_transform=True (Warner et al. 2024)
@@ -35,7 +36,8 @@ from transformer_jax.nn.params import Param, zeros
 Params = Any
 Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator"]
 HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
-TRUNK = ("embed", "blocks", "final_norm")  # the parts of the tree that are no head
+TRUNK = ("embed", "blocks", "relative_bias", "final_norm")  # the parts of the tree that are no head
+RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 LABEL_HEADS = ("classification", "tokens")
 POOLER_ACTIVATIONS = layers.ACTIVATIONS | {"tanh": jnp.tanh}
 
@@ -58,6 +60,8 @@ class Config(config.TextConfig):
     position: Literal["learned", "rotary"] = "learned"
     position_offset: int = 0
     """Row of the position table for the first token: 2 in RoBERTa, whose first rows belong to padding."""
+    relative_bias: bool = False
+    """A learned bias on the scores by distance, one table for all layers, beside the positions (MPNet)."""
     norm_eps: float = 1e-12
     norm_order: Literal["pre", "post"] = "post"
     """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
@@ -131,6 +135,10 @@ def declare(cfg: Config) -> dict[str, Any]:
         embed["project"] = _declare_dense(E, D, std)
     blocks = params_lib.stack(block.declare(cfg), 1 if cfg.share_layers else cfg.num_layers)
     tree: dict[str, Any] = {"embed": embed, "blocks": blocks}
+    if cfg.relative_bias:
+        tree["relative_bias"] = {
+            "embedding": Param((RELATIVE_BUCKETS, cfg.num_heads), (None, None), params_lib.normal(std))
+        }
     if cfg.norm_order == "pre":
         tree["final_norm"] = layers.declare_norm(D, cfg.norm, bias=cfg.bias)
     bias = Param((cfg.vocab_size,), ("vocab",), zeros)
@@ -192,6 +200,10 @@ def apply(
     everywhere = Mask(segment_BT=segments, end_B=lengths)
     nearby = everywhere.replace(window=cfg.local_window)  # type: ignore[attr-defined]
     rope, local_rope = _rope(cfg, where, cfg.rope_theta), _rope(cfg, where, cfg.local_rope_theta)
+    columns_T, bias_NTS = jnp.arange(T), None
+    if cfg.relative_bias:
+        table = params["relative_bias"]["embedding"]
+        bias_NTS = positions.relative_bias(table, columns_T, columns_T, bidirectional=True)
     shared = jax.tree.map(lambda leaf: leaf[0], params["blocks"]) if cfg.share_layers else None
 
     def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None) -> jax.Array:
@@ -203,7 +215,7 @@ def apply(
             mask = everywhere.replace(window=jnp.where(is_global, T, cfg.local_window))  # type: ignore[attr-defined]
             turn = jax.tree.map(lambda a, b: jnp.where(is_global, a, b), rope, local_rope)
         unnormed = not cfg.first_attention_norm and layer == 0
-        return block.apply(p, cfg, x_BTD, mask=mask, rope=turn, unnormed=unnormed, key=key)[0]
+        return block.apply(p, cfg, x_BTD, mask=mask, rope=turn, bias_NTS=bias_NTS, unnormed=unnormed, key=key)[0]
 
     x_BTD = stack.run(
         one,
