@@ -2,13 +2,16 @@
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import transformer_jax
 from transformer_jax import brought, extras, shipped
 from transformer_jax.__main__ import main
 from transformer_jax.errors import InputError
@@ -67,7 +70,11 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
 
 
 INSTALLED = """
+import re
+import subprocess
 import sys
+import tomllib
+import transformer_jax
 from transformer_jax import brought, extras, shipped
 from transformer_jax.cli import process
 assert "experiments" not in sys.modules
@@ -170,3 +177,16 @@ def test_the_core_works_without_the_extras(tmp_path):
     ]
     skipped = [line for line in done.stdout.splitlines() if "not written: " in line]
     assert len(skipped) == 2 and "[logging]" in skipped[0] and "[plots]" in skipped[1], skipped
+
+
+def test_the_workflows_and_the_citation_agree_with_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ci = (ROOT / ".github/workflows/ci.yml").read_text()
+    lowest = project["requires-python"].removeprefix(">=")
+    assert f'python: ["{lowest}", ' in ci and ".ci/run" in ci
+    assert f"version: {transformer_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    ruff = re.search(r"^ruff==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert ruff and f"rev: v{ruff[1]} " in (ROOT / ".pre-commit-config.yaml").read_text()
+    for name in ("flax", "optax", "orbax-checkpoint", "grain"):
+        (line,) = [line for line in project["dependencies"] if re.split(r"[^\w-]", line)[0] == name]
+        assert "<" in line, f"{name} has no upper bound"
