@@ -59,10 +59,6 @@ NOT_YET: set[str] = {
     "runs/workdir.py",
     "runs/writer.py",
     # everything else
-    "cli/convert.py",
-    "cli/process.py",
-    "cli/main.py",
-    "cli/train.py",
 }
 
 # ---- Words -----------------------------------------------------------------------------------------------------------

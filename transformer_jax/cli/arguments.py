@@ -1,4 +1,4 @@
-"""The arguments of a command before its overrides: what stands first, --no-verify, --with."""
+"""The arguments of a command before its overrides: positional ones, --no-verify, --with."""
 
 import inspect
 from collections.abc import Callable
@@ -12,9 +12,16 @@ PROGRAM = "transformer-jax"
 
 
 def positional(command: Callable[..., int], arguments: list[str], count: int, *, exactly: bool = False) -> list[Any]:
-    """The first `count` arguments and, unless there must be no more, the list of the rest.
+    """The first `count` arguments and, unless `exactly`, the list of the rest. `--help` prints the command's docstring.
 
-    `--help` prints the command's docstring. Errors: `InputError` when there are too few, or too many.
+    Args:
+      command: the function of the command.
+      arguments: of the command line.
+      count: how many are positional.
+      exactly: whether further arguments are an error.
+
+    Raises:
+      InputError: there are too few, or too many.
     """
     text = inspect.getdoc(command) or ""
     if {"-h", "--help"} & set(arguments):
@@ -30,12 +37,12 @@ def positional(command: Callable[..., int], arguments: list[str], count: int, *,
 
 
 def verified(arguments: list[str]) -> tuple[bool, list[str]]:
-    """Whether checkpoints are to be verified, which --no-verify says not to, and the other arguments."""
+    """(whether to verify checkpoints, the `arguments` without --no-verify)."""
     return "--no-verify" not in arguments, [argument for argument in arguments if argument != "--no-verify"]
 
 
 def with_types(arguments: list[str]) -> tuple[list[Any], list[str]]:
-    """The modules that --with names, a file or a dotted module each, and the other arguments."""
+    """(the modules that --with names, files or dotted modules; the other `arguments`)."""
     modules, rest = [], []
     remaining = iter(arguments)
     for argument in remaining:
@@ -51,14 +58,14 @@ def with_types(arguments: list[str]) -> tuple[list[Any], list[str]]:
 
 
 def path(text: str) -> Path:
-    """A local path, or one in an object store."""
+    """The path `text`, local or in an object store."""
     from transformer_jax.runs import store
 
     return store.path(text)
 
 
 def is_run(config: Path) -> bool:
-    """Whether a config.json is a run's, and not a Hugging Face folder's."""
+    """Whether `config`, a config.json, is of a run and not of a Hugging Face folder."""
     from transformer_jax import hub
 
     return config.exists() and ("://" in str(config) or not hub.is_snapshot(config.parent))

@@ -1,7 +1,6 @@
 """The mean of a run's last checkpoints (Vaswani et al. 2017, section 6.1: the last 5 of the base model, 20 of the big).
 
-It is the mean of the parameters themselves, not of their moving averages, where a run keeps those too; the two are
-other ways to the same end.
+It is the mean of the parameters, not of their moving averages, which a run may keep as well for the same purpose.
 """
 
 import dataclasses
@@ -24,10 +23,16 @@ from transformer_jax.train import state as state_lib
 
 
 def mean(step_folders: list[Path], target: Any) -> Any:
-    """The mean of the parameters of these steps, float32 in NumPy.
+    """The mean of the parameters of several steps, a tree of float32 NumPy arrays.
 
-    Two copies of the parameters are in memory: the sum, and what is being added. Arguments: target,
-    `ShapeDtypeStruct`s with shardings. Errors: `InputError` naming the step and the leaf in which its tree differs.
+    Two copies of the parameters are in memory: the sum, and the step that is added.
+
+    Args:
+      step_folders: at least one.
+      target: the parameters as `ShapeDtypeStruct`s with shardings.
+
+    Raises:
+      InputError: the tree of a step differs; the message names the step and the leaf.
     """
     total = None
     for folder in step_folders:
@@ -40,13 +45,20 @@ def mean(step_folders: list[Path], target: Any) -> Any:
 
 
 def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
-    """A new workdir with the mean of a run's newest `last` complete steps as its one checkpoint; returns the steps.
+    """Makes a workdir with one checkpoint, the mean of a run's newest complete steps; returns the steps.
 
-    The run's experiment and tokenizer are the new folder's; its step is the newest of them, and its meta says them all
-    ("averaged"). There are no moments, so it is to evaluate, predict, convert, or begin a run from (`init_from`).
+    The workdir has the run's experiment and tokenizer. The number of its step is that of the newest one, and its meta
+    lists them all ("averaged"). It has no moments: it serves to evaluate, predict, convert, or start a run
+    (`init_from`).
 
-    Errors: `InputError`, with nothing left behind, for a folder that is there, a run with fewer steps, and steps of
-      different models.
+    Args:
+      folder: the new workdir, which must not exist.
+      run: the run's workdir.
+      last: how many steps.
+      types: the user's types that the run's config names.
+
+    Raises:
+      InputError: the folder exists, the run has fewer steps, or steps of different models. Nothing is written then.
     """
     if folder.exists():
         raise InputError(f"{folder} exists; nothing is overwritten, so name another folder")
@@ -64,9 +76,9 @@ def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
     step_folders = [run / "checkpoints" / str(step) for step in chosen]
     meta = checkpoint.read_meta(step_folders[-1])
     experiment = config_json.from_json(meta["config"], where=f"{step_folders[-1] / 'meta'}: config", types=types)
-    place = SingleDeviceSharding(jax.local_devices()[0])
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
     abstract = params_lib.abstract(models.family(experiment.model).declare(experiment.model))
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
     state = state_lib.create(mean(step_folders, target), optax.identity())
     state = dataclasses.replace(state, step=jnp.int32(meta["step"]))
 

@@ -1,4 +1,4 @@
-"""`convert`: another folder of a run or a model."""
+"""`convert`: a workdir or a Hugging Face folder from another folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,17 @@ from transformer_jax.train import state as state_lib
 
 
 def main(arguments: list[str]) -> int:
-    """Make another folder of a run or a model: between Hugging Face snapshots and workdirs, or a mean of checkpoints.
+    """Convert between Hugging Face folders and workdirs, or average checkpoints.
 
         transformer-jax convert hf SRC DST [--no-verify]
         transformer-jax convert average RUN DST [--last N]
 
-    hf: a snapshot folder SRC becomes a workdir DST; a workdir or a step SRC becomes a snapshot folder. Neither torch
-    nor Transformers is needed. Of a run with a test set it is the checkpoint by which it was reported, else the newest.
-    average: DST is a workdir whose parameters are the mean of those of RUN's newest N checkpoints, 5 unless told, which
-    RUN must have kept (--checkpoint.keep N). DST must not exist.
+    hf: if SRC is a Hugging Face folder, DST becomes a workdir; if SRC is a workdir or a step, DST becomes a Hugging
+      Face
+    folder. Neither torch nor Transformers is needed. A run with a test set is converted from the checkpoint that was
+    evaluated on it, any other run from its newest checkpoint.
+    average: DST becomes a workdir whose parameters are the mean of RUN's newest N checkpoints, by default 5, which RUN
+    must have kept (--checkpoint.keep N). DST must not exist.
 
         transformer-jax convert hf downloads/gpt2 runs/gpt2
         transformer-jax convert hf runs/a exported
@@ -68,7 +70,7 @@ def _average(source: str, target: str, rest: list[str], types: list[Any]) -> int
     @dataclass(frozen=True)
     class Options:
         last: int = 5
-        """How many of the newest checkpoints."""
+        """How many of the newest checkpoints to average."""
 
     program = f"{PROGRAM} convert average RUN DST"
     options = overrides.override(Options(), rest, description="The mean of checkpoints.", program=program)
@@ -78,14 +80,18 @@ def _average(source: str, target: str, rest: list[str], types: list[Any]) -> int
 
 
 def create(folder: Path, loaded: Any) -> None:
-    """A new workdir of imported parameters: one checkpoint, step 0, no moments.
+    """Makes a workdir of imported parameters: one checkpoint, step 0, without moments.
 
-    A language model evaluates on the embedded corpus, causal or masked. What needs labels or translations names a file
-    that is not there: `evaluate` takes the user's own, such as --data.source.train reviews.tsv.
+    Its data are those of `Task.default_data`. A language model, causal or masked, is evaluated on the corpus that the
+    package includes. A task with labels or translations names a file that does not exist, and `evaluate` takes the
+    user's own: --data.source.train reviews.tsv.
 
-    Arguments:
-      loaded: a `restore.Loaded` with a task and, where this reads text, a tokenizer.
-    Errors: `InputError` when it has no task, or no tokenizer.
+    Args:
+      folder: the workdir, which must not exist.
+      loaded: a `restore.Loaded` with a task and, if the task reads text, a tokenizer.
+
+    Raises:
+      InputError: it has no task, or no tokenizer.
     """
     if loaded.tokenizer is None and loaded.task is not None and loaded.task.reads_text:
         raise InputError(

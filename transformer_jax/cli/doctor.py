@@ -1,4 +1,4 @@
-"""Is this machine fit? Versions, devices, pairs of versions that are known to be bad, and a few steps of training."""
+"""`doctor`: versions, devices, pairs of versions that are known to be bad, and a few steps of training."""
 
 import importlib.metadata
 import sys
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 
 def examine() -> bool:
-    """Prints what is here, and says whether nothing is wrong."""
+    """Prints versions, devices and problems; returns whether there are none."""
     versions = {name: _version(name) for name in PACKAGES}
     print(f"python {sys.version.split()[0]}, {sys.executable}")
     for name, version in versions.items():
@@ -51,18 +51,18 @@ def examine() -> bool:
 
 
 def absent(package: str) -> str:
-    """What is printed of a package that is not installed, with the extra that brings it."""
+    """The text for a `package` that is not installed, with the extra that installs it."""
     extra = dict(extras.EXTRAS.values()).get(package)
     return f"is not installed; pip install 'transformer-jax[{extra}]'" if extra else "is not installed"
 
 
 def known_bad(jax_version: str, jaxlib_version: str) -> list[str]:
-    """What is known to be wrong with this pair of versions."""
+    """The known problems of this pair of versions, `jax_version` and `jaxlib_version`."""
     wrong = []
     if "0.10.2" in (jax_version, jaxlib_version):
         wrong.append("jax 0.10.2 miscompiles on CPU (jax issues 39103 and 39352); install 0.10.1 or 0.12")
     if jax_version.split(".")[:2] != jaxlib_version.split(".")[:2]:
-        wrong.append(f"jax {jax_version} and jaxlib {jaxlib_version} are not of one release; install both anew")
+        wrong.append(f"jax {jax_version} and jaxlib {jaxlib_version} are not of one release; install both again")
     return wrong
 
 

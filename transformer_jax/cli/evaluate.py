@@ -15,9 +15,9 @@ def main(arguments: list[str]) -> int:
 
         transformer-jax evaluate WORKDIR [--with FILE] [--FIELD VALUE ...]
 
-    The newest checkpoint is evaluated; of a run with a test set the best one, by which it was reported. Prints the
-    numbers and stores them in WORKDIR/evaluation.json, pictures beside it. Fields of the run's experiment can be
-    overridden, such as other text or a larger batch:
+    The newest checkpoint is evaluated; of a run with a test set the best one, which was evaluated on it. The numbers
+    are printed and stored in WORKDIR/evaluation.json, with figures in the same folder. Fields of the run's experiment
+    can be overridden, such as other text or a larger batch:
 
         transformer-jax evaluate runs/a
         transformer-jax evaluate runs/a --evaluate.batch-size 64
@@ -67,14 +67,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _refuse_other_model(stored: Experiment, asked: Experiment) -> None:
-    """Raises `InputError` for an override that would make the checkpoint's parameters mean something else."""
+    """Raises `InputError` for an override of a field of the model that decides what its parameters mean."""
     for field, old, new, may_change in config_json.differences(stored.model, asked.model, "model"):
         if not may_change:
             raise InputError(f"{field} is {old} in this run, and its parameters are of that; {new} cannot be evaluated")
 
 
 def _model(config: Any, stored: Experiment, asked: Experiment) -> Any:
-    """The checkpoint's config with the overrides of how it computes."""
+    """The checkpoint's config with the overrides of fields that decide only how it is computed."""
     changed = {path.split(".")[1] for path, *_ in config_json.differences(stored.model, asked.model, "model")}
     config = dataclasses.replace(config, **{name: getattr(asked.model, name) for name in changed})
     return computed_in(config, compute_dtype(asked.precision))

@@ -10,14 +10,14 @@ from transformer_jax.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    """Say what a folder holds.
+    """Print what a folder holds.
 
         transformer-jax inspect PATH [--verify]
 
-    PATH is a workdir, one step of it, or a Hugging Face folder. Prints the config, every parameter with its dtype and
-    shape, their count, and the steps that are there; the parameters are read once, so what is missing or misshapen is
-    named. With --verify every file of every step is compared with the step's manifest instead; damage is named, and
-    makes the exit code 1.
+    PATH is a workdir, one step of it, or a Hugging Face folder. It prints the config, every parameter with its dtype
+    and shape, their count, and the steps in the folder. The parameters are read once, so that a missing or misshapen
+    one is reported. With --verify every file of every step is compared with the step's manifest instead; damage is
+    reported, and the exit code is then 1.
 
         transformer-jax inspect runs/a
         transformer-jax inspect runs/a --verify
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _inspect_files(run: Path) -> int:
-    """A line for each step of a workdir, or for one step: whether its files are as they were written."""
+    """Prints for each step of a workdir, or for one step, whether its files are as they were written."""
     from transformer_jax.runs import checkpoint
 
     folder = run / "checkpoints"

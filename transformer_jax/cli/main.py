@@ -1,10 +1,10 @@
 """Train transformers in JAX and use them.
 
-    train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or go on; EXPERIMENT is a recipe or a file
+    train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or resume; EXPERIMENT is a recipe or a file
     evaluate WORKDIR [--FIELD VALUE ...]                   the validation numbers of the newest checkpoint
     predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
     inspect PATH [--verify]                                what a workdir, step or Hugging Face folder holds
-    convert hf SRC DST                                     Hugging Face folder -> workdir, or the other way round
+    convert hf SRC DST                                     Hugging Face folder -> workdir, or workdir -> folder
     convert average RUN DST [--last N]                     the mean of a run's last checkpoints, as a workdir
     recipes [copy NAME FILE]                               the recipes that ship, and a copy of one to edit
     launch KIND ... EXPERIMENT                             the same training on many machines
@@ -15,12 +15,12 @@ For example:
     transformer-jax train causal_lm.stdlib --workdir runs/a --train.steps 200
     transformer-jax predict runs/a "def add("
 
-A run with a model, task, data or optimiser of your own file needs that file again: --with mine.py, in every command.
+A run with a model, task, data or optimiser from your own file needs the file in every command: --with mine.py.
 A workdir may be in an object store, gs://BUCKET/RUN (docs/reliability.md).
-`transformer-jax COMMAND --help` says more; `python -m transformer_jax` is the same program. Bad input is one line on
-stderr and exit code 2, a run that cannot go on, such as on a full disk, one line and 1; a run ended by Ctrl-C, SIGUSR1
-or SIGTERM exits with 130, 138 or 143 after its state is saved. What reads a checkpoint verifies its files first;
---no-verify skips that.
+`transformer-jax COMMAND --help` describes a command; `python -m transformer_jax` is the same program. Bad input is
+reported in one line on stderr with exit code 2; a run that cannot continue, for example on a full disk, in one line
+with exit code 1; a run ended by Ctrl-C, SIGUSR1 or SIGTERM exits with 130, 138 or 143 after its state is saved. Every
+command that reads a checkpoint verifies its files first, unless --no-verify is given.
 """
 
 import importlib
@@ -28,8 +28,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Before jaxlib is loaded: its CPU backend (0.10.1) prints pages of false alarms about the machine's features whenever a
-# compiled program comes from the cache. What goes wrong for real is raised as an exception.
+# This must be set before jaxlib is loaded. Its CPU backend (0.10.1) prints pages of false warnings about the machine's
+# features when a compiled program is read from the cache; real errors are raised as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from transformer_jax import interrupts
@@ -41,12 +41,19 @@ COMMANDS = ("train", "evaluate", "predict", "inspect", "convert", "recipes", "la
 def console() -> int:
     """The console script. Like `python -m transformer_jax`, it finds modules in the folder that it is run in."""
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file of the user's must not hide a library
+        sys.path.append(os.getcwd())  # at the end, so that a user's file does not hide a library
     return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 something is wrong, 2 bad input, 130, 138, 143."""
+    """Runs one command and returns its exit code.
+
+    Args:
+      arguments: the command and its arguments; None: those of the process.
+
+    Returns:
+      0 done, 1 an error, 2 bad input, or 128 + the number of a signal.
+    """
     return interrupts.ended(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -67,20 +74,20 @@ def _run(arguments: list[str]) -> int | None:
         return 1
     except KeyboardInterrupt:
         return None
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except SystemExit as stop:  # --help, or what a user's code says
+    except SystemExit as stop:  # raised by --help, or by the user's code
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as error:
-        if interrupts.came:  # and was made another exception, by a library that calls Python from C++
+        if interrupts.came:  # a library that calls Python from C++ raised this in place of KeyboardInterrupt
             return None
         from transformer_jax.runs import store
 
-        told = store.explain(error)
-        if told is None:
+        explanation = store.explain(error)
+        if explanation is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {explanation}", file=sys.stderr)
         return 1

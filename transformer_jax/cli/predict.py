@@ -1,4 +1,4 @@
-"""`predict`: what a model makes of a text or an image."""
+"""`predict`: the model's answer to a text or an image."""
 
 import io
 import sys
@@ -15,40 +15,40 @@ from transformer_jax.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    """What the model makes of a text or an image: continuation, translation, filled masks, label, entities, answer.
+    """Predict for a text or an image: continuation, translation, filled masks, label, entities, answer.
 
         transformer-jax predict PATH [INPUT ...] [--FIELD VALUE ...]
 
     PATH is a run, one of its checkpoints or a Hugging Face folder. Without INPUT, or with -, stdin is read. Of a run
-    with a test set it is the checkpoint by which it was reported, else the newest.
+    with a test set the checkpoint that was evaluated on it is used, otherwise the newest.
 
-    A language model continues one prompt, printing the text as it is made. A prompt that leaves no room in the context
-    for the new tokens loses its beginning, and a line on stderr says how much. The fields are those of the
-    experiment's `sample`, whose values are the defaults.
+    A language model continues one prompt and prints the text while it is generated. If a prompt leaves no room in the
+    context for the new tokens, its beginning is dropped, and a line on stderr reports how much. The fields are those of
+    the experiment's `sample`, whose values are the defaults.
 
         transformer-jax predict runs/a "def add(" --max-new-tokens 100 --temperature 0.5 --seed 1
 
     An encoder answers each INPUT, or each line of --file or stdin; the two texts of a pair (question and context,
-    premise and hypothesis) are separated by a tab. --json gives one JSON object a line, for programs. What has no
-    answer, such as a blank line, gets a reason in its place: there are as many answers as inputs, in their order.
+    premise and hypothesis) are separated by a tab. --json prints one JSON object per line, for programs. An input
+    without an answer, such as a blank line, gets a reason instead: there are as many answers as inputs, in their order.
 
         transformer-jax predict runs/mlm "import <mask> as np" --top 3
         transformer-jax predict runs/sst2 --file reviews.txt --json
 
-    A table (.csv, .tsv, .jsonl) is read by column, as training reads it, and --out writes the answers beside the other
-    columns. A tagger takes words in CoNLL's format (.conll), a question answerer SQuAD's (.json).
+    A table (.csv, .tsv, .jsonl) is read by column, as in training, and --out writes the answers together with the other
+    columns. A tagger reads words in CoNLL's format (.conll), a question answerer SQuAD's (.json).
 
         transformer-jax predict runs/sst2 --file new.csv --text review --out answers.csv
 
-    A translator gives a line for each line, in order, an empty one for an empty one. --beam, --length-penalty and
-    --max-new-tokens change the search. With --nbest K each line gives up to K lines "score<TAB>text", best first, and
-    an empty line after them; with --json one object with "source", "hypotheses" and "scores".
+    A translator prints a line for each line, in order; the translation of an empty line is empty. --beam,
+    --length-penalty and --max-new-tokens change the search. With --nbest K it prints for each line up to K lines
+    "score<TAB>text", best first, and an empty line; with --json one object with "source", "hypotheses" and "scores".
 
         transformer-jax predict runs/de < source.txt > target.txt
         transformer-jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
-    A classifier of images labels files, and all in a folder. With --attention it also draws what it looked at,
-    NAME_attention.png, into this folder or --folder.
+    A classifier of images labels files, or all files in a folder. With --attention it also draws the attention over
+    each image, NAME_attention.png, into this folder or --folder.
 
         transformer-jax predict runs/digits photo.jpg another.png --top 3 --attention
 
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     if not asked:
         raise InputError("no input: give a text, --file, or lines on stdin")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: as the input
+        sys.stdout.reconfigure(encoding="utf-8")  # as the input, whichever encoding the locale has
     with observe.counting("inputs") as count:
         if out:
             inputs_lib.write(Path(out), loaded.task.answered(loaded, asked, options, progress=count))
@@ -96,11 +96,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _asked(task: Any, given: list[str], options: Any, columns: Sequence[str]) -> Sequence[Input]:
-    """The inputs that the command names.
-
-    Args:
-      columns: of the tables that the run was trained on, which are the default; () where it was on none.
-    """
+    """The inputs that the command names; `columns`, of the tables that the run was trained on, are the default."""
     file = getattr(options, "file", "")
     if file and given:
         raise InputError(f"both --file {file} and an INPUT are given; give one of them")

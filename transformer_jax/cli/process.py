@@ -1,7 +1,7 @@
-"""From an experiment file and arguments to a process that is ready to run it.
+"""The process of a command: its experiment, from a file and arguments, and the settings of JAX and of the allocator.
 
-The settings here belong to the command line alone: they are made once, before JAX starts, and only where neither the
-environment nor the configuration says otherwise. Importing the library sets nothing.
+Only the command line makes these settings, once, before JAX starts, and only where neither the environment nor JAX's
+configuration states them. Importing the library sets nothing.
 """
 
 import ctypes
@@ -32,14 +32,16 @@ from transformer_jax.nn import params as params_lib
 
 
 def variants(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
-    """The module's own public functions that make an Experiment without arguments: `experiment`, and those annotated to
-    return one."""
+    """{name: function} of the public functions in `module` that return an Experiment and need no arguments.
+
+    These are `experiment`, and those whose annotation states it.
+    """
 
     def makes_one(name: str, value: Any) -> bool:
         returns = getattr(value, "__annotations__", {}).get("return")
-        text = returns if isinstance(returns, str) else ""  # from __future__ import annotations
-        says_so = returns is Experiment or text.strip("\"'").rpartition(".")[2] == "Experiment"
-        return name == "experiment" or (says_so and not _needed(value))
+        text = returns if isinstance(returns, str) else ""  # a str after `from __future__ import annotations`
+        is_annotated = returns is Experiment or text.strip("\"'").rpartition(".")[2] == "Experiment"
+        return name == "experiment" or (is_annotated and not _needed(value))
 
     own = {
         name: value
@@ -50,14 +52,14 @@ def variants(module: ModuleType) -> dict[str, Callable[[], Experiment]]:
 
 
 def made(recipe: Callable[[], Experiment], target: str) -> Experiment:
-    """What a function of an experiment file gives. Raises `InputError` where it is no Experiment."""
+    """The experiment that `recipe`, a function of the file `target`, returns. Raises `InputError` if it is none."""
     name = getattr(recipe, "__name__", "experiment")
     if needed := _needed(recipe):
         raise InputError(f"{name} in {target} needs {', '.join(needed)}; it must make an Experiment without arguments")
     experiment = recipe()
     if not isinstance(experiment, Experiment):
         raise InputError(f"{name}() in {target} returned a {type(experiment).__name__}; it must return an Experiment")
-    config_json.to_json(experiment)  # what it cannot hold has no place on the command line either
+    config_json.to_json(experiment)  # a value that config.json cannot hold has no form on the command line either
     return experiment
 
 
@@ -69,16 +71,26 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Debug:
-    """What a launch looks for besides training."""
+    """Checks during training."""
 
     nans: bool = False
-    """Stop at the first step that is not finite, and say which operation of which layer it is."""
+    """Stop at the first step that is not finite, and report the operation and the layer."""
 
 
 def parse(default: Experiment, arguments: list[str], *, workdir: str, description: str, program: str) -> Any:
-    """The experiment with its overrides and what belongs to this launch alone: `.workdir .profile .verify .hosts`.
+    """The experiment with its overrides, and the settings of this launch: `.workdir`, `.profile`, `.verify`, `.hosts`.
 
-    Errors: `InputError` for an unknown name or a wrong type. `--help` prints and exits.
+    `--help` prints all fields and exits.
+
+    Args:
+      default: the recipe.
+      arguments: the overrides.
+      workdir: the default workdir.
+      description: the first text of `--help`.
+      program: the command's name in `--help`.
+
+    Raises:
+      InputError: an unknown field, or a value of another type.
     """
     import tyro
 
@@ -87,13 +99,13 @@ def parse(default: Experiment, arguments: list[str], *, workdir: str, descriptio
     @dataclass(frozen=True)
     class Launch:
         workdir: str = default_workdir
-        """Folder of the run; one that holds a checkpoint goes on from it."""
+        """Folder of the run; if it holds a checkpoint, the run resumes from it."""
         profile: str = ""
         """FIRST:LAST, the steps whose trace is written to WORKDIR/profile, such as 10:15."""
         verify: bool = True
-        """Compare the checkpoint's files with their manifest before going on from it."""
+        """Compare the checkpoint's files with their manifest before resuming from it."""
         log: str = ""
-        """Services that hear of the run as well, such as wandb,mlflow,trackio."""
+        """Services to log the run to, such as wandb,mlflow,trackio."""
         debug: Debug = field(default_factory=Debug)
         hosts: several.Hosts = field(default_factory=several.Hosts)
         experiment: typing.Annotated[Experiment, tyro.conf.arg(name="")] = field(
@@ -108,38 +120,39 @@ _INTERVALS = ("train.log_every", "evaluate.every", "checkpoint.every")
 
 
 def smoke(experiment: Experiment, recipe: Experiment) -> tuple[Experiment, str]:
-    """A smoke run of a recipe, `--train.steps 30`: its warm-up and intervals are shortened in proportion.
+    """The experiment of a smoke run, `--train.steps 30`: its warm-up and intervals are shortened in proportion.
 
-    It is one where the steps are at most a tenth of the recipe's, or where half of them would not hold its warm-up.
+    A smoke run has at most a tenth of the recipe's steps, or fewer than twice its warm-up.
 
     Args:
-      experiment: the recipe with its overrides. What these say of a warm-up or of an interval is kept.
-      recipe: as its file gives it.
+      experiment: the recipe with its overrides, which are kept.
+      recipe: without overrides.
 
-    Returns: the experiment, and what was shortened, in words; "" where it is no smoke run.
+    Returns:
+      The experiment, and the changes in words; "" where it is not a smoke run.
     """
-    steps, whole = experiment.train.steps, recipe.train.steps
+    steps, recipe_steps = experiment.train.steps, recipe.train.steps
     counts = {name: getattr(recipe.optim, name.partition(".")[2], 0) for name in _COUNTS}
     ramps = counts["optim.warmup_steps"] + counts["optim.cooldown_steps"]
-    if steps >= whole or (10 * steps > whole and 2 * ramps <= steps):
+    if steps >= recipe_steps or (10 * steps > recipe_steps and 2 * ramps <= steps):
         return experiment, ""
-    said = []
+    changes = []
     for name in (*_COUNTS, *_INTERVALS):
         part, field_name = name.split(".")
         before = getattr(getattr(recipe, part), field_name, 0)
         least = 0 if name == "optim.warmup_steps" else 1
-        after = max(before * steps // whole, least)
-        held = getattr(experiment, part)
-        if before and after != before and getattr(held, field_name, None) == before:
-            changed = dataclasses.replace(held, **{field_name: after})
+        after = max(before * steps // recipe_steps, least)
+        value = getattr(experiment, part)
+        if before and after != before and getattr(value, field_name, None) == before:
+            changed = dataclasses.replace(value, **{field_name: after})
             experiment = dataclasses.replace(experiment, **{part: changed})
-            said.append(f"{name} {before:,} -> {after:,}")
-    shortened = f"; shortened in proportion: {', '.join(said)}" if said else ""
-    return experiment, f"a smoke run, {steps:,} of the recipe's {whole:,} steps{shortened}"
+            changes.append(f"{name} {before:,} -> {after:,}")
+    shortened = f"; shortened in proportion: {', '.join(changes)}" if changes else ""
+    return experiment, f"a smoke run, {steps:,} of the recipe's {recipe_steps:,} steps{shortened}"
 
 
 def parse_profile(text: str) -> tuple[int, int] | None:
-    """ "10:15" -> (10, 15); an empty text -> None. Errors: `InputError` for anything else."""
+    """(10, 15) for the `text` "10:15", None for an empty one. Raises `InputError` for anything else."""
     if not text:
         return None
     first, _, last = text.partition(":")
@@ -152,23 +165,24 @@ def parse_profile(text: str) -> tuple[int, int] | None:
 
 
 def use_cpu_cores(experiment: Experiment) -> None:
-    """Makes a CPU device of each core, as far as the batches divide over them, where that is faster than one of all."""
+    """Makes a CPU device per core, as far as the batches of `experiment` divide over them, where that is faster."""
     given = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if given or jax.config.values["jax_num_cpu_devices"] >= 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     processes = len(several.names()) or 1
-    here = several.names().count(socket.gethostname()) or 1  # each has its share of this machine
-    jax.config.update("jax_num_cpu_devices", num_cpu_devices(experiment, max(cores // here, 1), processes))
+    on_this_machine = several.names().count(socket.gethostname()) or 1  # processes that share its cores
+    jax.config.update("jax_num_cpu_devices", num_cpu_devices(experiment, max(cores // on_this_machine, 1), processes))
 
 
 def keep_freed_memory(experiment: Experiment) -> None:
-    """Makes glibc keep what XLA's CPU backend frees, where steps are large; call it before the backend exists.
+    """Makes glibc keep the memory that XLA's CPU backend frees, if the steps of `experiment` are large.
 
-    XLA allocates a step's temporary memory anew each time. Above 32 MiB glibc takes it from the kernel and gives it
-    back, so every page of it is faulted in again in every step: an eighth to a fifth of the step (docs/performance.md).
-    Steps with less lose a little by the single arena that this needs, hence the estimate. Nothing is done where
-    another library than glibc allocates, or an accelerator's plugin is installed.
+    It must be called before the backend exists. XLA allocates a step's temporary memory in every step. Above 32 MiB
+    glibc gets it from the kernel and returns it, so that every page is faulted in again in every step, which takes an
+    eighth to a fifth of the step (docs/performance.md). Keeping it requires a single arena, which makes small steps a
+    little slower; therefore their size is estimated first. Nothing is done where another allocator is used or an
+    accelerator's plugin is installed.
     """
     train = experiment.train
     declaration = models.family(experiment.model).declare(experiment.model)
@@ -180,20 +194,24 @@ def keep_freed_memory(experiment: Experiment) -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
-    libc.mallopt(m_arena_max, 1)  # an arena other than the main one cannot hold a block this large
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # from malloc.h
+    libc.mallopt(m_arena_max, 1)  # only the main arena can hold a block this large
     libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, -1)  # never: the largest number, 2 GiB, is less than what BERT-base frees at once
+    libc.mallopt(m_trim_threshold, -1)  # never trim: BERT-base frees more than 2 GiB, the largest threshold, at once
 
 
 def num_cpu_devices(experiment: Experiment, cores: int, processes: int = 1) -> int:
-    """The most devices, at most `cores`, that each of the processes can have: they fit the mesh and divide the batches.
-    A mesh without -1 has its way.
+    """The largest number of CPU devices per process, at most `cores`, that fits the mesh and divides the batches.
 
-    Of a large model with few tokens in a batch, the fewest: each device updates all parameters, and their gradients are
-    summed over the devices. Measured on two cores, a step on one device against two: 0.89 of the time for BERT-base
-    (107,000 parameters a token), 0.93 for Transformer-base (31,000), 0.91 for ViT-S/16 (14,000); from 1,200 to 2,600
-    they are equal.
+    It is the smallest possible number for a mesh without -1, and for more than 5,000 parameters per token of a batch:
+    each device updates all parameters and their gradients are summed over devices, so that one device is then up to 11
+    % faster (measured on two cores: BERT-base, Transformer-base, ViT-S/16; from 1,200 to 2,600 parameters per token
+    there is no difference).
+
+    Args:
+      experiment: the recipe.
+      cores: that this process may use.
+      processes: of the run.
     """
     mesh, train = experiment.mesh, experiment.train
     sizes = dataclasses.astuple(mesh)
@@ -216,7 +234,7 @@ def num_cpu_devices(experiment: Experiment, cores: int, processes: int = 1) -> i
 
 
 def _tokens(experiment: Experiment, declaration: Any) -> float:
-    """About how many positions of an example go through the parameters: what its FLOPs say, 6 for each of both."""
+    """The approximate number of tokens per example, from its FLOPs: 6 per token and parameter."""
     flops = experiment.task.flops(experiment.model, experiment.data)
     return flops / (6.0 * params_lib.count(declaration)) or experiment.task.tokens(experiment.data)
 
@@ -231,10 +249,10 @@ def _stream(declaration: Any) -> int:
 
 
 def keep_compilations() -> None:
-    """Keeps compiled programs between runs, one folder per jaxlib version, which only this user can write.
+    """Sets JAX's compilation cache to a folder per jaxlib version, which only this user can write.
 
-    In $TRANSFORMER_JAX_CACHE, else in transformer_jax below $XDG_CACHE_HOME or ~/.cache. An entry is machine code that
-    is run when its key matches, hence the mode 0700.
+    It is below $TRANSFORMER_JAX_CACHE, or transformer_jax below $XDG_CACHE_HOME or ~/.cache. An entry is machine code,
+    which is executed if its key matches; therefore the mode is 0700.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -246,5 +264,5 @@ def keep_compilations() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     except OSError:
-        return  # a home that cannot be written compiles anew each time
+        return  # the folder cannot be written: programs are compiled in every run
     jax.config.update("jax_compilation_cache_dir", str(folder))

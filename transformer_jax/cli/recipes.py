@@ -1,4 +1,4 @@
-"""`recipes`: what ships with the package, and a copy of one to edit."""
+"""`recipes`: the recipes that ship with the package, and a copy of one to edit."""
 
 from pathlib import Path
 

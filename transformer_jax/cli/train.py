@@ -15,7 +15,7 @@ from transformer_jax.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    """Train an experiment, or go on with it.
+    """Train an experiment, or resume it.
 
         transformer-jax train EXPERIMENT [VARIANT] [--workdir DIR] [--profile FIRST:LAST] [--FIELD VALUE ...]
 
@@ -26,12 +26,13 @@ def main(arguments: list[str]) -> int:
         transformer-jax train causal_lm.stdlib --workdir runs/a --optim.peak-lr 3e-4
         transformer-jax train path/to/mine.py --train.steps 500
 
-    The file may define its own model, task, data, optimiser and observers; types of further files come --with FILE.
+    The file may define its own model, task, data, optimiser and observers; --with FILE adds the types of further files.
 
     --log wandb,mlflow,trackio also reports to these services (docs/logging.md).
 
-    A workdir that holds a checkpoint goes on from it; to go on after the end, give more --train.steps. Ctrl-C, SIGTERM
-    and SIGUSR1 end a run after its step, with a checkpoint and the command to go on; the exit code is 128 + the signal.
+    A run whose workdir holds a checkpoint resumes from it; to continue a complete run, give more --train.steps. Ctrl-C,
+    SIGTERM and SIGUSR1 end a run after its step. It then saves a checkpoint and prints the command that resumes it; the
+    exit code is 128 + the signal.
     """
     modules, given = with_types(arguments)
     if not given or given[0].startswith("-"):
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _program() -> list[str]:
-    """The words that start this program again: the console script, or the module by this interpreter."""
+    """The first words of a command that starts this program: the console script, or the module by this interpreter."""
     if Path(sys.argv[0]).name == PROGRAM:
         return [PROGRAM if shutil.which(PROGRAM) == sys.argv[0] else os.path.relpath(sys.argv[0])]
     python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
