@@ -119,3 +119,35 @@ def test_a_table_has_one_answer_for_each_row(snapshot, tmp_path, capsys):
     ):
         assert main(["predict", str(snapshot), *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("snapshot", ["labels"], indirect=True)
+def test_evaluating_files_given(snapshot, tmp_path, capsys, monkeypatch):
+    """A snapshot and its workdir give the same numbers, as counted by hand from `predict`; no other file is there."""
+    monkeypatch.chdir(tmp_path)
+    texts = ["the list", "of strings", "the theory of nothing", "in the other"]
+    stars = ["good", "bad", "good", "both"]
+    rows = "".join(f"{text},{star}\n" for text, star in zip(texts, stars, strict=True))
+    (tmp_path / "new.csv").write_text(f"review,stars\n{rows}")
+    assert main(["predict", "hf", *texts, "--json"]) == 0
+    answers = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+    right = sum(a == b for a, b in zip(answers, stars, strict=True)) / 4
+    assert main(["convert", "hf", "hf", "run"]) == 0
+    columns = ["--data.source.text", "review", "--data.source.label", "stars"]
+    printed = []
+    for path in ("hf", "run"):
+        capsys.readouterr()
+        assert main(["evaluate", path, "--data", "new.csv", *columns]) == 0
+        printed.append([line for line in capsys.readouterr().out.splitlines() if not line.startswith("picture")])
+    of, run = printed
+    assert (of[0], run[0]) == ("hf, new.csv, 4 examples", "step 0, new.csv, 4 examples")
+    assert of[1:] == run[1:] and f"accuracy {right:.4f}" in [" ".join(line.split()) for line in of]
+    assert json.loads((tmp_path / "run/evaluation.json").read_text())["report"]["accuracy"] == right
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir() if "evaluation" in path.name) == []
+    for arguments, message in (
+        (["hf", "--data", "none.csv"], "no such file or folder: none.csv"),
+        (["hf", "--data"], "--data names no file"),
+        (["hf", "--data", "new.csv"], "no column 'text'; there are 'review', 'stars'"),
+    ):
+        assert main(["evaluate", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -96,6 +96,8 @@ def test_predictions_survive_the_journey_to_hugging_face_and_back(folder, capsys
     assert hub.preprocessing(tmp_path / "hf").size == 8
     assert main(["convert", "hf", str(tmp_path / "hf"), str(tmp_path / "back")]) == 0
     for path in ("hf", "back"):
+        code, out, err = outcome(capsys, "evaluate", str(tmp_path / path), "--data", str(folder / "images"))
+        assert code == 0 and f"{folder}/images, 80 examples" in out and "accuracy             1.0000" in out, err
         assert [a["label"] for a in predict(capsys, tmp_path / path, *files)] == ["dark", "light"]
     code, out, _ = outcome(
         capsys,

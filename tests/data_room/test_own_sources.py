@@ -124,3 +124,34 @@ def test_a_type_that_is_no_source_is_refused(data):
     stored["data"]["source"] = {"type": "preprocess.Preprocess"}
     with pytest.raises(InputError, match=r"data.source: preprocess.Preprocess has no \w+.*, so it is no Source"):
         config_json.from_json(stored, types=sys.modules[__name__])
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "wanted"),
+    [
+        (sources.Embedded(), ("a.txt", "b"), sources.TextFiles(("a.txt", "b"), ("a.txt", "b"))),
+        (sources.Jsonl("a.jsonl", "body"), ("b.jsonl.gz",), sources.Jsonl("b.jsonl.gz", "body", "b.jsonl.gz")),
+        (tables.Table("a.csv", test="t.csv", text="review"), ("b.csv",), tables.Table("b.csv", "b.csv", text="review")),
+        (tables.TfdsTable("glue/sst2"), ("b.csv",), tables.Table("b.csv", "b.csv", text="sentence")),
+        (bitext.Lines(("a.en", "a.de")), ("b.en", "b.de"), bitext.Lines(("b.en", "b.de"), ("b.en", "b.de"))),
+        (bitext.Lines(("a.en", "a.de")), ("b.tsv",), bitext.Columns("b.tsv", "b.tsv")),
+        (
+            bitext.Columns("a.tsv", source="en", target="de"),
+            ("b.tsv",),
+            bitext.Columns("b.tsv", "b.tsv", (), "en", "de"),
+        ),
+        (tagged.Conll("a", "a", "t", 1), ("b",), tagged.Conll("b", "b", "", 1)),
+        (questions.TfdsSquad(), ("b.json",), questions.SquadJson("b.json", "b.json")),
+        (image_sources.Digits(), ("b",), image_sources.Folder("b", "b")),
+    ],
+)
+def test_sources_of_files_given(source, files, wanted):
+    assert source.of_files(files) == wanted
+
+
+def test_sources_that_read_one_file_refuse_several():
+    for source in (tagged.Conll("a", "a"), questions.TfdsSquad(), image_sources.Folder("a")):
+        with pytest.raises(InputError, match=r"b, c: 2 files, where one is read"):
+            source.of_files(("b", "c"))
+    with pytest.raises(InputError, match=r"must name two files, the source and the target"):
+        bitext.Lines(("a.en", "a.de")).of_files(("b",))

@@ -1,6 +1,10 @@
-"""`evaluate`: the numbers of a run on its validation set and its test set."""
+"""`evaluate`: the numbers of a run, or of a Hugging Face folder, on a validation set, a test set or files given."""
 
+import contextlib
 import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from transformer_jax import config_json, overrides
@@ -11,59 +15,130 @@ from transformer_jax.experiment import Experiment, compute_dtype, computed_in
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate a run on its whole validation set, and on its test set where it has one.
+    """Evaluate a run on its whole validation set, and on its test set where it has one; or on files given.
 
-        transformer-jax evaluate WORKDIR [--with FILE] [--FIELD VALUE ...]
+        transformer-jax evaluate PATH [--data FILE ...] [--with FILE] [--FIELD VALUE ...]
 
-    The newest checkpoint is evaluated; of a run with a test set the best one, which was evaluated on it. The numbers
+    Of a run, the newest checkpoint is evaluated; with a test set the best one, which was evaluated on it. The numbers
     are printed and stored in WORKDIR/evaluation.json, with figures in the same folder. Fields of the run's experiment
     can be overridden, such as other text or a larger batch:
 
         transformer-jax evaluate runs/a
         transformer-jax evaluate runs/a --evaluate.batch-size 64
 
-    A translator's text is written to WORKDIR/validation.hypotheses.txt and WORKDIR/test.hypotheses.txt:
+    --data names files, or a folder of images, to evaluate on instead; they are read as the run's own were, and those
+    need not be there. A translator takes two files, or tables. PATH may then be a Hugging Face folder too; of this
+    nothing is stored.
 
-        transformer-jax evaluate runs/de --task.beam.width 1 --data.source.test other.en other.de
+        transformer-jax evaluate runs/sst2 --data reviews.csv --data.source.text review --data.source.label stars
+        transformer-jax evaluate downloads/bert-finetuned-ner --data test.conll
+
+    A translator's text is written to WORKDIR/validation.hypotheses.txt and WORKDIR/test.hypotheses.txt, or
+    given.hypotheses.txt:
+
+        transformer-jax evaluate runs/de --task.beam.width 1 --data other.en other.de
     """
     types, arguments = with_types(arguments)
-    workdir, rest = positional(main, arguments, 1)
+    where, rest = positional(main, arguments, 1)
     verify, rest = verified(rest)
-    folder = path(workdir)
-    stored = config_json.load(folder / "config.json", types)
-    asked = overrides.override(stored, rest, description="", program=f"{PROGRAM} evaluate {workdir}")
+    files, given = _files(rest)
+    folder, loaded = path(where), None
+    from transformer_jax import hub, restore
+
+    if "://" not in where and hub.is_snapshot(folder):
+        loaded = restore.load(folder)
+        stored = _experiment(loaded, where)
+    else:
+        stored = config_json.load(folder / "config.json", types)
+    if files:
+        stored = _reading(stored, files)
+    asked = overrides.override(stored, given, description="", program=f"{PROGRAM} evaluate {where}")
     _refuse_other_model(stored, asked)
-    process.keep_freed_memory(asked)
-    process.use_cpu_cores(asked)
+    if loaded is None:  # otherwise JAX has started
+        process.keep_freed_memory(asked)
+        process.use_cpu_cores(asked)
     process.keep_compilations()
-    from transformer_jax import observe, restore, sharding
-    from transformer_jax.runs import store
+    from transformer_jax import observe, sharding
     from transformer_jax.runs import workdir as workdirs
     from transformer_jax.train import evaluate as evaluation
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
-    loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types)
+    if loaded is None or mesh.size > 1:
+        loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types)
     model = _model(loaded.config, stored, asked)
     prepared = asked.task.prepare(asked.data, model, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
     evaluator = evaluation.make(asked.task, asked.data, model, mesh, batch_size=size)
+    sets = {"given" if files else "validation": prepared.validation, "test": prepared.test}
+    of = where if loaded.step is None else f"step {loaded.step:,}"
     reports = {}
-    with store.near(folder) as (near, publish):
+    with _kept(folder, stores=loaded.step is not None) as (near, publish):
         log = lambda line: print(line.replace(str(near), str(folder)))  # noqa: E731
-        for name, examples in {"validation": prepared.validation, "test": prepared.test}.items():
+        for name, examples in sets.items():
             if examples is None:
                 continue
             numbers, outputs = evaluator.numbers(loaded.params, examples)
             scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, near, name, log=log)
             reports[name] = {**numbers, **scores}
-            count = len(examples.examples)
-            print(f"step {loaded.step:,}, {name} set, {count:,} examples\n{observe.table(reports[name])}")
-            for picture in asked.task.pictures(outputs, examples, near, name):
-                log(f"picture: {picture}")
-        stored_numbers = {"step": loaded.step, "report": reports.pop("validation"), **reports, "overrides": rest}
-        workdirs.write_json(near / "evaluation.json", stored_numbers)
-        publish()
+            what = ", ".join(files) or f"{name} set"
+            print(f"{of}, {what}, {len(examples.examples):,} examples\n{observe.table(reports[name])}")
+            if publish:
+                for picture in asked.task.pictures(outputs, examples, near, name):
+                    log(f"picture: {picture}")
+        if publish:
+            first, *others = reports
+            others_by_name = {name: reports[name] for name in others}
+            made = {"step": loaded.step, "report": reports[first], **others_by_name, "overrides": rest}
+            workdirs.write_json(near / "evaluation.json", made)
+            publish()
     return 0
+
+
+def _files(arguments: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The files that --data names, and the other arguments."""
+    if "--data" not in arguments:
+        return (), arguments
+    at = arguments.index("--data") + 1
+    end = next((i for i in range(at, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    if at == end:
+        raise InputError("--data names no file; give the files to evaluate on: --data FILE ...")
+    return tuple(arguments[at:end]), arguments[: at - 1] + arguments[end:]
+
+
+def _reading(experiment: Experiment, files: tuple[str, ...]) -> Experiment:
+    """The experiment with data of these files alone."""
+    source: Any = getattr(experiment.data, "source", None)
+    if not hasattr(source, "of_files"):
+        raise InputError(
+            f"--data: {type(source or experiment.data).__name__} has no of_files, so it reads no other files"
+        )
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source.of_files(files)))
+
+
+def _experiment(loaded: Any, where: str) -> Experiment:
+    """What a Hugging Face folder is evaluated as: its task on the task's own data, or on files that are given."""
+    from transformer_jax.data import tokenizers
+    from transformer_jax.runs.workdir import kind
+
+    if loaded.task is None:
+        raise InputError(f"{where}: no task here is for {kind(loaded)}, so there is nothing to evaluate")
+    if loaded.tokenizer is None and loaded.task.reads_text:
+        raise InputError(f"{where} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
+    data = loaded.task.default_data(tokenizers.TokenizerFile(where), loaded.config)
+    return Experiment(model=loaded.config, data=data, task=loaded.task)
+
+
+@contextlib.contextmanager
+def _kept(folder: Path, *, stores: bool) -> Iterator[tuple[Path, Callable[[], None] | None]]:
+    """A folder to write into, and what uploads it; None where nothing is kept: a Hugging Face folder is not ours."""
+    from transformer_jax.runs import store
+
+    if stores:
+        with store.near(folder) as (near, publish):
+            yield near, publish
+    else:
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Path(nowhere), None
 
 
 def _refuse_other_model(stored: Experiment, asked: Experiment) -> None:

@@ -16,7 +16,8 @@ class Source(Protocol):
     """A source of text documents: a frozen dataclass.
 
     Sources of tables, pairs and images have contracts of their own, next to the data that read them (`rows`, `pairs`,
-    `images`).
+    `images`). A source of any kind that can read files has `of_files(files)`, which returns a source of these files
+    alone, the same on every side; `evaluate --data FILE ...` calls it.
     """
 
     def documents(self, split: Any) -> Any:

@@ -74,6 +74,10 @@ class Digits:
     The split is stratified and fixed: 1,257 images to train on, 180 to validate on, 360 to test on.
     """
 
+    def of_files(self, files: tuple[str, ...]) -> "Folder":
+        folder = sources.one_file(files)
+        return Folder(folder, folder)
+
     def classes(self) -> tuple[str, ...]:
         return tuple("0123456789")
 
@@ -112,11 +116,17 @@ class Folder:
 
     path: str
     """The folder that holds the class folders, or the folders train, val (validation, valid) and test."""
+    validation: str = ""
+    """The folder that holds the class folders to validate on; empty: PATH/val, or a part of `path`."""
     validation_fraction: float = 0.1
     """The share of files held out if there is no validation folder."""
 
     def __post_init__(self) -> None:
         sources.check_fraction(self)
+
+    def of_files(self, files: tuple[str, ...]) -> "Folder":
+        folder = sources.one_file(files)
+        return Folder(folder, folder)
 
     def classes(self) -> tuple[str, ...]:
         names = tuple(sorted(folder.name for folder in _subfolders(self._root("train"))))
@@ -143,7 +153,7 @@ class Folder:
                 have = f" ({records.counted(others)})" if others else ""
                 raise InputError(f"{folder}: no images in it{have}; they end in {', '.join(image_files.SUFFIXES)}")
             found += [(path.relative_to(root).as_posix(), path, names.index(folder.name)) for path in files]
-        if side != "test" and self._root("validation") == self._root("train"):
+        if side != "test" and not self.validation and self._root("validation") == self._root("train"):
             held, below = side == "validation", self.validation_fraction
             found = [item for item in found if (sources.position(item[0]) < below) == held]
 
@@ -154,14 +164,21 @@ class Folder:
 
     def _root(self, side: Side) -> Path:
         """The folder with the class folders of a side: `path` itself if it is not divided into sides."""
-        top = Path(self.path).expanduser()
-        if not top.is_dir():
-            raise InputError(f"{self.path} is no folder (looked in {Path.cwd()}); it holds a folder for each class")
+        if side == "validation" and self.validation:
+            return _folder(self.validation)
+        top = _folder(self.path)
         names = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
         if not (top / "train").is_dir():
             return top
         own = next((top / name for name in names[side] if (top / name).is_dir()), None)
         return own or (top if side == "test" else top / "train")
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{path} is no folder (looked in {Path.cwd()}); it holds a folder for each class")
+    return folder
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -209,6 +226,10 @@ class TfdsImages:
     """The feature of the label."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    def of_files(self, files: tuple[str, ...]) -> Folder:
+        folder = sources.one_file(files)
+        return Folder(folder, folder)
 
     def classes(self) -> tuple[str, ...]:
         from transformer_jax.data import tfds_store

@@ -29,6 +29,7 @@ from transformer_jax.errors import InputError
 Split = Literal["train", "validation"]
 Files = list[tuple[str, Path]]  # (path relative to the searched folder, file), sorted, the names unique
 
+JSON_SUFFIXES = (".jsonl", ".json")
 ANY = ("",)  # `find_files` finds files with any suffix
 READ_TO_IDENTIFY = 1 << 30  # bytes that `identity` reads at most
 
@@ -82,6 +83,9 @@ class Embedded:
     The text differs between Python versions, but a file is always on the same side.
     """
 
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+        return of_files(files)
+
     def documents(self, split: Split) -> Documents:
         """The Python files of a side.
 
@@ -121,6 +125,9 @@ class TextFiles:
 
     def __post_init__(self) -> None:
         settle_paths(self, "paths", "validation")
+
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+        return of_files(files)
 
     def documents(self, split: Split) -> Documents:
         """The text of a side.
@@ -164,6 +171,9 @@ class Jsonl:
         """The names of the columns that are a model's input."""
         return (self.field,)
 
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+        return of_files(files, self.field)
+
     def documents(self, split: Split) -> Documents:
         """The texts of a side.
 
@@ -172,7 +182,7 @@ class Jsonl:
         """
         own = bool(self.validation)
         paths = self.validation if own and split == "validation" else self.paths
-        files = find_files(paths, split, (".jsonl", ".json"))
+        files = find_files(paths, split, JSON_SUFFIXES)
         fraction = self.validation_fraction
 
         def read() -> Iterator[tuple[str, str]]:
@@ -207,6 +217,9 @@ class Tfds:
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+        return of_files(files, self.field)
+
     def documents(self, split: Split) -> Documents:
         """The texts of a side.
 
@@ -229,6 +242,25 @@ class Tfds:
             identity=lambda: identity(files, f"tfds {full_name} {wanted} {self.field}"),
             nbytes=sum(path.stat().st_size for _, path in files),
         )
+
+
+def of_files(files: tuple[str, ...], field: str = "text") -> TextFiles | Jsonl:
+    """The source that reads these files on both sides: `Jsonl` where a name says so, else `TextFiles`.
+
+    Args:
+      files: files, folders or globs.
+      field: the key that holds the text.
+    """
+    if any(text_files.suffix(file) in JSON_SUFFIXES for file in files):
+        return Jsonl(files, field, validation=files)
+    return TextFiles(files, validation=files)
+
+
+def one_file(files: tuple[str, ...]) -> str:
+    """The file, for a source that reads one alone. Raises `InputError` for several."""
+    if len(files) != 1:
+        raise InputError(f"{', '.join(files)}: {len(files)} files, where one is read; give one")
+    return files[0]
 
 
 # ---- The split of files --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ A user's own source implements `Source`. Rows are read into memory and checked o
 the line.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -147,6 +148,9 @@ class Table:
                 "if the file has no header"
             )
 
+    def of_files(self, files: tuple[str, ...]) -> "Table":
+        return dataclasses.replace(self, train=files, validation=files, test=())
+
     @property
     def pairs(self) -> bool:
         """Whether a row has two texts."""
@@ -213,6 +217,9 @@ class TfdsTable:
     """The split that the chosen checkpoint is reported on; empty: none (GLUE's test labels are not public)."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    def of_files(self, files: tuple[str, ...]) -> Table:
+        return Table(files, files, text=self.text, text_b=self.text_b, label=self.label)
 
     @property
     def pairs(self) -> bool:

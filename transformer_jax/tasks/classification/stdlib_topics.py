@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_jax.data import sources
+from transformer_jax.data import sources, tables
 from transformer_jax.data.tables import Row, Rows, Side
 from transformer_jax.errors import InputError
 
@@ -55,6 +55,9 @@ class StdlibTopics:
 
     pairs = False
     has_test = True
+
+    def of_files(self, files: tuple[str, ...]) -> tables.Table:
+        return tables.Table(files, files)
 
     def rows(self, side: Side) -> Rows:
         """The passages of a side.

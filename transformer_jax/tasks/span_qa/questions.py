@@ -66,6 +66,10 @@ class SquadJson:
     test: str = ""
     """The file that the chosen checkpoint is reported on; empty: none."""
 
+    def of_files(self, files: tuple[str, ...]) -> "SquadJson":
+        file = sources.one_file(files)
+        return SquadJson(file, file)
+
     def questions(self, side: Side) -> list[Question] | None:
         """The questions of a side; None if there is no test set.
 
@@ -140,6 +144,10 @@ class TfdsSquad:
     """The split that the chosen checkpoint is reported on; empty: none (SQuAD's test set is not public)."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    def of_files(self, files: tuple[str, ...]) -> SquadJson:
+        file = sources.one_file(files)
+        return SquadJson(file, file)
 
     def questions(self, side: Side) -> list[Question] | None:
         """The questions of a side; None if there is no test set.

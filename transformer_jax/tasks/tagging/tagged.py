@@ -70,6 +70,10 @@ class Conll:
     tag_column: int = -1
     """The column of the tag."""
 
+    def of_files(self, files: tuple[str, ...]) -> "Conll":
+        file = sources.one_file(files)
+        return dataclasses.replace(self, train=file, validation=file, test="")
+
     def sentences(self, side: Side) -> list[Sentence] | None:
         """The sentences of a side; None if there is no test set.
 
@@ -135,6 +139,10 @@ class TfdsTags:
     """The split that the chosen checkpoint is reported on; empty: none."""
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+    def of_files(self, files: tuple[str, ...]) -> Conll:
+        file = sources.one_file(files)
+        return Conll(file, file)
 
     def sentences(self, side: Side) -> list[Sentence] | None:
         """The sentences of a side; None if there is no test set.

@@ -104,6 +104,9 @@ class Lines:
                 raise InputError(f"Lines.{name} = {files!r} must name two files, the source and the target")
         sources.check_fraction(self)
 
+    def of_files(self, files: tuple[str, ...]) -> "Lines | Columns":
+        return of_files(files)
+
     @property
     def has_test(self) -> bool:
         """Whether there is a test set."""
@@ -170,6 +173,9 @@ class Columns:
                 "files have no header"
             )
 
+    def of_files(self, files: tuple[str, ...]) -> "Lines | Columns":
+        return of_files(files, self.source, self.target)
+
     @property
     def input_columns(self) -> tuple[str, ...]:
         """The names of the columns that are a model's input."""
@@ -208,6 +214,19 @@ class Columns:
             yield Pair(source, target, where)
 
 
+def of_files(files: tuple[str, ...], source: str = "source", target: str = "target") -> Lines | Columns:
+    """The source that reads these files on both sides: tables by their columns, else two files of lines.
+
+    Args:
+      files: tables; or the file of the source texts, then that of the target texts.
+      source: the column of the source text.
+      target: the column of the target text.
+    """
+    if any(text_files.suffix(file) in records.SUFFIXES for file in files):
+        return Columns(files, files, source=source, target=target)
+    return Lines(files, files)  # type: ignore[arg-type]  # which refuses another number of files
+
+
 @dataclass(frozen=True)
 class TfdsPairs:
     """A prepared TFDS data set in array_record format, read without TensorFlow.
@@ -234,6 +253,9 @@ class TfdsPairs:
     def __post_init__(self) -> None:
         if self.source == self.target:
             raise InputError(f"TfdsPairs: {self.source!r} is both the source and the target; name two features")
+
+    def of_files(self, files: tuple[str, ...]) -> Lines | Columns:
+        return of_files(files)
 
     @property
     def has_test(self) -> bool:

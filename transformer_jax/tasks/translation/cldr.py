@@ -25,6 +25,7 @@ from transformer_jax import extras
 from transformer_jax.data import sources
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.translation import bitext
 from transformer_jax.tasks.translation.bitext import Pair, Pairs, in_memory
 
 Phrase = tuple[Any, ...]  # ("kind", its content, ...), independent of language; `_express` has the kinds
@@ -58,6 +59,9 @@ class Cldr:
                 raise InputError(f"data.source.{name} = {getattr(self, name)}: must be 1 or more")
         if self.source_language == self.target_language:
             raise InputError(f"data.source: {self.source_language!r} is both source_language and target_language")
+
+    def of_files(self, files: tuple[str, ...]) -> bitext.Lines | bitext.Columns:
+        return bitext.of_files(files)
 
     def pairs(self, side: Side) -> Pairs:
         """The pairs of a side.
