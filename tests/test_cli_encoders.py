@@ -108,6 +108,10 @@ def test_a_table_has_one_answer_for_each_row(snapshot, tmp_path, capsys):
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["1", "2", "3"] and rows[0]["review"] == "good, or\nnot"
+    (tmp_path / "new.csv").write_text("id,review\n1,\n2, \n")
+    assert main(["predict", str(snapshot), "--file", new, "--text", "review", "--out", str(out)]) == 2
+    assert "none of 2 inputs has an answer" in capsys.readouterr().err
+    assert out.read_text().splitlines()[1:] == ["1,,the input is empty", "2, ,the input is empty"]
     assert [bool(row["label"]) for row in rows] == [True, False, True] and rows[1]["error"] == "the input is empty"
     assert main(["predict", str(snapshot), "", "the fox", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -15,6 +15,7 @@ evaluated on a CPU.
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from transformer_jax import brought, config_json, hub, models
@@ -64,6 +66,7 @@ def load(
     sharding: Mesh | Sharding | Any = None,
     verify: bool = True,
     types: Any = (),
+    only: str | Callable[[str], bool] | None = None,
 ) -> Loaded:
     """The model in a workdir (its newest undamaged step), in one step's folder, or in a Hugging Face snapshot folder.
 
@@ -77,6 +80,9 @@ def load(
         with a warning. False: read the files as they are.
       types: the user's types that the run's config names: a module, classes, or several of either. Nothing is imported
         because a checkpoint names it.
+      only: a part of the model, such as "encoder" or "blocks/attention", or a function of a parameter's path,
+        "blocks/mlp/up/kernel", that returns whether to read it. `params` has this part alone. To verify the files, all
+        their bytes are read.
 
     Raises:
       InputError: the path is none of the three, the workdir has no complete step, or a leaf is missing, unexpected or
@@ -94,21 +100,21 @@ def load(
         def step(folder: Path) -> Loaded:
             if verify:
                 checkpoint.check_files(folder, items=[checkpoint.weights(folder)])
-            return _load_step(folder, dtype, sharding, types)
+            return _load_step(folder, dtype, sharding, types, only)
 
         return checkpoint.undeleted(folder, step)
     if not store.remote(folder) and hub.is_snapshot(folder):
-        return _load_snapshot(folder, dtype, sharding)
+        return _load_snapshot(folder, dtype, sharding, only)
     if (folder / "checkpoints").is_dir():
         steps = folder / "checkpoints"  # `of_newest` tries again if a trainer deletes the step that is being read
-        return checkpoint.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types), verify=verify)
+        return checkpoint.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types, only), verify=verify)
     raise InputError(
         f"{path} is neither a workdir (no checkpoints/ in it), nor a step's folder (no meta/), nor a Hugging Face "
         "snapshot (no config.json with a model_type)"
     )
 
 
-def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any) -> Loaded:
+def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any) -> Loaded:
     meta = checkpoint.read_meta(folder)
     if others := versions.changed(meta):
         logging.getLogger("transformer_jax").info("%s was written with other versions: %s", folder, others)
@@ -117,8 +123,9 @@ def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any) -> Loaded:
         warnings.warn(f"{name} has changed since {folder} was written; the parameters' tree is compared", stacklevel=3)
     config = _compute_in(experiment.model, dtype, experiment.precision)
     family = models.family(config)
-    target = _target(family.declare(config), sharding)
-    params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False)
+    target = _part(_target(family.declare(config), sharding), only)
+    unused = None if only is None else lambda name: not _chosen(name, only)
+    params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False, unused=unused)
     workdir = store.absolute(folder).parent.parent  # `folder` is WORKDIR/checkpoints/STEP
     with store.near(workdir, ("tokenizer/",)) as (near, _):
         spec = getattr(experiment.data, "tokenizer", None)
@@ -126,15 +133,31 @@ def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any) -> Loaded:
     return Loaded(family, config, params, tokenizer, experiment.task, meta["step"], bytes_read)
 
 
-def _load_snapshot(folder: Path, dtype: Any, sharding: Any) -> Loaded:
-    config, on_host, tokenizer = hub.load(folder, dtype=dtype)
+def _load_snapshot(folder: Path, dtype: Any, sharding: Any, only: Any) -> Loaded:
+    config, on_host, tokenizer, bytes_read = hub.read(folder, dtype=dtype, chosen=lambda path: _chosen(path, only))
     config = _compute_in(config, dtype, experiments.Precision())
     family = models.family(config)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, _target(family.declare(config), sharding))
-    bytes_read = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, _part(_target(family.declare(config), sharding), only))
     return Loaded(
         family, config, jax.device_put(on_host, shardings), tokenizer, hub.task(folder, config), None, bytes_read
     )
+
+
+def _chosen(path: str, only: str | Callable[[str], bool] | None) -> bool:
+    """Whether `load`'s `only` names this parameter, "blocks/mlp/up/kernel"."""
+    if isinstance(only, str):
+        return f"{path}/".startswith(f"{only.rstrip('/')}/")
+    return only is None or bool(only(path))
+
+
+def _part(tree: Any, only: str | Callable[[str], bool] | None) -> Any:
+    """The nested dict of the leaves that `only` names. Raises `InputError` where it names none."""
+    flat = params_lib.flatten(tree)
+    found = {path: leaf for path, leaf in flat.items() if _chosen(path, only)}
+    if not found:
+        names = ", ".join(dict.fromkeys(path.partition("/")[0] for path in flat))
+        raise InputError(f"only={only!r} names no parameter of this model; its parts are {names}")
+    return traverse_util.unflatten_dict(found, sep="/")
 
 
 def _compute_in(config: Any, dtype: Any, precision: experiments.Precision) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.data import tokenizers
+from transformer_jax.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "data" / "tokenizers_parity"
 EXPECTED = json.loads(gzip.decompress((FOLDER / "expected.json.gz").read_bytes()))
@@ -56,6 +57,29 @@ def test_special_tokens_are_transformers(folder):
     framed, plain = expected["framed"][0], expected["ids"][0]
     begun = framed[: len(framed) - len(plain)] if framed[len(framed) - len(plain) :] == plain else []
     assert tokenizer.bos_id == (begun[0] if len(begun) == 1 else None)
+
+
+def test_a_batch_is_what_transformers_gives_a_model(folder):
+    _, tokenizer, expected = folder
+    texts = TEXTS[: len(expected["framed"])]
+    made = tokenizers.batch(tokenizer, texts)
+    lengths = [len(ids) for ids in expected["framed"]]
+    assert made["lengths"].tolist() == lengths and made["tokens"].shape == (len(texts), max(lengths))
+    for row, ids in zip(made["tokens"], expected["framed"], strict=True):
+        assert row[: len(ids)].tolist() == ids and set(row[len(ids) :].tolist()) <= {tokenizer.special.pad or 0}
+    for spelled in tokenizer.special_spellings[:1]:
+        tokens = tokenizers.batch(tokenizer, [spelled], literal=True)["tokens"][0]
+        assert len(tokens) > len(tokenizers.batch(tokenizer, [spelled])["tokens"][0]), "as text it is several tokens"
+
+
+def test_a_batch_is_refused_where_a_text_does_not_fit():
+    tokenizer = tokenizers.Bytes().build([])
+    assert tokenizers.batch(tokenizer, ["abc", "é"], length=4)["tokens"].tolist()[1][:2] == [0xC3, 0xA9]
+    with pytest.raises(InputError, match=r"text 1 has 3 tokens, and length is 2"):
+        tokenizers.batch(tokenizer, ["a", "abc"], length=2)
+    for texts in ("abc", []):
+        with pytest.raises(InputError, match="needs a list of one or more texts"):
+            tokenizers.batch(tokenizer, texts)
 
 
 def test_a_saved_folder_is_the_same(folder, tmp_path):

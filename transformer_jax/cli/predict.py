@@ -87,7 +87,12 @@ def main(arguments: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # as the input, whichever encoding the locale has
     with observe.counting("inputs") as count:
         if out:
-            inputs_lib.write(Path(out), loaded.task.answered(loaded, asked, options, progress=count))
+            made: list[Any] = []
+            try:
+                made.extend(loaded.task.answered(loaded, asked, options, progress=count))
+            finally:
+                if len(made) == len(asked):  # also where none has an answer, which is an error: each row has the reason
+                    inputs_lib.write(Path(out), made)
             print(f"{len(asked):,} answers: {out}")
             return 0
         for piece in loaded.task.respond(loaded, asked, options, progress=count):

@@ -10,7 +10,7 @@ config.json strictly, `search` generation_config.json, and `preprocessor` prepro
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,28 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> tuple[Any, Any, 
       InputError: an incomplete snapshot, an unsupported model type or setting, or a tensor that is missing, unexpected,
         or of another shape or type than config.json implies.
     """
+    return read(path, dtype=dtype)[:3]
+
+
+def read(
+    path: str | os.PathLike[str], *, dtype: Any = None, chosen: Callable[[str], bool] = lambda path: True
+) -> tuple[Any, Any, tokenizers.Tokenizer | None, int]:
+    """As `load`, and the bytes of tensors that were read.
+
+    Args:
+      path: of the folder.
+      dtype: of the parameters, which are converted; None: float32.
+      chosen: path of a parameter -> whether to read it.
+    """
     folder = Path(path)
     given, format, where = _read_settings(folder)
     with weights.open_tensors(folder) as tensors:
         config = format.read_config(given, tensors.keys(), where)
-        declaration = models.family(config).declare(config)
-        params = mapping.read_params(
-            declaration, format.table(config), tensors, np.dtype(jnp.float32 if dtype is None else dtype), str(folder)
-        )
-    return config, params, _load_tokenizer(folder, config.vocab_size) if hasattr(config, "vocab_size") else None
+        table, declaration = format.table(config), models.family(config).declare(config)
+        dtype = np.dtype(jnp.float32 if dtype is None else dtype)
+        params, bytes_read = mapping.read_params(declaration, table, tensors, dtype, str(folder), chosen=chosen)
+    tokenizer = _load_tokenizer(folder, config.vocab_size) if hasattr(config, "vocab_size") else None
+    return config, params, tokenizer, bytes_read
 
 
 def labels(path: str | os.PathLike[str]) -> tuple[str, ...]:

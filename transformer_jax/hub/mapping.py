@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from flax import traverse_util
 
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as param_tree
@@ -111,8 +111,16 @@ def _their_shape(pieces: list[_Piece], shapes: Mapping[str, tuple[int, ...]]) ->
     return (1, *shape) if pieces[0].row.one_row else shape
 
 
-def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtype: np.dtype, where: str) -> Any:
-    """The parameter tree of a declaration, as NumPy arrays.
+def read_params(
+    declaration: Any,
+    table: Table,
+    tensors: Mapping[str, Any],
+    dtype: np.dtype,
+    where: str,
+    *,
+    chosen: Callable[[str], bool] = lambda path: True,
+) -> tuple[Any, int]:
+    """The parameter tree of a declaration, as NumPy arrays, and how many bytes of tensors were read for it.
 
     Tensors are read from the mapped file into the stacked arrays, so the parameters are in memory once.
 
@@ -122,6 +130,7 @@ def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtyp
       tensors: {name: slice} of `weights.open_tensors`.
       dtype: of the arrays.
       where: names the checkpoint in messages.
+      chosen: path of a leaf -> whether to read it; the tree has these leaves alone.
 
     Raises:
       InputError: tensors that are missing, unexpected, or of another shape or dtype.
@@ -139,21 +148,24 @@ def read_params(declaration: Any, table: Table, tensors: Mapping[str, Any], dtyp
         if kind not in DTYPES:
             raise InputError(f"{where}: tensor {name} is of type {kind}; supported are {', '.join(DTYPES)}")
 
-    leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
+    leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items() if chosen(path)}
+    bytes_read = 0
     for row in table.rows:
         if row.begins and row.leaf in leaves:
             leaves[row.leaf][: row.begins] = 1
     for name, held in pieces.items():
         for row, layer in held:
+            if row.leaf not in leaves:
+                continue
             width = shapes[row.leaf][-1]
             part = slice(row.part * width, (row.part + 1) * width) if row.parts > 1 else slice(None)
             piece = given[name][part] if row.transpose or row.parts == 1 else given[name][..., part]
+            bytes_read += piece.nbytes
             target = leaves[row.leaf] if layer is None else leaves[row.leaf][layer]
             piece = piece[0] if row.one_row else piece
             piece = piece.reshape(len(piece), -1) if row.unfolded else piece
             target[...] = piece.T if row.transpose else piece
-    structure = jax.tree.structure(declaration, is_leaf=lambda x: isinstance(x, param_tree.Param))
-    return jax.tree.unflatten(structure, list(leaves.values()))
+    return traverse_util.unflatten_dict(leaves, sep="/"), bytes_read
 
 
 def _match_names(

@@ -55,6 +55,24 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
       InputError: a setting of the wrong type, or out of range.
     """
     settings, where = _settings(folder, given)
+    beam, ignored = _search(settings, where, config)
+    _warn(ignored, where)
+    return beam
+
+
+def states(folder: Path, config: Any, beam: Beam) -> bool:
+    """Whether the generation_config.json of a folder states this search.
+
+    Args:
+      folder: of the snapshot.
+      config: an encoder-decoder's.
+      beam: the search.
+    """
+    return (folder / FILE).exists() and _search(*_settings(folder, {}), config)[0] == beam
+
+
+def _search(settings: Mapping[str, Any], where: Path, config: Any) -> tuple[Beam, list[str]]:
+    """The search of the settings, and those that are not supported."""
     ignored = _ignored(settings, NOT_COMPUTED)
     number = functools.partial(_number, settings, where=where)
     width = number("num_beams", 1)
@@ -70,7 +88,6 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
         ignored.append(f"forced_eos_token_id {list(forced_last)}")
     suppressed, sequences = _suppressed(settings, stop_ids, where)
     ignored += [f"bad_words_ids {ids} (several tokens)" for ids in sequences]
-    _warn(ignored, where)
 
     longest = config.max_length
     if "max_length" in settings:
@@ -78,7 +95,7 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
     longest = number("max_new_tokens", longest)
     shortest = max(number("min_length", 0) - 1, number("min_new_tokens", 0), 0)
     try:
-        return Beam(
+        beam = Beam(
             width=width,
             max_new_tokens=longest,
             stop_ids=stop_ids,
@@ -95,6 +112,7 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    return beam, ignored
 
 
 def _settings(folder: Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:

@@ -92,7 +92,8 @@ def export(
             if settings.get("is_encoder_decoder"):
                 _end_sources(partial / "tokenizer.json", tokenizer)
             _warn_if_changed(partial, tokenizer, settings["model_type"])
-        if generated is not None:  # settings that are not supported here are kept
+        # The folder's own file is kept as it is if it states this search, and its unsupported settings in any case.
+        if beam is not None and generated is not None and not search.states(partial, config, beam):
             kept = weights.read_json(partial / search.FILE) if (partial / search.FILE).exists() else {}
             merged = {key: value for key, value in kept.items() if key not in search.WRITTEN} | generated
             _write_json(partial / search.FILE, merged)

@@ -305,6 +305,7 @@ def restore_params(
     ema: bool = True,
     dtype: jax.typing.DTypeLike | None = None,
     verify: bool = True,
+    unused: Callable[[str], bool] | None = None,
 ) -> tuple[Any, int]:
     """The parameters alone, placed as `target` (ShapeDtypeStructs with shardings) says, and the bytes read from disk.
 
@@ -312,12 +313,13 @@ def restore_params(
       ema: take the average in place of the parameters where the run kept one.
       dtype: cast floating-point leaves to it; without it a stored dtype other than the target's is refused.
       verify: False where the files were checked already (`newest`), or are not to be.
+      unused: says of a name whether the leaf may be there although the target has none; it is not read.
     Errors: `Damaged`; `InputError` naming the leaf that is missing, extra, misshapen or of another dtype.
     """
     if verify:
         check_files(step_folder, items=[weights(step_folder, ema=ema)])
     before = _bytes_read()
-    restored = _restore(step_folder / weights(step_folder, ema=ema), _nested(_named(target)), dtype)
+    restored = _restore(step_folder / weights(step_folder, ema=ema), _nested(_named(target)), dtype, unused)
     return _like(target, _named(restored)), _bytes_read() - before
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from transformer_jax.contracts import Tokenizer
 from transformer_jax.contracts import TokenizerSpec as Spec
 from transformer_jax.data.tokenizers import languages, training
+from transformer_jax.data.tokenizers.batch import batch
 from transformer_jax.data.tokenizers.folder import load
 from transformer_jax.data.tokenizers.languages import Languages
 from transformer_jax.data.tokenizers.plain import END_OF_TEXT, ByteTokenizer, CharacterTokenizer
@@ -55,6 +56,7 @@ __all__ = [
     "TrainBPE",
     "TrainUnigram",
     "TrainWordPiece",
+    "batch",
     "build",
     "load",
     "prompt_ids",

@@ -65,6 +65,11 @@ class MarianTokenizer:
     def eos_id(self) -> int:
         return self.vocabulary[self.eos]
 
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids before and after a text."""
+        return [], [self.eos_id]
+
     @functools.cached_property
     def vocab_size(self) -> int:
         return max(self.vocabulary.values()) + 1

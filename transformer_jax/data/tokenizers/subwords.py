@@ -85,11 +85,17 @@ class SubwordTokenizer:
         """The id of the token that the post-processor adds before a text; None: there is none, or it is a [CLS]."""
         if self.languages is not None:
             return None
+        before, after = self.frame
+        return before[0] if before and not (before[0] == self.special.cls and after) else None
+
+    @functools.cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids that the post-processor adds before and after a text."""
         framed = self._inner.encode("a", add_special_tokens=True)
         mask = framed.special_tokens_mask
-        before = mask.index(0) if 0 in mask else len(mask)
-        of_encoder = self.special.cls in framed.ids[:1] and mask[-1:] == [1] and before < len(mask)
-        return framed.ids[0] if before and not of_encoder else None
+        first = mask.index(0) if 0 in mask else len(mask)
+        last = len(mask) - (mask[::-1].index(0) if 0 in mask else 0)
+        return framed.ids[:first], framed.ids[last:]
 
     @property
     def tokenizer_class(self) -> str:
