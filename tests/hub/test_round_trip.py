@@ -91,7 +91,7 @@ def test_special_tokens_are_read_in_prompts_and_texts_of_a_snapshot_and_the_swit
     (tmp_path / "stories.txt").write_text("once upon a time <|endoftext|> " * 9)
     source = sources.TextFiles(str(tmp_path / "stories.txt"), validation=str(tmp_path / "stories.txt"))
     corpus.prepare(corpus.TextCorpus(source=source, length=8), seed=0, tokenizer=text, cache=tmp_path / "cache")
-    assert "spells special tokens (<|endoftext|> 9 times), which are text" in capsys.readouterr().err
+    assert "<|endoftext|> 9 times); this tokenizer encodes them as text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])

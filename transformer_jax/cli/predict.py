@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +87,22 @@ def main(arguments: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # as the input, whichever encoding the locale has
     with observe.counting("inputs") as count:
         if out:
-            made: list[Any] = []
-            try:
-                made.extend(loaded.task.answered(loaded, asked, options, progress=count))
-            finally:
-                if len(made) == len(asked):  # also where none has an answer, which is an error: each row has the reason
-                    inputs_lib.write(Path(out), made)
-            print(f"{len(asked):,} answers: {out}")
+            _write(out, asked, loaded.task.answered(loaded, asked, options, progress=count))
             return 0
         for piece in loaded.task.respond(loaded, asked, options, progress=count):
             print(piece, end="", flush=True)
     return 0
+
+
+def _write(out: str, asked: Sequence[Input], answered: Iterator[Any]) -> None:
+    """Writes the answers: also where no input has one, which is an error, and each row has the reason."""
+    made: list[Any] = []
+    try:
+        made.extend(answered)
+    finally:
+        if len(made) == len(asked):
+            inputs_lib.write(Path(out), made)
+    print(f"{len(asked):,} answers: {out}")
 
 
 def _asked(task: Any, given: list[str], options: Any, columns: Sequence[str]) -> Sequence[Input]:
