@@ -14,7 +14,7 @@ from typing import Any
 from transformer_jax.contracts import Family
 from transformer_jax.errors import InputError
 
-# A type's name in config.json, "gpt.Config", begins with a name of this table, which says where it is defined today.
+# A type's name in config.json, "gpt.Config", begins with a name of this table. The table has its module.
 # The names stay as they are when a module moves.
 MODULES = {
     "contracts": "contracts",
@@ -63,7 +63,7 @@ RENAMED = {
     "adamw.AdamW": "optim.AdamW",
 }
 RENAMED_FIELDS = {"optim.Optim": {"schedule": "lr_schedule"}}
-# Settings that are gone, with the one value of an old config.json that means what is computed today.
+# Settings that were removed, with the one value of an old config.json that means what is computed today.
 REMOVED_FIELDS: dict[str, dict[str, Any]] = {
     "corpus.TextCorpus": {"eval_stride": 0},
     "causal_lm.CausalLM": {"z_loss": 0.0},
@@ -112,10 +112,10 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def family(cfg: Any) -> Any:
-    """The module that a config's type is defined in, with the defaults of `contracts.Family` for what it leaves out.
+    """The module that the type of `cfg` is defined in. Its optional parts are read by `hook`.
 
     Raises:
-      InputError: for what is no family's Config.
+      InputError: `cfg` is no family's Config.
     """
     cls = type(cfg)
     module = sys.modules.get(cls.__module__)
@@ -128,17 +128,21 @@ def family(cfg: Any) -> Any:
 
 
 def hook(cfg: Any, name: str) -> Any:
-    """What a config's family says about `name`, one of the optional parts of `contracts.Family`, or the default."""
+    """The part `name` of the family of `cfg`, or the default of `contracts.Family` where it does not define it."""
     return vars(family(cfg)).get(name, getattr(Family, name))
 
 
 def require(cfg: Any, by: str, functions: tuple[str, ...], settings: tuple[str, ...] = ()) -> None:
-    """Raises `InputError` where a model lacks what a task asks of it.
+    """Checks that a model has what a task needs.
 
     Args:
-      by: who asks, for the message.
+      cfg: the model's config.
+      by: the task, for the message.
       functions: of the family's module.
       settings: of the Config.
+
+    Raises:
+      InputError: with what is missing.
     """
     lacking = [f"{function}()" for function in functions if not callable(vars(family(cfg)).get(function))]
     lacking += [f"Config.{setting}" for setting in settings if not hasattr(cfg, setting)]
@@ -147,7 +151,7 @@ def require(cfg: Any, by: str, functions: tuple[str, ...], settings: tuple[str, 
 
 
 def name(cfg: Any) -> str:
-    """The family of a config in a word: "gpt", or the name of the user's file."""
+    """The family of `cfg` in one word: "gpt", or the name of the user's file."""
     module = family(cfg)
     file = getattr(module, "__file__", None)
     if module.__name__.startswith("transformer_jax.") or file is None:  # None: of a notebook
@@ -159,14 +163,18 @@ def name(cfg: Any) -> str:
 
 
 def type_name(cls: type) -> str:
-    """The name of one of the package's own types in config.json. Raises: `KeyError` where it has none."""
+    """The name of `cls`, one of the package's own types, in config.json.
+
+    Raises:
+      KeyError: it has none.
+    """
     path = cls.__module__.removeprefix("transformer_jax.")
     names = {path: name for name, path in MODULES.items()}
     return f"{names.get(path) or names[path.rpartition('.')[0]]}.{cls.__name__}"
 
 
 def type_of(name: str) -> type | None:
-    """The type of the package that a config.json names; None where there is none of this name."""
+    """The package's type that a config.json calls `name`; None where there is none."""
     module, _, cls = RENAMED.get(name, name).partition(".")
     if module not in MODULES or not cls.isidentifier():
         return None
@@ -184,5 +192,5 @@ def formats() -> list[ModuleType]:
 
 
 def format_of(model_type: str) -> ModuleType | None:
-    """The module that reads this model type; None where it is not supported."""
+    """The module that reads the model type `model_type`; None where it is not supported."""
     return importlib.import_module(f"transformer_jax.models.{FORMATS[model_type]}") if model_type in FORMATS else None

@@ -1,7 +1,7 @@
 """BERT: the bidirectional encoder, from BERT itself over RoBERTa, ALBERT and ELECTRA to the modern one, by config.
 
-The defaults are BERT-base (Devlin et al. 2019). `apply` gives hidden states; what is asked of them are heads, functions
-over hidden states, whose parameters are in the tree when `Config.heads` names them.
+The defaults are BERT-base (Devlin et al. 2019). `apply` gives hidden states. Heads (`heads.py`) are functions over
+them, whose parameters are in the tree when `Config.heads` names them.
 
     cfg = bert.Config(vocab_size=30522, heads=("mlm",))
     params = bert.init(jax.random.key(0), cfg)
@@ -16,7 +16,7 @@ over hidden states, whose parameters are in the tree when `Config.heads` names t
     ModernBERT  norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
                 global_every=3, first_attention_norm=False, head_transform=True (Warner et al. 2024)
 
-B batch, T length, P predicted positions, D width, E embedding width, C labels, V vocabulary, L layers.
+B batch, T length, D width, E embedding width, C labels, V vocabulary, L layers.
 """
 
 from dataclasses import dataclass, field
@@ -28,25 +28,60 @@ import jax.numpy as jnp
 from transformer_jax import sharding
 from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
+from transformer_jax.models.bert.heads import (
+    choose,
+    classify,
+    discriminate,
+    mlm,
+    mlm_kernel,
+    mlm_states,
+    pair,
+    pooled,
+    spans,
+    tag,
+)
 from transformer_jax.nn import block, config, layers, positions, stack
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.params import Param, zeros
 
 Params = Any
+
+__all__ = [
+    "HEADS",
+    "LABEL_HEADS",
+    "TRUNK",
+    "Config",
+    "Head",
+    "apply",
+    "choose",
+    "classify",
+    "declare",
+    "discriminate",
+    "init",
+    "mesh_sizes",
+    "mlm",
+    "mlm_kernel",
+    "mlm_states",
+    "pair",
+    "pooled",
+    "spans",
+    "tag",
+]
+
 Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator"]
 HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
 TRUNK = ("embed", "blocks", "relative_bias", "final_norm")  # the parts of the tree that are no head
 RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 LABEL_HEADS = ("classification", "tokens")
-POOLER_ACTIVATIONS = layers.ACTIVATIONS | {"tanh": jnp.tanh}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.TextConfig):
-    """What an encoder is. Frozen and hashable: pass it as a static argument of jit.
+    """An encoder. Frozen and hashable: a static argument of jit.
 
-    Errors: `InputError` on construction when sizes contradict each other.
+    Raises:
+      InputError: on construction, where sizes contradict each other.
     """
 
     vocab_size: int = 30522
@@ -66,19 +101,19 @@ class Config(config.TextConfig):
     norm_order: Literal["pre", "post"] = "post"
     """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
     first_attention_norm: bool = True
-    """Layer 0's attention reads normed states; False: the embeddings' as they are, which are normed (ModernBERT)."""
+    """Layer 0's attention reads normed states; False: it reads the embeddings, which have a norm (ModernBERT)."""
     share_layers: bool = False
     """All layers use the parameters of one, which are stored once (ALBERT, section 3.1)."""
     local_window: int = 0
     """Tokens that a local layer sees on each side; 0: all layers are global."""
     global_every: int = 1
-    """With a window, layers 0, n, 2n, ... are global all the same."""
+    """With a window, layers 0, n, 2n, ... are still global."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies in global layers."""
     local_rope_theta: float = 10_000.0
     """The same in local layers."""
     pooling: Literal["first", "mean"] = "first"
-    """What stands for a whole text: the state of its first token, or the mean over its tokens."""
+    """The state of a whole text: its first token's, or the mean over its tokens."""
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     head_transform: bool = False
     """All heads read the states through one transform, dense layer, activation and norm, and need no pooler
@@ -90,7 +125,7 @@ class Config(config.TextConfig):
     num_labels: int = field(default=2, metadata=RUN)
     """C, of the heads "classification" and "tokens"; 1 for regression."""
     dropout: float = field(default=0.1, metadata=TRAINING)
-    """Of embeddings, attention probabilities, sublayers' outputs and heads; applied only when a key is given."""
+    """The rate for embeddings, attention probabilities, sublayers' outputs and heads; only when a key is given."""
 
     def __post_init__(self) -> None:
         config.check(self)
@@ -120,7 +155,7 @@ mesh_sizes = config.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:
-    """The tree of `Param`s: the trunk, and the heads that `cfg.heads` names."""
+    """The tree of `Param`s of `cfg`: the trunk, and the heads that `cfg.heads` names."""
     D, E, std = cfg.width, cfg.embed_features, cfg.init_std
     embed: dict[str, Any] = {
         "token": layers.declare_embedding(cfg.vocab_size, E, "vocab", std=std),
@@ -168,7 +203,7 @@ def _declare_dense(width_in: int, width_out: int, std: float) -> dict[str, Param
 
 
 def init(key: jax.Array, cfg: Config) -> Params:
-    """Fresh float32 parameters: Normal(0, init_std^2), as BERT's but for the truncation at two deviations."""
+    """Initial float32 parameters of `cfg` by `key`: Normal(0, init_std^2), which BERT truncates at two deviations."""
     return params_lib.init(key, declare(cfg))
 
 
@@ -185,12 +220,20 @@ def apply(
     segments: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Hidden states after the last block, [B, T] int -> [B, T, D] in cfg.dtype.
+    """Hidden states after the last block, [B, T, D] in cfg.dtype.
 
-    Arguments: types [B, T], 0 or 1 for the texts of a pair (None: all 0); lengths [B], tokens of each row before its
-    right padding; segments [B, T], numbers that keep packed documents apart, each with positions of its own: a document
-    gets the hidden states that it gets alone; key switches dropout on.
-    Errors: `ValueError` when T > cfg.max_length.
+    Args:
+      params: of `init`.
+      cfg: the model's config.
+      tokens_BT: integers below V.
+      types: [B, T], 0 or 1 for the texts of a pair; None: all 0.
+      lengths: [B], tokens of each row before its right padding; None: no padding.
+      segments: [B, T], integers that separate packed documents, whose positions restart: each document has the hidden
+        states that it has alone. None: nothing is packed.
+      key: of dropout; None: evaluation.
+
+    Raises:
+      ValueError: T > cfg.max_length.
     """
     if (T := tokens_BT.shape[1]) > cfg.max_length:
         raise ValueError(f"{T} tokens are more than the model's max_length of {cfg.max_length}")
@@ -198,7 +241,7 @@ def apply(
     where = jnp.arange(T) if segments is None else positions.restarted(segments)
     x_BTD = _embed(params["embed"], cfg, tokens_BT, types, where, embed_key)
     everywhere = Mask(segment_BT=segments, end_B=lengths)
-    nearby = everywhere.replace(window=cfg.local_window)  # type: ignore[attr-defined]
+    local = everywhere.replace(window=cfg.local_window)  # type: ignore[attr-defined]
     rope, local_rope = _rope(cfg, where, cfg.rope_theta), _rope(cfg, where, cfg.local_rope_theta)
     columns_T, bias_NTS = jnp.arange(T), None
     if cfg.relative_bias:
@@ -210,12 +253,12 @@ def apply(
         p = p if shared is None else shared
         is_global = cfg.local_window == 0 or layer % cfg.global_every == 0
         if isinstance(is_global, bool):
-            mask, turn = (everywhere, rope) if is_global else (nearby, local_rope)
+            mask, own_rope = (everywhere, rope) if is_global else (local, local_rope)
         else:  # in a scan, the layer's number is traced
             mask = everywhere.replace(window=jnp.where(is_global, T, cfg.local_window))  # type: ignore[attr-defined]
-            turn = jax.tree.map(lambda a, b: jnp.where(is_global, a, b), rope, local_rope)
+            own_rope = jax.tree.map(lambda a, b: jnp.where(is_global, a, b), rope, local_rope)
         unnormed = not cfg.first_attention_norm and layer == 0
-        return block.apply(p, cfg, x_BTD, mask=mask, rope=turn, bias_NTS=bias_NTS, unnormed=unnormed, key=key)[0]
+        return block.apply(p, cfg, x_BTD, mask=mask, rope=own_rope, bias_NTS=bias_NTS, unnormed=unnormed, key=key)[0]
 
     x_BTD = stack.run(
         one,
@@ -257,125 +300,3 @@ def _embed(
 
 def _rope(cfg: Config, where: jax.Array, theta: float) -> tuple[jax.Array, jax.Array] | None:
     return positions.rotary_angles(where, cfg.head_width, theta=theta) if cfg.position == "rotary" else None
-
-
-# ------------------------------------------------------------------------------------------------------------ heads
-
-
-def mlm_states(params: Params, cfg: Config, x_BPD: jax.Array) -> jax.Array:
-    """What the masked-LM head's output matrix multiplies, [B, P, E]: dense, activation, norm of the hidden states."""
-    if cfg.head_transform:
-        return _transformed(params, cfg, x_BPD)
-    p = params["mlm"]
-    h_BPE = layers.ACTIVATIONS[cfg.activation](layers.dense(p["transform"], x_BPD, out=None))
-    return layers.norm(p["norm"], h_BPE, cfg.norm, cfg.norm_eps)
-
-
-def _transformed(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
-    """The states as the heads read them: with `head_transform` dense layer, activation and norm of them."""
-    if not cfg.head_transform:
-        return x_BTD
-    p = params["transform"]
-    h_BTE = layers.ACTIVATIONS[cfg.activation](layers.dense(p["dense"], x_BTD, out=None))
-    return layers.norm(p["norm"], h_BTE, cfg.norm, cfg.norm_eps)
-
-
-def mlm_kernel(params: Params, cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """The output matrix [E, V] and its bias [V], for `losses.linear_cross_entropy` over `mlm_states`."""
-    p = params["mlm"]
-    return params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else p["kernel"], p["bias"]
-
-
-def mlm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
-    """Masked-LM logits [B, T, V] float32."""
-    kernel_EV, bias_V = mlm_kernel(params, cfg)
-    h_BTE = mlm_states(params, cfg, x_BTD)
-    axes = ("batch", "length", "vocab")
-    return bias_V + sharding.einsum("BTD,DV->BTV", h_BTE, kernel_EV.astype(h_BTE.dtype), out=axes, dtype=jnp.float32)
-
-
-def pooled(params: Params, cfg: Config, x_BTD: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
-    """What stands for a whole text (`Config.pooling`), through the pooler's dense layer and activation, or through the
-    transform that all heads share, [B, D].
-
-    Args:
-      lengths: [B], tokens of each row before its padding, which a mean leaves out; None: all.
-    """
-    if cfg.pooling == "mean":
-        T = x_BTD.shape[1]
-        ends_B = jnp.full(len(x_BTD), T) if lengths is None else jnp.maximum(lengths, 1)
-        weights_BT1 = ((jnp.arange(T) < ends_B[:, None]) / ends_B[:, None])[..., None]
-        mean_B1D = jnp.sum(x_BTD * weights_BT1.astype(x_BTD.dtype), axis=1, keepdims=True)
-        x_B1D = sharding.constrain(mean_B1D, ("batch", None, None))
-    else:
-        x_B1D = layers.token(x_BTD, 0)
-    with sharding.replicated_length():
-        if cfg.head_transform:
-            return _transformed(params, cfg, x_B1D)[:, 0]
-        h_BD = layers.dense(params["pooler"], x_B1D, out=None)[:, 0]
-    return POOLER_ACTIVATIONS[cfg.pooler_activation](h_BD)
-
-
-def pair(
-    params: Params,
-    cfg: Config,
-    x_BTD: jax.Array,
-    *,
-    lengths: jax.Array | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Logits [B, 2]: 0, the second text follows the first (NSP) or both are in order (SOP); 1, not. ALBERT's head has
-    dropout, BERT's has not: it is on with a key. `lengths` as of `pooled`."""
-    return _over_pooled(params["pair"], params, cfg, x_BTD, lengths, key)
-
-
-def classify(
-    params: Params,
-    cfg: Config,
-    x_BTD: jax.Array,
-    *,
-    lengths: jax.Array | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Logits of the labels [B, C] (C = 1: the value itself, for regression). `lengths` as of `pooled`."""
-    return _over_pooled(params["classification"], params, cfg, x_BTD, lengths, key)
-
-
-def choose(
-    params: Params,
-    cfg: Config,
-    x_BTD: jax.Array,
-    *,
-    lengths: jax.Array | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """A score for each row [B]; of the choices of one question, each a row, the highest is the answer. `lengths` as of
-    `pooled`."""
-    return _over_pooled(params["choice"], params, cfg, x_BTD, lengths, key)[:, 0]
-
-
-def _over_pooled(
-    p: Any, params: Params, cfg: Config, x_BTD: jax.Array, lengths: jax.Array | None, key: jax.Array | None
-) -> jax.Array:
-    x_BD = layers.dropout(pooled(params, cfg, x_BTD, lengths=lengths), cfg.dropout, key)
-    with sharding.replicated_length():
-        x_B1D = sharding.constrain(x_BD.astype(jnp.float32)[:, None], ("batch", None, None))
-        return layers.dense(p, x_B1D, out=None)[:, 0]
-
-
-def tag(params: Params, cfg: Config, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Logits of each token's labels [B, T, C] float32."""
-    x_BTD = layers.dropout(_transformed(params, cfg, x_BTD), cfg.dropout, key)
-    return layers.dense(params["tokens"], x_BTD.astype(jnp.float32), out=None)
-
-
-def spans(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
-    """Logits [B, T, 2] float32 of the answer's first and last token (Devlin et al. 2019, section 4.2)."""
-    return layers.dense(params["span"], _transformed(params, cfg, x_BTD).astype(jnp.float32), out=None)
-
-
-def discriminate(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
-    """Logits [B, T] float32, above 0 where the token was replaced (Clark et al. 2020, section 2)."""
-    p = params["discriminator"]
-    h_BTD = layers.ACTIVATIONS[cfg.activation](layers.dense(p["transform"], x_BTD, out=None))
-    return layers.dense(p["out"], h_BTD.astype(jnp.float32), out=None)[..., 0]

@@ -95,7 +95,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: bert.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as ALBERT has them."""
+    """config.json's settings for `cfg`, of those that ALBERT has."""
     return encoders.write_fields(cfg, "albert", "Albert", ENDINGS) | {
         "embedding_size": cfg.embed_features,
         "num_hidden_groups": 1,

@@ -62,5 +62,5 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: bert.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as BERT has them."""
+    """config.json's settings for `cfg`, of those that BERT has."""
     return encoders.write_fields(cfg, "bert", "Bert", ENDINGS)

@@ -96,6 +96,6 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: bert.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as DistilBERT has them."""
+    """config.json's settings for `cfg`, of those that DistilBERT has."""
     written = encoders.write_fields(cfg, "distilbert", "DistilBert", encoders.ENDINGS)
     return {THEIRS.get(name, name): value for name, value in written.items() if name not in FIXED}

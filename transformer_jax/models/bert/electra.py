@@ -81,7 +81,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: bert.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as ELECTRA has them."""
+    """config.json's settings for `cfg`, of those that ELECTRA has."""
     return (
         encoders.write_fields(cfg, "electra", "Electra", ENDINGS)
         | SUMMARY

@@ -1,11 +1,11 @@
-"""What BERT, RoBERTa, ALBERT and ELECTRA have in common as Hugging Face stores them.
+"""The common part of the Hugging Face formats of BERT, RoBERTa, ALBERT and ELECTRA.
 
-Which heads a checkpoint holds, its tensors say: config.json does not (the published BERT names the masked-LM
-architecture and holds the pooler and the next-sentence head besides). Only where one tensor, `classifier`, serves
+A checkpoint's heads are read from its tensors, not from config.json (the published BERT names the masked-LM
+architecture and also holds the pooler and the next-sentence head). Only where one tensor, `classifier`, may belong to
 several kinds of head does "architectures" decide. A format gives its rows as the trunk's and those of each head.
 
 One dropout rate is supported for the whole trunk. A rate of the head's own ("classifier_dropout") is not read: no
-evaluation depends on it, and fine-tuning states its own.
+evaluation depends on it, and a fine-tuning recipe states its own.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Heads = Mapping[bert.Head, tuple[Row, ...]]
 
 
 def embeddings(trunk: str) -> tuple[Row, ...]:
-    """The three tables and their norm."""
+    """The three tables and their norm; tensors' names begin with `trunk`."""
     return (
         Row("embed/token/embedding", f"{trunk}.embeddings.word_embeddings.weight"),
         Row("embed/position/embedding", f"{trunk}.embeddings.position_embeddings.weight"),
@@ -41,7 +41,7 @@ def embeddings(trunk: str) -> tuple[Row, ...]:
 
 
 def blocks(trunk: str) -> tuple[Row, ...]:
-    """The layers of BERT, RoBERTa and ELECTRA, whose names are the same."""
+    """The layers of BERT, RoBERTa and ELECTRA, whose names are the same and begin with `trunk`."""
     layer = f"{trunk}.encoder.layer.{{}}"
     return (
         *dense("blocks/attention/query", f"{layer}.attention.self.query"),
@@ -109,9 +109,17 @@ NEUTRAL = {"position_embedding_type": "absolute", "tie_word_embeddings": True}
 def read_heads(
     given: Mapping[str, Any], names: Collection[str], trunk_name: str, heads: Heads, where: str
 ) -> tuple[bert.Head, ...]:
-    """The heads of which a tensor is there (that all of them are, `mapping` checks).
+    """The heads of which at least one tensor exists; `mapping` checks that all do.
 
-    Errors: `InputError` where `classifier` may be of several kinds and "architectures" does not say which.
+    Args:
+      given: config.json's object.
+      names: of the checkpoint's tensors.
+      trunk_name: with which the trunk's tensors begin.
+      heads: the rows of each head.
+      where: names the file in messages.
+
+    Raises:
+      InputError: `classifier` may be of several kinds and "architectures" does not decide.
     """
     found = []
     for head, rows in heads.items():
@@ -122,20 +130,30 @@ def read_heads(
     several = [head for head in found if head in shared.values()]
     if len(several) > 1:
         architectures = given.get("architectures")
-        said = {head for end, head in shared.items() if any(str(a).endswith(end) for a in architectures or ())}
-        if len(said) != 1:
+        stated = {head for end, head in shared.items() if any(str(a).endswith(end) for a in architectures or ())}
+        if len(stated) != 1:
             raise InputError(
                 f'{where}: "architectures" is {architectures!r}, so what kind of head "classifier" is cannot be told; '
                 f"it must be one whose name ends with {', '.join(shared)}"
             )
-        found = [head for head in found if head in said or head not in several]
+        found = [head for head in found if head in stated or head not in several]
     return tuple(found)
 
 
 def read_fields(
     given: Mapping[str, Any], s: Mapping[str, Any], heads: tuple[bert.Head, ...], where: str
 ) -> dict[str, Any]:
-    """The fields of `bert.Config` that all formats say alike, from the settings `s` as `settings.read` gives them."""
+    """The fields of `bert.Config` that all formats write in the same way.
+
+    Args:
+      given: config.json's object.
+      s: the same, of `settings.read`.
+      heads: of the checkpoint.
+      where: names the file in messages.
+
+    Raises:
+      InputError: dropout rates differ, or labels do not fit the heads.
+    """
     if s["hidden_dropout_prob"] != s["attention_probs_dropout_prob"]:
         raise InputError(
             f'{where}: "hidden_dropout_prob" {s["hidden_dropout_prob"]} and "attention_probs_dropout_prob" '
@@ -164,7 +182,10 @@ def read_fields(
 
 
 def refuse_unless_gelu(config: bert.Config, where: str) -> None:
-    """Errors: `InputError` where the masked-LM head, which has GELU whatever "hidden_act" says, would get another."""
+    """Raises `InputError`, naming `where`, for a masked-LM head in a `config` whose activation is not GELU.
+
+    In this model type the head has GELU, independent of "hidden_act".
+    """
     if "mlm" in config.heads and config.activation != "gelu":
         raise InputError(
             f'{where}: "hidden_act" is {config.activation!r}, but the masked-LM head of this model type has "gelu"; '
@@ -175,9 +196,16 @@ def refuse_unless_gelu(config: bert.Config, where: str) -> None:
 def write_fields(
     cfg: bert.Config, model_type: str, stem: str, endings: Mapping[tuple[bert.Head, ...], str]
 ) -> dict[str, Any]:
-    """The settings that `read_fields` reads, the architecture among them: `stem` and the ending for the heads.
+    """The settings that `read_fields` reads, and the architecture.
 
-    Errors: `InputError` for heads that no architecture of the model type has.
+    Args:
+      cfg: the model's config.
+      model_type: of config.json.
+      stem: with which the architecture's name begins.
+      endings: the rest of its name, by the heads.
+
+    Raises:
+      InputError: no architecture of the model type has these heads.
     """
     architecture = endings.get(tuple(head for head in cfg.heads if head != "pooler"))
     if architecture is None:

@@ -178,7 +178,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: bert.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as ModernBERT has them."""
+    """config.json's settings for `cfg`, of those that ModernBERT has."""
     written = encoders.write_fields(cfg, "modernbert", "ModernBert", encoders.ENDINGS)
     dropped = ("type_vocab_size", "hidden_dropout_prob", "attention_probs_dropout_prob")
     activation = written["hidden_act"]

@@ -68,7 +68,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: bert.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as RoBERTa has them."""
+    """config.json's settings for `cfg`, of those that RoBERTa has."""
     return encoders.write_fields(cfg, "roberta", "Roberta", encoders.ENDINGS) | {
         "max_position_embeddings": cfg.max_length + cfg.position_offset,
         "pad_token_id": cfg.position_offset - 1,

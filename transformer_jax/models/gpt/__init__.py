@@ -34,27 +34,28 @@ RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.TextConfig):
-    """What a GPT is. Frozen and hashable: pass it as a static argument of jit.
+    """A GPT. Frozen and hashable: a static argument of jit.
 
-    Errors: `InputError` on construction when sizes contradict each other.
+    Raises:
+      InputError: on construction, where sizes contradict each other.
     """
 
     num_kv_heads: int | None = field(default=None, metadata={"means": "kv_heads"})
     """Key/value heads, each shared by num_heads / num_kv_heads query heads; None: as many as query heads."""
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
     qkv_bias: bool | None = field(default=None, metadata={"means": "has_qkv_bias"})
-    """Biases in the query, key and value projections; None: as `bias` says."""
+    """Biases in the query, key and value projections; None: as `bias`."""
     qk_norm: bool = False
     """RMSNorm of each query and key head (Qwen3)."""
     position: Literal["learned", "sinusoidal", "rotary", "relative", "alibi"] = "learned"
-    """Learned and sinusoidal are added to the embeddings, which are not scaled by sqrt(width) as Vaswani et al. do;
-    rotary turns queries and keys; relative (T5's buckets) and ALiBi are added to the scores, still over sqrt(H)."""
+    """Learned and sinusoidal are added to the embeddings, which are not scaled by sqrt(width) as in Vaswani et al.;
+    rotary rotates queries and keys; relative (T5's buckets) and ALiBi are added to the scores, divided by sqrt(H)."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: positions.RopeScaling | None = None
-    """Llama 3.1's stretching of the frequencies; None: as they are."""
+    """Llama 3.1's scaling of the frequencies; None: no scaling."""
     dropout: float = field(default=0.0, metadata=TRAINING)
-    """Of the embeddings, the attention probabilities and each sublayer's output; applied only when a key is given."""
+    """The rate for embeddings, attention probabilities and sublayers' outputs; applied only when a key is given."""
 
     def __post_init__(self) -> None:
         config.check(self)
@@ -78,7 +79,7 @@ mesh_sizes = config.mesh_sizes
 
 
 def declare(cfg: Config) -> dict[str, Any]:
-    """The tree of `Param`s."""
+    """The tree of `Param`s of `cfg`."""
     embed = {"token": layers.declare_embedding(cfg.vocab_size, cfg.width, "vocab", std=cfg.init_std)}
     if cfg.position == "learned":
         embed["position"] = layers.declare_embedding(cfg.max_length, cfg.width, "position", std=cfg.init_std)
@@ -94,7 +95,7 @@ def declare(cfg: Config) -> dict[str, Any]:
 
 
 def init(key: jax.Array, cfg: Config) -> Params:
-    """Fresh float32 parameters: Normal(0, init_std^2), residual outputs smaller by sqrt(2 L) (GPT-2)."""
+    """Initial float32 parameters of `cfg` by `key`: Normal(0, init_std^2), residual outputs smaller by sqrt(2 L)."""
     return params_lib.init(key, declare(cfg))
 
 
@@ -107,18 +108,26 @@ def hidden(
     prefix: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Hidden states after the final norm, [B, T] int -> [B, T, D] in cfg.dtype.
+    """Hidden states after the final norm, [B, T, D] in cfg.dtype.
 
-    Arguments: segments [B, T], if given, keep packed documents apart (attention only; positions run on); prefix [B]
-    makes the first prefix[b] tokens visible to all (prefix-LM); key switches dropout on.
-    Errors: `ValueError` when T > cfg.max_length.
+    Args:
+      params: of `init`.
+      cfg: the model's config.
+      tokens_BT: integers below V.
+      segments: [B, T], integers that separate packed documents in attention; positions do not restart. None: nothing
+        is packed.
+      prefix: [B], the number of first tokens that every token sees (prefix-LM); None: causal.
+      key: of dropout; None: evaluation.
+
+    Raises:
+      ValueError: T > cfg.max_length.
     """
     mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix)
     return _forward(params, cfg, tokens_BT, jnp.arange(tokens_BT.shape[1]), mask, key)[0]
 
 
 def head(params: Params, cfg: Config) -> jax.Array:
-    """The output matrix [D, V], for `losses.linear_cross_entropy`."""
+    """The output matrix [D, V] in `params`, for `losses.linear_cross_entropy`; `cfg` says whether it is tied."""
     return layers.tied_kernel(params["embed"]["token"]) if cfg.tie_embeddings else params["head"]["kernel"]
 
 
@@ -131,12 +140,30 @@ def apply(
     prefix: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits of the next token at each position, [B, T] int -> [B, T, V] float32. Arguments as for `hidden`."""
+    """Logits of the next token at each position, [B, T, V] float32.
+
+    Args:
+      params: as for `hidden`.
+      cfg: likewise.
+      tokens_BT: likewise.
+      segments: likewise.
+      prefix: likewise.
+      key: likewise.
+    """
     return _logits(params, cfg, hidden(params, cfg, tokens_BT, segments=segments, prefix=prefix, key=key))
 
 
 def init_cache(cfg: Config, batch: int, length: int) -> KVCache:
-    """An empty cache for `length` tokens in each of `batch` rows. Errors: `ValueError` when length > cfg.max_length."""
+    """A cache without tokens.
+
+    Args:
+      cfg: the model's config.
+      batch: B.
+      length: tokens of each row that fit.
+
+    Raises:
+      ValueError: length > cfg.max_length.
+    """
     _check_length(cfg, length)
     return attention.empty_cache(cfg.num_layers, batch, length, cfg.kv_heads, cfg.head_width, jnp.dtype(cfg.dtype))
 
@@ -144,10 +171,18 @@ def init_cache(cfg: Config, batch: int, length: int) -> KVCache:
 def prefill(
     params: Params, cfg: Config, tokens_BT: jax.Array, cache: KVCache, *, start_B: jax.Array | None = None
 ) -> tuple[jax.Array, KVCache]:
-    """Read whole prompts into an empty cache; logits [B, V] after each row's last token.
+    """Logits [B, V] after each row's last token, and the cache with the prompts.
 
-    Prompts of different lengths are padded on the left: start_B[b] is the column of row b's first token, whose
-    position is 0. Errors: `ValueError` when the prompts are longer than the cache.
+    Args:
+      params: of `init` or `for_decoding`.
+      cfg: the model's config.
+      tokens_BT: prompts.
+      cache: without tokens.
+      start_B: the column of each row's first token, whose position is 0: prompts of different lengths are padded on the
+        left. None: no padding.
+
+    Raises:
+      ValueError: T is above the cache's slots.
     """
     T, S = tokens_BT.shape[1], cache.k_LBKSH.shape[3]
     if T > S:
@@ -165,9 +200,13 @@ def prefill(
 
 
 def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    """Append one token to each row; logits [B, V] of the token after it.
+    """Logits [B, V] of the token after `token_B`, and the cache with it.
 
-    The cache must have a slot left (`cache.index` < its length), which a compiled function cannot check.
+    Args:
+      params: of `init` or `for_decoding`.
+      cfg: the model's config.
+      token_B: the next token of each row.
+      cache: with a free slot (`cache.index` < its slots), which a compiled function cannot check.
     """
     where_B1 = (cache.index - cache.start_B)[:, None]
     rope = _rope(cfg, where_B1)
@@ -188,22 +227,25 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
 
 
 def reorder(cache: KVCache, rows_R: jax.Array) -> KVCache:
-    """The cache whose row r is row rows_R[r] of this one, for beam search; R may differ from the cache's rows."""
+    """The cache whose row r is row `rows_R[r]` of `cache`, for beam search; R may differ from the cache's rows."""
     return attention.reorder(cache, rows_R)
 
 
 def repeat(cache: KVCache, times: int) -> KVCache:
-    """Each row `times` times, side by side: the beams of one prompt."""
+    """The `cache` with each row `times` times, side by side: the beams of one prompt."""
     return attention.reorder(cache, jnp.repeat(jnp.arange(len(cache.start_B)), times))
 
 
 def for_decoding(params: Params, cfg: Config) -> Params:
-    """The same parameters as `decode_step` reads them fastest: with cfg.scan_layers=False each layer's arrays by
-    themselves, on CPUs with kernels turned (one copy of the blocks), otherwise as they are. `prefill` and `decode_step`
-    take either.
+    """The same parameters in the layout that `decode_step` reads fastest. `prefill` takes either.
 
-    A layer's slice of the stacked arrays would be copied for every token, or computed again inside each product: on a
-    CPU that is several times the work of the step itself.
+    Where layers are unrolled, each has arrays of its own, and on CPUs its kernels are transposed: one copy of the
+    blocks. A slice of stacked arrays would be copied for every token, on a CPU several times the work of the step.
+    Scanned layers stay stacked.
+
+    Args:
+      params: of `init`.
+      cfg: the model's config.
     """
     if cfg.scan_layers or isinstance(params["blocks"], list):
         return params
@@ -219,9 +261,9 @@ def _forward(
     key: jax.Array | None,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """Embeddings, blocks and final norm; each layer's keys and values go into the cache, if there is one.
+    """Embeddings, blocks and final norm; each layer's keys and values are written to the cache, if there is one.
 
-    `where` holds the tokens' positions, [T] or [B, T].
+    `where`: the tokens' positions, [T] or [B, T].
     """
     _check_length(cfg, tokens_BT.shape[1])
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
@@ -285,7 +327,7 @@ def _logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 
 
 def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
-    """Logits of a few hidden states, [B, D] -> [B, V] float32."""
+    """Logits of one hidden state for each row, [B, D] -> [B, V] float32."""
     if not cfg.tie_embeddings:
         with sharding.replicated_length():
             return _logits(params, cfg, x_BD[:, None])[:, 0]

@@ -107,7 +107,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: gpt.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as GPT-2 has them."""
+    """config.json's settings for `cfg`, of those that GPT-2 has."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],

@@ -63,7 +63,7 @@ DEFAULTS = {
     "rope_parameters": {},
     "tie_word_embeddings": False,
 }
-# Sliding windows are off unless `use_sliding_window`, whatever the two sizes beside it say.
+# Sliding windows are off without `use_sliding_window`; the two sizes are then not read.
 NEUTRAL = {
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -151,7 +151,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: gpt.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as these models have them, in the form that all versions read."""
+    """config.json's settings for `cfg`, of those that these models have, in the form that all versions read."""
     model_type = "qwen3" if cfg.qk_norm else "qwen2" if cfg.has_qkv_bias else "llama"
     scaling = cfg.rope_scaling
     # Transformers derives a head width that is absent, but not one that is null; Qwen 3's own default is a number.

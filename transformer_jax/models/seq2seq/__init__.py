@@ -164,7 +164,7 @@ def declare(cfg: Config) -> dict[str, Any]:
     embedding_std = {"normal": cfg.init_std, "xavier": D**-0.5, "t5": 1.0}[cfg.initializer]
 
     def side(num_layers: int, *, cross: bool) -> dict[str, Any]:
-        tree = {"blocks": params_lib.stack(_kernels_drawn(block.declare(cfg, cross=cross), cfg), num_layers)}
+        tree = {"blocks": params_lib.stack(_with_initializers(block.declare(cfg, cross=cross), cfg), num_layers)}
         if cfg.position == "learned":
             rows = cfg.max_length + cfg.position_offset
             tree["position"] = layers.declare_embedding(rows, D, "position", std=embedding_std)
@@ -179,7 +179,7 @@ def declare(cfg: Config) -> dict[str, Any]:
 
     head: dict[str, Any] = {}
     if not cfg.tie_embeddings:
-        head = _kernels_drawn(layers.declare_dense(D, V, ("embed", "vocab"), bias=False, std=cfg.init_std), cfg)
+        head = _with_initializers(layers.declare_dense(D, V, ("embed", "vocab"), bias=False, std=cfg.init_std), cfg)
     if cfg.logits_bias:
         head["bias"] = Param((V,), ("vocab",), zeros)
     tree: dict[str, Any] = {
@@ -190,12 +190,12 @@ def declare(cfg: Config) -> dict[str, Any]:
     return tree | {"head": head} if head else tree
 
 
-def _kernels_drawn(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
+def _with_initializers(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
     """The declarations with the kernels' initialisers by `cfg.initializer`."""
     if cfg.initializer == "normal":
         return tree
 
-    def redrawn(path: Any, p: Param) -> Param:
+    def initialized(path: Any, p: Param) -> Param:
         names = [entry.key for entry in path]
         if names[-1] != "kernel":
             return p
@@ -205,7 +205,7 @@ def _kernels_drawn(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
         fan_in = p.shape[0] * (cfg.head_width if "query" in names else 1)
         return dataclasses.replace(p, init=normal(fan_in**-0.5))
 
-    return jax.tree_util.tree_map_with_path(redrawn, tree, is_leaf=lambda x: isinstance(x, Param))
+    return jax.tree_util.tree_map_with_path(initialized, tree, is_leaf=lambda x: isinstance(x, Param))
 
 
 def init(key: jax.Array, cfg: Config) -> Params:

@@ -38,7 +38,7 @@ UNREAD = (
     *("activation_dropout", "classif_dropout", "classifier_dropout", "encoder_layerdrop", "decoder_layerdrop"),
     "force_bos_token_to_be_generated",
 )
-# Old config.json say these, which their model type has one way only.
+# Settings of old config.json that have one value in their model type.
 NEUTRAL = {
     "is_encoder_decoder": True,
     "tie_word_embeddings": True,
@@ -100,7 +100,17 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
 def read_fields(
     given: Mapping[str, Any], names: Collection[str], neutral: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The fields that BART, mBART and Marian say alike."""
+    """The fields that BART, mBART and Marian write in the same way.
+
+    Args:
+      given: config.json's object.
+      names: of the checkpoint's tensors.
+      neutral: settings with the one value that is supported.
+      where: names the file in messages.
+
+    Raises:
+      InputError: settings of encoder and decoder differ.
+    """
     known = {name: value for name, value in given.items() if name not in UNREAD}
     s = settings.read(known, DEFAULTS, neutral, where)
     for one, other in (
@@ -137,12 +147,18 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: seq2seq.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as BART or mBART has them."""
+    """config.json's settings for `cfg`, of those that BART or mBART has."""
     return write_fields(cfg, "mbart", "MBart") if cfg.norm_order == "pre" else write_fields(cfg, "bart", "Bart")
 
 
 def write_fields(cfg: seq2seq.Config, model_type: str, stem: str) -> dict[str, Any]:
-    """The settings that `read_fields` reads."""
+    """The settings that `read_fields` reads.
+
+    Args:
+      cfg: the model's config.
+      model_type: of config.json.
+      stem: with which the architecture's name begins.
+    """
     return {
         "model_type": model_type,
         "architectures": [f"{stem}{'ForConditionalGeneration' if model_type != 'marian' else 'MTModel'}"],

@@ -52,7 +52,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: seq2seq.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as Marian has them."""
+    """config.json's settings for `cfg`, of those that Marian has."""
     return bart.write_fields(cfg, "marian", "Marian")
 
 

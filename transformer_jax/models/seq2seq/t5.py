@@ -1,8 +1,8 @@
 """T5 (Raffel et al. 2020) as Hugging Face stores it: `model_type: t5`, for v1.1 and FLAN as well, and `mt5`.
 
-The relative biases lie in the first layer of each side. Whether the head is the table's transpose, the tensors say
-(versions of Transformers differ in what they make of "tie_word_embeddings"); whether the states are scaled before it,
-"scale_decoder_outputs" says, or else "tie_word_embeddings", as Transformers reads it; mT5's never are.
+The relative biases are in the first layer of each side. The tensors decide whether the head is the table's transpose
+(versions of Transformers interpret "tie_word_embeddings" differently). "scale_decoder_outputs", or else
+"tie_word_embeddings" as in Transformers, decides whether the states are scaled before it; mT5's never are.
 """
 
 from collections.abc import Collection, Mapping
@@ -36,7 +36,7 @@ DEFAULTS = {
     "tie_word_embeddings": True,
 }
 NEUTRAL = {"is_encoder_decoder": True}
-# What says "feed_forward_proj" again, how weights are drawn, and the dropout of heads that are not here.
+# Repetitions of "feed_forward_proj", the distribution of initial weights, and the dropout of heads that we do not have.
 UNREAD = ("classifier_dropout", "dense_act_fn", "initializer_factor", "is_gated_act", "scale_decoder_outputs")
 
 
@@ -124,7 +124,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: seq2seq.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as T5 has them."""
+    """config.json's settings for `cfg`, of those that T5 has."""
     name = settings.THEIR_ACTIVATIONS[cfg.activation]
     gate = "gelu" if cfg.activation == "gelu_tanh" else "none" if cfg.activation == "gelu" else name
     return {

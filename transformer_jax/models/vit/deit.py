@@ -1,6 +1,6 @@
 """DeiT (Touvron et al. 2021) as Hugging Face stores it: `model_type: deit`, ViT with a distillation token.
 
-Its tensors say whether that token has a head of its own: `cls_classifier` and `distillation_classifier`, or
+Its tensors decide whether that token has a head of its own: `cls_classifier` and `distillation_classifier`, or
 `classifier` alone.
 """
 
@@ -40,6 +40,6 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: vit.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as DeiT has them."""
+    """config.json's settings for `cfg`, of those that DeiT has."""
     classifies = "DeiTForImageClassification" + "WithTeacher" * (cfg.distillation == "head")
     return vit_format.write_fields(cfg, "deit", classifies if cfg.num_classes else "DeiTModel")

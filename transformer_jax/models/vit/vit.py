@@ -1,6 +1,6 @@
 """ViT (Dosovitskiy et al. 2021) as Hugging Face stores it: `model_type: vit`; and what DeiT has in common with it.
 
-Which head a checkpoint holds, its tensors say: `classifier`, or the pooler of a ViTModel, which is the paper's tanh
+A checkpoint's head is read from its tensors: `classifier`, or the pooler of a ViTModel, which is the paper's tanh
 layer from pre-training, or none. A pooler beside a classifier is read by nothing.
 """
 
@@ -57,7 +57,7 @@ def holds(cfg: Any) -> bool:
 
 
 def write_config(cfg: vit.Config) -> dict[str, Any]:
-    """The settings that say `cfg`, as far as ViT has them."""
+    """config.json's settings for `cfg`, of those that ViT has."""
     return write_fields(cfg, "vit", "ViTForImageClassification" if cfg.num_classes else "ViTModel")
 
 
@@ -65,7 +65,13 @@ def write_config(cfg: vit.Config) -> dict[str, Any]:
 
 
 def make_table(cfg: vit.Config, trunk: str, heads: tuple[Row, ...]) -> Table:
-    """The rows of the trunk, of its pooler and of the given heads; `trunk` is what the names begin with."""
+    """The rows of the trunk, of its pooler and of the heads.
+
+    Args:
+      cfg: the model's config.
+      trunk: with which the trunk's tensors begin.
+      heads: their rows.
+    """
     layer, side = f"{trunk}.encoder.layer.{{}}", cfg.patch_size
     projection, conv = f"{trunk}.embeddings.patch_embeddings.projection", (cfg.channels, side, side)
     return Table(
@@ -95,7 +101,14 @@ def make_table(cfg: vit.Config, trunk: str, heads: tuple[Row, ...]) -> Table:
 
 
 def read_fields(given: Mapping[str, Any], names: Collection[str], where: str, *, classifies: bool) -> dict[str, Any]:
-    """The fields of `vit.Config` that both formats say alike."""
+    """The fields of `vit.Config` that both formats write in the same way.
+
+    Args:
+      given: config.json's object.
+      names: of the checkpoint's tensors.
+      where: names the file in messages.
+      classifies: whether the architecture has a head.
+    """
     known = {name: value for name, value in given.items() if name not in UNREAD}
     known |= {name: _side(given[name], name, where) for name in ("image_size", "patch_size") if name in given}
     s = settings.read(known, DEFAULTS, NEUTRAL, where)
@@ -121,7 +134,7 @@ def read_fields(given: Mapping[str, Any], names: Collection[str], where: str, *,
 
 
 def _side(value: Any, name: str, where: str) -> Any:
-    """One number, which a list may say twice."""
+    """One number, which may be given twice, in a list."""
     if isinstance(value, list):
         if len(value) != 2 or value[0] != value[1]:
             raise InputError(f'{where}: "{name}" is {value!r}; only squares are supported')
@@ -130,7 +143,13 @@ def _side(value: Any, name: str, where: str) -> Any:
 
 
 def write_fields(cfg: vit.Config, model_type: str, architecture: str) -> dict[str, Any]:
-    """The settings that `read_fields` reads."""
+    """The settings that `read_fields` reads.
+
+    Args:
+      cfg: the model's config.
+      model_type: of config.json.
+      architecture: likewise.
+    """
     names = [f"LABEL_{i}" for i in range(cfg.num_classes)]
     return {
         "model_type": model_type,

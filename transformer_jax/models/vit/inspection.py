@@ -1,0 +1,75 @@
+"""What happens inside: hidden states, attention, and the patches that a prediction depends on.
+
+L layers, B batch, N heads, T and S and U tokens, P patches, D width.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.models.vit.trunk import embed
+from transformer_jax.nn import block
+from transformer_jax.nn.masks import Mask
+
+if TYPE_CHECKING:
+    from transformer_jax.models.vit import Config
+
+Params = Any
+
+
+def hidden_states(params: Params, cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
+    """The residual stream before the first block and after each, without the final norm, [L + 1, B, T, D].
+
+    Args:
+      params: of `init`.
+      cfg: the model's config.
+      images_BYXC: floats, normalised.
+    """
+    last_BTD, x_LBTD = _through_layers(params, cfg, images_BYXC, lambda p, x_BTD: x_BTD)
+    return jnp.concatenate([x_LBTD, last_BTD[None]])
+
+
+def attention_weights(params: Params, cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
+    """The attention probabilities of each layer and head, float32 [L, B, N, T, T]; rows sum to 1.
+
+    Args:
+      params: of `init`.
+      cfg: the model's config.
+      images_BYXC: floats, normalised.
+    """
+    return _through_layers(params, cfg, images_BYXC, lambda p, x_BTD: block.attention_weights(p, cfg, x_BTD))[1]
+
+
+def _through_layers(
+    params: Params, cfg: "Config", images_BYXC: jax.Array, look: Callable[[Any, jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """(states after the last block, look(parameters, input) of each layer, stacked)."""
+
+    def one(x_BTD: jax.Array, p: Any) -> tuple[jax.Array, jax.Array]:
+        return block.apply(p, cfg, x_BTD, mask=Mask())[0], look(p, x_BTD)
+
+    return jax.lax.scan(one, embed(params["embed"], cfg, images_BYXC, None), params["blocks"])
+
+
+def rollout(w_LBNTT: jax.Array, cfg: "Config") -> jax.Array:
+    """The share of each patch in what the head reads, float32 [B, rows, columns] (Abnar and Zuidema 2020, section 3).
+
+    It is the product over the layers of the attention, averaged over heads, and the identity, half each. The head reads
+    the class token, or the mean of the patches.
+
+    Args:
+      w_LBNTT: of `attention_weights`.
+      cfg: the model's config.
+    """
+
+    def further(flow_BTT: jax.Array, w_BNTT: jax.Array) -> tuple[jax.Array, None]:
+        step_BTT = (jnp.mean(w_BNTT, axis=1) + jnp.eye(w_BNTT.shape[-1])) / 2
+        return jnp.einsum("BTS,BSU->BTU", step_BTT, flow_BTT, precision="highest"), None
+
+    B, T = w_LBNTT.shape[1], w_LBNTT.shape[-1]
+    flow_BTT = jax.lax.scan(further, jnp.broadcast_to(jnp.eye(T), (B, T, T)), w_LBNTT)[0]
+    to_patches_BTP = flow_BTT[:, :, cfg.num_special :]
+    read_BP = to_patches_BTP[:, 0] if cfg.pool == "class" else jnp.mean(to_patches_BTP[:, cfg.num_special :], axis=1)
+    return read_BP.reshape(B, cfg.grid, cfg.grid)

@@ -1,0 +1,127 @@
+"""From images to hidden states: patches and tokens, blocks, final norm.
+
+B batch, Y and X pixels, C channels, P values of a patch, T tokens, D width.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax import sharding
+from transformer_jax.errors import InputError
+from transformer_jax.nn import block, layers, positions, stack
+from transformer_jax.nn.masks import Mask
+
+if TYPE_CHECKING:
+    from transformer_jax.models.vit import Config
+
+Params = Any
+
+
+def hidden(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Hidden states after the final norm, [B, T, D] in cfg.dtype.
+
+    First the special tokens (class, distillation, registers), then the patches row by row; with patch dropout and a
+    key, the patches that are not dropped.
+
+    Args:
+      params: of `init`.
+      cfg: the model's config.
+      images_BYXC: floats, normalised.
+      key: of dropout, stochastic depth and patch dropout; None: evaluation.
+
+    Raises:
+      InputError: images of another size than the config's, or integers.
+    """
+    return trunk(params, cfg, images_BYXC, key)
+
+
+def trunk(
+    params: Params, cfg: "Config", images_BYXC: jax.Array, key: jax.Array | None, *, num_outputs: int | None = None
+) -> jax.Array:
+    """Hidden states after the final norm, [B, T or num_outputs, D].
+
+    Args:
+      params: as for `hidden`.
+      cfg: likewise.
+      images_BYXC: likewise.
+      key: likewise.
+      num_outputs: how many of the first tokens are computed by the last layer, in which the others are keys and values
+        only; None: all.
+    """
+    embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+    deepest = max(cfg.num_layers - 1, 1)
+
+    def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None, num_outputs: int | None = None) -> jax.Array:
+        drop_path = cfg.stochastic_depth * layer / deepest if cfg.stochastic_depth else None
+        return block.apply(p, cfg, x_BTD, mask=Mask(), drop_path=drop_path, num_outputs=num_outputs, key=key)[0]
+
+    x_BTD = stack.run(
+        one,
+        params["blocks"],
+        embed(params["embed"], cfg, images_BYXC, embed_key),
+        num_layers=cfg.num_layers,
+        scan=cfg.scan_layers,
+        remat=cfg.remat,
+        key=blocks_key,
+        last=None if num_outputs is None else functools.partial(one, num_outputs=num_outputs),
+    )
+    return layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
+
+
+def embed(p: Any, cfg: "Config", images_BYXC: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Tokens and patches with their positions, [B, T, D].
+
+    Args:
+      p: the "embed" of the parameters.
+      cfg: the model's config.
+      images_BYXC: as for `hidden`.
+      key: likewise.
+    """
+    _check_images(cfg, images_BYXC)
+    dropout_key, patches_key = (None, None) if key is None else jax.random.split(key)
+    with sharding.replicated_length():  # the parts that are concatenated need not divide
+        x_BTD = layers.dense(p["patch"], _patches(cfg, images_BYXC).astype(cfg.dtype), out=None)
+        names = [name for name in ("class", "distillation", "registers") if name in p]
+        special = [sharding.constrain(p[name]["embedding"], (None, None)).astype(cfg.dtype) for name in names]
+        if cfg.position == "learned":
+            table = sharding.constrain(p["position"]["embedding"], (None, None)).astype(cfg.dtype)
+            x_BTD = x_BTD + table[cfg.num_positioned :]
+            special[: cfg.num_positioned] = [token + table[i] for i, token in enumerate(special[: cfg.num_positioned])]
+        else:
+            x_BTD = x_BTD + positions.sincos_2d(cfg.grid, cfg.grid, cfg.width).astype(cfg.dtype)
+        if patches_key is not None and cfg.patch_dropout > 0.0:
+            x_BTD = _some_patches(cfg, x_BTD, patches_key)
+        spread = [jnp.broadcast_to(tokens, (x_BTD.shape[0], *tokens.shape)) for tokens in special]
+        spread = [sharding.constrain(tokens, ("batch", None, None)) for tokens in spread]
+        x_BTD = layers.dropout(jnp.concatenate([*spread, x_BTD], axis=1), cfg.dropout, dropout_key)
+    return sharding.constrain(x_BTD, ("batch", "length", None), name="the tokens of an image")
+
+
+def _check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
+    wanted = (cfg.image_size, cfg.image_size, cfg.channels)
+    if images_BYXC.ndim != 4 or images_BYXC.shape[1:] != wanted:
+        raise InputError(
+            f"images have the shape {images_BYXC.shape}; the model's are {('B', *wanted)}, so resize the images, or "
+            "the model with resample_positions"
+        )
+    if not jnp.issubdtype(images_BYXC.dtype, jnp.floating):
+        raise InputError(f"images are {images_BYXC.dtype}; scale and normalise them to floats first")
+
+
+def _patches(cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
+    """The images' patches row by row, each flattened by channel, row and column, [B, T, P]."""
+    B, grid, side, C = images_BYXC.shape[0], cfg.grid, cfg.patch_size, cfg.channels
+    # One axis at a time: in an Explicit mesh a reshape of several is ambiguous.
+    split = images_BYXC.reshape(B, grid, side, grid * side, C).reshape(B, grid, side, grid, side, C)
+    return split.transpose(0, 1, 3, 5, 2, 4).reshape(B, grid * grid, C, side, side).reshape(B, grid * grid, -1)
+
+
+def _some_patches(cfg: "Config", x_BTD: jax.Array, key: jax.Array) -> jax.Array:
+    """A random choice of each row's patches, in their order, the same number for each row."""
+    B, T = x_BTD.shape[:2]
+    kept = max(1, round(T * (1.0 - cfg.patch_dropout)))
+    chosen_BK = jnp.sort(jnp.argsort(jax.random.uniform(key, (B, T)), axis=1)[:, :kept], axis=1)
+    return layers.gather(x_BTD, chosen_BK, out=("batch", None, None))
