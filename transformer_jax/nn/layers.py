@@ -138,7 +138,9 @@ def gather(x_BTD: jax.Array, index_BP: jax.Array, *, out: sharding.Axes) -> jax.
       out: the logical axes of the result.
     """
     one_hot_BPT = jax.nn.one_hot(index_BP, x_BTD.shape[1], dtype=x_BTD.dtype)
-    one_hot_BPT = sharding.constrain(one_hot_BPT, ("batch", None, "length"))
+    _, explicit = sharding.specs(("batch", None, "length"), one_hot_BPT.shape)
+    if explicit is not None:  # in an Explicit mesh both operands must be sharded along T
+        one_hot_BPT = jax.sharding.reshard(one_hot_BPT, explicit)
     return sharding.einsum("BPT,BTD->BPD", one_hot_BPT, x_BTD, out=out)
 
 
