@@ -8,12 +8,12 @@
     tools/run tools.bench vit-s16 --against torch --torch-python ~/torch/bin/python       # Transformers' ViT
     tools/run tools.bench transformer-tiny --against torch --torch-python ~/torch/bin/python [--full-rows]
     tools/run tools.bench gpt-4x128 --profile                         # where the time goes, by operation
-    tools/run tools.bench gpt2-124m --target tpu:v5p:2x2x1 --train.batch-size 64    # chips that are not here
+    tools/run tools.bench gpt2-124m --target tpu:v5p:2x2x1 --train.batch-size 64    # compiled, for other chips
 
 What is timed is the step that `train` runs: same mesh, same optimiser, state donated, one step dispatched ahead of the
-one waited for. The batches, of random tokens or images, already lie on the devices, so the input pipeline is not in it.
+one waited for. The batches, of random tokens or images, are on the devices already: the input pipeline is not timed.
 
-Shared and throttled machines drift by tens of percent, so everything is measured in turns: a block of our steps, a
+Shared and throttled machines drift by tens of percent, so everything is interleaved: a block of our steps, a
 block of plain matrix products, a block of the other side's steps, and again, for `--rounds` rounds. The first step of
 a block is dropped (the other side has just had the caches). Medians are over all steps; the ratio is the median of the
 rounds' own ratios, whose two blocks were neighbours in time. CPU time (all threads of the process, the system's part
@@ -312,7 +312,7 @@ def measure(
     rounds: int,
     block_seconds: float,
 ) -> dict[str, Any]:
-    """Everything in turns; the numbers as a tree that JSON can hold."""
+    """Everything interleaved; the numbers as a tree that JSON can hold."""
     theirs = ask(torch) if torch is not None else None
     run, ours, _ = bench_step.prepare(experiment, rows)
     if theirs is not None and theirs["parameters"] != ours["parameters"]:

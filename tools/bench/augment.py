@@ -2,7 +2,7 @@
 
     tools/run tools.bench.augment [--batch 512] [--side 32] [--rounds 7]
 
-A batch of random float32 images lies on this machine's devices as in training, on a CPU one for each core. Each
+A batch of random float32 images is on this machine's devices as in training, on a CPU one for each core. Each
 function is compiled by itself and timed alone; in the training step the compiler fuses it with what comes before and
 after. The functions take turns, and the medians of the rounds are shown: images a second, and the CPU time of an image
 over all cores, which a busy machine disturbs less. "nothing" reads and writes the batch.

@@ -1,4 +1,4 @@
-"""The part of tools/bench for chips that are not here: a training step as their own compiler makes it.
+"""The part of tools/bench for chips that this machine does not have: a training step as their own compiler makes it.
 
     tools/run tools.bench gpt2-124m --target tpu:v5p:2x2x1 --train.batch-size 64 --model.no-scan-layers
     tools/run tools.bench experiments.mlm.bert_base --target cuda:h200:1x8 --json after.json

@@ -226,7 +226,7 @@ def random_batches(cfg: dict[str, Any], device: str) -> list[tuple[Any, torch.Te
 
 
 def make_step(cfg: dict[str, Any], device: str, model: nn.Module, optimizer: Any) -> Callable[[], tuple[Any, int]]:
-    """One training step on a batch that already lies on the device; returns the loss there, and the batch's size."""
+    """One training step on a batch that is on the device already; returns the loss there, and the batch's size."""
     batches = random_batches(cfg, device)
     narrow = torch.bfloat16 if cfg["dtype"] == "bfloat16" else None
     count = 0

@@ -8,11 +8,11 @@ length, each with the batch size that is best for it of those tried once. Then t
 ratio is the median of the rounds' own ratios, whose calls were neighbours in time. A call is timed whole, from ids to
 ids, after one untimed call of the same shapes; compiling is reported apart.
 
-The weights are random, and random weights end no sentence where a translation would. So nobody may end one: the stop
+The weights are random, and random weights end no sentence where a translation would. So no side may end one: the stop
 token's bias forbids it, and every side makes as many new tokens as the source has. The sources' lengths are rounded to
-multiples of `STEP` (the last words dropped or said again), and a batch holds one length for those sides whose limit is
+multiples of `STEP` (the last words dropped or repeated), and a batch holds one length for those sides whose limit is
 a batch's. All sides then do the same work, which "same" checks: the share of sentences whose best hypothesis is ours,
-token by token. What the search saves by stopping early, and what it pays for sentences that go on, is in none of them.
+token by token. What the search saves by stopping early, and what it pays for longer sentences, is in none of them.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def read(path: str, count: int, vocab_size: int) -> list[list[int]]:
 
 
 def make_params(cfg: seq2seq.Config) -> Any:
-    """Random weights that say neither the stop token nor padding, with logits spread enough to have no near-ties."""
+    """Random weights that give neither the stop token nor padding, with logits spread enough to have no near-ties."""
     params = jax.tree.map(np.array, jax.jit(seq2seq.init, static_argnums=1)(jax.random.key(0), cfg))
     params["decoder"]["blocks"]["mlp_norm"]["scale"][-1] = 3.0
     params["embed"]["token"]["embedding"][cfg.pad_id] = 0.0  # Marian's padding begins the target
@@ -165,7 +165,7 @@ def measure(
 
 
 def ours(cfg: seq2seq.Config, params: Any, sources: Sequence[Sequence[int]]) -> Side:
-    """Our side; the parameters lie on the devices already."""
+    """Our side; the parameters are on the devices already."""
     params = jax.device_put(params)
     settings = Beam(WIDTH, cfg.max_length, (STOP,), length_penalty=LENGTH_PENALTY)
 

@@ -12,11 +12,15 @@ A kernel takes the plain form as its first argument, to wrap it, or to call it f
 cover. It returns the same values and gradients. Which module is asked depends on what the program is compiled for: the
 devices of the current mesh, or the default backend.
 
-Kernels with a gradient of their own are differentiable in reverse mode, once. For `jax.jvp`, Hessians, and `jax.export`
-with a symbolic length, ask for the plain form of everything:
+Kernels with a gradient of their own are differentiable in reverse mode, once. For forward mode, Hessians, and
+`jax.export` with a symbolic length, ask for the plain form of everything:
 
     with kernels.use("plain"):
         jax.jvp(loss, (params,), (direction,))
+
+    length = jax.export.symbolic_shape("B, T", constraints=["T <= 1024"])     # the model's max_length
+    with kernels.use("plain"):
+        jax.export.export(jax.jit(forward))(params, jax.ShapeDtypeStruct(length, int))
 """
 
 import functools
