@@ -17,6 +17,7 @@ from transformer_jax.contracts import Observer, Report, Row, RunFacts
 
 NAME = "metrics.jsonl"
 LONGEST = 2**20  # bytes of a line; the rest of a longer one is skipped as a line that is not a row
+MAX_BYTES = 2**32  # of the file, 20 million usual rows; a sparse file has no end
 
 
 class JsonLines(Observer):
@@ -25,8 +26,7 @@ class JsonLines(Observer):
     def start(self, run: RunFacts) -> None:
         """Opens the file, and removes the rows after the run's first step, which a killed run has written."""
         self.path = run.folder / NAME
-        rows = _up_to(self.path, run.first_step) if self.path.exists() else []
-        self.evaluated = {_evaluation(row) for row in rows}
+        self.evaluated = _remove_after(self.path, run.first_step) if self.path.exists() else set()
         self.file = self.path.open("a", encoding="utf-8")
 
     def row(self, row: Row) -> None:
@@ -54,8 +54,8 @@ class JsonLines(Observer):
         self.file.close()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; [] where there is no file.
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics.jsonl, one at a time; none where there is no file.
 
     Lines that are not rows are skipped, such as a last line that a killed run left incomplete.
 
@@ -63,14 +63,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
       path: the file.
 
     Raises:
-      InputError: it is not a regular file.
+      InputError: it is not a regular file, or has more than `MAX_BYTES`.
     """
-    return [row for _, row in _lines(path) if row is not None] if path.exists() else []
+    return (row for _, row in _lines(path) if row is not None) if path.exists() else iter(())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """`rows`, in a list."""
+    return list(rows(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Each line with its row; None where it is not a row."""
-    with files.opened(path, inside=path.parent) as file:
+    with files.opened(path, limit=MAX_BYTES, inside=path.parent) as file:
         while line := file.readline(LONGEST):
             try:
                 row = json.loads(line)
@@ -80,14 +85,13 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
             yield line, row if isinstance(step, int | float) and not isinstance(step, bool) else None
 
 
-def _up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows up to a step. All other lines are removed from the file."""
-    lines = list(_lines(path))
-    kept = [(line, row) for line, row in lines if line.endswith(b"\n") and row is not None and row["step"] <= step]
-    if len(kept) < len(lines):
-        with files.replacing(path) as part:
-            part.write_bytes(b"".join(line for line, _ in kept))
-    return [row for _, row in kept if row is not None]
+def _remove_after(path: Path, step: int) -> set[tuple[float, frozenset[str]]]:
+    """Removes the rows of later steps, and lines that are not rows; returns what tells apart the evaluations left."""
+    stays = lambda line, row: line.endswith(b"\n") and row is not None and row["step"] <= step  # noqa: E731
+    if not all(stays(line, row) for line, row in _lines(path)):
+        with files.replacing(path) as part, part.open("wb") as file:
+            file.writelines(line for line, row in _lines(path) if stays(line, row))
+    return {_evaluation(row) for _, row in _lines(path) if row is not None and "loss" not in row}
 
 
 def _evaluation(row: Mapping[str, Any]) -> tuple[float, frozenset[str]]:
