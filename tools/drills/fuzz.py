@@ -342,7 +342,8 @@ def run(name: str, count: int, seed: int) -> tuple[Counter[str], dict[str, int],
 
     while begun + 1 < count:
         command = [sys.executable, "-m", "tools.drills.fuzz", "--child", name, str(begun + 1), str(count), str(seed)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, text=True, **streams) as process:  # type: ignore[call-overload]
             assert process.stdout is not None
             ended = begun
             for line in process.stdout:

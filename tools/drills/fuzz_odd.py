@@ -23,8 +23,11 @@ ODD = ("link out", "link to a device", "link to itself", "pipe", "socket", "fold
 
 
 def odd_data(path: Path, rng: np.random.Generator) -> None:
-    """As `odd`, of a user's own data, which may lie behind links."""
+    """As `odd`, of a user's own data, which may be behind a link to any file; /proc/self/mem counts as one."""
     odd(path, rng, ODD[1:])
+    if path.is_symlink() and os.readlink(path).startswith("/proc/"):
+        path.unlink()
+        path.symlink_to("/dev/zero")
 
 
 def odd(path: Path, rng: np.random.Generator, kinds: tuple[str, ...] = ODD) -> None:
