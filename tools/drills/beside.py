@@ -68,8 +68,8 @@ def owners(job: Job, tries: int) -> Iterator[Row]:
         folder = job.folder / name.replace(" ", "_").replace(",", "")
         yield _owners(forks, folder, f"owners {name}", settings, tries)
     with bucket.serve("drill") as server:
-        settings = {"machines": True, "bucket": True, "environment": dict(server.environment)}
-        yield _owners(forks, job.folder / "bucket", "owners in a bucket, each on another machine", settings, tries)
+        stored = {"machines": True, "bucket": True, "environment": dict(server.environment)}
+        yield _owners(forks, job.folder / "bucket", "owners in a bucket, each on another machine", stored, tries)
 
 
 def _owners(forks: Any, folder: Path, name: str, settings: dict[str, Any], tries: int) -> Row:

@@ -9,7 +9,7 @@
 `contracts.Observer` states the events of a run; docs/logging.md shows how to write an observer.
 """
 
-from transformer_jax.observe.json_lines import JsonLines, read_rows
+from transformer_jax.observe.json_lines import JsonLines, read_rows, rows
 from transformer_jax.observe.meter import PEAK_FLOPS, Meter, peak_flops
 from transformer_jax.observe.observing import DEFAULT, Observing, start
 from transformer_jax.observe.plot import plot_loss
@@ -38,6 +38,7 @@ __all__ = [
     "peak_flops",
     "plot_loss",
     "read_rows",
+    "rows",
     "start",
     "table",
 ]

@@ -66,6 +66,8 @@ class Writer:
       averaged: the steps of which the parameters are the mean (`average.create`).
       metrics: {step: value} of what is known by now, which counts before what the steps themselves state: a step may
         have been saved before it was evaluated.
+      scheduled: whether an uninterrupted run saves a step. Any other, which a signal or a failed save has made, is kept
+        while it is the newest and takes no other's room, so that the same steps are left in the end.
       resumed: the step that the run goes on from. Newer ones are damaged; they are set aside as STEP.damaged.
       still_ours: called before a save writes anything, and before what it wrote becomes a step. It raises `lock.Lost`
         where another run has the folder, and that ends this one.
@@ -88,6 +90,7 @@ class Writer:
         data: str = "",
         averaged: Sequence[int] = (),
         metrics: Callable[[], Mapping[int, float]] = dict,
+        scheduled: Callable[[int], bool] = lambda step: True,
         resumed: int | None = None,
         still_ours: Callable[[], object] = lambda: None,
         before: Callable[[], object] = lambda: None,
@@ -96,7 +99,7 @@ class Writer:
         self.folder, self.say = store.absolute(folder), say
         self._still_ours, self._before = still_ours, before
         self._remote, self._run = store.remote(folder), run
-        self._metrics = metrics
+        self._metrics, self._scheduled = metrics, scheduled
         self._keep, self._keep_best, self._best = keep, keep_best, best
         self._facts = {
             "format": checkpoint.FORMAT,
@@ -126,7 +129,7 @@ class Writer:
         self._failures, self._retry_at = 0, 0.0
 
     def save(self, state: TrainState, *, rows: int, metric: float | None = None) -> None:
-        """Begins to save `state` under its step; does nothing when that step is there already.
+        """Begins to save `state` under its step; when that step is there already, old ones are deleted, no more.
 
         Waits for a save that is under way; if it failed, this one takes its place. Arguments:
           rows: examples consumed, all that the input pipeline needs to go on.
@@ -286,13 +289,13 @@ class Writer:
         One that is damaged is deleted too when it is its turn, and said: the same disk holds the others.
         """
         held = [step for step in checkpoint.steps(self.folder) if _can_be_read(self.folder / str(step))]
-        known = self._metrics()
-        metrics = {step: known.get(step, _metric(self.folder / str(step))) for step in held}
+        known, scheduled = self._metrics(), [step for step in held if self._scheduled(step)]
+        metrics = {step: known.get(step, _metric(self.folder / str(step))) for step in scheduled}
         sign = 1 if self._best == "lowest" else -1
         ranked = sorted(
             (sign * metric, step) for step, metric in metrics.items() if metric is not None and math.isfinite(metric)
         )
-        kept = {*held[-self._keep :], *(step for _, step in ranked[: self._keep_best])}
+        kept = {*held[-1:], *scheduled[-self._keep :], *(step for _, step in ranked[: self._keep_best])}
         for step in held:
             if step in kept:
                 continue

@@ -1,7 +1,7 @@
 """Which evaluated step is the best so far, and how many evaluations have brought no better one: a value."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +26,10 @@ class Best:
     def among(self, steps: Collection[int]) -> "Best":
         """With the evaluations of these `steps` only."""
         return replace(self, history=tuple(entry for entry in self.history if entry[0] in steps))
+
+    def up_to(self, step: int) -> "Best":
+        """With the evaluations up to this `step` only."""
+        return replace(self, history=tuple(entry for entry in self.history if entry[0] <= step))
 
     @property
     def values(self) -> Mapping[int, float]:
@@ -54,7 +58,7 @@ class Best:
         return min(finite)[1] if finite else None
 
 
-def read(rows: Collection[Mapping[str, object]], name: str, *, up_to: int) -> tuple[tuple[int, float], ...]:
+def read(rows: Iterable[Mapping[str, object]], name: str, *, up_to: int) -> tuple[tuple[int, float], ...]:
     """The history of one number in rows of metrics; null is read as NaN.
 
     Args:

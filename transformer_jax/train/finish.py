@@ -28,8 +28,7 @@ def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
     """
     if run.complete and (run.step >= run.last_step or not run.report):
         steps.validate(run)
-    if run.saved_at != run.step:
-        steps.save(run)
+    steps.save(run)  # of a resumed run the step may be there: what was to be deleted beside it is deleted now
     while run.writer.wait():
         steps.save(run)
     if run.report and run.complete:
@@ -130,7 +129,7 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
 def _plot(run: Run) -> None:
     if jax.process_index() == 0:
         try:
-            observe.plot_loss(observe.read_rows(run.folder.local / "metrics.jsonl"), run.folder.local / "loss.png")
+            observe.plot_loss(observe.rows(run.folder.local / "metrics.jsonl"), run.folder.local / "loss.png")
         except extras.Missing as missing:
             banner(8, f"not written: {missing}")
 

@@ -30,7 +30,7 @@ from transformer_jax.train import best as best_lib
 from transformer_jax.train import finish
 from transformer_jax.train.folder import Results, enter
 from transformer_jax.train.setup import Run, setup
-from transformer_jax.train.steps import steps
+from transformer_jax.train.steps import scheduled, steps
 from transformer_jax.train.stop import StopSignals
 
 __all__ = ["Results", "Run", "run"]
@@ -80,7 +80,7 @@ def run(
 def observe_run(run: Run, stack: contextlib.ExitStack) -> None:
     """Reads what `run` has logged before, and starts the observers; `stack` ends them."""
     folder, experiment = run.folder, run.experiment
-    rows = observe.read_rows(folder.local / "metrics.jsonl")
+    rows = observe.rows(folder.local / "metrics.jsonl")
     history = best_lib.read(rows, f"validation/{run.metric}", up_to=run.first_step)
     # Host 0 decides for all hosts, because only host 0 writes the file.
     run.best = best_lib.Best(experiment.checkpoint.best, tuple(map(tuple, hosts.first("the history", history))))
@@ -119,6 +119,7 @@ def live(run: Run) -> Iterator[None]:
             keep_best=keeps.keep_best,
             best=keeps.best,
             metrics=lambda: run.best.values,
+            scheduled=lambda step: scheduled(run, step),
             resumed=folder.saved_step,
             still_ours=folder.check_owner,
             before=folder.publish,  # a resumed run reads its best step from the rows before the checkpoint

@@ -66,7 +66,6 @@ class Run:
     best: best_lib.Best = field(default_factory=best_lib.Best)
     report: Mapping[str, Any] = field(default_factory=dict)  # of the last evaluation
     outputs: Mapping[str, Any] = field(default_factory=dict)
-    saved_at: int | None = None
     to_first_step: float = 0.0
 
     @property
@@ -152,7 +151,6 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
         rows=rows,
         first_step=first_step,
         first_row=rows,
-        saved_at=folder.saved_step,
     )
 
 

@@ -85,6 +85,14 @@ def is_due(step: int, every: int, last: int) -> bool:
     return every > 0 and step % every == 0 and 0 < step < last
 
 
+def scheduled(run: Run, step: int) -> bool:
+    """Whether a run that nothing interrupts saves after this step: when it is due, the best so far, or the last one."""
+    keeps, best = run.experiment.checkpoint, run.best.up_to(step)
+    is_best = keeps.keep_best > 0 and best.step == step
+    out_of_patience = step in best.values and best.impatient(run.experiment.evaluate.patience)
+    return step >= run.last_step or due(step, keeps.every, run.last_step) or is_best or out_of_patience
+
+
 def place(run: Run, rows: Any) -> Any:
     """A global batch of `run` on the devices, from `rows`, this host's part of it."""
     return batch_lib.place(rows, {name: leaf.sharding for name, leaf in run.program.batch.items()})
@@ -151,7 +159,6 @@ def save(run: Run) -> None:
         run.observing.save(run.step)
         state = state_lib.to_store(run.state, run.experiment.optim)
         run.writer.save(state, rows=run.rows, metric=run.best.values.get(run.step))
-        run.saved_at = run.step
 
 
 def diagnosed(run: Run, watch: diagnose.Watch, step: int) -> RunError:
