@@ -27,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from tools.drills import beside as drills_beside
 from tools.drills import damage as drills_damage
 from tools.drills import disk as drills_disk
+from tools.drills import equal as drills_equal
 from tools.drills import faults as drills_faults
 from tools.drills import folder as drills_folder
 from tools.drills import store as drills_store
@@ -300,6 +301,7 @@ DRILLS = {
     "store": drills_store.drill,
     "readers": drills_beside.readers,
     "owners": drills_beside.owners,
+    "equal": drills_equal.drill,
 }
 
 

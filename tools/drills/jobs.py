@@ -6,12 +6,15 @@ They train on what every machine has: this library's own source, Babel's CLDR, s
 """
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import transformer_jax
 from experiments.translation import cldr
 from experiments.vit import digits
 from transformer_jax.augment import Affine
+from transformer_jax.contracts import Prepared
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.data.sources import TextFiles
 from transformer_jax.data.tokenizers import Bytes, TrainBPE
@@ -20,12 +23,22 @@ from transformer_jax.models import bert
 from transformer_jax.models import gpt as gpts
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import MaskedLM
+from transformer_jax.tasks.causal_lm import CausalLM
 
 PACKAGE = Path(transformer_jax.__file__).parent
 TEXT = TextFiles(
     tuple(str(PACKAGE / name) for name in ("contracts/task.py", "experiment.py", "restore.py", "sharding.py"))
 )
 TRAIN = Train(steps=200, batch_size=8, log_every=1)
+
+
+@dataclass(frozen=True)
+class WithATestSet(CausalLM):
+    """Causal language modelling with a test set, which is the validation set."""
+
+    def prepare(self, *args: Any, **options: Any) -> Prepared:
+        prepared = super().prepare(*args, **options)
+        return dataclasses.replace(prepared, test=prepared.validation)
 
 
 def gpt() -> Experiment:
