@@ -86,11 +86,16 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 
 def scheduled(run: Run, step: int) -> bool:
-    """Whether a run that nothing interrupts saves after this step: when it is due, the best so far, or the last one."""
+    """Whether a run that nothing interrupts saves after this step: it is due, the best so far, or the last one.
+
+    Args:
+      run: with the evaluations up to now.
+      step: steps taken.
+    """
     keeps, best = run.experiment.checkpoint, run.best.up_to(step)
     is_best = keeps.keep_best > 0 and best.step == step
     out_of_patience = step in best.values and best.impatient(run.experiment.evaluate.patience)
-    return step >= run.last_step or due(step, keeps.every, run.last_step) or is_best or out_of_patience
+    return step >= run.last_step or is_due(step, keeps.every, run.last_step) or is_best or out_of_patience
 
 
 def place(run: Run, rows: Any) -> Any:
