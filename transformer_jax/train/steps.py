@@ -94,7 +94,7 @@ def scheduled(run: Run, step: int) -> bool:
     """
     keeps, best = run.experiment.checkpoint, run.best.up_to(step)
     is_best = keeps.keep_best > 0 and best.step == step
-    out_of_patience = step in best.values and best.impatient(run.experiment.evaluate.patience)
+    out_of_patience = step in best.values and best.is_out_of_patience(run.experiment.evaluate.patience)
     return step >= run.last_step or is_due(step, keeps.every, run.last_step) or is_best or out_of_patience
 
 
