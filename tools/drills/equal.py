@@ -268,7 +268,7 @@ def interrupt(job: Any, folder: Path, kind: str, number: int, instant: list[str]
     the interruption has left."""
     from transformer_jax.errors import InputError, RunError
 
-    left, died = folder.with_name(folder.name + ".left"), []
+    left, died = folder.with_name(folder.name + ".left"), list[str]()
 
     def kill(what: str) -> None:
         if not died:
