@@ -21,7 +21,7 @@ from transformer_jax.experiment import Experiment
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.masked_lm import MaskedLM
-from transformer_jax.train import batch, setup
+from transformer_jax.train import batch, checks
 
 OWN = (Path(__file__).resolve().parents[1] / "examples" / "own_model.py").read_text(encoding="utf-8")
 NOT_A_SET: Any = [1]
@@ -328,14 +328,14 @@ def test_another_task_in_an_experiment_needs_its_own_sample():
 )
 def test_what_a_task_prepares(returned, message):
     with pytest.raises(InputError, match=message):
-        setup.check_prepared(CausalLM(), returned)
+        checks.check_prepared(CausalLM(), returned)
 
 
 @pytest.mark.parametrize("returned", [3, ({}, 3), ({"loss": 3}, {}), ({"loss": (np.ones(2), 1)}, {})])
 def test_what_a_task_evaluates(returned):
     with pytest.raises(InputError, match=r"CausalLM.evaluate returned .*\(\{name: \(sum, weight\)\} of scalars"):
-        setup.check_evaluate(CausalLM(), jax.tree.map(np.asarray, returned))
-    setup.check_evaluate(CausalLM(), ({"loss": (np.ones(()), np.ones(()))}, {"labels": np.ones(2)}))
+        checks.check_evaluate(CausalLM(), jax.tree.map(np.asarray, returned))
+    checks.check_evaluate(CausalLM(), ({"loss": (np.ones(()), np.ones(()))}, {"labels": np.ones(2)}))
 
 
 def test_an_example_has_weights():

@@ -14,7 +14,7 @@ Expected validation loss, nats per character (here over the whole validation spl
          (measured, 2 CPU cores). About 2 minutes on 2 CPU cores (estimated).
     gpu: 1.4697, the best along the way (published, README), in about 3 minutes on one A100.
     muon: 1.609, where the CPU run has 1.904 (both measured, 2 CPU cores, the mean of seeds 0, 1, 2).
-    tfds: about the CPU run's; TFDS cuts the same text into 90 % training, 5 % validation and 5 % test.
+    tfds: about the CPU run's; TFDS splits the same text into 90 % training, 5 % validation and 5 % test.
 """
 
 import dataclasses

@@ -9,10 +9,10 @@
 
 Reproduces: Devlin et al. 2019, section 3.1 and appendix A.2: 1,000,000 steps of 256 sequences, 90 % of them of 128
 tokens and the rest of 512, Adam with learning rate 1e-4, beta 0.9 and 0.999, weight decay 0.01, 10,000 steps of warm-up
-and linear decay, dropout 0.1, 15 % of the tokens masked. Epsilon 1e-6 and the gradient's norm cut to 1 are those of
+and linear decay, dropout 0.1, 15 % of the tokens masked. Epsilon 1e-6 and the gradient's norm clipped to 1 are those of
 their code (google-research/bert, optimization.py). They read Wikipedia and BooksCorpus; the latter is not distributed,
-so here it is Wikipedia alone. Masks are drawn anew in every epoch, where theirs were drawn ten times. The second phase
-goes on at the learning rate at which the first one ends, with fresh moments. Variants: `whole_word` masking and
+so here it is Wikipedia alone. Masks are drawn again in every epoch; theirs were drawn ten times. The second phase
+starts with the learning rate at the end of the first one, with new moments. Variants: `whole_word` masking and
 `large`, their other model (batch, steps and learning rate are the same).
 
 Hardware: one GPU with 80 GB, or a TPU slice; the first phase takes accumulation on less: --train.accumulate 4.

@@ -8,7 +8,7 @@
 `downloads/roberta-base` is the Hugging Face folder with the published tokenizer (vocab.json and merges.txt are enough).
 
 Reproduces: Liu et al. 2019, table 9: 500,000 steps of 8K sequences, Adam with peak learning rate 6e-4, 24,000 steps of
-warm-up, linear decay, beta 0.9 and 0.98, epsilon 1e-6, weight decay 0.01, dropout 0.1, no clipping; masks drawn anew
+warm-up, linear decay, beta 0.9 and 0.98, epsilon 1e-6, weight decay 0.01, dropout 0.1, no clipping; masks drawn again
 for every row (section 4.1), FULL-SENTENCES (4.2). They read 160 GB of books, Wikipedia, news, web pages and stories,
 most of which is not distributed; here it is C4. Variants: `large` (table 9's other column: 4e-4, 30,000 steps of
 warm-up), and `books_and_wiki`, their comparison of batch sizes on BERT's own data: 125,000 steps of 2K sequences, peak

@@ -10,11 +10,11 @@ it brings its architecture and its tokenizer. --init-from "" trains from scratch
 
 Reproduces: Lewis et al. 2020, section 5.3, by fairseq's recipe for it (examples/bart/README.summarization.md): 20,000
 steps of about 65,000 tokens, learning rate 3e-5 after 500 steps of warm-up, linear decay, AdamW with beta 0.9 and 0.999
-and weight decay 0.01, dropout 0.1, label smoothing 0.1, the gradient's norm cut to 0.1; beam 4, length penalty 2, 55 to
-140 tokens, no 3-gram twice. Articles are cut to 1,024 tokens. A batch is 64 rows of 1,024 source tokens, pairs packed.
-`t5_small` is Raffel et al. 2020's fine-tuning (section 3.1.3): 2^18 steps at a constant rate, batches of 128 articles
-of 512 tokens; they use Adafactor at 1e-3 of a parameter's size, here it is AdamW at 3e-4. Their beam: 4, length penalty
-0.6 (section 3.7), of GNMT.
+and weight decay 0.01, dropout 0.1, label smoothing 0.1, the gradient's norm clipped to 0.1; beam 4, length penalty 2,
+55 to 140 tokens, no 3-gram twice. Articles are truncated to 1,024 tokens. A batch is 64 rows of 1,024 source tokens,
+pairs packed. `t5_small` is Raffel et al. 2020's fine-tuning (section 3.1.3): 2^18 steps at a constant rate, batches of
+128 articles of 512 tokens; they use Adafactor at 1e-3 of a parameter's size, here it is AdamW at 3e-4. Their beam: 4,
+length penalty 0.6 (section 3.7), of GNMT.
 
 Data: `cnn_dailymail` 3.0.0 as TFDS prepares it (287,113 articles to train, 13,368 to validate, 11,490 to test), or
 JSONL with "article" and "highlights".

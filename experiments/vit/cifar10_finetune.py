@@ -52,7 +52,7 @@ def experiment() -> Experiment:
 
 
 def large_images() -> Experiment:
-    """384 pixels: decoded anew each time, for they would take 27 GB."""
+    """384 pixels: images are decoded in every epoch, because they would take 27 GB of memory."""
     recipe = experiment()
     return dataclasses.replace(
         recipe,

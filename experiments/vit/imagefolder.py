@@ -8,7 +8,7 @@
 
 Data: PATH/CLASS/*.jpg (PNG and WebP as well), of which a tenth is held out, or PATH/train/CLASS/*.jpg with PATH/val
 and, if you have one, PATH/test. Files that cannot be decoded end the run, unless you say --data.broken skip. Random
-parts of the images are cut out by the CPU (Szegedy et al. 2015); then flips and RandAugment.
+parts of the images are cropped by the CPU (Szegedy et al. 2015); then flips and RandAugment.
 
 `experiment` trains a ViT-Ti/16 from scratch, on pictures of 128 pixels, which needs tens of thousands of them;
 `finetune` starts from a checkpoint, with a new head, and does with hundreds.

@@ -7,9 +7,9 @@
 Reproduces: Beyer, Zhai and Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580), and
 google-research/big_vision, configs/vit_s16_i1k.py: fixed sines and cosines for positions, global average pooling, a
 tanh layer before the head, inception crops, flips, RandAugment(2, 10), MixUp of 0.2, batches of 1,024, learning rate
-1e-3 with 10,000 steps of warm-up and cosine decay, the gradient's norm cut to 1. Their weight decay, 1e-4, is not
+1e-3 with 10,000 steps of warm-up and cosine decay, the gradient's norm clipped to 1. Their weight decay, 1e-4, is not
 multiplied by the learning rate's peak; ours is, hence 0.1. 99 % of the training images train, the rest chooses the
-checkpoint, and the validation images test, resized to 256 pixels on the shorter side and cut to 224. What differs:
+checkpoint, and the validation images test, resized to 256 pixels on the shorter side and cropped to 224. What differs:
 their first moments are bfloat16, and their resizing is TensorFlow's.
 
 Data: ILSVRC-2012, prepared in the TFDS store as `imagenet2012` in array_record format.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import jax
 
-from transformer_jax import brought, config_json, hosts, observe
+from transformer_jax import brought, config_json, files, hosts, observe
+from transformer_jax.contracts import Prepared
+from transformer_jax.errors import RunError
 from transformer_jax.experiment import Experiment
 from transformer_jax.runs import checkpoint, fingerprint, lock, store, store_lock
 from transformer_jax.runs import workdir as workdirs
@@ -138,3 +141,55 @@ def take_lock(folder: RunFolder, stack: contextlib.ExitStack) -> None:
     hold = store_lock.hold if store.remote(folder.path) else lock.hold
     folder.check_owner = stack.enter_context(hold(folder.path, lambda line: banner(1, line)))
     workdirs.refuse_changed(folder.path, folder.seen)
+
+
+def claim(folder: RunFolder, prepared: Prepared, stack: contextlib.ExitStack) -> None:
+    """Takes the folder for a run, after every check, and writes its config, tokenizer and code.
+
+    Args:
+      folder: from `enter`.
+      prepared: the data of the run.
+      stack: releases the lock and uploads the last files.
+    """
+    if folder.is_new:
+        take_lock(folder, stack)
+    if jax.process_index() == 0:
+        config, path = config_json.to_json(folder.experiment), folder.local / "config.json"
+        if not path.exists() or files.read_json(path, inside=folder.local) != config:
+            workdirs.write_json(path, config)
+        if folder.saved_step is None:  # a tokenizer that is there is from a run that ended before its first save
+            _remove_tokenizer(folder)
+        if prepared.tokenizer is not None and not (folder.local / "tokenizer").is_dir():
+            _save_tokenizer(prepared.tokenizer, folder.local / "tokenizer")
+        for name, text in brought.code_of(folder.experiment).items():
+            (folder.local / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+            files.write(folder.local / "code" / name, text)
+        folder.publish()
+        stack.push(lambda kind, *_: _publish_last(folder, failed=kind is not None))
+    hosts.gather("the workdir", "")  # waits until host 0 has written
+    workdirs.refuse_unshared(folder.path)
+
+
+def _remove_tokenizer(folder: RunFolder) -> None:
+    shutil.rmtree(folder.local / "tokenizer", ignore_errors=True)
+    if store.remote(folder.path):
+        for name in store.sizes(folder.path / "tokenizer"):
+            store.delete(folder.path / "tokenizer" / name)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Saves into a temporary folder and renames it, so that a killed run leaves no partial tokenizer."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    tokenizer.save(part)
+    part.rename(folder)
+
+
+def _publish_last(folder: RunFolder, *, failed: bool) -> None:
+    """Uploads what a run has written besides checkpoints. After a failed run, errors of the upload are ignored."""
+    try:
+        folder.check_owner()
+        folder.publish()
+    except RunError:
+        if not failed:
+            raise

@@ -8,31 +8,27 @@ Everything that the user can correct is refused here, before anything is written
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax import brought, config_json, contracts, files, hosts, models, observe, sharding
+from transformer_jax import brought, contracts, hosts, models, observe, sharding
 from transformer_jax.data import pipeline, tokenizers
-from transformer_jax.errors import InputError, RunError
+from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, fingerprint, store, versions
-from transformer_jax.runs import workdir as workdirs
+from transformer_jax.runs import checkpoint, fingerprint, versions
 from transformer_jax.train import best as best_lib
+from transformer_jax.train import checks, start
 from transformer_jax.train import evaluate as evaluation
 from transformer_jax.train import program as programs
-from transformer_jax.train import start
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
-from transformer_jax.train.folder import RunFolder, take_lock
+from transformer_jax.train.folder import RunFolder, claim
 
 banner = observe.banner
 
@@ -117,7 +113,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
     loaded = None  # frees the checkpoint's copy of the parameters
     prepared = _prepare_data(experiment, program, mesh, tokenizer)
     _report_changed_data(folder, prepared)
-    _claim(folder, prepared, stack)
+    claim(folder, prepared, stack)
 
     compiling = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -200,14 +196,14 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
     task, metric = experiment.task, experiment.checkpoint.best_metric
     with pipeline.order_rule(experiment.order):
         prepared = task.prepare(experiment.data, program.model, seed=experiment.seed, workdir_tokenizer=tokenizer)
-    check_prepared(task, prepared)
+    checks.check_prepared(task, prepared)
     for fact, value in prepared.facts.items():
         form = {int: ",", float: ".4f"}.get(type(value), "")
         banner(4, f"{fact.replace('_', ' ')}: {value:{form}}")
     with jax.set_mesh(mesh):
         if brought.is_foreign(type(task)):
-            check_loss(task, jax.eval_shape(program.loss, program.state.params, program.batch, None))
-            check_evaluate(task, jax.eval_shape(program.evaluate, program.state.params, program.batch))
+            checks.check_loss(task, jax.eval_shape(program.loss, program.state.params, program.batch, None))
+            checks.check_evaluate(task, jax.eval_shape(program.evaluate, program.state.params, program.batch))
         arguments = (program.evaluate, program.state.params, program.batch)
         reported = evaluation.reported(*arguments, task, prepared.validation)
     if metric not in reported:
@@ -221,50 +217,6 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
     return prepared
 
 
-def check_prepared(task: contracts.Task, prepared: Any) -> None:
-    """Raises `InputError` where `prepared`, returned by `task.prepare`, is not as the contract states."""
-    name = type(task).__name__
-    if not isinstance(prepared, contracts.Prepared):
-        raise InputError(f"task {name}.prepare returned a {type(prepared).__name__}; it must return contracts.Prepared")
-    for what, examples in {"validation": prepared.validation, "test": prepared.test}.items():
-        if not isinstance(examples, contracts.Evaluation) and (what, examples) != ("test", None):
-            raise InputError(
-                f"task {name}.prepare returned a {type(examples).__name__} as {what}; it must be contracts.Evaluation"
-            )
-        if examples is not None and len(examples.examples) == 0:
-            raise InputError(f"task {name}.prepare returned a {what} set without examples")
-
-
-def check_loss(task: contracts.Task, returned: Any) -> None:
-    """Raises `InputError` where `returned`, the shapes of `task.loss`, are not as the contract states."""
-    name, right = type(task).__name__, "(sum, weight, {name: (sum, weight)}) of scalars"
-    if not isinstance(returned, tuple) or len(returned) != 3 or not isinstance(returned[2], Mapping):
-        raise InputError(f"task {name}.loss returned {_shapes(returned)}; it must return {right}")
-    pairs = {"the loss": returned[:2], **returned[2]}
-    for what, pair in pairs.items():
-        if not _is_sum(pair):
-            raise InputError(f"task {name}.loss returned {_shapes(pair)} for {what!r}; it must return {right}")
-
-
-def check_evaluate(task: contracts.Task, returned: Any) -> None:
-    """Raises `InputError` where `returned`, the shapes of `task.evaluate`, are not as the contract states."""
-    is_pair = isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(x, Mapping) for x in returned)
-    if not is_pair or not all(map(_is_sum, returned[0].values())):
-        raise InputError(
-            f"task {type(task).__name__}.evaluate returned {_shapes(returned)}; it must return "
-            "({name: (sum, weight)} of scalars, {name: [B, ...]})"
-        )
-
-
-def _is_sum(pair: Any) -> bool:
-    return isinstance(pair, tuple) and len(pair) == 2 and all(np.shape(x) == () for x in pair)
-
-
-def _shapes(tree: Any) -> str:
-    """A tree with a shape in place of each array, for messages."""
-    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))[:120]
-
-
 def _report_changed_data(folder: RunFolder, prepared: contracts.Prepared) -> None:
     """Prints a line where the data are not those that the checkpoint was trained with."""
     if folder.saved_step is None:
@@ -275,49 +227,3 @@ def _report_changed_data(folder: RunFolder, prepared: contracts.Prepared) -> Non
             4,
             f"the data have changed since step {folder.saved_step:,} was written: the run continues with the new data",
         )
-
-
-def _claim(folder: RunFolder, prepared: contracts.Prepared, stack: contextlib.ExitStack) -> None:
-    """Takes the folder for this run, after every check, and writes its config, tokenizer and code."""
-    if folder.is_new:
-        take_lock(folder, stack)
-    if jax.process_index() == 0:
-        config, path = config_json.to_json(folder.experiment), folder.local / "config.json"
-        if not path.exists() or files.read_json(path, inside=folder.local) != config:
-            workdirs.write_json(path, config)
-        if folder.saved_step is None:  # a tokenizer that is there is from a run that ended before its first save
-            _remove_tokenizer(folder)
-        if prepared.tokenizer is not None and not (folder.local / "tokenizer").is_dir():
-            _save_tokenizer(prepared.tokenizer, folder.local / "tokenizer")
-        for name, text in brought.code_of(folder.experiment).items():
-            (folder.local / "code" / name).parent.mkdir(parents=True, exist_ok=True)
-            files.write(folder.local / "code" / name, text)
-        folder.publish()
-        stack.push(lambda kind, *_: _publish_last(folder, failed=kind is not None))
-    hosts.gather("the workdir", "")  # waits until host 0 has written
-    workdirs.refuse_unshared(folder.path)
-
-
-def _remove_tokenizer(folder: RunFolder) -> None:
-    shutil.rmtree(folder.local / "tokenizer", ignore_errors=True)
-    if store.remote(folder.path):
-        for name in store.sizes(folder.path / "tokenizer"):
-            store.delete(folder.path / "tokenizer" / name)
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Saves into a temporary folder and renames it, so that a killed run leaves no partial tokenizer."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    tokenizer.save(part)
-    part.rename(folder)
-
-
-def _publish_last(folder: RunFolder, *, failed: bool) -> None:
-    """Uploads what a run has written besides checkpoints. After a failed run, errors of the upload are ignored."""
-    try:
-        folder.check_owner()
-        folder.publish()
-    except RunError:
-        if not failed:
-            raise
