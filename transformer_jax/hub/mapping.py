@@ -30,6 +30,7 @@ class Row(NamedTuple):
       parts: how many leaves theirs holds along our last dimension, such as query, key and value in GPT-2 and
         ModernBERT.
       begins: the first layer that has the tensor; in the layers before it, where nothing reads it, ours is ones.
+      plus: what ours has more than theirs.
       one_row: whether theirs has an additional first dimension of 1.
       unfolded: the dimensions of theirs, transposed, in place of our first one: a convolution's kernel is
         [out, channels, rows, columns].
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     one_row: bool = False
     unfolded: tuple[int, ...] = ()
     begins: int = 0
+    plus: float = 0.0
 
 
 class Table(NamedTuple):
@@ -165,6 +167,8 @@ def read_params(
             piece = piece[0] if row.one_row else piece
             piece = piece.reshape(len(piece), -1) if row.unfolded else piece
             target[...] = piece.T if row.transpose else piece
+            if row.plus:
+                target += np.asarray(row.plus, dtype)
     return traverse_util.unflatten_dict(leaves, sep="/"), bytes_read
 
 
@@ -243,6 +247,7 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
         ours = [np.asarray(leaves[row.leaf]) if i is None else np.asarray(leaves[row.leaf])[i] for row, i in held]
         tensor = ours[0] if len(ours) == 1 else np.concatenate(ours, axis=-1)
         tensor = tensor.T if held[0].row.transpose else tensor
+        tensor = tensor - np.asarray(held[0].row.plus, tensor.dtype) if held[0].row.plus else tensor
         tensor = tensor.reshape(len(tensor), *held[0].row.unfolded) if held[0].row.unfolded else tensor
         return np.ascontiguousarray(tensor[None] if held[0].row.one_row else tensor)
 

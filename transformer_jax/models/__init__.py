@@ -86,6 +86,8 @@ FORMATS = {
     "llama": "gpt.llama",
     "qwen2": "gpt.llama",
     "qwen3": "gpt.llama",
+    "mistral": "gpt.llama",
+    "gemma": "gpt.llama",
     "albert": "bert.albert",
     "mpnet": "bert.mpnet",
     "roberta": "bert.roberta",

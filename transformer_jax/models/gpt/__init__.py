@@ -54,6 +54,10 @@ class Config(config.TextConfig):
     """Base of the rotary frequencies."""
     rope_scaling: positions.RopeScaling | None = None
     """Llama 3.1's scaling of the frequencies; None: no scaling."""
+    window: int = 0
+    """How many tokens a query sees: itself and those right before it; 0: all before it (Mistral)."""
+    scale_embedding: bool = False
+    """Token embeddings times sqrt(width) (Gemma)."""
     dropout: float = field(default=0.0, metadata=TRAINING)
     """The rate for embeddings, attention probabilities and sublayers' outputs; applied only when a key is given."""
 
@@ -61,6 +65,8 @@ class Config(config.TextConfig):
         config.check(self)
         if self.position == "sinusoidal" and self.width % 2:
             raise InputError(f"sinusoidal positions need an even model.width; it is {self.width}")
+        if self.window < 0:
+            raise InputError(f"model.window is {self.window}; it must be at least 0")
         if self.rope_scaling is not None and self.position != "rotary":
             raise InputError(f"model.rope_scaling needs model.position rotary; it is {self.position}")
 
@@ -122,7 +128,7 @@ def hidden(
     Raises:
       ValueError: T > cfg.max_length.
     """
-    mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix)
+    mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix, window=_distance(cfg))
     return _forward(params, cfg, tokens_BT, jnp.arange(tokens_BT.shape[1]), mask, key)[0]
 
 
@@ -193,7 +199,8 @@ def prefill(
     if start_B is not None:
         where = jnp.maximum(where - start_B[:, None], 0)
         cache = dataclasses.replace(cache, start_B=start_B.astype(jnp.int32))
-    x_BTD, filled = _forward(params, cfg, tokens_BT, where, Mask(causal=True, start_B=start_B), None, cache)
+    mask = Mask(causal=True, start_B=start_B, window=_distance(cfg))
+    x_BTD, filled = _forward(params, cfg, tokens_BT, where, mask, None, cache)
     assert filled is not None
     last_BD = sharding.constrain(x_BTD, ("batch", None, None))[:, -1]
     return _next_logits(params, cfg, last_BD), dataclasses.replace(filled, index=filled.index + T)
@@ -213,6 +220,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
     slots_S = jnp.arange(cache.k_LBKSH.shape[3])
     bias = _bias(params, cfg, cache.index[None], slots_S)
     bias_NS = None if bias is None else bias[:, 0]
+    seen_B = jnp.maximum(cache.start_B, cache.index + 1 - cfg.window) if cfg.window else cache.start_B
 
     def step(p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
         x_BTD, cache = carry
@@ -220,10 +228,11 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
 
     settings: Any = {"num_layers": cfg.num_layers, "scan": cfg.scan_layers, "remat": "none", "key": None}
     with sharding.replicated_length():
-        carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
-        x_BTD, cache = stack.run(step, params["blocks"], carry, **settings)
+        carry = (_embed(params, cfg, token_B[:, None], where_B1), dataclasses.replace(cache, start_B=seen_B))
+        x_BTD, filled = stack.run(step, params["blocks"], carry, **settings)
         x_BTD = _final_norm(params, cfg, x_BTD)
-    return _next_logits(params, cfg, x_BTD[:, 0]), dataclasses.replace(cache, index=cache.index + 1)
+    filled = dataclasses.replace(filled, index=cache.index + 1, start_B=cache.start_B)
+    return _next_logits(params, cfg, x_BTD[:, 0]), filled
 
 
 def reorder(cache: KVCache, rows_R: jax.Array) -> KVCache:
@@ -292,6 +301,7 @@ def _forward(
 def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, where: jax.Array) -> jax.Array:
     """Token embeddings plus the positions that are added to them, [B, T, D]."""
     x_BTD = layers.embed(params["embed"]["token"], tokens_BT, cfg.dtype)
+    x_BTD = x_BTD * jnp.asarray(cfg.width**0.5, x_BTD.dtype) if cfg.scale_embedding else x_BTD
     if cfg.position == "learned":
         table = params["embed"]["position"]["embedding"].astype(cfg.dtype)
         if where.ndim == 1:
@@ -300,6 +310,11 @@ def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, where: jax.Array) 
     if cfg.position == "sinusoidal":
         return x_BTD + positions.sinusoidal(where, cfg.width).astype(x_BTD.dtype)
     return x_BTD
+
+
+def _distance(cfg: Config) -> int | None:
+    """How far a query sees back; None: to the first token."""
+    return cfg.window - 1 if cfg.window else None
 
 
 def _rope(cfg: Config, where: jax.Array) -> tuple[jax.Array, jax.Array] | None:

@@ -1,8 +1,10 @@
-"""Llama (Touvron et al. 2023, Dubey et al. 2024) and Qwen 2 and 3 as Hugging Face stores them: one table.
+"""Llama (Touvron et al. 2023, Dubey et al. 2024), Qwen 2 and 3, Mistral and Gemma as Hugging Face stores them.
 
 Their kernels are torch's `Linear`, stored [out, in]. The rotary pairing in this format is ours, column i with
 i + H/2, so the query and key kernels need no permutation. Qwen 2 has biases on query, key and value; Qwen 3 normalises
-each head's queries and keys instead, and its heads have a width of their own.
+each head's queries and keys instead, and its heads have a width of their own. Mistral (Jiang et al. 2023) sees a window
+of tokens; where it is null the model is a Llama, and exported as one. Gemma (2024, the first) scales the embeddings,
+and stores the scales of its norms less 1.
 """
 
 import math
@@ -18,7 +20,10 @@ from transformer_jax.models import gpt
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.tasks.causal_lm import CausalLM, Sample
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    **{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"},
+    **{"mistral": "MistralForCausalLM", "gemma": "GemmaForCausalLM"},
+}
 MODEL_TYPES = tuple(ARCHITECTURES)
 
 TABLE = Table(
@@ -45,6 +50,7 @@ TABLE = Table(
     buffers=r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # written by old versions
     tied={"lm_head.weight": "model.embed_tokens.weight"},
 )
+GEMMA_TABLE = TABLE._replace(rows=[row._replace(plus=float("norm" in row.leaf)) for row in TABLE.rows])
 
 DEFAULTS = {
     "vocab_size": settings.REQUIRED,
@@ -74,12 +80,16 @@ NEUTRAL = {
     "use_sliding_window": False,
 }
 UNUSED_WINDOW = ("sliding_window", "max_window_layers")
-QWEN3_HEAD_DIM = 128  # what Qwen3's config.json may leave out
+# What config.json may leave out.
+HEAD_DIMS = {"qwen3": 128, "gemma": 256}
+MISTRAL_WINDOW = 4096
+GEMMA_DEFAULTS = DEFAULTS | {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+GEMMA_NEUTRAL = NEUTRAL | {"use_bidirectional_attention": False, "hidden_activation": "gelu_pytorch_tanh"}
 
 
 def table(cfg: gpt.Config) -> Table:
     """Where each leaf lives: `mapping` leaves out the rows of what `cfg` has not."""
-    return TABLE
+    return GEMMA_TABLE if cfg.scale_embedding else TABLE
 
 
 def read_config(given: Mapping[str, Any], names: Collection[str], where: str) -> gpt.Config:
@@ -89,9 +99,17 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
     layer_types = known.pop("layer_types", None) or []
     if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
         raise InputError(f'{where}: "layer_types" is {layer_types!r}; only "full_attention" is supported')
-    if model_type != "llama":
+    window = 0
+    if model_type == "mistral":
+        window = known.pop("sliding_window", MISTRAL_WINDOW) or 0
+        if type(window) is not int or window < 0:
+            raise InputError(f'{where}: "sliding_window" is {window!r}; it must be a positive integer, or null')
+    if model_type in ("qwen2", "qwen3"):
         known = {name: value for name, value in known.items() if name not in UNUSED_WINDOW}
-    s = settings.read(known, DEFAULTS, NEUTRAL, where)
+    if model_type == "gemma" and known.get("hidden_act") == "gelu":  # the first files mean the approximation
+        del known["hidden_act"]
+    defaults, neutral = (GEMMA_DEFAULTS, GEMMA_NEUTRAL) if model_type == "gemma" else (DEFAULTS, NEUTRAL)
+    s = settings.read(known, defaults, neutral, where)
     theta, scaling = _read_rope(s, where)
     return gpt.Config(
         vocab_size=s["vocab_size"],
@@ -100,7 +118,7 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
         num_layers=s["num_hidden_layers"],
         num_heads=s["num_attention_heads"],
         num_kv_heads=s["num_key_value_heads"],
-        head_dim=s["head_dim"] if s["head_dim"] or model_type != "qwen3" else QWEN3_HEAD_DIM,
+        head_dim=s["head_dim"] or HEAD_DIMS.get(model_type),
         mlp_width=s["intermediate_size"],
         activation=settings.activation(s["hidden_act"], "hidden_act", where),
         gated=True,
@@ -113,6 +131,8 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
         position="rotary",
         rope_theta=theta,
         rope_scaling=scaling,
+        window=window,
+        scale_embedding=model_type == "gemma",
         tie_embeddings=s["tie_word_embeddings"],
         dropout=0.0,
         init_std=s["initializer_range"],
@@ -152,11 +172,17 @@ def holds(cfg: Any) -> bool:
 
 def write_config(cfg: gpt.Config) -> dict[str, Any]:
     """config.json's settings for `cfg`, of those that these models have, in the form that all versions read."""
-    model_type = "qwen3" if cfg.qk_norm else "qwen2" if cfg.has_qkv_bias else "llama"
+    model_type = "gemma" if cfg.scale_embedding else "mistral" if cfg.window else "llama"
+    model_type = "qwen3" if cfg.qk_norm else "qwen2" if cfg.has_qkv_bias else model_type
     scaling = cfg.rope_scaling
-    # Transformers derives a head width that is absent, but not one that is null; Qwen 3's own default is a number.
-    head_dim = cfg.head_width if model_type == "qwen3" else cfg.head_dim
-    return ({} if head_dim is None else {"head_dim": head_dim}) | {
+    # Transformers derives a head width that is absent, but not one that is null, except where its default is a number.
+    head_dim = cfg.head_width if model_type in HEAD_DIMS else cfg.head_dim
+    activation = settings.THEIR_ACTIVATIONS[cfg.activation]
+    if model_type == "gemma":
+        activation = {"gelu_new": "gelu_pytorch_tanh"}.get(activation, activation)
+    stated = {"head_dim": head_dim} if head_dim is not None else {}
+    stated |= {"sliding_window": cfg.window} if model_type == "mistral" else {}
+    return stated | {
         "model_type": model_type,
         "architectures": [ARCHITECTURES[model_type]],
         "vocab_size": cfg.vocab_size,
@@ -165,7 +191,7 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
         "num_hidden_layers": cfg.num_layers,
         "num_attention_heads": cfg.num_heads,
         "num_key_value_heads": cfg.kv_heads,
-        "hidden_act": settings.THEIR_ACTIVATIONS[cfg.activation],
+        "hidden_act": activation,
         "max_position_embeddings": cfg.max_length,
         "rms_norm_eps": cfg.norm_eps,
         "initializer_range": cfg.init_std,
