@@ -93,7 +93,7 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys):
     assert fit.main(["--layers", "2", "--json", str(tmp_path / "b.json")]) == 2
     first, second, third, fourth = capsys.readouterr().err.splitlines()
     assert "no such experiment file" in first and "delete it, or give another name" in second
-    assert third == "fit: --layers 0: give 1 or more" and "leave one out" in fourth
+    assert third == "fit: --layers 0: give 1 or more" and "give only one of them" in fourth
 
 
 @pytest.mark.parametrize(("name", "depths"), [("vit/digits", (2, None)), ("translation/cldr", (2, 2))])

@@ -176,10 +176,10 @@ def test_what_does_not_fit_is_refused_with_the_nearest_mesh_that_does(capsys):
     [
         (f"{SMALL}", "--target is missing"),
         (f"{SMALL} --target tpu:v9:4x4", "no chip tpu:v9"),
-        (f"{SMALL} --target tpu:v5p:4x4", "no shape of v5p; give 3 sizes"),
-        (f"{SMALL} --target v5p:2x2x1", "write who makes it, tpu:v5p:2x2x1"),
+        (f"{SMALL} --target tpu:v5p:4x4", "not a shape of v5p; give 3 sizes"),
+        (f"{SMALL} --target v5p:2x2x1", "write the maker first, tpu:v5p:2x2x1"),
         (f"{SMALL} --target cuda:h100:2x9", "a host has up to 8 h100"),
-        (f"{SMALL} --target cuda:h100:8", "no shape of h100; give 2 sizes"),
+        (f"{SMALL} --target cuda:h100:8", "not a shape of h100; give 2 sizes"),
         (f"{SMALL} nano --target cuda:h100:1x8", "no variant 'nano'; it has experiment, text"),
         (f"{SMALL} --target cuda:h100:1x8 --mesh.fdsp 8", "the nearest is --mesh.fsdp"),
         (f"{SMALL} --target cuda:h100:1x8 --mesh.fsdp 3", "do not multiply to the 8 devices"),

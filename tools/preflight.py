@@ -1,12 +1,13 @@
-"""Know before you pay: what a run needs on chips that are not here, how long a step takes, and how long the run.
+"""Estimates a run before you pay for it: its memory on chips that you do not have, the time of a step and of the run.
 
     tools/run tools.preflight experiments.causal_lm.gpt2_small --target tpu:v5p:4x4x4 --mesh.fsdp 8 [OVERRIDES]
     tools/run tools.preflight experiments.causal_lm.gpt2_small xl --target cuda:h100:1x8 --analytic
 
-Prints parameters, FLOPs, memory on each device by kind and at each remat policy, what the devices send, the step's time
-by rooflines, and the days to the end. A run that does not fit is refused (exit code 2) with the nearest mesh that does.
-Where the target's compiler is installed (tools/install target-tpu, or target-gpu) the step is compiled with it, which
-takes minutes, and its word counts; otherwise, and with --analytic, it is arithmetic (targets/footprint.py), in seconds.
+It prints parameters, FLOPs, memory of each device by kind and for each remat policy, traffic between devices, the time
+of a step by rooflines, and the days of the run. A run that does not fit is refused (exit code 2) with the nearest mesh
+that does. If the target's compiler is installed (tools/install target-tpu, or target-gpu), it compiles the step, which
+takes minutes, and its memory decides. Otherwise, and with --analytic, arithmetic decides in seconds
+(targets/footprint.py).
 """
 
 import dataclasses
@@ -27,9 +28,9 @@ from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.stack import REMAT
 from transformer_jax.train import program as programs
 
-USABLE = 0.92  # of a chip's memory: the rest is the runtime's, the program's own and what lies between arrays
+USABLE = 0.92  # share of a chip's memory; the runtime, the program and gaps between arrays need the rest
 
-KINDS = {  # the fields of a Footprint, for people
+KINDS = {  # {field of a Footprint: its name in the report}
     "params": "parameters",
     "moments": "moments",
     "ema": "average (EMA)",
@@ -46,11 +47,13 @@ KINDS = {  # the fields of a Footprint, for people
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for.
+    """A parsed command line.
 
-    Fields:
-      name: of the experiment, and of its variant.
-      analytic: not to compile, even where the compiler is installed.
+    Attributes:
+      name: of the experiment and its variant.
+      experiment: to run.
+      target: the chips.
+      analytic: whether to use arithmetic even if the compiler is installed.
     """
 
     name: str
@@ -60,7 +63,14 @@ class Request:
 
 
 def read(arguments: list[str]) -> Request:
-    """The command line as values. Errors: `InputError` for what there is not, naming the nearest."""
+    """The request of a command line.
+
+    Args:
+      arguments: of the command line.
+
+    Raises:
+      InputError: an unknown experiment, variant, flag or target; the message names the nearest one.
+    """
     import tyro
 
     if not arguments or arguments[0].startswith("-"):
@@ -77,7 +87,7 @@ def read(arguments: list[str]) -> Request:
         target: str = ""
         """Chips: tpu:v5p:4x4x4, a slice, or cuda:h100:4x8, hosts x GPUs of a host."""
         analytic: bool = False
-        """Arithmetic alone, in seconds; otherwise the target's compiler is asked where it is installed."""
+        """Use only arithmetic, which takes seconds; otherwise the target's compiler decides, if it is installed."""
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(
             default_factory=lambda: default, metadata={"flat": True}
         )
@@ -93,13 +103,20 @@ def read(arguments: list[str]) -> Request:
 
 
 def capacity(target: Target) -> float:
-    """Bytes of a device's memory that a step may take."""
+    """The bytes of memory that a step may use on a device of `target`."""
     return USABLE * target.chip.memory / target.chip.devices
 
 
 def candidates(experiment: Experiment, target: Target) -> Iterator[tuple[Experiment, Target]]:
-    """Other ways to run the experiment, the nearest first: parameters over more devices, more recomputed, more cut by
-    the tensor axis, the batch in more parts; then all of it on twice as many chips, and so on."""
+    """Yields other ways to run an experiment, the nearest first.
+
+    Parameters are sharded over more devices, more is recomputed, the tensor axis grows, the batch is split into more
+    parts; then the same on twice as many chips, and so on.
+
+    Args:
+      experiment: to run.
+      target: the chips.
+    """
     policies = list(REMAT)
     worse = policies[policies.index(experiment.model.remat) :]
     for doubling in range(6):
@@ -123,7 +140,13 @@ def candidates(experiment: Experiment, target: Target) -> Iterator[tuple[Experim
 
 
 def nearest_that_fits(experiment: Experiment, target: Target, *, tries: int = 60) -> str:
-    """The overrides of the first of the candidates that fits, by arithmetic; "" where none of them does."""
+    """The overrides of the first candidate that fits, by arithmetic; "": none fits.
+
+    Args:
+      experiment: to run.
+      target: the chips.
+      tries: the most candidates.
+    """
     for count, (other, chips) in enumerate(candidates(experiment, target)):
         if count == tries:
             break
@@ -137,7 +160,14 @@ def nearest_that_fits(experiment: Experiment, target: Target, *, tries: int = 60
 
 
 def changes(experiment: Experiment, target: Target, other: Experiment, chips: Target) -> str:
-    """What to write on the command line for `other`."""
+    """The flags that change one experiment into another.
+
+    Args:
+      experiment: as it is.
+      target: its chips.
+      other: as it should be.
+      chips: those of `other`.
+    """
     flags = [f"--target {chips.name}"] if chips != target else []
     flags += [f"--mesh.{axis} {size}" for axis, size in dataclasses.asdict(other.mesh).items() if size > 1]
     if other.model.remat != experiment.model.remat:
@@ -148,7 +178,12 @@ def changes(experiment: Experiment, target: Target, other: Experiment, chips: Ta
 
 
 def refusal(request: Request, need: str) -> InputError:
-    """The one line for a run that does not fit."""
+    """The error for a run that does not fit.
+
+    Args:
+      request: of the run.
+      need: the memory that it needs, as text.
+    """
     other = nearest_that_fits(request.experiment, request.target)
     advice = f"the nearest that fits is {other}" if other else "no mesh of up to 32 times the chips was found to fit"
     return InputError(f"{request.name} does not fit {request.target.name}: {need}; {advice}")
@@ -158,7 +193,11 @@ def refusal(request: Request, need: str) -> InputError:
 
 
 def report(request: Request) -> Iterator[str]:
-    """The report's lines. Errors: `InputError` for what cannot run or does not fit."""
+    """Yields the lines of the report for a `request`.
+
+    Raises:
+      InputError: it cannot run, or does not fit.
+    """
     experiment, target = request.experiment, request.target
     train, mesh = experiment.train, target.abstract_mesh(**dataclasses.asdict(experiment.mesh))
     program = programs.make(experiment, mesh, platform=target.platform)
@@ -174,7 +213,7 @@ def report(request: Request) -> Iterator[str]:
     if total > room:
         raise refusal(
             request,
-            f"a device needs {total / 1e9:.1f} GB, and {room / 1e9:.1f} of {room / USABLE / 1e9:.1f} GB are usable",
+            f"a device needs {total / 1e9:.1f} GB, but {room / 1e9:.1f} of {room / USABLE / 1e9:.1f} GB are usable",
         )
 
     sizes = dict(mesh.shape)
@@ -214,7 +253,7 @@ def _time(
     request: Request, program: programs.Program, mesh: Any, need: Footprint, step: compiled.Step | None
 ) -> Iterator[str]:
     experiment, target = request.experiment, request.target
-    whose = "the compiler's collectives" if step else "as the layout asks for"
+    whose = "the compiler's collectives" if step else "by the shardings"
     estimate = roofline.estimate(
         experiment, program, target, mesh, saved=need.activations, sent=step.sent if step else None
     )
@@ -241,7 +280,7 @@ def _time(
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the report. Returns the exit code."""
+    """Prints the report for the command line `arguments` and returns the exit code."""
     targets.without_chips()
     if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__)

@@ -1,13 +1,13 @@
-"""Meshes of chips that are not here, to trace and to compile for: `tpu:v5p:4x4x4`, `cuda:h100:4x8`.
+"""Meshes of chips that this machine does not have, for tracing and compiling: `tpu:v5p:4x4x4`, `cuda:h100:4x8`.
 
     target = targets.parse("tpu:v5e:16x16")
     mesh = target.mesh(fsdp=16)                          # the compiler's own devices: lower and compile for them
-    mesh = target.abstract_mesh(fsdp=16)                 # needs nothing installed: trace and lower
+    mesh = target.abstract_mesh(fsdp=16)                 # needs no compiler: trace and lower
     program = program.make(experiment, mesh, platform=target.platform)
     with jax.set_mesh(mesh): program.step.lower(program.state, program.batch, key).compile()
 
-A TPU target names the slice's shape in chips, a GPU target hosts x GPUs of one host. Call `without_chips` before JAX
-starts a backend: the process itself then computes on the CPU.
+A TPU target has the slice's shape in chips, a GPU target hosts x GPUs per host. Call `without_chips` before JAX starts
+a backend, so that the process itself computes on the CPU.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ from transformer_jax import sharding
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.mesh import mesh_shape
 
-# The pip extra of this project that brings a platform's compiler, and the modules that it consists of.
+# {maker: (the pip extra of this project with the compiler, the compiler's modules)}.
 COMPILERS = {
     "tpu": ("target-tpu", ("libtpu",)),
     "cuda": ("target-gpu", ("jax_cuda13_plugin", "jax_plugins.xla_cuda13")),
@@ -34,11 +34,11 @@ COMPILERS = {
 
 @dataclass(frozen=True)
 class Target:
-    """Chips of one kind.
+    """Several chips of one kind.
 
-    Fields:
-      chip: what each is.
-      shape: of a TPU slice, chips along each axis of the torus; of GPUs, (hosts, GPUs of a host).
+    Attributes:
+      chip: the kind.
+      shape: of a TPU slice, chips along each axis of the torus; of GPUs, (hosts, GPUs per host).
     """
 
     chip: Chip
@@ -46,26 +46,30 @@ class Target:
 
     @property
     def name(self) -> str:
-        """As `parse` reads it."""
+        """The name that `parse` reads."""
         return f"{self.chip.maker}:{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def platform(self) -> str:
-        """As JAX calls it: "tpu" or "gpu"."""
+        """JAX's name of the platform: "tpu" or "gpu"."""
         return "tpu" if self.chip.maker == "tpu" else "gpu"
 
     @property
     def num_chips(self) -> int:
-        """Chips, or GPUs, in all."""
+        """The number of chips."""
         return math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
-        """What JAX counts: of some TPUs each chip is two devices."""
+        """The number of JAX devices. Some TPU chips are two devices."""
         return self.num_chips * self.chip.devices
 
     def resized(self, num_chips: int) -> "Target":
-        """The same kind of chip, `num_chips` of them: whole hosts of GPUs, or a slice near to a cube or a square."""
+        """A target with another number of chips: whole hosts of GPUs, or a slice that is almost a cube or a square.
+
+        Args:
+          num_chips: how many.
+        """
         if self.platform == "gpu":
             host = self.chip.host
             return Target(self.chip, (-(-num_chips // host), min(num_chips, host)))
@@ -81,8 +85,11 @@ class Target:
         return all(_found(module) for module in COMPILERS[self.chip.maker][1])
 
     def devices(self) -> list[Any]:
-        """Devices that can be compiled for and do not exist. Errors: `InputError` without the compiler, or for a shape
-        that there is not."""
+        """Devices that can be compiled for but do not exist.
+
+        Raises:
+          InputError: the compiler is not installed, or does not know the shape.
+        """
         extra, _ = COMPILERS[self.chip.maker]
         if not self.compiles():
             raise InputError(f"target {self.name}: its compiler is not installed; tools/install {extra}, or --analytic")
@@ -102,13 +109,32 @@ class Target:
             raise InputError(f"target {self.name}: the compiler gives no such devices ({reason})") from None
 
     def mesh(self, data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> Mesh:
-        """An Auto mesh of these devices, to compile for; one size may be -1. Errors: as `devices`, and `InputError`
-        for sizes that do not multiply to the devices."""
+        """An Auto mesh of these devices, for compiling.
+
+        Args:
+          data: size of this axis; one of the sizes may be -1.
+          fsdp: size of this axis.
+          sequence: size of this axis.
+          tensor: size of this axis.
+
+        Raises:
+          InputError: as `devices`, and for sizes whose product is not the number of devices.
+        """
         mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
         return sharding.make_mesh(data, fsdp, sequence, tensor, devices=self.devices())
 
     def abstract_mesh(self, data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> AbstractMesh:
-        """The same without its compiler, to trace and to lower. Errors: `InputError` for sizes that do not multiply."""
+        """An abstract Auto mesh, for tracing and lowering without the compiler.
+
+        Args:
+          data: size of this axis; one of the sizes may be -1.
+          fsdp: size of this axis.
+          sequence: size of this axis.
+          tensor: size of this axis.
+
+        Raises:
+          InputError: sizes whose product is not the number of devices.
+        """
         sizes = mesh_shape(data, fsdp, sequence, tensor, num_devices=self.num_devices)
         device = AbstractDevice(device_kind=self.chip.kind, num_cores=None, platform=self.platform)
         types = (AxisType.Auto,) * len(sharding.MESH_AXES)
@@ -116,13 +142,20 @@ class Target:
 
 
 def parse(text: str) -> Target:
-    """ "tpu:v5p:4x4x4" or "cuda:h100:4x8" -> Target. Errors: `InputError` for another maker, chip or shape."""
+    """The target of a name.
+
+    Args:
+      text: such as "tpu:v5p:4x4x4" or "cuda:h100:4x8".
+
+    Raises:
+      InputError: an unknown maker, chip or shape.
+    """
     maker, _, rest = text.partition(":")
     name, _, shape = rest.partition(":")
     known = {f"{chip.maker}:{chip.name}" for chip in CHIPS.values()}
     if f"{maker}:{name}" not in known:
         if maker in CHIPS:
-            raise InputError(f"--target {text}: write who makes it, {CHIPS[maker].maker}:{text}")
+            raise InputError(f"--target {text}: write the maker first, {CHIPS[maker].maker}:{text}")
         raise InputError(f"--target {text}: no chip {maker}:{name}{nearest(f'{maker}:{name}', known)}; there are "
                          f"{', '.join(sorted(known))}")  # fmt: skip
     chip, sizes = CHIPS[name], shape.split("x")
@@ -130,7 +163,7 @@ def parse(text: str) -> Target:
     if not all(size.isdecimal() and int(size) > 0 for size in sizes) or len(sizes) != wanted:
         like = {2: "4x4", 3: "4x4x4"}[wanted] if maker == "tpu" else "4x8, hosts x GPUs of a host"
         raise InputError(
-            f"--target {text}: {shape or 'nothing'!r} is no shape of {name}; give {wanted} sizes, such as {like}"
+            f"--target {text}: {shape or 'nothing'!r} is not a shape of {name}; give {wanted} sizes, such as {like}"
         )
     if maker == "cuda" and int(sizes[1]) > chip.host:
         raise InputError(f"--target {text}: a host has up to {chip.host} {name}; give hosts x GPUs of a host")
@@ -138,9 +171,11 @@ def parse(text: str) -> Target:
 
 
 def without_chips() -> None:
-    """Lets this process, which has no such chips, load their compilers: JAX computes on the CPU, and libtpu neither
-    asks the cloud's metadata server where it is nor keeps other processes out. Call it before a backend exists; a
-    platform that is asked for stays."""
+    """Lets a process without these chips load their compilers.
+
+    JAX computes on the CPU, unless JAX_PLATFORMS is set. libtpu does not ask the cloud's metadata server, and does not
+    lock out other processes. Call it before a backend exists.
+    """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     if not os.environ.get("JAX_PLATFORMS"):

@@ -1,8 +1,8 @@
-"""The chips that training runs on, as their makers publish them: peak arithmetic, memory, and what connects them.
+"""Published figures of accelerators: peak arithmetic, memory, and links.
 
-Peaks are of dense bfloat16 products. Bandwidths of links are one-way: published figures count both directions. TPU
-chips stand in a torus, with a link to each neighbour, so an axis of the torus has two links to a chip; GPUs of a host
-hang on a switch, over which each talks to all others at its whole bandwidth.
+Peaks are of dense bfloat16 products. Bandwidths of links are one-way, although makers publish the sum of both
+directions. TPU chips form a torus with a link to each neighbour, so a chip has two links along each axis. The GPUs of a
+host are connected by a switch, over which each reaches all others at its whole bandwidth.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,23 @@ GB, GiB = 10**9, 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip. Fields, per chip:
+    """The figures of one chip.
 
-    name: ours, in targets. maker: "tpu" or "cuda". kind: JAX's `device_kind`. topology: libtpu's name of a slice.
-    flops: bf16 FLOP/s at most. memory: bytes. bandwidth: of the memory, bytes/s.
-    link: one-way bytes/s of one link (TPU), or of all links to the host's switch (GPU). torus: axes; 0: a switch.
-    network: one-way bytes/s to other hosts (GPU) or slices (TPU); 0: not published.
-    clock: cycles/s of a TPU's core: its peak is so many products of 128 x 128 tiles, v6e 256 x 256; 0: not needed.
-    host: chips of a host. devices: JAX devices of a chip, among which its memory and arithmetic are divided.
-    sources: where the figures are published.
+    Attributes:
+      name: in targets.
+      maker: "tpu" or "cuda".
+      kind: JAX's `device_kind`.
+      topology: libtpu's name of a slice.
+      flops: peak bf16 FLOP/s.
+      memory: bytes.
+      bandwidth: of the memory, bytes/s.
+      link: one-way bytes/s of one link (TPU), or of all links to the host's switch (GPU).
+      torus: its number of axes; 0: a switch.
+      network: one-way bytes/s to other hosts (GPU) or slices (TPU); 0: not published.
+      host: chips per host.
+      devices: JAX devices per chip, which share its memory and arithmetic.
+      sources: where the figures are published.
+      clock: cycles/s of a TPU's core, from the peak and its tiles of 128 x 128 (v6e: 256 x 256); 0: not needed.
     """
 
     name: str

@@ -1,14 +1,14 @@
-"""What a train step sends between devices, per family and mesh, counted in the compiled program.
+"""Counts the collectives of a compiled train step, per family and mesh.
 
     python tools/targets/collectives.py                       # every family on every mesh, as a table
     python tools/targets/collectives.py gpt --mesh fsdp8      # some of them
     python tools/targets/collectives.py --check               # compare with tests/data/collectives.json: exit code 0, 1
-    python tools/targets/collectives.py --write               # put them there, under the version of jax
+    python tools/targets/collectives.py --write               # store them there, under the version of jax
 
-The models are small, the meshes have 8 devices of a CPU, the program is the one that a run compiles (`train.program`).
-A row is a kind of collective along some mesh axes: how often it runs in one step, and the bytes of the values, as one
-device has them: of an all-gather the result, of a reduce-scatter the operand. XLA's CPU compiler has no reduce-scatter:
-it writes an all-reduce and keeps a slice, where a TPU's or GPU's sends half of that.
+The models are small, the meshes have 8 CPU devices, and the program is the one that a run compiles (`train.program`).
+A row is a kind of collective along some mesh axes: how often it runs in a step, and the bytes of its values on one
+device (the result of an all-gather, the operand of a reduce-scatter). XLA's CPU compiler has no reduce-scatter: it
+uses an all-reduce and a slice, which sends twice as much.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # as a script: the repository's packages, and eight devices, before JAX is imported
+if __name__ == "__main__":  # a script must set the path and the number of devices before JAX is imported
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     os.environ["JAX_PLATFORMS"], os.environ["JAX_NUM_CPU_DEVICES"] = "cpu", "8"
 
@@ -52,11 +52,11 @@ MESHES = {
 
 
 def experiments() -> dict[str, Experiment]:
-    """A small experiment of each family: two layers, four heads, 8 rows of 16 tokens, with all that a step can have."""
+    """A small experiment of each family: two layers, four heads, 8 rows of 16 tokens, with EMA and clipping."""
     size: Any = {"width": 32, "num_layers": 2, "num_heads": 4}
     text: Any = {"vocab_size": VOCABULARY, "max_length": LENGTH}
-    # Adam divides a gradient by its own size. One that is zero but for rounding (keys' biases have no effect) would
-    # become a step of full length in a random direction; this eps keeps such steps as small as they are.
+    # Adam divides a gradient by its size. A gradient that is only rounding error (biases of keys have no effect) would
+    # become a full step in a random direction. This eps keeps such steps small.
     common: Any = {
         "optim": Optim(peak_lr=1e-3, eps=1e-4, clip_norm=1.0),
         "train": Train(steps=10, batch_size=ROWS),
@@ -84,9 +84,13 @@ def experiments() -> dict[str, Experiment]:
 
 
 def compile_step(experiment: Experiment, sizes: tuple[int, ...]) -> tuple[programs.Program, jax.stages.Compiled]:
-    """The train step compiled for the first devices here, as many as the mesh has.
+    """(program, its compiled train step) for the first devices of this process.
 
-    With machine code of the quickest kind to make: what the devices send is decided before there is machine code.
+    XLA's backend optimisations are off, because the collectives are decided before.
+
+    Args:
+      experiment: to compile.
+      sizes: of the mesh axes.
     """
     mesh = mesh_of(sizes)
     program = programs.make(experiment, mesh)
@@ -96,18 +100,28 @@ def compile_step(experiment: Experiment, sizes: tuple[int, ...]) -> tuple[progra
 
 
 def mesh_of(sizes: tuple[int, ...]) -> jax.sharding.Mesh:
-    """The mesh of these sizes over the first devices."""
+    """The mesh of these `sizes` over the first devices."""
     return sharding.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
 
 
 def rows(compiled: jax.stages.Compiled, sizes: tuple[int, ...]) -> dict[str, list[int]]:
-    """{"all-reduce data+fsdp": [times, bytes], ...} of one step."""
+    """{"all-reduce data+fsdp": [times, bytes], ...} of one step.
+
+    Args:
+      compiled: the train step.
+      sizes: of the mesh axes.
+    """
     sums = hlo.totals(hlo.collectives(compiled.as_text() or ""), dict(zip(sharding.MESH_AXES, sizes, strict=True)))
     return {f"{kind} {'+'.join(axes)}": [total.times, total.bytes] for (kind, axes), total in sums.items() if axes}
 
 
 def differences(expected: dict[str, list[int]] | None, found: dict[str, list[int]]) -> list[str]:
-    """One line for each row that is not as expected; none without an expectation."""
+    """A line for each row that differs from the expectation; none without an expectation.
+
+    Args:
+      expected: of `rows`; None: there is no expectation.
+      found: of `rows`.
+    """
     if expected is None:
         return []
     return [

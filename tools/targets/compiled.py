@@ -1,9 +1,9 @@
-"""A training step as the real compiler of a target makes it, without the chips: its memory, and what it sends.
+"""Compiles a training step by a target's own compiler, without the chips: its memory and its collectives.
 
     c = compiled.compile_step(experiment, targets.parse("tpu:v5e:16x16"))
     c.total, c.sent        # bytes on one device; bytes that a device sends along each mesh axis
 
-Takes half a minute to some minutes on two cores, whatever the depth where layers are scanned.
+It takes half a minute to a few minutes on two cores, whatever the depth, if layers are scanned.
 """
 
 import dataclasses
@@ -18,26 +18,28 @@ from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.train import program as programs
 
-# How libtpu says what it needs and what there is.
+# libtpu's messages of the memory that a program needs and the memory of the chip.
 REFUSALS = (r"Used ([\d.]+\w) of ([\d.]+\w)", r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)")
 
 
 class TooLarge(InputError):
-    """The compiler refuses a program that does not fit into the chip's memory."""
+    """The compiler refuses a program that needs more memory than the chip has."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the compiler says of a training step, for one device.
+    """A compiled training step on one device.
 
-    Fields:
-      arguments, temporaries, outputs, aliased: bytes, of `memory_analysis()`. On TPUs the temporaries are more than are
-        there at once.
-      total: bytes of the device's memory that the step needs, its arguments included, and by which the compiler refuses
-        a step: what its buffers take, the donated counted once.
-      sent: {"data": bytes, ...}, sent in a step along a mesh axis; "data+fsdp" where a collective goes along both.
+    Attributes:
+      arguments: bytes, by `memory_analysis()`.
+      temporaries: bytes, by `memory_analysis()`; on TPUs, not all of them exist at the same time.
+      outputs: bytes, by `memory_analysis()`.
+      aliased: bytes, by `memory_analysis()`.
+      total: bytes of memory that the step needs, arguments included and donated buffers counted once. By this number
+        the compiler refuses a step.
+      sent: {"data": bytes, ...} sent in a step along a mesh axis; "data+fsdp" for collectives along both.
       collectives: {"all-gather fsdp": (times, bytes)} of a step.
-      seconds: that compiling took.
+      seconds: of compilation.
       text: the compiled module.
     """
 
@@ -53,14 +55,26 @@ class Step:
 
 
 def needed(refusal: str) -> str:
-    """What a compiler's refusal says is needed, and of how much."""
-    said = next(filter(None, (re.search(form, refusal) for form in REFUSALS)), None)
-    return f"{said[1]}iB of {said[2]}iB" if said else "more than there is"
+    """The needed and the available memory in a compiler's message, as text.
+
+    Args:
+      refusal: the message.
+    """
+    found = next(filter(None, (re.search(form, refusal) for form in REFUSALS)), None)
+    return f"{found[1]}iB of {found[2]}iB" if found else "more than there is"
 
 
 def compile_step(experiment: Experiment, target: Target) -> Step:
-    """Compiles the step. Errors: `TooLarge` with the compiler's own sum, `InputError` for a mesh that does not fit the
-    target or a compiler that is not installed."""
+    """The compiled training step of an experiment.
+
+    Args:
+      experiment: to compile.
+      target: the chips.
+
+    Raises:
+      TooLarge: the step does not fit into memory.
+      InputError: the mesh does not suit the target, or the compiler is not installed.
+    """
     mesh = target.mesh(**dataclasses.asdict(experiment.mesh))
     program = programs.make(experiment, mesh, platform=target.platform)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -86,7 +100,7 @@ def compile_step(experiment: Experiment, target: Target) -> Step:
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        # Up to JAX 0.10 the buffers' sum is not told; their peak leaves out the gaps between them, a hundredth at most.
+        # JAX 0.10 does not report the total. Its peak excludes the gaps between buffers, at most one percent.
         total=getattr(memory, "total_allocation_bytes", memory.peak_memory_in_bytes),
         sent=sent,
         collectives=totals,

@@ -1,14 +1,13 @@
-"""How long a compiled step takes by its compiler's own estimate, operation by operation: what libtpu writes beside each
-instruction of its schedule, as cycles.
+"""The time of a compiled step by its compiler's own estimate: libtpu writes cycles beside each instruction.
 
     e = estimate.estimate(compiled.as_text(), clock=1.75e9, peak=459e12)
     e.milliseconds     {"products": 37.6, "norms": 2.1, ...}      by kind of operation, in one step on one device
-    e.attention        milliseconds of our kernels, which carry no cycles: their FLOPs at half of the chip's peak
-    e.unknown          {"all-reduce": 26, ...}                    instructions that carry no estimate, and count nothing
+    e.attention        milliseconds of our kernels, which have no cycles: their FLOPs at half of the chip's peak
+    e.unknown          {"all-reduce": 26, ...}                    instructions without an estimate, which do not count
 
-What stands in a loop counts as often as the loop turns. What runs beside other work (asynchronous copies and
-collectives) carries no cycles: the sum is of what the core itself does. GPUs' and CPUs' compilers write no cycles at
-all; of their programs the kernels can be counted.
+An instruction in a loop counts once per iteration. Asynchronous copies and collectives have no cycles, so the sum is
+the time of the core itself. The compilers of GPUs and CPUs write no cycles; only the kernels of their programs can be
+counted.
 """
 
 import re
@@ -23,20 +22,20 @@ MOVES = {
     *("fusion", "copy", "transpose", "bitcast", "reshape", "slice", "concatenate", "dynamic-slice", "pad"),
     *("parameter", "constant", "tuple", "get-tuple-element", "convert", "copy-start", "copy-done", "slice-start"),
 }
-NEVER = 2**62  # written where the compiler has no estimate
-HALF = 0.5  # of the peak, at which the attention kernels' FLOPs are counted
+NEVER = 2**62  # the compiler writes a larger number if it has no estimate
+HALF = 0.5  # share of the peak at which the FLOPs of attention kernels are counted
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One kind of instruction of a step, with all its executions.
+    """All executions of one kind of instruction in a step.
 
-    Fields:
+    Attributes:
       kind: "products", "norms", "attention", "loss", "optimizer", "layout copies", "collectives" or "elementwise".
       milliseconds: of all executions together.
       times: executions in a step.
       shape: of the result, as written.
-      where: the operation in the program that it comes from, "" where the compiler does not say.
+      where: the JAX operation that it comes from; "": unknown.
     """
 
     kind: str
@@ -48,7 +47,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A step on one device, by the compiler; see above."""
+    """The compiler's estimate of a step on one device (see the module)."""
 
     operations: tuple[Operation, ...]
     attention: float
@@ -58,7 +57,7 @@ class Estimate:
 
     @property
     def milliseconds(self) -> dict[str, float]:
-        """By kind, the largest first."""
+        """{kind: milliseconds}, the largest first."""
         sums: dict[str, float] = defaultdict(float)
         for one in self.operations:
             sums[one.kind] += one.milliseconds
@@ -76,7 +75,13 @@ class Estimate:
 
 
 def estimate(text: str, *, clock: float, peak: float) -> Estimate:
-    """Reads a compiled module. Arguments: `compiled.as_text()`; cycles a second; FLOP/s of a device at most."""
+    """The estimate in a compiled module.
+
+    Args:
+      text: `compiled.as_text()`.
+      clock: cycles per second.
+      peak: FLOP/s of a device.
+    """
     program = hlo.program(text)
     sums: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0, 0])
     unknown: Counter[str] = Counter()
@@ -87,8 +92,8 @@ def estimate(text: str, *, clock: float, peak: float) -> Estimate:
         if target and target[1] not in ("AllocateBuffer", "AssumeGatherIndicesInBound"):
             kernels[target[1]] += times
         if target and target[1] == "tpu_custom_call":
-            said = re.search(r'"flops":"?(\d+)', one.rest)
-            flops += times * int(said[1]) if said else 0
+            counted = re.search(r'"flops":"?(\d+)', one.rest)
+            flops += times * int(counted[1]) if counted else 0
             continue
         cycles = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
         if cycles is None or int(cycles[1]) > NEVER:
@@ -107,7 +112,13 @@ def estimate(text: str, *, clock: float, peak: float) -> Estimate:
 
 
 def kind(program: hlo.Program, one: hlo.Instruction, where: str) -> str:
-    """What an instruction is for, by the operations that are fused in it and the scope that they come from."""
+    """The kind of an instruction, by its fused operations and their scope.
+
+    Args:
+      program: the module.
+      one: the instruction.
+      where: the JAX operation that it comes from.
+    """
     inside = _inside(program, one)
     if re.match(r"all-|reduce-scatter|collective|ragged", one.opcode):
         return "collectives"
@@ -122,10 +133,10 @@ def kind(program: hlo.Program, one: hlo.Instruction, where: str) -> str:
 
 
 def _executed(program: hlo.Program, name: str, times: int) -> Iterator[tuple[hlo.Instruction, int]]:
-    """Each instruction that the device runs by itself, and how often in a run of the program."""
+    """Yields (instruction, executions in a run of the program) for each instruction outside of fusions."""
     for one in program.computations[name]:
         if one.opcode == "while":
-            yield from _executed(program, hlo.body(one), times * hlo.turns(program, one))
+            yield from _executed(program, hlo.body(one), times * hlo.trip_count(program, one))
         elif one.opcode in ("call", "conditional", "async-start"):
             for called in hlo.called(one):
                 yield from _executed(program, called, times)
@@ -134,7 +145,7 @@ def _executed(program: hlo.Program, name: str, times: int) -> Iterator[tuple[hlo
 
 
 def _inside(program: hlo.Program, one: hlo.Instruction) -> set[str]:
-    """The opcodes that run as one with this instruction."""
+    """The opcodes of an instruction and of what is fused in it."""
     found = {one.opcode}
     if one.opcode == "fusion":
         for called in hlo.called(one):

@@ -1,13 +1,13 @@
-"""Every experiment on disk at full size, by the compilers of chips that are not here: does its step compile and fit?
+"""Compiles every experiment at full size for chips that this machine does not have: does its step compile and fit?
 
     tools/run tools.targets.fit --json docs/fit.json             # all, on both targets: an hour and a half of two cores
     tools/run tools.targets.fit experiments/vit/digits.py --target tpu   # some of the files, one kind of chips
-    tools/run tools.targets.fit experiments/vit/digits.py --layers 2     # whether it compiles, sooner
+    tools/run tools.targets.fit experiments/vit/digits.py --layers 2     # a quick test of whether it compiles
 
-Each step is compiled for eight chips with 16 GB, the smallest TPUs in use, and for eight GPUs with 80 GB: with the
-experiment's batch, and accumulating no more than it must there. Where that does not fit, the nearest mesh that does
-takes its place (`preflight.candidates`), on more chips if need be. Experiments whose steps are the same but for the
-data share a row. H200s run the H100's programs, with more memory.
+Each step is compiled for eight TPUs with 16 GB, the smallest in use, and for eight GPUs with 80 GB, with the
+experiment's batch and the least accumulation. If it does not fit, the nearest mesh that does is used
+(`preflight.candidates`), if necessary on more chips. Experiments with the same step share a row. H200s run the H100's
+programs, with more memory.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from transformer_jax.train import program as programs
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"tpu": "tpu:v5e:2x4", "cuda": "cuda:h100:1x8"}
-TRIES = 60  # meshes by arithmetic, before it is said that none fits
-MISSES = 3  # of the arithmetic by its compiler, likewise
+TRIES = 60  # meshes that are tried by arithmetic
+MISSES = 3  # meshes that the compiler may refuse after the arithmetic allowed them
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step, and the experiments whose step it is, as `file:variant`."""
+    """A training step, and the names `file:variant` of the experiments with this step."""
 
     names: tuple[str, ...]
     experiment: Experiment
@@ -46,13 +46,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a step runs on chips.
+    """A step that fits its chips.
 
-    Fields:
-      target: which, and how many.
-      changes: on the experiment's command line, "" where there are none.
-      total: bytes of a device by its compiler.
-      seconds: that compiling took.
+    Attributes:
+      target: the chips.
+      changes: overrides of the experiment; "": none.
+      total: bytes on a device, by the compiler.
+      seconds: of compilation.
     """
 
     target: Target
@@ -62,12 +62,16 @@ class Fit:
 
 
 def files() -> list[Path]:
-    """Every experiment's file."""
+    """The files of all experiments."""
     return sorted(path for path in (ROOT / "experiments").rglob("*.py") if path.name != "__init__.py")
 
 
 def steps(paths: list[Path]) -> list[Step]:
-    """The steps of all variants in these files, each once."""
+    """The distinct steps of all variants in the files.
+
+    Args:
+      paths: of experiments.
+    """
     found: dict[Any, tuple[list[str], Experiment]] = {}
     for path in paths:
         for variant, recipe in process.variants(brought.read(str(path))[0]).items():
@@ -78,13 +82,13 @@ def steps(paths: list[Path]) -> list[Step]:
 
 
 def on_one_chip(experiment: Experiment) -> programs.Program:
-    """Its program, to read."""
+    """The program of an `experiment` on one chip."""
     mesh = targets.parse(KINDS["tpu"]).resized(1).abstract_mesh()
     return programs.make(dataclasses.replace(experiment, mesh=Mesh()), mesh, platform="tpu")
 
 
 def _same(experiment: Experiment) -> str:
-    """What two experiments with the same step have in common."""
+    """A text that is equal for experiments with the same step."""
     program, train = on_one_chip(experiment), experiment.train
     batch = jax.tree.map(lambda x: (x.shape, str(x.dtype)), program.batch)
     kinds = (type(experiment.task), type(experiment.optim))
@@ -92,8 +96,15 @@ def _same(experiment: Experiment) -> str:
 
 
 def arrangements(experiment: Experiment, target: Target) -> Iterator[tuple[Experiment, Target]]:
-    """Ways to run it, the plainest first: on all of the chips or, for a batch that does not divide, on fewer; without
-    accumulation or with ever more of it, up to the experiment's own; then other meshes."""
+    """Yields ways to run an experiment, the simplest first.
+
+    First on all chips, or on fewer if the batch does not divide, without accumulation, then with more of it up to the
+    experiment's own; then on other meshes.
+
+    Args:
+      experiment: to run.
+      target: the chips.
+    """
     rows, chips = experiment.train.batch_size, target.num_chips
     while rows % chips:
         chips //= 2
@@ -105,18 +116,26 @@ def arrangements(experiment: Experiment, target: Target) -> Iterator[tuple[Exper
 
 
 def with_accumulation(experiment: Experiment, accumulate: int) -> Experiment:
-    """The experiment with its batch in so many parts."""
+    """The `experiment` with its batch in `accumulate` parts."""
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, accumulate=accumulate))
 
 
 def with_layers(experiment: Experiment, layers: int) -> Experiment:
-    """The experiment with each of its model's stacks so deep."""
+    """The `experiment` with `layers` layers in each stack of its model."""
     changes = dict.fromkeys(footprint.depths(experiment.model), layers)
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))
 
 
 def fit(experiment: Experiment, target: Target) -> Fit:
-    """The first arrangement that fits, by arithmetic and then by the compiler. Errors: `InputError` if none does."""
+    """The first arrangement that fits by arithmetic and by the compiler.
+
+    Args:
+      experiment: to run.
+      target: the chips.
+
+    Raises:
+      InputError: none fits.
+    """
     missed = 0
     for count, (other, chips) in enumerate(arrangements(experiment, target)):
         if count == TRIES or missed == MISSES:
@@ -138,7 +157,12 @@ def fit(experiment: Experiment, target: Target) -> Fit:
 
 
 def row(step: Step, fits: dict[str, Fit]) -> dict[str, Any]:
-    """A row of the table, as JSON holds it."""
+    """A row of the table as JSON.
+
+    Args:
+      step: of the experiments.
+      fits: {kind of chips: the fit}.
+    """
     return {
         "names": step.names,
         "parameters": params_lib.count(on_one_chip(step.experiment).declaration),
@@ -157,7 +181,7 @@ def row(step: Step, fits: dict[str, Fit]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """The `rows` as a Markdown table."""
     lines = ["| experiment | parameters | batch | " + " | ".join(KINDS) + " |", "|---|---:|---:|" + "---|" * len(KINDS)]
     for one in rows:
         first, *more = one["names"]
@@ -176,7 +200,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _read(file: Path | None) -> list[dict[str, Any]]:
-    """The rows of an earlier run. Errors: `InputError` for a file that is none of ours."""
+    """The rows of an earlier run. Refuses another kind of file."""
     if file is None or not file.exists():
         return []
     try:
@@ -185,23 +209,23 @@ def _read(file: Path | None) -> list[dict[str, Any]]:
             return rows
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
-    raise InputError(f"--json {file}: not what this tool wrote; delete it, or give another name")
+    raise InputError(f"--json {file}: not written by this tool; delete it, or give another name")
 
 
 def main(arguments: list[str]) -> int:
-    """Compiles, and prints a line for each. Exit code 1 where one does not fit, 2 without a compiler."""
+    """Compiles the steps and prints a line for each. The exit code is 1 if one does not fit, 2 without a compiler."""
     targets.without_chips()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="of experiments; default: all")
     parser.add_argument("--target", choices=KINDS, action="append", help="default: both")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="rows that are there are kept, the rest added")
-    parser.add_argument("--layers", type=int, metavar="N", help="each stack of layers so deep, and not its own depth")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keeps the rows of this file and adds the others")
+    parser.add_argument("--layers", type=int, metavar="N", help="layers in each stack, instead of its own depth")
     options = parser.parse_args(arguments)
     if options.layers is not None and options.layers < 1:
         print(f"fit: --layers {options.layers}: give 1 or more", file=sys.stderr)
         return 2
     if options.layers and options.json:
-        print("fit: --layers with --json: the file's rows are those of whole models; leave one out", file=sys.stderr)
+        print("fit: --layers with --json: the file holds rows of whole models; give only one of them", file=sys.stderr)
         return 2
     kinds = options.target or list(KINDS)
     for kind in kinds:

@@ -1,15 +1,15 @@
-"""What a training step holds in a device's memory, by kind, without compiling it.
+"""The memory of a training step on a device, by kind, without compiling it.
 
-The state is declared, so its bytes are exact. What the forward pass keeps for the backward pass is JAX's own account of
-it: the leaves of the function that `jax.vjp` returns, traced on an abstract mesh whose axes are Explicit, where each
-array's type says how it is laid out. On top comes what is there for a while, of which a compiler's program holds most
-in one of two moments, as the buffers of compiled programs show:
+The state is declared, so its bytes are exact. The activations that the forward pass saves are the leaves of the
+function that `jax.vjp` returns, traced on an abstract mesh with Explicit axes, where an array's type has its sharding.
+The buffers of compiled programs show that memory peaks at one of two moments:
 
-  the loss   a tile of logits, and the output matrix gathered from the devices
-  a block    on the way back: all gradients, and the working memory of one block
+  the loss   a tile of logits, and the gathered output matrix
+  a block    in the backward pass: all gradients, and the working memory of one block
 
-Both find the activations kept, the kernels in the compute dtype, which are converted before the first layer and stay,
-and the output matrix's gradient, whole until the end. docs/scaling.md has it beside what the compilers say.
+At both, memory also holds the saved activations, the kernels in the compute dtype, which are converted before the first
+layer, and the gradient of the output matrix, which is replicated until the end. docs/scaling.md compares the result
+with the compilers.
 """
 
 import dataclasses
@@ -36,15 +36,18 @@ from transformer_jax.train import program as programs
 class Footprint:
     """Bytes on one device, by kind.
 
-    Fields:
-      params, moments, ema, batch: what a step takes and gives back, exact.
-      gradients: float32, laid out as the parameters; twice with accumulation, the sum and a part's.
+    Attributes:
+      params: exact.
+      moments: of the optimiser, exact.
+      ema: the moving average, exact.
+      batch: exact.
+      gradients: float32, sharded as the parameters; twice with accumulation, for the sum and a part.
       weights: the blocks' kernels in the compute dtype.
-      activations: what the forward pass keeps for the backward pass besides.
-      head: the output matrix's float32 gradient, before it is scattered; or the logits, where one tile holds them.
-      logits: a tile of them, and the output matrix in the compute dtype, gathered.
-      block: what one block's backward pass computes anew, and its activations' gradients.
-      reused: what of the logits, or of a part's gradients and the block, lies where the other has been.
+      activations: saved by the forward pass for the backward pass.
+      head: the output matrix's float32 gradient before it is scattered; or all logits, if they are one tile.
+      logits: a tile of logits, and the gathered output matrix in the compute dtype.
+      block: the recomputed activations of one block in the backward pass, and their gradients.
+      reused: memory that the logits share with the gradients of a part and the block.
     """
 
     params: float
@@ -61,14 +64,19 @@ class Footprint:
 
     @property
     def total(self) -> float:
-        """All that a step needs at once, its arguments included."""
+        """The peak memory of a step, its arguments included."""
         return math.fsum(dataclasses.astuple(self)) - 2 * self.reused
 
 
 def footprint(experiment: Experiment, target: Target) -> Footprint:
-    """A step's memory on each device of a target, with the experiment's mesh and remat policy.
+    """The memory of a step on each device, with the experiment's mesh and remat policy.
 
-    Errors: `InputError` for a mesh, a batch or a parameter that does not divide.
+    Args:
+      experiment: to train.
+      target: the chips.
+
+    Raises:
+      InputError: a mesh, a batch or a parameter that does not divide.
     """
     mesh = target.abstract_mesh(**dataclasses.asdict(experiment.mesh))
     program = programs.make(experiment, mesh, platform=target.platform)
@@ -91,7 +99,7 @@ def footprint(experiment: Experiment, target: Target) -> Footprint:
 
 
 def _kernels(program: programs.Program) -> float:
-    """Bytes of the blocks' kernels in the compute dtype, laid out as the parameters."""
+    """Bytes of the blocks' kernels in the compute dtype, sharded as the parameters."""
     declared = params_lib.flatten(program.declaration)
     leaves = params_lib.flatten(program.state.params)
     narrow = jnp.dtype(program.model.dtype).itemsize
@@ -100,15 +108,15 @@ def _kernels(program: programs.Program) -> float:
 
 
 def depths(model: Any) -> tuple[str, ...]:
-    """The fields of a model that say how many blocks a stack of it has."""
+    """The fields of `model` with the number of blocks in a stack."""
     return ("num_layers", "num_decoder_layers") if hasattr(model, "decoder_layers") else ("num_layers",)
 
 
 def _block(experiment: Experiment, target: Target, depth: str) -> float:
-    """Bytes of a block's backward pass: what the block keeps where it keeps everything. Each of its arrays is computed
-    anew, or has been kept, and then its gradient takes as much.
+    """Bytes of a block's backward pass: the activations of a block that saves everything.
 
-    It is what one more block of that stack makes the forward pass keep.
+    Each of its arrays is recomputed or was saved, and its gradient takes as much. It is measured as what one more block
+    of that stack makes the forward pass save.
     """
 
     def kept(layers: int) -> float:
@@ -121,12 +129,12 @@ def _block(experiment: Experiment, target: Target, depth: str) -> float:
 
 @dataclass(frozen=True)
 class Saved:
-    """Bytes on one device of what the forward pass keeps, the weights aside.
+    """Bytes on one device that the forward pass saves, without weights.
 
-    Fields:
-      stacked: activations, a row for each layer.
-      shared: those that there are once.
-      loss: arrays as large as the vocabulary.
+    Attributes:
+      stacked: activations with a row for each layer.
+      shared: other activations.
+      loss: arrays with a dimension of the vocabulary.
     """
 
     stacked: float
@@ -135,19 +143,22 @@ class Saved:
 
     @property
     def total(self) -> float:
-        """Of all three."""
+        """The sum of all three."""
         return self.stacked + self.shared + self.loss
 
 
 @functools.lru_cache(maxsize=64)
 def saved(experiment: Experiment, target: Target, *, everything: bool = False) -> Saved:
-    """What the forward pass of one micro-batch keeps for its backward pass, parameters and their copies aside.
+    """The bytes that the forward pass of one micro-batch saves, without parameters and their copies.
 
-    Arguments: everything: under remat "none", also what a platform's policy for it would compute again.
+    Args:
+      experiment: to train.
+      target: the chips.
+      everything: whether remat "none" also saves what a platform's policy would recompute.
     """
     train, task = experiment.train, experiment.task
     rows = train.batch_size // train.accumulate
-    if hasattr(task, "augment"):  # changes the images before the model sees them, and keeps nothing
+    if hasattr(task, "augment"):  # augmentation saves nothing for the backward pass
         task = dataclasses.replace(task, augment=(), mixup=0.0, cutmix=0.0)
     part = dataclasses.replace(experiment, task=task, train=dataclasses.replace(train, batch_size=rows, accumulate=1))
     mesh = _explicit(target.abstract_mesh(**dataclasses.asdict(experiment.mesh)))
@@ -166,21 +177,23 @@ def saved(experiment: Experiment, target: Target, *, everything: bool = False) -
         sums = {"stacked": 0.0, "shared": 0.0, "loss": 0.0}
         for leaf in leaves:
             if not leaf.shape or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.shape in parameters:
-                continue  # a number, a key, a parameter or its copy
+                continue  # a scalar, a key, a parameter or its copy
             kind = "stacked" if len(leaf.shape) > 1 and leaf.shape[0] in layers else "shared"
-            sums["loss" if vocabulary in leaf.shape else kind] += local_bytes(leaf) / _cut(leaf, kind == "stacked")
+            sums["loss" if vocabulary in leaf.shape else kind] += local_bytes(leaf) / _shards(leaf, kind == "stacked")
     return Saved(**sums)
 
 
 def _shapes(declaration: Any) -> set[tuple[int, ...]]:
-    """Of all parameters; of the blocks' also as they are where layers are unrolled, one by one."""
+    """The shapes of all parameters; those of blocks also without the layers' dimension, for unrolled layers."""
     declared = params_lib.flatten(declaration).values()
     return {p.shape for p in declared} | {p.shape[1:] for p in declared if p.axes[0] == "layers"}
 
 
-def _cut(leaf: Any, stacked: bool) -> int:
-    """Into how many parts the compilers cut an array whose type says that it is whole: dropout's bits, which are made
-    without a layout, lie as what they are multiplied with."""
+def _shards(leaf: Any, stacked: bool) -> int:
+    """The number of shards of dropout's bits, 1 for any other array.
+
+    Their type has no sharding, but the compilers shard them as the array that they multiply.
+    """
     if leaf.dtype != jnp.bool_ or any(leaf.sharding.spec):
         return 1
     features, scores = ("batch", "length"), ("batch", "kv_heads", None, "length", None)
@@ -194,18 +207,18 @@ def _explicit(mesh: AbstractMesh) -> AbstractMesh:
 
 
 def _head(experiment: Experiment, sizes: dict[str, int], target: Target) -> tuple[float, float]:
-    """Bytes of `losses.linear_cross_entropy`, until the end and at the loss alone.
+    """(bytes until the end, bytes only at the loss) of `losses.linear_cross_entropy`.
 
-    At the loss there is the output matrix in the compute dtype, gathered, and a tile of logits in float32. Several
-    tiles add to the matrix's float32 gradient, which is whole until it is scattered at the end; a single one waits
-    until then itself, to be turned into that gradient.
+    At the loss, memory holds the gathered output matrix in the compute dtype and a tile of logits in float32. With
+    several tiles, the matrix's float32 gradient is replicated until it is scattered at the end. With one tile, the
+    logits stay until then, because the gradient is computed from them.
     """
     model, train, data = experiment.model, experiment.train, experiment.data
     if not hasattr(model, "vocab_size"):
         return 0.0, 0.0
     length = getattr(data, "target_length", data.length)
     if hasattr(experiment.task, "masking"):
-        length = experiment.task.masking.count(length)  # whole on each device of the sequence axis
+        length = experiment.task.masking.count(length)  # replicated along the sequence axis
     else:
         length //= sizes["sequence"]
     rows = train.batch_size // (train.accumulate * sizes["data"] * sizes["fsdp"])
@@ -217,7 +230,7 @@ def _head(experiment: Experiment, sizes: dict[str, int], target: Target) -> tupl
 
 @contextmanager
 def _keeping(everything: bool) -> Iterator[None]:
-    """Inside, where everything is asked for, remat "none" computes nothing again, on no platform."""
+    """A context in which, with `everything`, remat "none" recomputes nothing on any platform."""
     policy = tpu.KEPT
     if everything:
         tpu.KEPT = None  # type: ignore[assignment]
@@ -229,7 +242,7 @@ def _keeping(everything: bool) -> Iterator[None]:
 
 @contextmanager
 def _without_cudnn() -> Iterator[None]:
-    """Inside, attention by cuDNN is traced without cuDNN: a stand-in keeps what its kernel keeps, computes nothing."""
+    """A context in which cuDNN's attention is traced without cuDNN, by a stand-in that saves the same arrays."""
 
     @jax.custom_vjp
     def stand_in(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
@@ -252,7 +265,7 @@ def _without_cudnn() -> Iterator[None]:
 
 
 def local_bytes(leaf: Any) -> int:
-    """Bytes of an abstract array on one device."""
+    """The bytes of an abstract array `leaf` on one device."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape) * leaf.dtype.itemsize
 

@@ -1,13 +1,13 @@
-"""What a compiled program sends between devices, read from its HLO text: XLA's own, of the CPU, GPU or TPU compiler.
+"""The collectives of a compiled program, read from its HLO text, as the CPU, GPU and TPU compilers write it.
 
     for c in hlo.collectives(compiled.as_text()):
         print(c.kind, c.bytes, "x", c.count, "over", hlo.axes(c, dict(mesh.shape)), "at", c.where)
 
     hlo.totals(...)     {("all-reduce", ("data",)): Total(times=3, bytes=27_000), ...} of one run of the program
 
-What stands in a loop counts as often as the loop turns; a loop with collectives whose turns are not known is an error.
-Of an asynchronous pair (`all-gather-start`, `all-gather-done`) the start counts. A branch counts as if it were taken.
-Only text is read: no devices, no JAX.
+A collective in a loop counts once per iteration; a loop with collectives and an unknown trip count is an error. Of an
+asynchronous pair (`all-gather-start`, `all-gather-done`), the start counts. Every branch counts as taken. Only text is
+read, without devices or JAX.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Collective:
-    """One instruction that sends, as one device sees it.
+    """One collective instruction on one device.
 
-    Fields:
+    Attributes:
       kind: one of `KINDS`.
-      bytes: of the whole value, once: of all-gather the result, of reduce-scatter the operand, else either.
-      count: how often a run of the program executes it.
-      groups: the partitions that take part together; of collective-permute the (source, target) pairs.
-      where: the JAX operation that it comes from ("jit(step)/.../dot_general"), "" where the compiler does not say.
+      bytes: of the whole value: the result of an all-gather, the operand of a reduce-scatter, else either.
+      count: executions in a run of the program.
+      groups: the partitions that communicate with each other; of collective-permute, the (source, target) pairs.
+      where: the JAX operation that it comes from ("jit(step)/.../dot_general"); "": unknown.
       shape: of the result, as written: "f32[4,64]".
     """
 
@@ -45,20 +45,19 @@ class Collective:
 
     @property
     def group(self) -> int:
-        """Devices that take part together; 2 of a collective-permute."""
+        """The number of devices in a group; 2 for a collective-permute."""
         return max(len(group) for group in self.groups)
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends in one execution, by the ring algorithms (they are optimal: Patarasu and Yuan
-        2009, "Bandwidth optimal all-reduce algorithms")."""
+        """Bytes that each device sends in one execution, by the ring algorithms (Patarasu and Yuan 2009: optimal)."""
         share = (self.group - 1) / self.group
         return self.bytes * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
 
 
 @dataclass(frozen=True)
 class Total:
-    """Of one kind of collective: executions, and the sum of their values' bytes."""
+    """The executions of one kind of collective, and the sum of their bytes."""
 
     times: int
     bytes: int
@@ -66,7 +65,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a module; `rest` is its operands and attributes, as written."""
+    """One line of a module; `rest` has its operands and attributes, as written."""
 
     name: str
     shape: str
@@ -76,33 +75,48 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A module: {"name": instructions} of every computation, and the name of the one that runs."""
+    """A module: {"name": instructions} of every computation, and the name of the entry."""
 
     computations: Mapping[str, list[Instruction]]
     entry: str
 
 
 def program(text: str) -> Program:
-    """A compiled module (`compiled.as_text()`). Errors: `ValueError` for a text without an ENTRY."""
+    """The program of a compiled module.
+
+    Args:
+      text: `compiled.as_text()`.
+
+    Raises:
+      ValueError: it has no ENTRY.
+    """
     return Program(*_computations(text))
 
 
 def collectives(text: str, *, partitions: int | None = None) -> list[Collective]:
-    """The collectives of a compiled module (`compiled.as_text()`), those of its loops and called computations included.
+    """The collectives of a compiled module, including those in loops and called computations.
 
-    Arguments: partitions, the number of devices, where the text does not say it.
-    Errors: `ValueError` for a loop with collectives whose turns are not known, and for replica groups in a form that
-      is not known here.
+    Args:
+      text: `compiled.as_text()`.
+      partitions: the number of devices; None: as the text says.
+
+    Raises:
+      ValueError: a loop with collectives has an unknown trip count, or replica groups are in an unknown form.
     """
     if partitions is None:
-        said = re.search(r"num_partitions=(\d+)", text)
-        partitions = int(said[1]) if said else 1
+        found = re.search(r"num_partitions=(\d+)", text)
+        partitions = int(found[1]) if found else 1
     module = program(text)
     return list(_walk(module, module.entry, partitions))
 
 
 def axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes that a collective goes along, for a mesh with these sizes, in its order of devices."""
+    """The mesh axes along which a collective communicates.
+
+    Args:
+      collective: of the program.
+      sizes: {axis: size} of the mesh, in its order.
+    """
     names = list(sizes)
 
     def coordinates(partition: int) -> list[int]:
@@ -121,7 +135,12 @@ def axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def totals(found: Iterable[Collective], sizes: Mapping[str, int]) -> dict[tuple[str, tuple[str, ...]], Total]:
-    """Executions and bytes by kind and mesh axes, in one run of the program."""
+    """{(kind, mesh axes): executions and bytes} in one run of the program.
+
+    Args:
+      found: of `collectives`.
+      sizes: {axis: size} of the mesh, in its order.
+    """
     sums: dict[tuple[str, tuple[str, ...]], Total] = {}
     for c in found:
         at = (c.kind, axes(c, sizes))
@@ -131,12 +150,20 @@ def totals(found: Iterable[Collective], sizes: Mapping[str, int]) -> dict[tuple[
 
 
 def operations(text: str) -> Counter[tuple[str, str]]:
-    """How often a module has each operation, by opcode and shape with its layout, fusions' insides included."""
+    """The number of instructions by (opcode, shape with its layout), those inside of fusions included.
+
+    Args:
+      text: `compiled.as_text()`.
+    """
     return Counter((one.opcode, one.shape) for body in program(text).computations.values() for one in body)
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of an HLO shape as written; of a tuple all its parts. Layout and tiling are left out."""
+    """The bytes of an HLO shape, or of all parts of a tuple, without tiling.
+
+    Args:
+      shape: as written.
+    """
     total = 0
     for kind, dims in re.findall(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]", shape):
         width = re.search(r"\d+", kind)  # f32, bf16, f8e4m3fn; a token has none
@@ -156,9 +183,9 @@ def _walk(module: Program, name: str, partitions: int) -> Iterator[Collective]:
         elif one.opcode == "while":
             inside = list(_walk(module, body(one), partitions))
             if inside:
-                count = turns(module, one)
+                count = trip_count(module, one)
                 yield from (dataclasses.replace(c, count=c.count * count) for c in inside)
-        elif one.opcode not in ("async-update", "async-done"):  # what they name is their start's
+        elif one.opcode not in ("async-update", "async-done"):  # they name the computation of their start
             for name_called in called(one):
                 yield from _walk(module, name_called, partitions)
 
@@ -175,20 +202,25 @@ def _collective(one: Instruction, kind: str, partitions: int, inside: str) -> Co
     if kind == "reduce-scatter":
         size *= len(groups[0])
     elif kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"  # the TPU's: a fusion of an all-reduce with the slice that is kept of it
+        kind = "reduce-scatter"  # on TPUs it is a fusion of an all-reduce and a slice
     where = re.search(r'op_name="([^"]*)"', one.rest)
     return Collective(kind, size, 1, groups, where[1] if where else "", re.sub(r"\{[^}]*\}", "", shape))
 
 
 def body(loop: Instruction) -> str:
-    """The name of what a loop runs."""
+    """The name of the computation that `loop` runs."""
     return _attribute(loop, "body")
 
 
-def turns(module: Program, loop: Instruction) -> int:
-    """How often a loop turns: as the compiler knows it, or the constant that its condition compares with.
+def trip_count(module: Program, loop: Instruction) -> int:
+    """The number of iterations of a loop, from its known trip count or from the constant in its condition.
 
-    Errors: `ValueError` where neither says it.
+    Args:
+      module: of the loop.
+      loop: a while instruction.
+
+    Raises:
+      ValueError: it has neither.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
@@ -197,12 +229,12 @@ def turns(module: Program, loop: Instruction) -> int:
     constants = [re.match(r"(\d+)\)", one.rest) for one in condition if one.opcode == "constant"]
     counts = [int(found[1]) for found in constants if found]
     if len(counts) != 1:
-        raise ValueError(f"loop {loop.name}: its condition does not say how often it turns")
+        raise ValueError(f"loop {loop.name}: its trip count is unknown")
     return counts[0]
 
 
 def called(one: Instruction) -> list[str]:
-    """The computations that an instruction runs: fusions, calls, asynchronous ones, branches."""
+    """The names of the computations that instruction `one` runs: of a fusion, call, asynchronous start or branch."""
     single = re.findall(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", one.rest)
     several = re.findall(r"\b(?:calls|branch_computations|called_computations)=\{([^}]*)\}", one.rest)
     return single + [name.strip().lstrip("%") for names in several for name in names.split(",") if name.strip()]
@@ -233,17 +265,17 @@ def _groups(rest: str, partitions: int) -> Groups:
     if mesh := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\) )?\s*\{([^}]*)\}", written):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         together = re.findall(r"'([^']+)'", mesh[3])
-        if ":" not in mesh[3] and set(together) <= set(sizes):  # with a colon: a part of an axis
+        if ":" not in mesh[3] and set(together) <= set(sizes):  # a colon would mean a part of an axis
             names = list(sizes)
             order = tuple(names.index(n) for n in names if n not in together) + tuple(map(names.index, together))
             places = _transposed(tuple(sizes.values()), order)
             ids = _device_ids(mesh[2], len(places))
             return _rows([ids[place] for place in places], math.prod(sizes[n] for n in together))
-    raise ValueError(f"replica groups in a form that is not known here: {written[:80]}")
+    raise ValueError(f"replica groups in an unknown form: {written[:80]}")
 
 
 def _device_ids(written: str | None, count: int) -> list[int]:
-    """The devices of a mesh in its order: a permuted range "[2,4]T(1,0)", listed, or none: as they are counted."""
+    """The devices of a mesh in its order: a permuted range "[2,4]T(1,0)", a list, or None: 0, 1, 2, ..."""
     if written is None:
         return list(range(count))
     if re.fullmatch(r"[\d,]+", written):
@@ -251,11 +283,11 @@ def _device_ids(written: str | None, count: int) -> list[int]:
     if permuted := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", written):
         dims = _numbers(permuted[1])
         return _transposed(dims, _numbers(permuted[2]) if permuted[2] else tuple(range(len(dims))))
-    raise ValueError(f"a mesh's devices in a form that is not known here: {written[:80]}")
+    raise ValueError(f"the devices of a mesh in an unknown form: {written[:80]}")
 
 
 def _transposed(dims: tuple[int, ...], order: tuple[int, ...]) -> list[int]:
-    """0, 1, 2, ... laid out as `dims`, its dimensions put in another order, and read off in a row."""
+    """0, 1, 2, ... reshaped to `dims`, transposed by `order` and flattened."""
     strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
     ranges = [range(dims[i]) for i in order]
     return [sum(at * strides[i] for at, i in zip(place, order, strict=True)) for place in itertools.product(*ranges)]
@@ -290,7 +322,7 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
         elif current is not None and (one := _instruction(line)):
             current.append(one)
     if not entry:
-        raise ValueError("this is no HLO text: it has no ENTRY")
+        raise ValueError("this is not HLO text: it has no ENTRY")
     return found, entry
 
 
@@ -305,13 +337,13 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that `text` begins with has closed."""
+    """The position after the parenthesis that closes the one at the beginning of `text`."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
             return i + 1
-    raise ValueError(f"a parenthesis is left open: {text[:80]}")
+    raise ValueError(f"a parenthesis is not closed: {text[:80]}")
 
 
 def _parts(shape: str) -> list[str]:

@@ -1,9 +1,8 @@
-"""How long a training step takes at best, by arithmetic: FLOPs over the peak, bytes over the bandwidths.
+"""Lower bounds of a training step's time, by arithmetic: FLOPs over the peak, bytes over the bandwidths.
 
-Three times that a chip cannot go below: its products at the peak, its memory traffic at the memory's bandwidth, its
-links' traffic at theirs. A step in which all overlap takes the largest of them, one in which nothing does their sum.
-Kernels, latencies and the compiler decide what comes between, and add what is in none of them: take the numbers as a
-bound, and as a means to see which of the three binds.
+There are three bounds: products at the peak, memory traffic at the memory's bandwidth, and traffic on links at theirs.
+If they all overlap, a step takes the largest of them; if none do, their sum. A real step also has latencies and
+overheads. So the numbers are a bound, and show which of the three is the bottleneck.
 
 Letters: B rows on a device, T length, D width, L layers, n devices along a mesh axis.
 """
@@ -28,13 +27,13 @@ COMPUTE_BYTES = 2  # of bfloat16
 
 @dataclass(frozen=True)
 class Sent:
-    """What each device sends over one mesh axis in a step.
+    """The traffic of each device along one mesh axis in a step.
 
-    Fields:
+    Attributes:
       bytes: sent by a device.
-      links: links (TPU) that carry them; of GPUs 1, the switch's or the network's.
-      seconds: at the links' bandwidth.
-      where: what the axis goes over, for people.
+      links: the number of links (TPU); 1 for GPUs, of the switch or the network.
+      seconds: at the bandwidth of the links.
+      where: the links, as text.
     """
 
     bytes: float
@@ -45,13 +44,17 @@ class Sent:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A step on one device, seconds, and what they are made of.
+    """The bounds of a step on one device.
 
-    Fields:
+    Attributes:
       flops: of the model on this device (PaLM's convention), without recomputation.
-      executed: with the recomputation that the remat policy asks for.
-      traffic: bytes read and written in the chip's memory, at least.
-      sent: {"mesh axis": Sent}.
+      executed: FLOPs with the recomputation of the remat policy.
+      traffic: bytes read from and written to the chip's memory, at least.
+      sent: {mesh axis: traffic}.
+      compute: seconds for `executed`.
+      memory: seconds for `traffic`.
+      links: seconds for `sent`.
+      peak: FLOP/s of the device.
     """
 
     flops: float
@@ -65,16 +68,16 @@ class Estimate:
 
     @property
     def best(self) -> float:
-        """Seconds where all three overlap."""
+        """Seconds if all three overlap."""
         return max(self.compute, self.memory, self.links)
 
     @property
     def worst(self) -> float:
-        """Seconds where nothing does."""
+        """Seconds if nothing overlaps."""
         return self.compute + self.memory + self.links
 
     def mfu(self, seconds: float) -> float:
-        """Model FLOPs over the peak's in that time."""
+        """Model FLOPs utilisation of a step that takes `seconds`."""
         return self.flops / seconds / self.peak
 
 
@@ -87,10 +90,15 @@ def estimate(
     saved: float,
     sent: Mapping[str, float] | None = None,
 ) -> Estimate:
-    """The rooflines of one step.
+    """The bounds of one step.
 
-    Arguments: saved, bytes of activations that a device keeps for the backward pass; sent, bytes that each device sends
-      along each mesh axis, as a compiler decided (None: as `collectives` expects).
+    Args:
+      experiment: to train.
+      program: of its step.
+      target: the chips.
+      mesh: of the chips.
+      saved: bytes of activations that a device keeps for the backward pass.
+      sent: {mesh axis: bytes that each device sends}, from a compiler; None: by `collectives`.
     """
     sizes, chip = dict(mesh.shape), target.chip
     flops = experiment.task.flops(experiment.model, experiment.data) * experiment.train.batch_size / target.num_devices
@@ -98,8 +106,8 @@ def estimate(
     state = sum(local_bytes(leaf) for leaf in jax.tree.leaves(program.state))
     weights = COMPUTE_BYTES * params_lib.count(program.declaration) / sizes["tensor"]
     passes = 2 * experiment.train.accumulate  # forward and backward
-    # The state is read and written once, gradients written and read, weights read in each pass, and what the forward
-    # pass keeps is written and read.
+    # The state is read and written once, gradients and saved activations are written and read, and the weights are read
+    # in each pass.
     gradients = sum(local_bytes(leaf) for leaf in jax.tree.leaves(program.state.params))
     traffic = 2 * state + 2 * gradients + passes * weights + 2 * saved * experiment.train.accumulate
     moved = collectives(experiment, program, sizes) if sent is None else sent
@@ -119,20 +127,25 @@ def estimate(
 
 
 def collectives(experiment: Experiment, program: Program, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes that each device sends along each mesh axis in a step, as the layout asks for them.
+    """{mesh axis: bytes that each device sends in a step}, by the shardings.
 
     data      gradients are summed once: 2 (n - 1) / n of a device's share of them
-    fsdp      weights are gathered in both passes, and gradients scattered
-    sequence  keys and values are gathered in both passes and their gradients scattered; parameters' gradients summed
-    tensor    four sums of the residual stream a layer, two forward, two backward (Shoeybi et al. 2019, figure 4)
+    fsdp      weights are gathered in both passes, gradients are scattered
+    sequence  keys and values are gathered in both passes, their gradients scattered; parameters' gradients are summed
+    tensor    four sums of the residual stream per layer, two forward, two backward (Shoeybi et al. 2019, figure 4)
 
-    All in the compute dtype: the compilers sum gradients before they turn them into float32.
+    All are in the compute dtype, because the compilers sum gradients before they convert them to float32.
+
+    Args:
+      experiment: to train.
+      program: of its step.
+      sizes: {axis: size} of the mesh.
     """
     model, train = experiment.model, experiment.train
     n = {axis: sizes[axis] for axis in sharding.MESH_AXES}
     share = {axis: (size - 1) / size for axis, size in n.items()}
     parameters = params_lib.count(program.declaration)
-    shared = parameters / n["tensor"]  # what a device computes with
+    shared = parameters / n["tensor"]  # parameters that a device computes with
     rows = train.batch_size / (n["data"] * n["fsdp"])
     stacks = _stacks(experiment)
     passes = 3 if model.remat == "full" else 2
@@ -162,9 +175,13 @@ def _stacks(experiment: Experiment) -> list[tuple[int, int]]:
 
 
 def routes(target: Target, sizes: Mapping[str, int]) -> dict[str, int]:
-    """How many axes of the torus each mesh axis lies along: 0 where it shares one.
+    """{mesh axis: the number of torus axes that it spans}; 0: it shares one.
 
-    The last mesh axis chooses first, and takes the fewest torus axes that multiply to its size, as JAX's mesh_utils do.
+    As in JAX's mesh_utils, the last mesh axis chooses first. It takes the fewest torus axes whose product is its size.
+
+    Args:
+      target: the chips.
+      sizes: {axis: size} of the mesh.
     """
     free, found = list(target.shape) if target.chip.torus else [], {}
     for axis in reversed(sharding.MESH_AXES):
@@ -182,10 +199,18 @@ def routes(target: Target, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def crossing(target: Target, sizes: Mapping[str, int], axis: str, nbytes: float, places: Mapping[str, int]) -> Sent:
-    """`nbytes` from each device along a mesh axis: the time, by the links that they go over."""
+    """The traffic and time of bytes along a mesh axis.
+
+    Args:
+      target: the chips.
+      sizes: {axis: size} of the mesh.
+      axis: of the mesh.
+      nbytes: that each device sends.
+      places: of `routes`.
+    """
     chip = target.chip
     if target.platform == "tpu":
-        # A ring goes both ways round. An axis that shares a torus axis has it to itself only part of the time.
+        # A ring sends in both directions. A mesh axis that shares a torus axis uses it only part of the time.
         links = 2 * places[axis] if places.get(axis) else 2
         seconds = nbytes * chip.devices / (links * chip.link)
         return Sent(nbytes, links, seconds, f"{links} links of {chip.link / 1e9:.0f} GB/s")

@@ -270,7 +270,7 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
     with (folder / "header.json").open("wb") as file:
         file.write(json.dumps(header, indent=1).encode())
         _sync(file)
-    _sync_folder(folder)
+    files.sync(folder)
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -335,20 +335,12 @@ def _rename(temporary: Path, folder: Path) -> None:
     except OSError:
         if not (folder / "header.json").exists():  # if it exists, another process has made the same file
             raise
-    _sync_folder(folder.parent)
+    files.sync(folder.parent)
 
 
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sweep(parent: Path) -> None:
