@@ -257,7 +257,7 @@ def of_files(files: tuple[str, ...], field: str = "text") -> TextFiles | Jsonl:
 
 
 def one_file(files: tuple[str, ...]) -> str:
-    """The file, for a source that reads one alone. Raises `InputError` for several."""
+    """The only one of the `files`, for a source that reads a single file. Raises `InputError` for several."""
     if len(files) != 1:
         raise InputError(f"{', '.join(files)}: {len(files)} files, where one is read; give one")
     return files[0]
