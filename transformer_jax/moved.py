@@ -25,6 +25,7 @@ MOVED = {
     **{f"data.{name}": f"tasks.{task}.{name}" for name, task in _TASKS.items()},
     **{f"train.{name}": f"runs.{name}" for name in ("checkpoint", "lock", "manifest", "store", "workdir", "writer")},
     **{name: f"decoding.{name}" for name in ("beam", "decode", "translate")},
+    **{f"nn.attention_{platform}": f"kernels.{platform}_attention" for platform in ("cpu", "tpu")},
     **{"data.denoising": "tasks.denoising.corrupted", "train.observe": "observe", "launch": "cli.process"},
 }
 

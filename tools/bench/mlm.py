@@ -2,9 +2,9 @@
 
     tools/run tools.bench.mlm [--rounds 5] [--model.num-layers 2 ...]
 
-Both steps train BERT-base at T 128 on the same batches, interleaved, and must give the same loss. The gathered one is the
-step that `train` runs: its vocabulary projection sees the 20 hidden positions of each row. The other makes logits for
-all 128, in tiles (`losses.linear_cross_entropy`), with weight 0 where nothing is hidden.
+Both steps train BERT-base at T 128 on the same batches, interleaved, and must give the same loss. The gathered one is
+the step that `train` runs: its vocabulary projection sees the 20 masked positions of each row. The other makes logits
+for all 128, in tiles (`losses.linear_cross_entropy`), with weight 0 where no token is masked.
 """
 
 import argparse
