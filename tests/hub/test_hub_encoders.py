@@ -682,6 +682,29 @@ def test_notes_of_people_and_training_scripts_do_not_keep_a_model_from_loading(t
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("BertForTokenClassification", "AlbertForSequenceClassification", "DistilBertForSequenceClassification"),
+        "DistilBertForMaskedLM",
+    ],
+)
+def test_what_the_first_versions_of_transformers_wrote(tmp_path, name):
+    """No model type, settings of generation in every file, and names of two labels beside another number of them."""
+    labels = {"num_labels": 3, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    old = {"finetuning_task": "mnli", "output_past": True, "pruned_heads": {}, "torchscript": False}
+    old |= {"use_bfloat16": False, "eos_token_ids": 0, "is_decoder": False, "xla_device": None, "length_penalty": 1.0}
+    drop = {"model_type", "transformers_version", "dtype", "problem_type"}
+    drop |= {"architectures"} if name == "DistilBertForMaskedLM" else set()
+    labels = labels if "Classification" in name else {}
+    folder = snapshot(tmp_path, name, drop=drop, **old, **labels)
+    assert hub.is_snapshot(folder)
+    config, params, _ = hub.load(folder)
+    assert config == hub.load(FIXTURES / name)[0]
+    assert_equal(params, hub.load(FIXTURES / name)[1])
+    assert hub.labels(folder) == (("LABEL_0", "LABEL_1", "LABEL_2") if labels else ())
+
+
+@pytest.mark.parametrize(
     ("changes", "labels"),
     [
         ({"id2label": {"0": 0, "1": 1, "2": 2}}, ("0", "1", "2")),

@@ -14,6 +14,7 @@ from transformer_jax.models import bert
 from transformer_jax.models.bert import encoders
 
 MODEL_TYPES = ("albert",)
+SIGNS = ("num_hidden_groups", "inner_group_num")
 
 LAYER = "albert.encoder.albert_layer_groups.{}.albert_layers.0"  # the number is the group's
 TRUNK = (

@@ -14,6 +14,7 @@ from transformer_jax.models import bert
 from transformer_jax.models.bert import encoders
 
 MODEL_TYPES = ("distilbert",)
+SIGNS = ("n_heads", "hidden_dim")
 
 LAYER = "distilbert.transformer.layer.{}"
 TRUNK = (
