@@ -14,16 +14,30 @@ from transformer_jax import interrupts
 ROOT = Path(__file__).parents[1]
 
 
+# Handles Ctrl-C even where pytest was started in the background, which ignores it. Not `preexec_fn`: it forks, and
+# forking a process that has imported JAX is a warning.
+FOREGROUND = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, sys.argv[1:])
+"""
+
+
 def program(*arguments, code=""):
-    """A process that handles Ctrl-C, even where this one was started in the background, which ignores it."""
+    """A process of Python in the foreground.
+
+    Args:
+      arguments: a module and its arguments, or none.
+      code: run in place of a module.
+    """
+    interpreter = [sys.executable, *(["-c", code] if code else ["-m"]), *arguments]
     return subprocess.Popen(
-        [sys.executable, *(["-c", code] if code else ["-m"]), *arguments],
+        [sys.executable, "-c", FOREGROUND, *interpreter],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
