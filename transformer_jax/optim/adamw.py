@@ -2,7 +2,7 @@
 
 It is not a chain of Optax's parts, because a chain cannot receive two values that the step has computed: the norm of
 the gradient, and whether the update counts at all. Selecting between new and old moments after a chain makes XLA's CPU
-backend copy parameters and moments in every step, which takes two to three times as long.
+backend copy parameters and moments in every step, which takes two to three times as long (docs/performance.md).
 """
 
 from dataclasses import dataclass
