@@ -1,4 +1,4 @@
-"""`launch`: the same training on many machines, by what manages them."""
+"""`launch`: starts one training on many machines, by the system that manages them."""
 
 import importlib
 

@@ -25,7 +25,7 @@ from typing import Any
 from transformer_jax.cli.launch import words
 
 PORT = 8476
-# --tpu's names and GKE's: the label of the node pool, and chips of one machine of a multi-host slice.
+# name for --tpu -> (GKE's label of the node pool, chips per machine of a multi-host slice)
 TPUS = {
     "v4": ("tpu-v4-podslice", 4),
     "v5e": ("tpu-v5-lite-podslice", 4),
@@ -57,7 +57,7 @@ def manifest(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any
         "resources": {"limits": devices},
     }
     pod: dict[str, Any] = {"restartPolicy": "Never", "nodeSelector": selector, "containers": [container]}
-    pod["terminationGracePeriodSeconds"] = 120  # between SIGTERM and SIGKILL: to save
+    pod["terminationGracePeriodSeconds"] = 120  # time to save, between SIGTERM and SIGKILL
     if options.claim:
         container["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
         pod["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": options.claim}}]

@@ -28,7 +28,7 @@ def commands(
     for index, host in enumerate(hosts):
         command = [python, "-m", "transformer_jax", "train", *train]
         command += ["--hosts.coordinator", coordinator, "--hosts.count", str(len(hosts)), "--hosts.index", str(index)]
-        # -tt: a terminal of its own, so that the process ends when the connection does.
+        # -tt allocates a terminal, so that the remote process ends with the connection.
         made.append(["ssh", "-tt", host, f"cd -- {shlex.quote(folder)} && {shlex.join(command)}"] if host else command)
     return made
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print("\n".join(map(shlex.join, made)))
         return 0
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes get it too, and decide
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes receive Ctrl-C as well, save and end
     processes = [subprocess.Popen(command, preexec_fn=_take_interrupts) for command in made]
     codes = [process.wait() for process in processes]
     return next((code if code > 0 else 128 - code for code in codes if code), 0)

@@ -28,14 +28,14 @@ def script(options: argparse.Namespace, train: Sequence[str]) -> str:
         f"#SBATCH --ntasks-per-node={options.gpus_per_node or 1}",
         f"#SBATCH --time={options.time}",
         "#SBATCH --output=%x-%j.log",
-        "#SBATCH --signal=TERM@90",  # to the tasks: all save, and end
+        "#SBATCH --signal=TERM@90",  # SLURM signals all tasks, which save and end
         "#SBATCH --requeue",
     ]
     if options.gpus_per_node:
         lines.append(f"#SBATCH --gpus-per-node={options.gpus_per_node}")
     lines += [f"#SBATCH {extra}" for extra in options.sbatch]
     command = shlex.join([".venv/bin/python", "-m", "transformer_jax", "train", *train])
-    # --kill-on-bad-exit: SLURM ends what the hosts' own watch cannot.
+    # --kill-on-bad-exit: SLURM ends processes that the hosts' own watch cannot end.
     lines += ["", "set -eu", f"cd -- {shlex.quote(options.folder)}", f"srun --kill-on-bad-exit=1 --label {command}"]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What a launcher may pass on: words that end up in a job's file, in a shell, or among another program's options."""
+"""Checks of the words that a launcher passes on: into a job's file, to a shell, or as options of another program."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ from typing import NoReturn
 from transformer_jax.cli.arguments import PROGRAM
 from transformer_jax.errors import InputError
 
-NAMES = {  # what an option may be: anything else would be an option or a line of its own where it ends up
+NAMES = {  # option -> the values allowed; others could add an option or a line to the command or file
     "name": r"[A-Za-z0-9][\w.-]*",
     "time": r"\d[\d:-]*",
     "zone": r"[a-z0-9][a-z0-9-]*",
@@ -32,8 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace, train: Sequence[str]) -> None:
-    """Ends the program with one line where an option or a word of the training is not what it may be, or where no
-    experiment is named."""
+    """Ends the program with one line if an option or a word of the training is not allowed, or names no experiment."""
     for name, value in vars(options).items():
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str) or not text:
