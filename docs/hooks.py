@@ -4,10 +4,12 @@ A page may hold, on a line of its own,
 
     {{ options transformer_jax.data.tables.Table }}      the class and a table of its fields
     {{ functions transformer_jax.models.gpt }}           a table of the public functions, with links to the reference
+    {{ formats transformer_jax.models.FORMATS }}         the Hugging Face model types of each family
 
-Both are read from the source without importing it. Each notebook of examples/notebooks becomes a page.
+All are read from the source without importing it. Each notebook of examples/notebooks becomes a page.
 """
 
+import ast
 import functools
 import json
 import re
@@ -33,8 +35,8 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, **_):
     """A page's Markdown with its tables."""
-    make = {"options": _options, "functions": _functions}
-    return re.sub(r"^\{\{ (options|functions) (\S+) \}\}$", lambda m: make[m[1]](m[2]), markdown, flags=re.MULTILINE)
+    make = {"options": _options, "functions": _functions, "formats": _formats}
+    return re.sub(r"^\{\{ (options|functions|formats) (\S+) \}\}$", lambda m: make[m[1]](m[2]), markdown, flags=re.MULTILINE)
 
 
 @functools.cache
@@ -76,6 +78,15 @@ def _functions(path):
         if name[0] != "_" and function.docstring and not function.is_alias:
             rows.append(f"| [`{name}`][{path}.{name}] | {_line(function.docstring.value.partition(chr(10) * 2)[0])} |")
     return "\n".join(rows)
+
+
+def _formats(path):
+    families = {}
+    for model_type, module in ast.literal_eval(str(_find(path).value)).items():
+        families.setdefault(module.partition(".")[0], []).append(model_type)
+    return "\n".join(
+        ["| family | model types |", "|---|---|", *(f"| `{name}` | {', '.join(ts)} |" for name, ts in families.items())]
+    )
 
 
 def _line(text):

@@ -1,6 +1,6 @@
 """A language model from its config to its samples, on the package's public pieces. Read it top to bottom.
 
-    python cookbook.py              # trains for about a minute on two CPU cores, then writes some Python
+    python cookbook.py     # trains for about a minute on two CPU cores (estimated, by CPU time), then writes Python
 
 The model is a small Llama: RMSNorm, rotary positions, SwiGLU. Its text is the source of Python's standard library, so
 nothing is downloaded. Everything below is plain JAX; what is imported from transformer_jax is the part that is tedious
@@ -201,7 +201,7 @@ DATA = corpus.TextCorpus(tokenizer=tokenizers.TrainBPE(1024), length=128)  # of 
 def main(
     cfg: Config = Config(),
     data: corpus.TextCorpus = DATA,
-    steps: int = 250,
+    steps: int = 200,
     batch_size: int = 16,
     new_tokens: int = 120,
 ) -> float:
