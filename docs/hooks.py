@@ -36,7 +36,9 @@ def on_files(files, config):
 def on_page_markdown(markdown, **_):
     """A page's Markdown with its tables."""
     make = {"options": _options, "functions": _functions, "formats": _formats}
-    return re.sub(r"^\{\{ (options|functions|formats) (\S+) \}\}$", lambda m: make[m[1]](m[2]), markdown, flags=re.MULTILINE)
+    return re.sub(
+        r"^\{\{ (options|functions|formats) (\S+) \}\}$", lambda m: make[m[1]](m[2]), markdown, flags=re.MULTILINE
+    )
 
 
 @functools.cache
