@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def test_what_cannot_be_averaged(run, tmp_path):
     with pytest.raises(InputError, match="there exists; nothing is overwritten"):
         average.create(tmp_path / "there", run, last=1)
     assert not list((tmp_path / "there").iterdir())
+
+
+def test_nothing_outside_of_the_run_is_copied(run, tmp_path):
+    theirs = shutil.copytree(run, tmp_path / "theirs")
+    (tmp_path / "secret").write_text("mine")
+    (theirs / "tokenizer" / "added.json").symlink_to(tmp_path / "secret")
+    assert "added.json is a link to" in refused(tmp_path / "mean", theirs, last=2)
+    (theirs / "tokenizer" / "added.json").unlink()
+    os.mkfifo(theirs / "tokenizer" / "pipe")
+    assert "is a pipe" in refused(tmp_path / "mean", theirs, last=2)
 
 
 def test_steps_of_another_model(run, tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.drills import equal
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,3 +31,10 @@ def test_a_drill(job, drill, tries):
     words = [sys.executable, "-m", "tools.drills", "tools.drills.jobs", job, "--drill", drill, "--tries", str(tries)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_runs_that_are_interrupted_report_what_the_whole_one_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFORMER_JAX_CACHE", str(tmp_path / "cache"))
+    found = list(equal.attempts(equal.experiment("gpt"), tmp_path, range(3)))
+    assert {one["kind"] for one in found} == {"kill", "SIGTERM", "disk"}
+    assert [one["problem"] for one in found] == [None] * 3

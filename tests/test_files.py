@@ -1,11 +1,17 @@
 """Files are read within limits and never through links out of their folder, and replaced whole."""
 
+import ast
 import os
+from pathlib import Path
 
 import pytest
 
-from transformer_jax import files, observe
+import transformer_jax
+from transformer_jax import config_json, contracts, files, observe
+from transformer_jax.data import corpus
 from transformer_jax.errors import InputError
+from transformer_jax.experiment import Experiment
+from transformer_jax.models import gpt
 
 
 def refused(path, **options) -> str:
@@ -105,3 +111,64 @@ def test_rows_of_a_run_are_read_from_its_own_folder(tmp_path):
     (tmp_path / "run/metrics.jsonl").symlink_to("../rows")
     with pytest.raises(InputError, match="is a link to"):
         observe.read_rows(tmp_path / "run/metrics.jsonl")
+
+
+def test_no_writer_follows_a_link(tmp_path):
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    run.mkdir()
+    (outside / "file").write_text("theirs")
+    model = gpt.Config(vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2)
+    job = Experiment(model=model, data=corpus.TextCorpus(length=16))
+    facts = contracts.RunFacts(run, str(run), "", {}, first_step=0, steps=1, metric="loss")
+    writes = {
+        "config.json": lambda: config_json.save(job, run / "config.json"),
+        "loss.png": lambda: observe.plot_loss([], run / "loss.png"),
+        "metrics.jsonl": lambda: observe.JsonLines().start(facts),
+        "copy": lambda: files.copy(outside / "file", run / "copy", 100, inside=outside),
+    }
+    for name, write in writes.items():
+        for target in ("file", "new"):  # there, and not yet there
+            (run / name).symlink_to(outside / target)
+            with pytest.raises(InputError, match="is a link"):
+                write()
+            (run / name).unlink()
+    (run / "code").symlink_to(outside)
+    with pytest.raises(InputError, match=r"code is a link to .*outside, outside of"):
+        files.write(run / "code/file", "ours", inside=run)
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"file": "theirs"} and len(
+        list(run.iterdir())
+    ) == 1
+
+
+# Where the package writes by other means than `files`, and why that is not a rewrite in place.
+NEW_FOLDERS = {
+    "files.py": "this is how",
+    "data/tokenizers/marian.py": "`save`, into a new folder",
+    "data/tokenizers/special.py": "`save`, into a new folder",
+    "data/tokenizers/subwords.py": "`save`, into a new folder",
+    "data/tokens.py": "a temporary folder, renamed when it is whole",
+    "hub/weights.py": "a temporary folder, renamed when it is whole",
+    "hub/writing.py": "a temporary folder, renamed when it is whole",
+    "observe/json_lines.py": "the path that `files.replacing` gives",
+    "runs/store.py": "the local copy of an object, in a temporary folder",
+}
+
+
+def test_what_the_package_writes_is_written_by_files():
+    package = Path(transformer_jax.__file__).parent
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if _writes(path)}
+    assert found == NEW_FOLDERS.keys()
+
+
+def _writes(path: Path) -> bool:
+    """Whether a file calls something that writes a file at a path."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name, owner = getattr(node.func, "attr", getattr(node.func, "id", "")), getattr(node.func, "value", None)
+            modes = [x.value for x in [*node.args, *(k.value for k in node.keywords)] if isinstance(x, ast.Constant)]
+            opened = name == "open" and any(isinstance(m, str) and 0 < len(m) < 4 and m[0] in "wax" for m in modes)
+            copied = getattr(owner, "id", "") == "shutil" and name.startswith(("copy", "move"))
+            if opened or copied or name in ("write_text", "write_bytes"):
+                return True
+    return False

@@ -68,8 +68,8 @@ def _name(cls: type) -> str:
 
 
 def save(experiment: Experiment, path: Path) -> None:
-    """Writes `experiment` into the file `path`."""
-    path.write_text(json.dumps(to_json(experiment), indent=2) + "\n", encoding="utf-8")
+    """Writes `experiment` into the file `path`, which is whole or as it was before."""
+    files.write(path, json.dumps(to_json(experiment), indent=2) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------------------- read

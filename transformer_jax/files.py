@@ -11,11 +11,13 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from transformer_jax.errors import InputError
 
@@ -145,16 +147,21 @@ def _is_inside(path: Path, folder: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def write(path: Path, content: str | bytes) -> bool:
+def write(path: Path, content: str | bytes, *, inside: Path | None = None) -> bool:
     """Writes a file atomically; returns False, without writing, if it has the content already.
 
     Args:
       path: the file.
       content: a text, written in UTF-8, or bytes.
+      inside: the run's folder, from which no link may lead the file's own folder away; None: links are followed.
 
     Raises:
-      InputError: as `replacing`.
+      InputError: as `replacing`, and for such a link.
     """
+    if inside is not None and not _is_inside(path.parent, inside):
+        raise InputError(
+            f"{path.parent} is a link to {os.path.realpath(path.parent)}, outside of {inside}; move it away"
+        )
     data = content.encode() if isinstance(content, str) else content
     with contextlib.suppress(FileNotFoundError, InputError):
         if not path.is_symlink() and read(path, len(data)) == data:
@@ -187,6 +194,49 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def appending(path: Path) -> TextIO:
+    """A text file opened for appending, which is made if it is not there.
+
+    Args:
+      path: the file.
+
+    Raises:
+      InputError: `path` is a link, or not a file: nothing is written through a link.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InputError(f"{path} is {'a link' if path.is_symlink() else 'no file'}; move it away: a file is written")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
+
+
+def copy(source: Path, target: Path, limit: int, *, inside: Path) -> None:
+    """Copies a regular file, so that `target` is whole or as it was, and lets no link lead out of the folder.
+
+    Args:
+      source: the file.
+      target: where its copy goes.
+      limit: the most bytes that it may have.
+      inside: the folder out of which no link may lead.
+
+    Raises: as `opened` and `replacing`.
+    """
+    with opened(source, limit=limit, inside=inside) as file, replacing(target) as part, part.open("wb") as out:
+        shutil.copyfileobj(file, out)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until every file below a folder, and every folder's list of names, is on the disk.
+
+    Args:
+      folder: links in it are not followed.
+    """
+    paths = [path for path in folder.rglob("*") if not path.is_symlink()]
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        list(pool.map(sync, (path for path in paths if path.is_file())))
+    for path in [*(path for path in paths if path.is_dir()), folder]:
+        sync(path)
 
 
 def sync(path: Path) -> None:

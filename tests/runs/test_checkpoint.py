@@ -20,12 +20,12 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from transformer_jax import losses, optim, sharding
+from transformer_jax import files, losses, optim, sharding
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.runs import checkpoint, manifest
+from transformer_jax.runs import checkpoint
 from transformer_jax.runs import writer as writers
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
@@ -239,13 +239,13 @@ def test_a_killed_save_is_ignored_and_cleaned(tmp_path):
 
 
 def test_ctrl_c_during_a_save_comes_after_it(tmp_path, monkeypatch):
-    state, sent, sync = make_state(0), threading.Event(), manifest.sync
+    state, sent, sync = make_state(0), threading.Event(), files.sync_tree
 
     def sync_late(folder):  # the save outlasts the signal, however fast the disk and slow the timer is
         assert sent.wait(60)
         sync(folder)
 
-    monkeypatch.setattr(manifest, "sync", sync_late)
+    monkeypatch.setattr(files, "sync_tree", sync_late)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with writer(tmp_path) as w:
         w.save(state, rows=0)

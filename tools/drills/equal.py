@@ -39,6 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -130,32 +131,42 @@ def _note(what: str) -> None:
         _counting.note(what)
 
 
-@functools.cache
-def _prepare() -> None:
-    """Makes every run of this process count its instants, and compile once."""
+_hooks: list[Any] = []  # of this process, which cannot be taken away
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Inside, every run counts its instants, is compiled once, and does not wait after a save that failed."""
     from transformer_jax.observe.json_lines import JsonLines
     from transformer_jax.runs import writer
     from transformer_jax.train import evaluate, setup, steps
 
-    sys.addaudithook(lambda event, arguments: _counting.audit(event, arguments) if _counting is not None else None)
+    if not _hooks:
+        _hooks.append(lambda event, arguments: _counting.audit(event, arguments) if _counting is not None else None)
+        sys.addaudithook(_hooks[0])
+    with contextlib.ExitStack() as stack:
 
-    def noted(owner: Any, name: str, what: str) -> None:
-        original = getattr(owner, name)
+        def replace(owner: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, name, value))
 
-        def wrapped(*args: Any, **options: Any) -> Any:
-            _note(what)
-            return original(*args, **options)
+        def noted(owner: Any, name: str, what: str) -> None:
+            original = getattr(owner, name)
 
-        setattr(owner, name, wrapped)
+            def wrapped(*args: Any, **options: Any) -> Any:
+                _note(what)
+                return original(*args, **options)
 
-    noted(os, "fsync", "sync")
-    noted(JsonLines, "_write", "row of metrics")
-    noted(steps, "place", "batch of a step")
-    noted(evaluate, "_add", "batch of an evaluation")
-    writer.PAUSES = (0.01, 0.01)  # type: ignore[assignment]
-    setup.programs.make = _Once(setup.programs.make, _with_one_compilation)
-    setup.evaluation.make = _Once(setup.evaluation.make, lambda made: made)
-    setup.state_lib.init = _initial(setup.state_lib.init)
+            replace(owner, name, wrapped)
+
+        noted(os, "fsync", "sync")
+        noted(JsonLines, "_write", "row of metrics")
+        noted(steps, "place", "batch of a step")
+        noted(evaluate, "_add", "batch of an evaluation")
+        replace(writer, "PAUSES", (0.01, 0.01))
+        replace(setup.programs, "make", _Once(setup.programs.make, _with_one_compilation))
+        replace(setup.evaluation, "make", _Once(setup.evaluation.make, lambda made: made))
+        replace(setup.state_lib, "init", _initial(setup.state_lib.init))
+        yield
 
 
 class _Once:
@@ -198,8 +209,9 @@ def _initial(init: Callable[..., Any]) -> Callable[..., Any]:
 
         which = repr((jax.random.key_data(key), declaration, sorted(options.items())))
         if which not in made:
-            made[which] = jax.device_get(init(key, declaration, *rest, **options))
-        return jax.device_put(made[which], jax.local_devices()[0])
+            state = init(key, declaration, *rest, **options)
+            made[which] = jax.device_get(state), jax.tree.map(lambda x: x.sharding, state)
+        return jax.device_put(*made[which])
 
     return copied
 
@@ -219,7 +231,7 @@ def experiment(name: str) -> Any:
         job,
         task=task,
         optim=Optim(peak_lr=0.05, warmup_steps=2),  # so much that the last step is not the best
-        train=dataclasses.replace(job.train, steps=12, batch_size=4, log_every=1),
+        train=dataclasses.replace(job.train, steps=12, batch_size=8, log_every=1),
         evaluate=Evaluate(every=3, batch_size=40, patience=3),
         checkpoint=dataclasses.replace(job.checkpoint, every=4, keep=2, keep_best=1),
     )
@@ -231,7 +243,6 @@ def train(job: Any, folder: Path, strikes: dict[int, Callable[[str], object]] | 
     from transformer_jax import restore
     from transformer_jax.train import loop
 
-    _prepare()
     with contextlib.redirect_stdout(io.StringIO()):
         _counting = counting = Instants(folder, strikes or {})
         try:
@@ -301,6 +312,17 @@ def interrupt(job: Any, folder: Path, kind: str, number: int, instant: list[str]
     return not instant
 
 
+def attempts(job: Any, folder: Path, numbers: range) -> Iterator[dict[str, Any]]:
+    """The tries of these numbers, against a run that nothing interrupts."""
+    with prepared():
+        instants = train(job, folder / "whole")
+        whole = reported(folder / "whole")
+        for number in numbers:
+            yield attempt(job, folder / "run", whole, instants, number)
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            shutil.rmtree(folder / "run.left", ignore_errors=True)
+
+
 def attempt(job: Any, folder: Path, whole: dict[str, Any], instants: int, number: int) -> dict[str, Any]:
     """One try: its kind, its instants, and what differs in the end."""
     rng, kind, instant = random.Random(number), KINDS[number % len(KINDS)], list[str]()
@@ -368,13 +390,8 @@ def main() -> None:
         jax.config.update("jax_compilation_cache_dir", str((asked.folder or folder) / "compilations"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-        job = experiment(asked.job)
-        instants = train(job, folder / "whole")
-        whole = reported(folder / "whole")
-        for number in range(asked.first, asked.first + asked.tries):
-            print(json.dumps(attempt(job, folder / "run", whole, instants, number)), flush=True)
-            shutil.rmtree(folder / "run", ignore_errors=True)
-            shutil.rmtree(folder / "run.left", ignore_errors=True)
+        for found in attempts(experiment(asked.job), folder, range(asked.first, asked.first + asked.tries)):
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

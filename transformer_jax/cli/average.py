@@ -14,12 +14,14 @@ import numpy as np
 import optax
 from jax.sharding import SingleDeviceSharding
 
-from transformer_jax import config_json, models
+from transformer_jax import config_json, files, models
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import checkpoint, identity, store
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
+
+COPIED_BYTES = 2**30  # of a file beside the checkpoints, such as the tokenizer
 
 
 def mean(step_folders: list[Path], target: Any) -> Any:
@@ -87,15 +89,17 @@ def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
     try:
         part.mkdir(parents=True)
         with store.near(run, ("config.json", "tokenizer/", "code/")) as (near, _):
-            shutil.copyfile(near / "config.json", part / "config.json")
-            for name in ("tokenizer", "code"):
-                if (near / name).is_dir():
-                    shutil.copytree(near / name, part / name)
+            beside = [path for name in ("tokenizer", "code") for path in sorted((near / name).rglob("*"))]
+            for path in [near / "config.json", *(path for path in beside if not path.is_dir())]:
+                target = part / path.relative_to(near)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                files.copy(path, target, COPIED_BYTES, inside=near)
         facts = {"family": meta["family"], "config": meta["config"], "run": identity.run_id(part)}
         facts["code"] = meta.get("code", {})
         with Writer(part / "checkpoints", averaged=chosen, **facts) as writer:
             writer.save(state, rows=meta["rows"])
         part.rename(folder)
+        files.sync(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -27,7 +27,7 @@ class JsonLines(Observer):
         """Opens the file, and removes the rows after the run's first step, which a killed run has written."""
         self.path = run.folder / NAME
         self.evaluated = _remove_after(self.path, run.first_step) if self.path.exists() else set()
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = files.appending(self.path)
 
     def row(self, row: Row) -> None:
         self._write(row)

@@ -84,15 +84,6 @@ def write(path: Path, listed: dict[str, File], *, step: int | None = None, run: 
         files.write(path, data)
 
 
-def sync(folder: Path) -> None:
-    """Waits until every file below `folder`, and every folder's list of names, is on the disk."""
-    paths = [path for path in folder.rglob("*") if not path.is_symlink()]
-    with ThreadPoolExecutor(_threads()) as pool:
-        list(pool.map(files.sync, (path for path in paths if path.is_file())))
-    for path in [*(path for path in paths if path.is_dir()), folder]:
-        files.sync(path)
-
-
 def forget(folder: Path) -> None:
     """Asks the kernel to drop its copies of the files, so that a check that follows reads the disk."""
     if not hasattr(os, "posix_fadvise"):  # macOS

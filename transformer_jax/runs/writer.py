@@ -249,7 +249,7 @@ class Writer:
             self._checkpointer = None  # its bookkeeping is at odds with the folder; the next try gets a new one
             raise
         if not self._remote:
-            manifest.sync(part)
+            files.sync_tree(part)
         listed = manifest.digest(part, manifest.names(part)[index::count])
         if count > 1:
             if not self._first:

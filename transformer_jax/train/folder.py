@@ -163,7 +163,7 @@ def claim(folder: RunFolder, prepared: Prepared, stack: contextlib.ExitStack) ->
             _save_tokenizer(prepared.tokenizer, folder.local / "tokenizer")
         for name, text in brought.code_of(folder.experiment).items():
             (folder.local / "code" / name).parent.mkdir(parents=True, exist_ok=True)
-            files.write(folder.local / "code" / name, text)
+            files.write(folder.local / "code" / name, text, inside=folder.local)
         folder.publish()
         stack.push(lambda kind, *_: _publish_last(folder, failed=kind is not None))
     hosts.gather("the workdir", "")  # waits until host 0 has written
@@ -182,7 +182,9 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     tokenizer.save(part)
+    files.sync_tree(part)
     part.rename(folder)
+    files.sync(folder.parent)
 
 
 def _publish_last(folder: RunFolder, *, failed: bool) -> None:
