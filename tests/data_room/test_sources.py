@@ -259,3 +259,13 @@ def test_no_code_of_a_store_is_run(tmp_path, write_tfds, monkeypatch, key):
     with pytest.raises(InputError, match=r"features.json names the class .strange_module.Feature"):
         Tfds("notes", data_dir=store).documents("train")
     assert "strange_module" not in sys.modules
+
+
+def test_records_under_a_source_of_plain_text_name_the_source_that_reads_them(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.txt").write_text("b\n")
+    assert len(list(sources.TextFiles((str(tmp_path),), (str(tmp_path / "b.txt"),)).documents("train"))) == 2
+    said = capsys.readouterr().err
+    assert "1 files of records are read as plain text" in said and "a.jsonl; the source Jsonl reads" in said
+    list(sources.TextFiles((str(tmp_path / "b.txt"),) * 2, (str(tmp_path / "b.txt"),)).documents("train"))
+    assert capsys.readouterr().err == ""

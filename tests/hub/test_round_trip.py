@@ -1,5 +1,6 @@
 """A snapshot that goes through a workdir and back keeps every setting of its tokenizer and of its generation."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -110,3 +111,27 @@ def test_an_exported_tokenizer_reads_special_tokens_as_transformers_does(tmp_pat
     mask = tokenizer.decode([tokenizer.special.mask]).strip()
     assert tokenizer.special.mask not in tokenizer.encode(f"the {mask} sat")
     assert tokenizer.special.mask in tokenizers.load(tmp_path / "hf").encode(f"the {mask} sat")
+
+
+def test_generation_settings_that_nobody_changed_stay_byte_for_byte(tmp_path):
+    """Also in other words than ours: bad_words_ids, and no end of text. Changed ones are written anew."""
+    from transformer_jax import hub
+    from transformer_jax.models import seq2seq
+
+    fixtures = Path(__file__).parents[1] / "data"
+    config = hub.load(fixtures / "hf/seq2seq/marian")[0]
+    held = tokenizers.load(fixtures / "tokenizers_parity/marian")
+    text = json.dumps({"num_beams": 2, "bad_words_ids": [[5]], "max_length": 12}).encode()
+    held = held.replace(kept={"generation_config.json": text})
+    ids = {"eos_id": held.eos_id, "pad_id": held.special.pad, "decoder_start_id": held.special.pad}
+    config = dataclasses.replace(config, vocab_size=held.vocab_size, **ids)
+    params = seq2seq.init(jax.random.key(0), config)
+    (tmp_path / "generation_config.json").write_bytes(text)
+    (tmp_path / "config.json").write_text("{}")
+    beam = hub.generation(tmp_path, config)
+    hub.export(tmp_path / "same", config, params, held, beam=beam)
+    assert (tmp_path / "same/generation_config.json").read_bytes() == text
+    assert tokenizers.load(tmp_path / "same").kept == held.kept
+    hub.export(tmp_path / "wider", config, params, held, beam=dataclasses.replace(beam, width=3))
+    written = json.loads((tmp_path / "wider/generation_config.json").read_text())
+    assert (written["num_beams"], written["suppress_tokens"], written["eos_token_id"]) == (3, [5], held.eos_id)

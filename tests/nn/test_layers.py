@@ -93,3 +93,13 @@ def test_gelu_and_its_own_derivative_are_those_of_jax(name: str) -> None:
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)  # each is within 3e-6 of float64
     assert layers.ACTIVATIONS[name](x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_ids_out_of_range_are_refused_outside_jit():
+    table = {"embedding": jnp.ones((5, 2))}
+    for id in (5, -1):
+        for ids in (np.array([[0, id]]), jnp.array([[0, id]])):
+            with pytest.raises(ValueError, match=rf"id {id} is not in a table of 5 rows, 0 to 4"):
+                layers.embed(table, ids, jnp.float32)
+    assert layers.embed(table, np.array([[0, 4]]), jnp.float32).shape == (1, 2, 2)
+    assert jax.jit(lambda ids: layers.embed(table, ids, jnp.float32))(np.array([[0, 4]])).shape == (1, 2, 2)

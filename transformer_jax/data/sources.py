@@ -16,6 +16,7 @@ import glob
 import hashlib
 import json
 import os
+import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -136,9 +137,11 @@ class TextFiles:
           split: "train" or "validation".
         """
         origin = f"the text files of {', '.join(self.paths)} ({split})"
-        if self.validation:
-            return _file_documents(find_files(self.paths if split == "train" else self.validation, split), origin)
-        files = find_files(self.paths, split)
+        own = bool(self.validation)
+        files = find_files(self.validation if own and split == "validation" else self.paths, split)
+        _say_if_records(files)
+        if own:
+            return _file_documents(files, origin)
         if len(files) == 1:
             return _one_file(files, self.validation_fraction, split, origin)
         # The hashes of a few files may all be above the fraction, so the file with the lowest hash always validates.
@@ -241,6 +244,17 @@ class Tfds:
             read=read,
             identity=lambda: identity(files, f"tfds {full_name} {wanted} {self.field}"),
             nbytes=sum(path.stat().st_size for _, path in files),
+        )
+
+
+def _say_if_records(files: Files) -> None:
+    """Prints that files of records are read as plain text, where the text of each record may be meant."""
+    found = [path for _, path in files if text_files.suffix(path) in (".jsonl", ".csv", ".tsv")]
+    if found:
+        print(
+            f"{len(found):,} files of records are read as plain text, such as {found[0]}; the source Jsonl reads the "
+            "text of each record, and Table labelled ones",
+            file=sys.stderr,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax import kernels, sharding
 from transformer_jax.nn.params import Param, normal, ones, zeros
@@ -95,9 +96,24 @@ def embed(p: dict[str, jax.Array], ids_BT: jax.Array, dtype: Any) -> jax.Array:
       p: "embedding" [V, D].
       ids_BT: integers below V.
       dtype: of the result.
+
+    Raises:
+      ValueError: an id that is out of range, where the ids are known: outside jit. Inside it they are clipped.
     """
+    _check_ids(ids_BT, len(p["embedding"]))
     with jax.named_scope("embed"):
         return sharding.take(p["embedding"].astype(dtype), ids_BT, out=("batch", "length", None))
+
+
+def _check_ids(ids_BT: Any, rows: int) -> None:
+    if isinstance(ids_BT, jax.core.Tracer) or not getattr(ids_BT, "is_fully_addressable", True):
+        return
+    lowest, highest = int(np.min(ids_BT, initial=0)), int(np.max(ids_BT, initial=0))
+    if lowest < 0 or highest >= rows:
+        raise ValueError(
+            f"id {highest if highest >= rows else lowest} is not in a table of {rows} rows, 0 to {rows - 1}; encode "
+            "with the tokenizer of these parameters"
+        )
 
 
 def positions_from(table_PD: jax.Array, first: int, length: int) -> jax.Array:

@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from transformer_jax.data.tokenizers.subwords import OWN_SWITCH, reads_literally
 from transformer_jax.errors import InputError
 
 SOURCE, TARGET, VOCABULARY = "source.spm", "target.spm", "vocab.json"
+KEPT = ("generation_config.json",)
 CODE = re.compile(r">>.+?<<")
 
 
@@ -44,6 +45,7 @@ class MarianTokenizer:
       eos: the spelling of the end of text.
       side: the file whose model encodes the text.
       literal: special tokens spelled in a text are text; in a prompt they are tokens.
+      kept: {name: bytes} of other files of the folder, which `save` writes unchanged.
     """
 
     models: dict[str, bytes]
@@ -53,6 +55,7 @@ class MarianTokenizer:
     eos: str
     side: str = SOURCE
     literal: bool = False
+    kept: Mapping[str, bytes] = field(default_factory=dict)
 
     bos_id = None
     languages = None
@@ -221,8 +224,8 @@ class MarianTokenizer:
             settings |= {OWN_SWITCH: self.literal}
         special.write_json(folder / "tokenizer_config.json", settings)
         special.write_json(folder / VOCABULARY, self.vocabulary)
-        for name, model in self.models.items():
-            (folder / name).write_bytes(model)
+        for name, data in {**self.models, **self.kept}.items():
+            (folder / name).write_bytes(data)
 
 
 def read_folder(folder: Path) -> MarianTokenizer:
@@ -257,4 +260,6 @@ def read_folder(folder: Path) -> MarianTokenizer:
         if sentencepiece.read(model, folder / name).kind != sentencepiece.UNIGRAM:
             raise InputError(f"{folder / name} is not a Unigram model, as Marian's are; use another folder")
     found = Special(unk=vocabulary[tokens["unk"]], pad=vocabulary.get(tokens["pad"]))
-    return MarianTokenizer(models, vocabulary, settings, found, tokens["eos"], literal=reads_literally(settings))
+    kept = {name: special.read_bytes(folder / name) for name in KEPT if (folder / name).is_file()}
+    literal = reads_literally(settings)
+    return MarianTokenizer(models, vocabulary, settings, found, tokens["eos"], literal=literal, kept=kept)
