@@ -98,6 +98,50 @@ def test_every_mask_in_both_implementations(name):
             np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+LONG = np.sort(np.random.default_rng(4).integers(0, 3, (2, 200)), axis=1)
+LOCAL = {
+    "both sides": {},
+    "lengths": {"end_B": jnp.array([200, 77])},
+    "causal": {"causal": True, "start_B": jnp.array([0, 9])},
+    "segments": {"segment_BT": jnp.asarray(LONG)},
+}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize("window", [0, 3])
+def test_local_attention_in_blocks_is_the_whole_one(name, window):
+    """200 queries are four blocks, the last one padded. A window that is traced is computed whole."""
+    blocks, whole = Mask(window=window, **LOCAL[name]), Mask(window=jnp.asarray(window), **LOCAL[name])
+    assert blocks.local_block(200) == 64 and whole.local_block(200) is None and blocks.local_block(100) is None
+    q, k, v = operands(B=2, T=200, S=200, N=4, K=2, H=8)
+    d_out = jnp.asarray(np.random.default_rng(2).standard_normal(q.shape), jnp.float32)
+    dense_BTS = np.broadcast_to(whole.dense(200, 200), (2, 200, 200))
+    sees_BT = dense_BTS.any(-1)
+    d_out = d_out * sees_BT[:, :, None, None]
+
+    @jax.jit
+    def run(*qkv):
+        results = []
+        for mask, implementation in ((blocks, "auto"), (blocks, "cpu"), (whole, "xla")):
+            out, pull = jax.vjp(partial(attention.attend, mask=mask, implementation=implementation), *qkv)
+            results.append((out, *pull(d_out)))
+        return results
+
+    results = run(q, k, v)
+    with np.errstate(invalid="ignore"):
+        expected = by_definition(q, k, v, dense_BTS)
+    for result in results:
+        np.testing.assert_allclose(np.asarray(result[0])[sees_BT], expected[sees_BT], atol=5e-6)
+        for one, other in zip(result[1:], results[2][1:], strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_local_attention_holds_no_scores_of_all_pairs():
+    q, k, v = operands(B=1, T=4096, S=4096, N=1, K=1, H=8)
+    compiled = jax.jit(partial(attention.attend, mask=Mask(window=64))).lower(q, k, v).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 4096 * 4 / 8
+
+
 def test_many_queries_without_a_diagonal():
     """270 queries are two blocks where nothing is causal. Values and gradients."""
     q, k, v = operands(B=1, T=270, S=9, N=2, K=1, H=4)

@@ -137,16 +137,17 @@ def tied_logits(plain: Callable[..., jax.Array], p: dict[str, jax.Array], x_BD: 
 
 
 def attention_fits(q_BTNH: Any, mask: Any, *, num_keys: int, bias: bool, dropout: bool) -> bool:
-    """Whether `attention` computes this case: float32, any mask, the length not sharded.
+    """Whether `attention` computes this case: float32, the length not sharded, and not local attention of a few keys.
 
     Args:
       q_BTNH: queries, or their shape and dtype.
-      mask: any.
+      mask: an `nn.masks.Mask`.
       num_keys: S, any.
       bias: whether the scores have a bias.
       dropout: whether the probabilities have dropout.
     """
-    return not bias and not dropout and q_BTNH.dtype == jnp.float32 and sharding.shards("length") == 1
+    plain = bias or dropout or mask.local_block(q_BTNH.shape[1]) is not None
+    return not plain and q_BTNH.dtype == jnp.float32 and sharding.shards("length") == 1
 
 
 def attention(

@@ -70,7 +70,8 @@ def attend(
         )
 
     kernel = kernels.find("attention", IMPLEMENTATIONS.get(implementation, "plain"))
-    plain = _attend if implementation in ("auto", "xla") else refuse
+    local = implementation == "cpu" and key is None and mask.local_block(q_BTNH.shape[1]) is not None
+    plain = _attend if implementation in ("auto", "xla") or local else refuse
     operands = (q_BTNH, k_BSKH, v_BSKH, mask)
     return plain(*operands, **options) if kernel is None else kernel(plain, *operands, **options)
 
@@ -91,8 +92,66 @@ def _attend(
     with jax.named_scope("attention"):
         q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
         k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
-        out_BKGTH = _heads_first(q_BKGTH, k_BKSH, v_BKSH, mask.dense(T, S), bias_NTS, scale, dropout_rate, key)
+        block = mask.local_block(T) if bias_NTS is None and sharding.shards("length") == 1 else None
+        if block is None:
+            out_BKGTH = _heads_first(q_BKGTH, k_BKSH, v_BKSH, mask.dense(T, S), bias_NTS, scale, dropout_rate, key)
+        else:
+            out_BKGTH = _local(q_BKGTH, k_BKSH, v_BKSH, mask, block, scale, dropout_rate, key)
         return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
+
+
+def _local(
+    q_BKGTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask: Mask,
+    block: int,
+    scale: float,
+    dropout_rate: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """The definition by n blocks of t queries, each with the s = t + 2 window keys in its reach: time and memory grow
+    with T s in place of T T."""
+    T, reach = q_BKGTH.shape[3], mask.window
+    n = -(-T // block)
+    assert isinstance(reach, int)
+
+    def in_reach(x: jax.Array, axis: int) -> jax.Array:
+        """x [..., T, ...] -> [..., n, s, ...]: the end of the block before, each block, the head of the next."""
+        widths = [(reach, reach + n * block - T) if i == axis else (0, 0) for i in range(x.ndim)]
+        padded, shape = jnp.pad(x, widths), (*x.shape[:axis], n, block, *x.shape[axis + 1 :])
+        shifted = [jax.lax.slice_in_dim(padded, i * reach, i * reach + n * block, axis=axis) for i in range(3)]
+        before, own, after = (one.reshape(shape) for one in shifted)
+        before = jax.lax.slice_in_dim(before, 0, reach, axis=axis + 1)
+        after = jax.lax.slice_in_dim(after, block - reach, block, axis=axis + 1)
+        return jnp.concatenate([before, own, after], axis=axis + 1)
+
+    queries_nt = jnp.arange(n * block).reshape(n, block)
+    keys_ns = queries_nt[:, :1] - reach + jnp.arange(block + 2 * reach)
+    distance_nts = queries_nt[:, :, None] - keys_ns[:, None, :]
+    nearest = 0 if mask.causal else -reach
+    exists_ns = (keys_ns >= 0) & (keys_ns < T)
+    allowed_Bnts = ((distance_nts <= reach) & (distance_nts >= nearest) & exists_ns[:, None])[None]
+    if mask.segment_BT is not None:
+        queries_BT = jnp.pad(mask.segment_BT, [(0, 0), (0, n * block - T)])
+        same = queries_BT.reshape(-1, n, block)[..., None] == in_reach(mask.segment_BT, 1)[:, :, None]
+        allowed_Bnts = allowed_Bnts & same
+    if mask.start_B is not None:
+        allowed_Bnts = allowed_Bnts & (keys_ns[:, None] >= mask.start_B[:, None, None, None])
+    if mask.end_B is not None:
+        allowed_Bnts = allowed_Bnts & (keys_ns[:, None] < mask.end_B[:, None, None, None])
+
+    q_BKGTH = jnp.pad(q_BKGTH, [(0, 0)] * 3 + [(0, n * block - T), (0, 0)])
+    q_BKGntH = q_BKGTH.reshape(*q_BKGTH.shape[:3], n, block, q_BKGTH.shape[4])
+    keys_n = None if key is None else jax.random.split(key, n)
+
+    def one(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, key: jax.Array | None) -> jax.Array:
+        return _heads_first(q, k, v, allowed, None, scale, dropout_rate, key)
+
+    in_axes = (3, 2, 2, 1, None if key is None else 0)
+    each = jax.vmap(one, in_axes=in_axes, out_axes=3)
+    out_BKGntH = each(q_BKGntH, in_reach(k_BKSH, 2), in_reach(v_BKSH, 2), allowed_Bnts, keys_n)
+    return out_BKGntH.reshape(q_BKGTH.shape)[..., :T, :]
 
 
 def _heads_first(

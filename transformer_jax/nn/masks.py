@@ -47,6 +47,19 @@ class Mask:
                 f"a causal, segment or window mask needs as many queries as keys; got {num_queries} and {num_keys}"
             )
 
+    def local_block(self, length: int) -> int | None:
+        """The queries of one block where attention is computed in blocks, each with the keys in its reach only.
+
+        None where that would not skip half of the keys, and where the reach is not known before the program runs.
+
+        Args:
+          length: T, which is S.
+        """
+        if not isinstance(self.window, int) or self.prefix_B is not None or self.key_segment_BS is not None:
+            return None
+        block = max(self.window, 64)
+        return block if 2 * (block + 2 * self.window) <= length else None
+
     def dense(self, num_queries: int, num_keys: int) -> jax.Array | None:
         """Booleans [1 or B, 1 or T, S], True where attention is allowed; None when nothing is hidden.
 

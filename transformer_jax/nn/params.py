@@ -168,12 +168,21 @@ def unstack(tree: Mapping[str, Any], num_layers: int) -> list[Tree]:
     return [jax.tree.unflatten(treedef, [row[i].reshape(row[i].shape[1:]) for row in rows]) for i in range(num_layers)]
 
 
-def unstack_last(tree: Mapping[str, Any]) -> tuple[Tree, list[Tree]]:
-    """The arrays of a stacked `tree` as the stack of all layers but the last, and a list of the last one's tree."""
+def unstack_from(tree: Mapping[str, Any], begin: int, num_layers: int) -> tuple[Tree, list[Tree]]:
+    """The arrays of a stacked `tree` as the stack of the layers before `begin`, and a list of the other layers' trees.
+
+    Args:
+      tree: the arrays, with a leading dimension of layers.
+      begin: the first layer of the list, at least 1.
+      num_layers: L.
+    """
+    if begin == num_layers:
+        return tree, []
     leaves, treedef = jax.tree.flatten(tree)
-    pairs = [jax.lax.split(leaf, (leaf.shape[0] - 1, 1)) for leaf in leaves]
-    last = [one.reshape(one.shape[1:]) for _, one in pairs]
-    return jax.tree.unflatten(treedef, [most for most, _ in pairs]), [jax.tree.unflatten(treedef, last)]
+    parts = [jax.lax.split(leaf, (begin, *[1] * (num_layers - begin))) for leaf in leaves]
+    rest = [[one.reshape(one.shape[1:]) for one in layer] for layer in zip(*[part[1:] for part in parts], strict=True)]
+    rest = rest if leaves else [[] for _ in range(num_layers - begin)]
+    return jax.tree.unflatten(treedef, [part[0] for part in parts]), [jax.tree.unflatten(treedef, one) for one in rest]
 
 
 def _is_param(x: Any) -> bool:

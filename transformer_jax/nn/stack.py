@@ -4,7 +4,7 @@ Parameters are stored stacked, with a leading "layers" axis, for both, so a chec
 block is a function (params of one layer, carry, layer number, key or None) -> carry.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ REMAT: dict[str, Any] = {
 
 
 def run(
-    block: Block,
+    block: Block | Sequence[Block],
     params: Any,
     carry: Any,
     *,
@@ -37,7 +37,8 @@ def run(
     """The carry after all layers. Layer i gets fold_in(key, i), so scanned and unrolled layers have the same dropout.
 
     Args:
-      block: applied by each layer.
+      block: applied by each layer; or n blocks, of which layer i applies number i modulo n. A scan then runs n layers at
+        a time, and what is left at the end by itself.
       params: stacked, or for unrolled layers already one tree per layer.
       carry: of the first layer.
       num_layers: L.
@@ -46,29 +47,34 @@ def run(
       key: of dropout; None: evaluation.
       last: in place of `block` in the last layer; its carry may have another shape.
     """
-    policy = _policy(remat)
+    policy, blocks = _policy(remat), [block] if callable(block) else list(block)
     if policy is not None:
-        block = jax.checkpoint(block, policy=policy, prevent_cse=not scan)
+        blocks = [jax.checkpoint(one, policy=policy, prevent_cse=not scan) for one in blocks]
+    n = len(blocks)
 
     def layer_key(layer: Any) -> jax.Array | None:
         return None if key is None else jax.random.fold_in(key, layer)
 
     count = num_layers if last is None else num_layers - 1
-    if scan:
+    begin = count // n * n if scan else 0
+    if begin:
 
         def body(carry: Any, xs: tuple[Any, jax.Array]) -> tuple[Any, None]:
-            layer_params, layer = xs
-            return block(layer_params, carry, layer, layer_key(layer)), None
+            params, first = xs
+            for i, layer_params in enumerate([params] if n == 1 else params_lib.unstack(params, n)):
+                carry = blocks[i](layer_params, carry, first + i, layer_key(first + i))
+            return carry, None
 
-        scanned, rest = (params, []) if last is None else params_lib.unstack_last(params)
-        carry = jax.lax.scan(body, carry, (scanned, jnp.arange(count)))[0]
+        scanned, layers = params_lib.unstack_from(params, begin, num_layers)
+        if n > 1:
+            scanned = jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), scanned)
+        carry = jax.lax.scan(body, carry, (scanned, jnp.arange(0, begin, n)))[0]
     else:
         layers = params if isinstance(params, list) else params_lib.unstack(params, num_layers)
-        for layer, layer_params in enumerate(layers[:count]):
-            carry = block(layer_params, carry, layer, layer_key(layer))
-        rest = layers[count:]
+    for layer in range(begin, count):
+        carry = blocks[layer % n](layers[layer - begin], carry, layer, layer_key(layer))
     if last is not None:
-        carry = last(rest[0], carry, count, layer_key(count))
+        carry = last(layers[-1], carry, count, layer_key(count))
     return carry
 
 

@@ -19,6 +19,7 @@ them, whose parameters are in the tree when `Config.heads` names them.
 B batch, T length, D width, E embedding width, C labels, V vocabulary, L layers.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -249,19 +250,15 @@ def apply(
         bias_NTS = positions.relative_bias(table, columns_T, columns_T, bidirectional=True)
     shared = jax.tree.map(lambda leaf: leaf[0], params["blocks"]) if cfg.share_layers else None
 
-    def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None) -> jax.Array:
+    def one(is_global: bool, p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None) -> jax.Array:
         p = p if shared is None else shared
-        is_global = cfg.local_window == 0 or layer % cfg.global_every == 0
-        if isinstance(is_global, bool):
-            mask, own_rope = (everywhere, rope) if is_global else (local, local_rope)
-        else:  # in a scan, the layer's number is traced
-            mask = everywhere.replace(window=jnp.where(is_global, T, cfg.local_window))  # type: ignore[attr-defined]
-            own_rope = jax.tree.map(lambda a, b: jnp.where(is_global, a, b), rope, local_rope)
+        mask, own_rope = (everywhere, rope) if is_global else (local, local_rope)
         unnormed = not cfg.first_attention_norm and layer == 0
         return block.apply(p, cfg, x_BTD, mask=mask, rope=own_rope, bias_NTS=bias_NTS, unnormed=unnormed, key=key)[0]
 
+    kinds = range(cfg.global_every if cfg.local_window else 1)
     x_BTD = stack.run(
-        one,
+        [functools.partial(one, i == 0) for i in kinds],
         {} if cfg.share_layers else params["blocks"],
         x_BTD,
         num_layers=cfg.num_layers,
