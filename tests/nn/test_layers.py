@@ -103,3 +103,5 @@ def test_ids_out_of_range_are_refused_outside_jit():
                 layers.embed(table, ids, jnp.float32)
     assert layers.embed(table, np.array([[0, 4]]), jnp.float32).shape == (1, 2, 2)
     assert jax.jit(lambda ids: layers.embed(table, ids, jnp.float32))(np.array([[0, 4]])).shape == (1, 2, 2)
+    known = jnp.array([[0, 4]])
+    assert jax.jit(lambda table: layers.embed(table, known, jnp.float32))(table).shape == (1, 2, 2)

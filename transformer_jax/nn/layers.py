@@ -108,7 +108,8 @@ def embed(p: dict[str, jax.Array], ids_BT: jax.Array, dtype: Any) -> jax.Array:
 def _check_ids(ids_BT: Any, rows: int) -> None:
     if isinstance(ids_BT, jax.core.Tracer) or not getattr(ids_BT, "is_fully_addressable", True):
         return
-    lowest, highest = int(np.min(ids_BT, initial=0)), int(np.max(ids_BT, initial=0))
+    ids = np.asarray(ids_BT)  # not by jnp, which a surrounding jit would trace
+    lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
     if lowest < 0 or highest >= rows:
         raise ValueError(
             f"id {highest if highest >= rows else lowest} is not in a table of {rows} rows, 0 to {rows - 1}; encode "
