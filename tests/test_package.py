@@ -190,3 +190,26 @@ def test_the_workflows_and_the_citation_agree_with_the_project():
     for name in ("flax", "optax", "orbax-checkpoint", "grain"):
         (line,) = [line for line in project["dependencies"] if re.split(r"[^\w-]", line)[0] == name]
         assert "<" in line, f"{name} has no upper bound"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["tr"], ["train"]),
+        (["train", "causal_lm.s"], ["causal_lm.shakespeare_char", "causal_lm.stdlib"]),
+        (["recipes", "copy", "vit.d"], ["vit.digits"]),
+        (["launch", "tpu"], ["tpu-vm"]),
+        (["train", "mine.py", "--train.st"], ["--train.steps"]),
+    ],
+)
+def test_the_shell_completes(words, completed, capsys, tmp_path):
+    assert main(["completion", "flags", "causal_lm.stdlib"]) == 0
+    flags = capsys.readouterr().out
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "transformer-jax").write_text(f"#!/bin/bash\nprintf '%s\\n' {' '.join(flags.split())}\n")
+    (tmp_path / "transformer-jax").chmod(0o755)
+    asked = f"COMP_WORDS=(transformer-jax {' '.join(words)}) COMP_CWORD={len(words)}\n_transformer_jax\n"
+    script = capsys.readouterr().out + asked + 'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == completed, done.stderr

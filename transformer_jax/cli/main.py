@@ -9,6 +9,7 @@
     recipes [copy NAME FILE]                               the recipes that ship, and a copy of one to edit
     launch KIND ... EXPERIMENT                             the same training on many machines
     doctor                                                 versions, devices, known-bad pairs, a short smoke step
+    completion bash|zsh                                    what a shell needs to complete all of this
 
 For example:
 
@@ -35,7 +36,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from transformer_jax import interrupts
 from transformer_jax.errors import InputError, RunError
 
-COMMANDS = ("train", "evaluate", "predict", "inspect", "convert", "recipes", "launch", "doctor")
+COMMANDS = ("train", "evaluate", "predict", "inspect", "convert", "recipes", "launch", "doctor", "completion")
 
 
 def console() -> int:
