@@ -42,7 +42,7 @@ def experiment() -> Experiment:
             peak_lr=0.02, adamw_lr=4e-3, lr_schedule="linear", warmup_steps=30, final_lr_fraction=0.0, iterations=4
         ),
         train=Train(steps=600, batch_size=8, log_every=20),
-        evaluate=Evaluate(every=300, batch_size=16),
+        evaluate=Evaluate(batch_size=16),  # at the end alone: it takes as long as 30 steps
         checkpoint=Checkpoint(every=300),
         sample=Sample(prompt="def add(", max_new_tokens=200, temperature=0.7, top_k=50),
     )
