@@ -142,6 +142,16 @@ def test_hidden_states_and_logits_are_transformers(name):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5, err_msg=key)
 
 
+def test_the_task_of_a_folder_pools_as_the_folder_states():
+    """The mean of ModernBERT's states leaves padding out in the task too."""
+    folder = FIXTURES / "ModernBertForSequenceClassification"
+    config, params, _ = hub.load(folder)
+    with np.load(folder / "expected.npz", allow_pickle=False) as file:
+        batch, expected = {"tokens": file["tokens"], "lengths": file["lengths"]}, file["classification"]
+    logits = hub.task(folder, config).logits(params, config, batch)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
+
+
 def test_layers_that_are_scanned_and_unrolled_are_the_same():
     config, params, _ = hub.load(FIXTURES / "ModernBertModel")
     tokens = np.arange(12)[None]
