@@ -37,9 +37,9 @@ def batch(tokenizer: Tokenizer, texts: Sequence[str], *, length: int = 0, litera
     encode = reads.encode if literal else reads.encode_prompt
     ids = [np.concatenate([before, encode(text), after]).astype(np.int32) for text in texts]
     lengths_B = np.array([len(one) for one in ids], np.int32)
-    T = length or int(lengths_B.max())
-    if (longest := int(lengths_B.max())) > T:
-        where = int(lengths_B.argmax())
+    T = length or int(np.max(lengths_B))
+    if (longest := int(np.max(lengths_B))) > T:
+        where = int(np.argmax(lengths_B))
         raise InputError(
             f"text {where} has {longest} tokens, and length is {T}; give a larger one, or shorten the text"
         )

@@ -237,4 +237,4 @@ def unigram(tokens: np.ndarray, ordinary_V: np.ndarray, labels: np.ndarray) -> U
     counts_V = np.bincount(tokens[:COUNTED], minlength=len(ordinary_V)) + 1.0
     counts_V[~ordinary_V] = 0.0
     nats = math.log(counts_V.sum()) - np.log(counts_V[labels]).mean()
-    return Unigram(float(nats), float((labels == counts_V.argmax()).mean()))
+    return Unigram(float(nats), float((labels == np.argmax(counts_V)).mean()))

@@ -181,7 +181,7 @@ class Tagging(TextTask):
             columns = min(-(-len(ids) // COLUMNS) * COLUMNS, length)
             tokens_BT, lengths_B = np.pad(ids, (0, columns - len(ids)))[None], np.array([len(ids)], np.int32)
             shares_TC = np.asarray(shares({"tokens": tokens_BT, "lengths": lengths_B})[0])
-            whole = np.flatnonzero(first >= 0).max(initial=0) + 1 if truncated else len(first)
+            whole = np.max(np.flatnonzero(first >= 0), initial=0) + 1 if truncated else len(first)
             for at in first[:whole]:  # a word that the tokenizer drops is in no entity
                 best = int(shares_TC[at].argmax())
                 made.append((self.labels[best], float(shares_TC[at, best])) if at >= 0 else ("O", 1.0))
