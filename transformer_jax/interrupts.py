@@ -13,8 +13,10 @@ import contextlib
 import os
 import signal
 import sys
-from types import FrameType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # not from typing: what is imported here is imported before Ctrl-C is handled
+    from types import FrameType
 
 LINE = "interrupted; a run goes on from its newest checkpoint when its command is given again"
 CODE = 128 + signal.SIGINT
@@ -50,7 +52,7 @@ def ended(code: int | None = None) -> int:
     return CODE if code is None else code
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
+def _interrupted(number: int, frame: "FrameType | None") -> None:
     global came
     came = True
     while frame is not None:
@@ -60,7 +62,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _unraisable(unraisable: Any) -> None:
+def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         _say_and_leave()
     sys.__unraisablehook__(unraisable)
