@@ -1,6 +1,8 @@
 """JAX's own transformations of each family, by the plain form of its kernels: export with symbolic sizes, and forward
 over reverse mode."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from jax import export
 from transformer_jax import kernels
 from transformer_jax.models import bert, gpt, seq2seq, vit
 
-SMALL = {"width": 8, "num_layers": 1, "num_heads": 2}
+SMALL: dict[str, Any] = {"width": 8, "num_layers": 1, "num_heads": 2}
 TEXT = SMALL | {"vocab_size": 11, "max_length": 64}
 GPT, BERT, VIT = gpt.Config(**TEXT), bert.Config(**TEXT), vit.Config(image_size=8, patch_size=4, num_classes=3, **SMALL)
 SEQ2SEQ = seq2seq.Config(**TEXT)
