@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax import contracts, models
+from transformer_jax import contracts, files, models
 from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.data.tokenizers.subwords import OWN_SWITCH
@@ -111,10 +111,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         partial.chmod(folder.parent.stat().st_mode & 0o777)
         yield partial
         for file in partial.iterdir():
-            _sync(file)
-        _sync(partial)
+            files.sync(file)
+        files.sync(partial)
         partial.rename(folder)
-        _sync(folder.parent)
+        files.sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -250,11 +250,3 @@ def _check_says(config: Any, read_back: Any, model_type: str) -> None:
                 f"the model type {model_type} cannot express {field.name}={ours!r} (it means {theirs!r}), so this "
                 "config cannot be exported"
             )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
