@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ from transformer_jax.errors import InputError, nearest
 
 PACKAGE = __name__.partition(".")[0]
 NO_FILE = "__main__"  # replaces the file's name for a type that was defined in a notebook
+
+# Held while source files are read: sys.path and stderr are the process's, and Python 3.11's `ast` fails in two threads.
+ONE_THREAD = threading.RLock()
 
 
 def read(target: str) -> tuple[ModuleType, str]:
@@ -40,7 +44,9 @@ def read(target: str) -> tuple[ModuleType, str]:
       InputError: there is no such module or file, or it imports a file whose name another module has already.
     """
     if target.endswith(".py"):
-        return _read_file(target), f"{Path(target).resolve().parent.name}-{Path(target).stem}"
+        with ONE_THREAD:
+            module = _read_file(target)
+        return module, f"{Path(target).resolve().parent.name}-{Path(target).stem}"
     recipes = shipped.names()
     missing = InputError(
         f"no recipe and no module {target!r} here{nearest(target.removeprefix('experiments.'), recipes)}; "

@@ -9,6 +9,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from transformer_jax import brought
 from transformer_jax.errors import InputError, nearest
 
 
@@ -36,7 +37,7 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
             raise InputError(f"unknown override {flag}{nearest(flag, known)}; --help lists them all")
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with brought.ONE_THREAD, contextlib.redirect_stderr(errors):
             concrete = _concrete(default)
             cls: Any = tyro.conf.AvoidSubcommands[type(concrete)]  # type: ignore[misc]
             return _original(tyro.cli(cls, default=concrete, args=arguments, prog=program, description=description))

@@ -243,12 +243,12 @@ def test_what_a_manifest_lists_is_what_is_there(server, monkeypatch):
 def test_who_lost_the_lock_saves_no_more(server):
     answers = iter([None, lock.Lost("taken over")])  # it is lost while the arrays are on their way
 
-    def still_ours():
+    def is_owner():
         if (answer := next(answers)) is not None:
             raise answer
 
     with pytest.raises(lock.Lost, match="taken over"):
-        save("lost", 1, still_ours=still_ours)
+        save("lost", 1, is_owner=is_owner)
     assert checkpoint.steps(store.path("gs://drill/lost/checkpoints")) == []
 
 

@@ -163,12 +163,12 @@ def save(workdir: Path) -> None:
     from transformer_jax.train import state as states
 
     experiment = _experiment()
-    with lock.hold(workdir, print) as still_ours:
+    with lock.hold(workdir, print) as is_owner:
         config = config_json.to_json(experiment)
         workdirs.write_json(workdir / "config.json", config)
         run = workdirs.run_id(workdir)
         shapes = jax.eval_shape(lambda key: gpt.init(key, experiment.model), jax.random.key(0))
-        options = {"family": "gpt", "config": config, "run": run, "keep": 1, "still_ours": still_ours, "say": print}
+        options = {"family": "gpt", "config": config, "run": run, "keep": 1, "is_owner": is_owner, "say": print}
         with Writer(workdir / "checkpoints", **options) as writer:
             for step in range(1, 10**9):
                 params = jax.tree.map(lambda x: jnp.full(x.shape, step, x.dtype), shapes)  # noqa: B023
@@ -235,8 +235,8 @@ def own(folder: Path, settings: dict[str, Any]) -> None:
 
     place, hold = (store.path("gs://drill/run"), store_lock.hold) if settings.get("bucket") else (folder, lock.hold)
     while True:
-        with contextlib.suppress(InputError, lock.Lost), hold(place, lambda line: None) as still_ours:
-            still_ours()
+        with contextlib.suppress(InputError, lock.Lost), hold(place, lambda line: None) as is_owner:
+            is_owner()
             with contextlib.suppress(FileNotFoundError, ValueError):
                 there = int(inside.read_text())
                 if there != os.getpid() and Path(f"/proc/{there}").exists() and not _is_zombie(there):
@@ -247,7 +247,7 @@ def own(folder: Path, settings: dict[str, Any]) -> None:
                 shutil.copytree(folder, copy)
             shutil.rmtree(copy, ignore_errors=True)  # a POSIX lock would be gone by now
             time.sleep(0.02)
-            still_ours()
+            is_owner()
             if inside.read_text() != str(os.getpid()):
                 held_by_two(inside.read_text())
             with owned.open("a") as file:

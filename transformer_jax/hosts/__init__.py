@@ -7,11 +7,11 @@
 
 A host is one process of `jax.distributed`: one a machine, or one a GPU. Each runs the same program on its own part of
 every global array (JAX's multi-controller model), so a host that dies, or decides something by itself, leaves the
-others waiting for ever inside a collective. Hence three things beside `jax.distributed`, which aborts with a stack
-trace of C++ where somebody is missing, and names nobody:
+others waiting for ever inside a collective. `jax.distributed` itself aborts with a stack trace of C++ when a host is
+missing, and does not name the host. Three modules are added to it:
 
     meeting.py     before `jax.distributed.initialize`, on the same port: host 0 waits for all and says who is missing
-    agreement.py   values compared, and host 0's value taken, wherever hosts could come to different decisions
+    agreement.py   values compared, and host 0's value taken, wherever hosts could decide differently
     watch.py       a thread of each host that gives a sign of life every second, and ends its process as soon as another
                    has failed, or has given none for `Hosts.timeout` seconds
 """

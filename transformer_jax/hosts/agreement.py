@@ -45,11 +45,14 @@ def have_met(machines: list[str]) -> None:
 def agree(what: str, facts: Mapping[str, Any], *, wait: float = AGREE) -> None:
     """Returns once every host has called it with the same facts.
 
-    Arguments:
+    Args:
       what: a few words for the message.
       facts: JSON values by name.
-    Errors: `InputError` on every host, naming the hosts that differ from host 0 and in what; and when not all have come
-      within `wait` seconds, naming those that have not.
+      wait: seconds to wait for the other hosts.
+
+    Raises:
+      InputError: on every host, naming the hosts that differ from host 0 and their facts, or the hosts that did not
+        call it within `wait` seconds.
     """
     if alone():
         return
@@ -75,12 +78,12 @@ def first(what: str, value: Any, *, wait: float = AGREE) -> Any:
     if jax.process_index() == 0:
         put(key, json.dumps(value))
     ends, pause = time.monotonic() + wait, 0.01
-    while (told := get(key)) is None:
+    while (stored := get(key)) is None:
         if time.monotonic() > ends:
             raise InputError(f"{who(0)} did not come to {what} in {wait:.0f} s, where {who(jax.process_index())} waits")
         time.sleep(pause)
         pause = min(2 * pause, 1.0)
-    return json.loads(told)
+    return json.loads(stored)
 
 
 def gather(what: str, value: str, *, wait: float = AGREE) -> list[str]:

@@ -23,8 +23,8 @@ from transformer_jax.errors import InputError
 from transformer_jax.hosts import agreement
 from transformer_jax.hosts.watch import EXIT
 
-# Seconds after which JAX itself aborts for want of a heartbeat. The watch is quicker and says it in one line: this is
-# for a process whose Python is stuck. All may be frozen together for a while without missing each other.
+# Seconds after which JAX itself aborts when heartbeats are missing. The watch is quicker and reports it in one line;
+# this is for a process whose Python is stuck. All may be frozen together for a while without missing each other.
 HEARTBEAT = 300
 
 
@@ -41,7 +41,7 @@ class Hosts:
     wait: int = 300
     """Seconds to wait for all to arrive."""
     timeout: int = 30
-    """Seconds without a sign of life after which a host is taken for gone, and the others end."""
+    """Seconds without a sign of life after which a host counts as failed, and the others end."""
 
 
 def start(options: Hosts) -> None:
@@ -120,7 +120,7 @@ def _cluster(wait: int) -> tuple[str, int, int, list[int] | None] | None:
 
 
 def _meet(address: str, port: int, count: int, index: int, wait: float, *, bind: str) -> list[str]:
-    """The machines' names by host, once all have said hello to host 0.
+    """The machines' names by host, once all have connected to host 0.
 
     One line of JSON each way: {"index", "count", "name"}, and {"names": [...]} or {"refused": why}.
     """

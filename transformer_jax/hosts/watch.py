@@ -1,8 +1,8 @@
-"""How hosts end together: whoever fails tells the others, and whoever falls silent is missed.
+"""How hosts end together: a host that fails notifies the others, and one that stops responding is noticed.
 
 Each host's thread sets a sign of life in the store of the coordination service (agreement.py) and looks whether
 somebody has failed; host 0's also compares the signs. What it finds ends the process from within the thread, since the
-main thread may wait for ever in a collective that nobody will complete.
+main thread may wait for ever in a collective that will never complete.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from transformer_jax.hosts.agreement import alone, first_line, gather, get, list
 
 EXIT = 3  # the exit code of a process that another one's failure ended
 
-# What is raised where another host is gone: by Gloo, NCCL and JAX's coordination service.
-_CUT_OFF = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|coordination|barrier", re.IGNORECASE)
+# Errors of Gloo, NCCL and JAX's coordination service that another host's failure causes.
+_DISCONNECTED = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|coordination|barrier", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -40,8 +40,8 @@ def together(*, timeout: float = 30.0) -> Iterator[None]:
     SIGTERM and SIGUSR1 are such a failure too, except in the training loop, which takes them itself (train/stop.py): a
     process that died of them without a word would be missed only after `timeout`.
 
-    Arguments:
-      timeout: seconds without a sign of life after which a host is taken for gone.
+    Args:
+      timeout: seconds without a sign of life after which a host counts as failed.
     """
     if alone():
         yield
@@ -74,8 +74,8 @@ def _signalled(number: int, frame: Any) -> NoReturn:
 def _keep_watch(timeout: float, ended: threading.Event) -> None:
     """Gives a sign of life and looks for bad news, until the run has ended.
 
-    A host is gone when its sign stays the same for so many of *our* ticks: when all were frozen for a while, this
-    thread with them, nobody is missed. All have met before, so one that has given none at all is missed alike.
+    A host has failed when its sign stays the same for so many of *our* ticks: when all were frozen for a while, this
+    thread with them, none counts as failed. All have met before, so a host that has given no sign at all counts too.
     """
     index, tick = jax.process_index(), _tick()
     limit = max(timeout / tick, 2)
@@ -123,8 +123,8 @@ def _fail(error: BaseException, timeout: float) -> NoReturn:
     elif isinstance(error, RunError):
         code, message = 1, str(error)
     else:
-        if _CUT_OFF.search(str(error)):
-            # Most likely another host is gone: the watch ends this process as soon as it knows which.
+        if _DISCONNECTED.search(str(error)):
+            # Most likely another host has failed: the watch ends this process as soon as it knows which.
             time.sleep(timeout + 10 * _tick())
         code, message = 1, f"{type(error).__name__}: {first_line(error)}"
         traceback.print_exception(error)
@@ -134,7 +134,7 @@ def _fail(error: BaseException, timeout: float) -> NoReturn:
 
 
 def _publish(host: int, message: str) -> None:
-    with contextlib.suppress(Exception):  # without host 0 there is nobody to tell
+    with contextlib.suppress(Exception):  # without host 0 there is no store to write to
         put("failed", json.dumps({"host": host, "message": message}), once=True)  # the first news are the cause
 
 

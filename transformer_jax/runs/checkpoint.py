@@ -70,30 +70,34 @@ def newest(
 ) -> int | None:
     """The newest step whose files are as they were written; None where there is no step at all.
 
-    Each damaged one that is passed over is named to `say`. Arguments:
+    Args:
+      folder: WORKDIR/checkpoints.
+      say: receives a line about each damaged step that is passed over.
       weights_only: check what `restore_params` reads.
       verify: False does not compare the files, and takes the newest that is wholly there.
-      together: every process calls this, each reads its part of the files, and all come to the same answer.
-    Errors: `InputError` when there are steps and none is good.
+      together: every process calls this, each reads its part of the files, and all return the same answer.
+
+    Raises:
+      InputError: there are steps and none is good.
     """
     for _ in range(ROUNDS):
-        said: list[str] = []
+        lines: list[str] = []
         there, found = numbered(folder), None
         for step in reversed(there):
             path = folder / str(step)
             if verify:
                 damage = damage_of(
-                    path, said.append, items=[weights(path)] if weights_only else None, together=together
+                    path, lines.append, items=[weights(path)] if weights_only else None, together=together
                 )
             else:
                 damage = misplaced(path, _run_of(folder))
             if not damage:
                 found = step
                 break
-            said.append(f"step {step:,} is not used: {damage}")
-        if said and numbered(folder) != there:
+            lines.append(f"step {step:,} is not used: {damage}")
+        if lines and numbered(folder) != there:
             continue  # a trainer has deleted what was being looked at, and has a newer step
-        for line in said:
+        for line in lines:
             say(line)
         if there and found is None:
             raise InputError(
@@ -200,11 +204,12 @@ def check_files(
 
 
 def misplaced(step_folder: Path, run: str | None) -> str:
-    """Why a folder is not the step that its name says, of the run that it lies in; "" where it is.
+    """Why a folder is not the step that its name says, of the run whose folder it is in; "" where it is.
 
     A manifest that is not whole is a reason. A folder whose name is no number may hold any step: it is a copy.
 
     Args:
+      step_folder: the folder.
       run: the id of the run; None where that is not known.
     """
     try:
@@ -307,14 +312,19 @@ def restore_params(
     verify: bool = True,
     unused: Callable[[str], bool] | None = None,
 ) -> tuple[Any, int]:
-    """The parameters alone, placed as `target` (ShapeDtypeStructs with shardings) says, and the bytes read from disk.
+    """The parameters alone, and the bytes read from disk.
 
-    Arguments:
+    Args:
+      step_folder: of the step.
+      target: `ShapeDtypeStruct`s with shardings, in which the parameters are placed.
       ema: take the average in place of the parameters where the run kept one.
       dtype: cast floating-point leaves to it; without it a stored dtype other than the target's is refused.
       verify: False where the files were checked already (`newest`), or are not to be.
       unused: says of a name whether the leaf may be there although the target has none; it is not read.
-    Errors: `Damaged`; `InputError` naming the leaf that is missing, extra, misshapen or of another dtype.
+
+    Raises:
+      Damaged: a file is not as it was written.
+      InputError: a leaf is missing, extra, misshapen or of another dtype; the message names it.
     """
     if verify:
         check_files(step_folder, items=[weights(step_folder, ema=ema)])
@@ -339,7 +349,7 @@ def _is_number(name: str) -> bool:
 
 
 def weights(step_folder: Path, *, ema: bool = True) -> str:
-    """The item to evaluate with: the average where the run kept one. A manifest knows of files that are gone."""
+    """The item to evaluate with: the average where the run kept one. A manifest lists files that were deleted, too."""
     there = (step_folder / "ema").is_dir()
     with contextlib.suppress(Damaged):
         listed = manifest.read(step_folder / manifest.NAME).files

@@ -1,6 +1,6 @@
 """What all hosts of a run must have alike: the code, the versions, the experiment and the data.
 
-Hosts that differ in one of these would not fail: they would train a mixture that nobody asked for. So each makes short
+Hosts that differ in one of these would not fail: they would train an unintended mixture. So each makes short
 facts of them, and `hosts.agree` compares these before anything is written.
 """
 
@@ -36,7 +36,7 @@ def program(experiment: Experiment, saved_step: int | None, done: int | None) ->
 
 
 def data(prepared: Prepared) -> dict[str, Any]:
-    """Facts of the data: what was said of them, the tokenizer, and a hash of `EXAMPLES` examples of each set.
+    """Facts of the data: those of `Prepared.facts`, the tokenizer, and a hash of `EXAMPLES` examples of each set.
 
     The first training examples are a random sample of the set, as the order is. Where a set is a token file or parallel
     text, the hash covers the whole text besides (`Prepared.identity`).

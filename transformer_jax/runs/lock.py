@@ -12,7 +12,7 @@ which one process succeeds. Who finds it there asks, in this order:
  - Else only signs of life speak, which the owner gives every ten seconds by touching the file. No clock is compared
    with another host's: the file is watched for a minute, and any change in it is a sign of life.
 
-The lock of an owner that is gone is taken over: of those who want to succeed it, one can link its file to the name
+The lock of an owner that has ended is taken over: of those who want to succeed it, one can link its file to the name
 `lock.after-RUN`, and renames that to `lock`. An owner that was frozen meanwhile, and wakes up, finds another name in
 the file before it saves, and stops.
 
@@ -63,7 +63,8 @@ def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], Non
     Gives a function to call before each save, which raises `Lost` when another run has taken the lock over.
 
     Args:
-      say: takes a line when an owner that is gone is waited for, and when its lock is taken over.
+      workdir: the folder.
+      say: receives a line when an owner that seems to have ended is watched, and when its lock is taken over.
 
     Raises: `InputError` naming the owner of a lock that is alive, and for a folder that cannot be written.
     """
@@ -167,7 +168,7 @@ def _name(made: Path, path: Path) -> bool:
 
 
 def _succeed(made: Path, path: Path, found: "_Found", mine: dict[str, Any]) -> None:
-    """Tries to become the successor of the owner found, which is gone; of several who try, one does."""
+    """Tries to become the successor of the owner found, which has ended; of several who try, one does."""
     claim = path.with_name(f"{NAME}.after-{found.name}")
     if not _name(made, claim):
         other = _look(claim)
@@ -186,7 +187,7 @@ def _succeed(made: Path, path: Path, found: "_Found", mine: dict[str, Any]) -> N
 
 
 def _is_gone(path: Path, found: "_Found", say: Callable[[str], None]) -> bool:
-    """Whether the owner is gone; False where the file is. Raises `InputError` when the owner is alive."""
+    """Whether the owner has ended; False where the file was removed. Raises `InputError` when the owner is alive."""
     ends = time.monotonic() + ORPHANS
     while found.locked:
         if not ended(found.owner) or time.monotonic() > ends:
@@ -207,11 +208,11 @@ def _watch(path: Path, found: "_Found", say: Callable[[str], None]) -> bool:
 
     Raises `InputError` when its owner gives a sign of life.
     """
-    began, told = time.monotonic(), False
+    began, logged = time.monotonic(), False
     while time.monotonic() - began < STALE:
-        if not told:
+        if not logged:
             say(f"{path}: held by {describe(found.owner)}; watching for {STALE:.0f} s whether it is alive")
-            told = True
+            logged = True
         time.sleep(min(1.0, STALE / 4))
         now = _look(path)
         if now is None:
@@ -328,7 +329,7 @@ def _machine() -> str:
 
 def _born(pid: int) -> str:
     """When a process started, in the kernel's ticks, which no later process of its number shares; "" of one that has
-    ended, be it that nobody has asked how."""
+    ended, also before its parent has read its exit code."""
     with contextlib.suppress(OSError):
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]

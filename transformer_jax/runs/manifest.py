@@ -124,10 +124,13 @@ def read(path: Path) -> Manifest:
 def verify(folder: Path, items: Collection[str] | None = None, part: tuple[int, int] = (0, 1)) -> tuple[int, int]:
     """Compares the files in a step's folder with its manifest; returns how many files and bytes were read.
 
-    Arguments:
+    Args:
+      folder: the step's.
       items: only these subfolders, such as {"params"}, beside meta and the files at the top; None: all.
       part: (i, n): this process reads the i-th of n parts.
-    Errors: `Damaged` naming the first file that is missing, new, longer, shorter or has another digest.
+
+    Raises:
+      Damaged: a file is missing, new, longer, shorter or has another digest; the message names the first one.
     """
     written = read(folder / NAME).files
     listed = compare(folder, written, items)

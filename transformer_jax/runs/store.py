@@ -12,7 +12,7 @@ So the folder of a run becomes a prefix of names, and
 
  - checkpoints/STEP/ is a step exactly if checkpoints/STEP/manifest.json is there. That object is written last,
    expecting none, after all it lists was written and read back; and deleted first, so that no half of a step is one.
-   (Uploads that outlive their process cannot be told from those of the next one; they are seen as damage.)
+   (Uploads that outlive their process cannot be distinguished from those of the next one; they are seen as damage.)
  - `store_lock` keeps the lock: an object that its owner writes again and again, each time expecting its own generation.
  - What grows or is replaced, such as metrics.jsonl, is written on this machine (`near`) and uploaded as whole objects:
    before a step becomes one, and in the end.
@@ -21,7 +21,7 @@ Orbax and TensorStore read and write gs:// by themselves, several hosts at once;
 `Path`, and what needs a condition, the store's clock or an exact error goes through gcsfs, here. What may pass (429,
 500 to 504, a connection that breaks) gcsfs tries again, six times over half a minute, and a request that is not
 answered is made three times; what is left is `Failed`, or `InputError` before anything was written. TensorStore, which
-writes the arrays, goes on for a quarter of an hour.
+writes the arrays, retries for a quarter of an hour.
 """
 
 import base64
@@ -47,7 +47,7 @@ TIMEOUT = 60.0  # seconds for one request
 PART = 2**24  # bytes of an object that are in memory at once while it is digested
 TRIES = 3  # of a request that is not answered
 THREADS = 16  # requests at once
-NEAR_BYTES = 2**30  # of a file that is brought near, such as a long metrics.jsonl
+NEAR_BYTES = 2**30  # of a file that is copied to this machine, such as a long metrics.jsonl
 CRASHING = ((3, 12, 0), (3, 12, 1))  # its garbage collector, where io.BytesIO.getbuffer is part of a cycle
 
 
@@ -177,7 +177,7 @@ def names(folder: Path) -> list[str]:
 
 def _pages(folder: Path, bucket: str, key: str, what: str, **options: str) -> list[Any]:
     found: list[Any] = []
-    with _told(folder, "list"):
+    with _explained(folder, "list"):
         while True:
             try:
                 _, contents = _call("GET", "b/{}/o", bucket, prefix=key + "/", **options)
@@ -194,12 +194,12 @@ def put(path: Path, data: bytes, *, generation: int | None = None) -> int:
     """Writes an object, whole; returns its generation. Arguments: generation, the expected one, 0: it is not there.
 
     Errors: `Changed` where it has another one. An answer that was lost, so that our own write stands in the way of the
-    next try, is not taken for another's.
+    next try, is not treated as another's.
     """
     bucket, key = _split(path)
     expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
     headers = {"Content-Type": "application/octet-stream"}
-    with _told(path, "write"):
+    with _explained(path, "write"):
         where = f"{_gcsfs()._location}/upload/storage/v1/b/{bucket}/o"
         try:
             _, answer = _call("POST", where, uploadType="media", name=key, data=data, headers=headers, **expected)
@@ -220,7 +220,7 @@ def put(path: Path, data: bytes, *, generation: int | None = None) -> int:
 def get(path: Path) -> tuple[bytes, Seen]:
     """A small object. Errors: `FileNotFoundError`."""
     bucket, key = _split(path)
-    with _told(path, "read"):
+    with _explained(path, "read"):
         headers, data = _call("GET", "b/{}/o/{}", bucket, key, alt="media")
     changed, now = (headers.get(name) for name in ("Last-Modified", "Date"))
     age = _seconds(now) - _seconds(changed) if now and changed else 0.0
@@ -235,7 +235,7 @@ def there(path: Path) -> bool:
 def _size(path: Path) -> int | None:
     """The bytes of an object; None where it is not there."""
     bucket, key = _split(path)
-    with _told(path, "read"), contextlib.suppress(FileNotFoundError):
+    with _explained(path, "read"), contextlib.suppress(FileNotFoundError):
         _, facts = _call("GET", "b/{}/o/{}", bucket, key)
         return int(json.loads(facts)["size"])
     return None
@@ -245,7 +245,7 @@ def digest(path: Path) -> tuple[int, str]:
     """Bytes and SHA-256 of an object, as the store has it. Errors: `FileNotFoundError`."""
     bucket, key = _split(path)
     whole, first, total = hashlib.sha256(), 0, 1
-    with _told(path, "read"):
+    with _explained(path, "read"):
         while first < total:
             span = {"Range": f"bytes={first}-{first + PART - 1}"}
             try:
@@ -264,7 +264,7 @@ def delete(path: Path, *, generation: int | None = None) -> None:
     """Deletes an object; one that is not there is no error. Errors: `Changed` where it has another generation."""
     bucket, key = _split(path)
     expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
-    with _told(path, "delete"), contextlib.suppress(FileNotFoundError):
+    with _explained(path, "delete"), contextlib.suppress(FileNotFoundError):
         try:
             _call("DELETE", "b/{}/o/{}", bucket, key, **expected)
         except FileExistsError:
@@ -283,7 +283,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
     def copy(name: str) -> None:
         options: dict[str, str] = {}
-        with _told(source / name, "copy"):
+        with _explained(source / name, "copy"):
             while True:  # a large object takes several calls
                 words = ("POST", "b/{}/o/{}/rewriteTo/b/{}/o/{}", bucket, f"{key}/{name}", *_split(target / name))
                 _, answer = _call(*words, **options)
@@ -308,8 +308,8 @@ def _seconds(date: str) -> float:
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
-    """Turns what gcsfs raises into `Failed`; what a caller decides by stays."""
+def _explained(path: Path, what: str) -> Iterator[None]:
+    """Converts what gcsfs raises into `Failed`, except for what callers decide by."""
     try:
         yield
     except (FileNotFoundError, Changed, InputError, RunError):
@@ -327,8 +327,8 @@ def _why(error: BaseException) -> str:
     code, lines = getattr(error, "code", None), str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
     if first.startswith("Forbidden") or code == 403:
-        told = lines[-1] if len(lines) > 1 else "status 403"
-        return f"the store refuses it ({told}); give this account the role Storage Object User on the bucket"
+        answer = lines[-1] if len(lines) > 1 else "status 403"
+        return f"the store refuses it ({answer}); give this account the role Storage Object User on the bucket"
     if code == 401 or type(error).__name__ in ("DefaultCredentialsError", "RefreshError"):
         return f"no valid credentials ({first}); log in: gcloud auth application-default login"
     if isinstance(error, TimeoutError) or type(error).__module__.partition(".")[0] in ("aiohttp", "requests"):

@@ -22,8 +22,8 @@ def changed(meta: Mapping[str, Any]) -> str:
     What the step does not state is not compared.
     """
     there = meta.get("versions")
-    told = there if isinstance(there, dict) else {}
+    stored = there if isinstance(there, dict) else {}
     now = here()
     return ", ".join(
-        f"{name} {str(told[name])[:40]} -> {now[name]}" for name in now if told.get(name, now[name]) != now[name]
+        f"{name} {str(stored[name])[:40]} -> {now[name]}" for name in now if stored.get(name, now[name]) != now[name]
     )

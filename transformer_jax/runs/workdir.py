@@ -34,6 +34,7 @@ def stored_experiment(workdir: Path, types: Any = ()) -> Experiment | None:
     that ended before its first checkpoint may be given other settings.
 
     Args:
+      workdir: the folder.
       types: the user's types that it may name.
     Raises:
       InputError: for a broken one, and for a type that was not brought.
@@ -87,7 +88,7 @@ def seen(workdir: Path) -> dict[str, str]:
 
 
 def refuse_changed(workdir: Path, before: dict[str, str]) -> None:
-    """Raises `InputError` where the folder holds something other than `seen` said: call it when its lock is held."""
+    """Raises `InputError` where the folder holds something other than `seen` found: call it when its lock is held."""
     now = seen(workdir)
     changed = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
     if changed:
@@ -113,7 +114,7 @@ def refuse_unshared(workdir: Path) -> None:
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """results.json, or an empty dict where a run has not come to its end.
+    """results.json, or an empty dict where a run has not ended.
 
     Errors: `InputError` where it is not what a run writes: the file may be a stranger's.
     """
@@ -151,5 +152,5 @@ def kind(loaded: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, so that the file is whole or as it was, after a power cut too."""
+    """Writes a value as JSON, so that the file is whole or as it was, after a power failure too."""
     files.write(path, json.dumps(value, indent=2) + "\n")

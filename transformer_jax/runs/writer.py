@@ -1,13 +1,13 @@
-"""How a step is saved while training goes on: `with Writer(folder, ...) as writer: writer.save(state, ...)`.
+"""How a step is saved while training continues: `with Writer(folder, ...) as writer: writer.save(state, ...)`.
 
 A step is wholly there or absent, whatever instant the process is killed or the power fails at:
 
  1. Orbax writes the items into 1200.part. A folder of that name is no step: readers look for a number.
  2. Every file and every folder in it is synced. Now the items are on the disk.
  3. The files are digested, and the manifest is written and synced: it cannot be on the disk before what it lists.
- 4. 1200.part is renamed to 1200, in one operation of the file system, and the folder of steps is synced. A power cut
-    before that leaves 1200.part; after it, 1200 with all its files, which were on the disk before its name was.
- 5. The files are read back, from the disk where the kernel can be told to forget its copies, and compared with the
+ 4. 1200.part is renamed to 1200, in one operation of the file system, and the folder of steps is synced. A power
+    failure before that leaves 1200.part; after it, 1200 with all its files, which were on the disk before its name was.
+ 5. The files are read back, from the disk where the kernel can drop its copies, and compared with the
     manifest. Only then are older steps deleted: renamed first (800.deleting), so that none is ever half there.
 
 What a killed save leaves (*.part, *.deleting) is removed by the next run, which says so. With several processes each
@@ -55,7 +55,7 @@ class Writer:
     `save` returns when the arrays have left the device and may be donated; a thread writes them. Leaving the block
     waits, and raises where the last save failed.
 
-    Arguments:
+    Args:
       folder: made if it is missing; what killed saves left in it is removed.
       run: the id of the run (`workdir.run_id`), which each step states; "": of none.
       family: the name of the model's family. config: the resolved experiment as JSON values.
@@ -68,12 +68,12 @@ class Writer:
         have been saved before it was evaluated.
       scheduled: whether an uninterrupted run saves a step. Any other, which a signal or a failed save has made, is kept
         while it is the newest and takes no other's room, so that the same steps are left in the end.
-      resumed: the step that the run goes on from. Newer ones are damaged; they are set aside as STEP.damaged.
-      still_ours: called before a save writes anything, and before what it wrote becomes a step. It raises `lock.Lost`
+      resumed: the step that the run resumes from. Newer ones are damaged; they are set aside as STEP.damaged.
+      is_owner: called before a save writes anything, and before what it wrote becomes a step. It raises `lock.Lost`
         where another run has the folder, and that ends this one.
       before: called before what was written becomes a step: what a step needs beside it is made safe there. What these
         two raise fails the save; the thread that saves calls them.
-      say: told what is cleaned up, set aside, and tried again.
+      say: receives a line on what is cleaned up, set aside, and tried again.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Writer:
         metrics: Callable[[], Mapping[int, float]] = dict,
         scheduled: Callable[[int], bool] = lambda step: True,
         resumed: int | None = None,
-        still_ours: Callable[[], object] = lambda: None,
+        is_owner: Callable[[], object] = lambda: None,
         before: Callable[[], object] = lambda: None,
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
         self.folder, self.say = store.absolute(folder), say
-        self._still_ours, self._before = still_ours, before
+        self._is_owner, self._before = is_owner, before
         self._remote, self._run = store.remote(folder), run
         self._metrics, self._scheduled = metrics, scheduled
         self._keep, self._keep_best, self._best = keep, keep_best, best
@@ -120,7 +120,7 @@ class Writer:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 files.sync(self.folder.parent)
             _clean(self.folder, resumed, say)
-        # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which goes on waiting:
+        # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which keeps waiting:
         # an interrupt inside Orbax would leave its bookkeeping and the folder at odds.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._checkpointer: Any = None
@@ -131,10 +131,14 @@ class Writer:
     def save(self, state: TrainState, *, rows: int, metric: float | None = None) -> None:
         """Begins to save `state` under its step; when that step is there already, old ones are deleted, no more.
 
-        Waits for a save that is under way; if it failed, this one takes its place. Arguments:
-          rows: examples consumed, all that the input pipeline needs to go on.
+        Waits for a save that is under way; if it failed, this one takes its place.
+
+        Args:
+          state: what is saved.
+          rows: examples consumed, all that the input pipeline needs to resume.
           metric: the reported number that says which checkpoint is best, where there was one.
-        Errors: as `check`.
+
+        Raises: as `check`.
         """
         ocp = checkpoint.orbax()
         self._settle()
@@ -151,7 +155,7 @@ class Writer:
     def check(self) -> bool:
         """Whether the last save has failed and the state of now is to be saved in its place; waits for nothing.
 
-        What went wrong is said. Errors: `RunError` when it is the last of `len(PAUSES) + 1` tries in a row, or one of
+        What went wrong is logged. Raises `RunError` when it is the last of `len(PAUSES) + 1` tries in a row, or one of
         several processes, which have no way to agree on another try.
         """
         if self._saving is not None and self._saving.done():
@@ -217,7 +221,7 @@ class Writer:
         """Copies the arrays off the device and begins to write them to STEP.part, in a store to STEP; False where the
         step is there: it became one, and then an old one could not be deleted."""
         ocp = checkpoint.orbax()
-        self._still_ours()
+        self._is_owner()
         if self._step in checkpoint.steps(self.folder):
             return False
         if self._checkpointer is None:
@@ -236,7 +240,7 @@ class Writer:
         return self.folder / (str(self._step) if self._remote else f"{self._step}.part")
 
     def _finish(self, begun: Future[bool]) -> None:
-        """Waits for the arrays, and turns what was written into a step: the steps 2 to 5 above."""
+        """Waits for the arrays, and makes what was written a step: the steps 2 to 5 above."""
         part, final = self._part(), self.folder / str(self._step)
         index, count = jax.process_index(), jax.process_count()
         try:
@@ -261,7 +265,7 @@ class Writer:
             if self._remote:
                 manifest.compare(part, listed)  # with one listing, whichever hosts digested them
             self._before()
-            self._still_ours()
+            self._is_owner()
             manifest.write(part / manifest.NAME, listed, step=self._step, run=self._run)
             if not self._remote:
                 if os.path.lexists(final):  # a step that is there but was not counted as one
@@ -286,7 +290,7 @@ class Writer:
     def _delete_old(self) -> None:
         """Deletes the steps that are neither among the newest nor among the best, each at once and for good.
 
-        One that is damaged is deleted too when it is its turn, and said: the same disk holds the others.
+        One that is damaged is deleted too when it is its turn, and logged: the same disk holds the others.
         """
         held = [step for step in checkpoint.steps(self.folder) if _can_be_read(self.folder / str(step))]
         known, scheduled = self._metrics(), [step for step in held if self._scheduled(step)]
@@ -332,7 +336,7 @@ def _outlast_interrupts(future: Future[Any]) -> None:
 
 
 def _clean(folder: Path, resumed: int | None, say: Callable[[str], object]) -> None:
-    """Removes what killed saves left, and sets aside the steps after the one that a run goes on from."""
+    """Removes what killed saves left, and sets aside the steps after the one that a run resumes from."""
     if store.remote(folder):
         _clean_store(folder, say)
     for path in sorted(folder.iterdir()) if not store.remote(folder) else ():

@@ -121,7 +121,7 @@ def live(run: Run) -> Iterator[None]:
             metrics=lambda: run.best.values,
             scheduled=lambda step: scheduled(run, step),
             resumed=folder.saved_step,
-            still_ours=folder.check_owner,
+            is_owner=folder.check_owner,
             before=folder.publish,  # a resumed run reads its best step from the rows before the checkpoint
             say=lambda line: observe.banner(6, line),
         ) as run.writer,
