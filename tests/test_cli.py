@@ -1,5 +1,6 @@
 """The command line, in this process: what a user can mend is one line, exit code 2, and nothing written."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from transformer_jax import config_json
 from transformer_jax.__main__ import main
-from transformer_jax.cli import doctor, process
+from transformer_jax.cli import doctor, evaluate, process
 from transformer_jax.cli.main import COMMANDS
 from transformer_jax.data import corpus
 from transformer_jax.experiment import Evaluate, Experiment, Mesh, Train
@@ -293,3 +294,13 @@ def test_doctor(capsys):
 def test_config_json_is_the_experiment(trained):
     stored = config_json.load(trained / "config.json")
     assert stored.train.steps == 4 and stored.optim.peak_lr == 1e-2
+
+
+def test_a_folder_that_cannot_be_written_is_evaluated_all_the_same(tmp_path, monkeypatch, capsys):
+    def read_only(*, dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setattr(evaluate.tempfile, "TemporaryFile", read_only)
+    with evaluate._kept(tmp_path, stores=True) as (folder, publish):
+        assert folder != tmp_path and publish is None
+    assert "cannot be written (Read-only file system): the numbers are printed" in capsys.readouterr().out

@@ -130,9 +130,16 @@ def _experiment(loaded: Any, where: str) -> Experiment:
 
 @contextlib.contextmanager
 def _kept(folder: Path, *, stores: bool) -> Iterator[tuple[Path, Callable[[], None] | None]]:
-    """A folder to write into, and what uploads it; None where nothing is kept: a Hugging Face folder is not ours."""
+    """A folder to write into, and what uploads it; None where nothing is kept: a Hugging Face folder is not ours, and a
+    folder on a disk that is read-only keeps nothing."""
     from transformer_jax.runs import store
 
+    if stores and not store.remote(folder):
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            stores = False
+            print(f"{folder} cannot be written ({error.strerror}): the numbers are printed and not stored there")
     if stores:
         with store.near(folder) as (near, publish):
             yield near, publish
