@@ -162,6 +162,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self._check_contracts()
+        object.__setattr__(self, "model", self.task.sized(self.model))
         if self.sample is None:
             object.__setattr__(self, "sample", self.task.default_sample())
         wanted = type(self.task.default_sample())

@@ -95,7 +95,7 @@ def _glue(
     every = -(-examples // 32)
     source = TfdsTable(f"glue/{name}", text=texts[0], text_b=texts[1], validation=validation)
     return Experiment(
-        model=bert.Config(heads=("classification",), num_labels=len(labels) or 1),
+        model=bert.Config(heads=("classification",)),
         data=LabelledText(source, TokenizerFile(CHECKPOINT), length=128),
         task=Classification(labels=labels),
         optim=Optim(

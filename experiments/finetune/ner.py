@@ -36,7 +36,7 @@ STEPS = 439  # of an epoch: 14,041 sentences in batches of 32
 def experiment() -> Experiment:
     """On TFDS `conll2003`."""
     return Experiment(
-        model=bert.Config(vocab_size=28996, heads=("tokens",), num_labels=9),  # BERT-base, cased
+        model=bert.Config(vocab_size=28996, heads=("tokens",)),  # BERT-base, cased
         data=TaggedWords(TfdsTags("conll2003"), TokenizerFile("downloads/bert-base-cased"), length=128),
         task=Tagging(),
         optim=Optim(

@@ -44,7 +44,6 @@ def experiment() -> Experiment:
             num_layers=2,
             num_heads=4,
             heads=("classification",),
-            num_labels=2,
             dropout=0.3,
             scan_layers=False,
         ),
@@ -69,7 +68,7 @@ def finetune() -> Experiment:
     base = experiment()
     return dataclasses.replace(
         base,
-        model=bert.Config(heads=("classification",), num_labels=2),
+        model=bert.Config(heads=("classification",)),
         data=LabelledText(SENTENCES, TokenizerFile("downloads/bert-base-uncased"), length=64),
         optim=Optim(
             peak_lr=2e-5,

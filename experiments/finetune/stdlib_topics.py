@@ -45,7 +45,6 @@ def experiment() -> Experiment:
             bias=False,
             dropout=0.0,
             heads=("classification",),
-            num_labels=len(TOPICS),
             scan_layers=False,
         ),
         data=LabelledText(

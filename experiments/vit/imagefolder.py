@@ -33,9 +33,7 @@ from transformer_jax.tasks import ImageClassification
 def experiment() -> Experiment:
     """From scratch."""
     return Experiment(
-        model=vit.Config(
-            **vit.SIZES["Ti"], image_size=128, patch_size=16, num_classes=2, pool="mean", stochastic_depth=0.1
-        ),
+        model=vit.Config(**vit.SIZES["Ti"], image_size=128, patch_size=16, pool="mean", stochastic_depth=0.1),
         data=ImageSet(Folder("images"), train_crop="inception", crop_area=(0.2, 1.0)),
         task=ImageClassification(
             preprocess=Preprocess(size=128, resize=146, fit="shortest"),

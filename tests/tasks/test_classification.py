@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from transformer_jax.contracts import Evaluation
-from transformer_jax.data import tokenizers
+from transformer_jax.data import image_sources, images, tokenizers
 from transformer_jax.data.tables import Table
 from transformer_jax.errors import InputError
-from transformer_jax.models import bert
-from transformer_jax.tasks import Classification
+from transformer_jax.experiment import Experiment
+from transformer_jax.models import bert, vit
+from transformer_jax.tasks import Classification, ImageClassification, Tagging
 from transformer_jax.tasks.classification.labelled import LabelledText
+from transformer_jax.tasks.tagging.tagged import Conll, TaggedWords
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60,
@@ -163,6 +165,26 @@ def test_prepare(tmp_path, pairs):
     assert prepared.facts["training_examples_of_each_label"] == "a 3, b 3, c 3"
     assert prepared.facts["training_examples_truncated_to_12_tokens"] == prepared.train.truncated > 0
     np.testing.assert_array_equal(prepared.validation.reference, [0, 1, 2] * 3)
+
+
+def test_labels_are_stated_once():
+    """The task's labels decide the number of outputs; a number that the model states itself is compared."""
+    source, tokenizer = Table(("train.csv",)), tokenizers.Bytes()
+    data = LabelledText(source, tokenizer, length=16)
+
+    def outputs(task, **stated):
+        return Experiment(bert.Config(**SMALL, heads=("classification",), **stated), data, task).model.num_labels
+
+    assert [outputs(Classification(LABELS)), outputs(Classification()), outputs(Classification(()))] == [3, 2, 1]
+    assert outputs(Classification(), num_labels=4) == 4  # kept, and refused by `prepare`
+    tagging = Experiment(
+        bert.Config(**SMALL, heads=("tokens",)),
+        TaggedWords(Conll("train.conll", "validation.conll"), tokenizer, length=16),
+        Tagging(("O", "B-X", "I-X")),
+    )
+    assert tagging.model.num_labels == 3
+    pictures = ImageClassification(("ant", "bee", "cow"))
+    assert Experiment(vit.Config(), images.ImageSet(image_sources.Digits()), pictures).model.num_classes == 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ package satisfy the same contracts. Values that pass between rooms, such as the 
 
 from typing import Any
 
-from transformer_jax.contracts.fields import LAUNCH, NOT_STORED, RUN, TRAINING, decided_by
+from transformer_jax.contracts.fields import LAUNCH, NOT_STORED, RUN, TRAINING, decided_by, fill
 from transformer_jax.contracts.model import Family, Format
 from transformer_jax.contracts.task import Answers, Predict, Task
 from transformer_jax.contracts.text import Source, Tokenizer, TokenizerSpec
@@ -59,6 +59,7 @@ __all__ = [
     "TrainState",
     "decided_by",
     "defaults",
+    "fill",
     "missing",
     "no_progress",
     "required",

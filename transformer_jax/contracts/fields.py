@@ -25,3 +25,19 @@ def decided_by(cls: Any, *who: str) -> frozenset[str]:
       *who: any of "launch", "training" and "run".
     """
     return frozenset(f.name for f in dataclasses.fields(cls) if f.metadata.get("decided") in who)
+
+
+def fill(cfg: Any, name: str, value: Any) -> Any:
+    """The dataclass `cfg` with a `value` for a field that was left at its default; unchanged if it has no such field.
+
+    What an experiment states once is filled in elsewhere. A field with another value is kept, for a check to compare.
+
+    Args:
+      cfg: the dataclass.
+      name: the field.
+      value: what it is in place of its default.
+    """
+    default = {f.name: f.default for f in dataclasses.fields(cfg)}.get(name, dataclasses.MISSING)
+    if default is dataclasses.MISSING or getattr(cfg, name) != default:
+        return cfg
+    return dataclasses.replace(cfg, **{name: value})

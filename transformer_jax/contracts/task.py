@@ -70,6 +70,10 @@ class Task(Protocol):
         """This task with the settings that `data` decide, such as the classes; config.json stores the result."""
         return self
 
+    def sized(self, model_cfg: Any) -> Any:
+        """`model_cfg` with as many outputs as this task has labels, where the number is its default: see `fill`."""
+        return model_cfg
+
     def check(self, model_cfg: Any, data: Any) -> None:
         """Raises `InputError` where the settings of `model_cfg` and `data` contradict each other."""
 

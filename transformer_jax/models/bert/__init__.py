@@ -124,7 +124,8 @@ class Config(config.TextConfig):
     heads: tuple[Head, ...] = field(default=("mlm", "pair"), metadata=RUN)
     """The heads in the parameter tree; those that read the pooled first token bring the pooler."""
     num_labels: int = field(default=2, metadata=RUN)
-    """C, of the heads "classification" and "tokens"; 1 for regression."""
+    """C, of the heads "classification" and "tokens"; 1 for regression. In an experiment the task's labels replace the
+    default."""
     dropout: float = field(default=0.1, metadata=TRAINING)
     """The rate for embeddings, attention probabilities, sublayers' outputs and heads; only when a key is given."""
 

@@ -86,7 +86,7 @@ class Config(config.Config):
     channels: int = 3
     """C, of the images."""
     num_classes: int = field(default=1000, metadata=RUN)
-    """K; 0: no head, features only."""
+    """K; 0: no head, features only. In an experiment the task's labels replace the default."""
     pool: Literal["class", "mean", "map"] = "class"
     """The head's input: a class token, the mean of the patches, or attention pooling by a learned query (Zhai et al.
     2022, section 3.3). There is a class token only with "class"."""

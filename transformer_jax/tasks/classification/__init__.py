@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import metrics, models
+from transformer_jax import contracts, metrics, models
 from transformer_jax.contracts import Evaluation, Outputs, Prepared, Query, Sums
 from transformer_jax.data import tables
 from transformer_jax.errors import InputError
@@ -58,6 +58,10 @@ class Classification(TextTask):
                 "weights": jax.ShapeDtypeStruct((), np.float32),
             }
         )
+
+    def sized(self, model_cfg: Any) -> Any:
+        """`model_cfg` with an output for each label, or the one of regression, where the number is its default."""
+        return contracts.fill(model_cfg, "num_labels", len(self.labels) or 1)
 
     def prepare(
         self, data: labelled.LabelledText, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from transformer_jax import augment as augmentations
-from transformer_jax import metrics, models, sharding
+from transformer_jax import contracts, metrics, models, sharding
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import image_files, image_sources, images
 from transformer_jax.data import inputs as inputs_lib
@@ -87,6 +87,10 @@ class ImageClassification(Task):
     def settle(self, data: images.ImageSet) -> "ImageClassification":
         """This task, with the classes of the data if it has no labels."""
         return self if self.labels else dataclasses.replace(self, labels=data.source.classes())
+
+    def sized(self, model_cfg: Any) -> Any:
+        """`model_cfg` with as many classes as the labels, where the number is its default."""
+        return contracts.fill(model_cfg, "num_classes", len(self.labels)) if self.labels else model_cfg
 
     def check(self, model_cfg: Any, data: Any) -> None:
         """Refuses a model that does not suit the images."""

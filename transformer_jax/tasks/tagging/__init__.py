@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import losses, metrics, models, words
+from transformer_jax import contracts, losses, metrics, models, words
 from transformer_jax.contracts import Answers, Evaluation, Input, Outputs, Prepared, Query, Sums
 from transformer_jax.data import text_files
 from transformer_jax.tasks import encoder
@@ -63,6 +63,10 @@ class Tagging(TextTask):
             "labels": jax.ShapeDtypeStruct((T,), np.int32),
             "weights": jax.ShapeDtypeStruct((T,), np.float32),
         }
+
+    def sized(self, model_cfg: Any) -> Any:
+        """`model_cfg` with an output for each label, where the number is its default."""
+        return contracts.fill(model_cfg, "num_labels", len(self.labels))
 
     def prepare(
         self, data: tagged.TaggedWords, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None
