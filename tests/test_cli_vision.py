@@ -170,7 +170,7 @@ def test_bad_files_to_predict(folder, capsys, tmp_path):
     for arguments, message in (
         ([str(tmp_path / "cut.jpg")], f"{tmp_path}/cut.jpg: cannot be decoded ("),
         ([str(tmp_path / "none.png")], f"{tmp_path}/none.png: the file cannot be read (No such file or directory)"),
-        (["a.png", "--attention", "--folder", "nowhere"], "--folder nowhere is no folder"),
+        (["a.png", "--attention", "--folder", "nowhere"], "--folder nowhere is not a folder"),
     ):
         code, _, err = outcome(capsys, "predict", str(folder / "run"), *arguments)
         assert code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1

@@ -83,7 +83,7 @@ class Instants:
     """
 
     def __init__(self, folder: Path, strikes: dict[int, Callable[[str], object]]) -> None:
-        self.folder, self.strikes, self.count = str(folder), strikes, 0
+        self.folder, self.strikes, self.seen = str(folder), strikes, list[str]()
         self.turn, self.busy, self.began = threading.RLock(), False, False
 
     def note(self, what: str) -> None:
@@ -91,12 +91,13 @@ class Instants:
             if self.busy:
                 return
             self.began |= what == "batch of a step"
-            strike = self.strikes.pop(self.count, None)
-            self.count += 1
+            what = what if self.began else f"start-up: {what}"
+            strike = self.strikes.pop(len(self.seen), None)
+            self.seen.append(what)
             if strike is not None:
                 self.busy = True
                 try:
-                    strike(what if self.began else f"start-up: {what}")
+                    strike(what)
                 finally:
                     self.busy = False
 
@@ -237,8 +238,8 @@ def experiment(name: str) -> Any:
     )
 
 
-def train(job: Any, folder: Path, strikes: dict[int, Callable[[str], object]] | None = None) -> int:
-    """Trains in a folder, as a process of its own would; returns how many instants there were."""
+def train(job: Any, folder: Path, strikes: dict[int, Callable[[str], object]] | None = None) -> list[str]:
+    """Trains in a folder, as a process of its own would; returns what each instant was."""
     global _counting
     from transformer_jax import restore
     from transformer_jax.train import loop
@@ -249,7 +250,7 @@ def train(job: Any, folder: Path, strikes: dict[int, Callable[[str], object]] | 
             loop.run(job, folder, load=restore.load)
         finally:
             _counting = None
-    return counting.count
+    return counting.seen
 
 
 def snapshot(source: Path, target: Path) -> None:
@@ -315,22 +316,38 @@ def interrupt(job: Any, folder: Path, kind: str, number: int, instant: list[str]
 def attempts(job: Any, folder: Path, numbers: range) -> Iterator[dict[str, Any]]:
     """The tries of these numbers, against a run that nothing interrupts."""
     with prepared():
-        instants = train(job, folder / "whole")
+        seen = train(job, folder / "whole")
         whole = reported(folder / "whole")
         for number in numbers:
-            yield attempt(job, folder / "run", whole, instants, number)
+            yield attempt(job, folder / "run", whole, seen, number)
             shutil.rmtree(folder / "run", ignore_errors=True)
             shutil.rmtree(folder / "run.left", ignore_errors=True)
 
 
-def attempt(job: Any, folder: Path, whole: dict[str, Any], instants: int, number: int) -> dict[str, Any]:
-    """One try: its kind, its instants, and what differs in the end."""
+def attempt(job: Any, folder: Path, whole: dict[str, Any], seen: list[str], number: int) -> dict[str, Any]:
+    """One try: its kind, its instants, and what differs in the end.
+
+    What is interrupted is drawn first, then when: most instants are syncs.
+
+    Args:
+      job: an experiment.
+      folder: of the run.
+      whole: what the whole run has `reported`.
+      seen: the instants of the whole run.
+      number: of the try.
+    """
     rng, kind, instant = random.Random(number), KINDS[number % len(KINDS)], list[str]()
+    whats = sorted(set(seen))
+
+    def draw() -> int:
+        what = rng.choice(whats)
+        return rng.choice([i for i, one in enumerate(seen) if one == what])
+
     problem = None
     try:
-        interrupt(job, folder, kind, rng.randrange(instants), instant)
+        interrupt(job, folder, kind, draw(), instant)
         if rng.random() < 1 / 3:
-            interrupt(job, folder, rng.choice(KINDS), rng.randrange(instants), instant)
+            interrupt(job, folder, rng.choice(KINDS), draw(), instant)
         train(job, folder)
         found = reported(folder)
         differ = (name for name in whole | found if whole.get(name) != found.get(name))

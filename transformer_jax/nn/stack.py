@@ -62,7 +62,8 @@ def run(
         def body(carry: Any, xs: tuple[Any, jax.Array]) -> tuple[Any, None]:
             params, first = xs
             for i, layer_params in enumerate([params] if n == 1 else params_lib.unstack(params, n)):
-                carry = blocks[i](layer_params, carry, first + i, layer_key(first + i))
+                layer = first + i  # by this name train.diagnose finds the layer of a NaN
+                carry = blocks[i](layer_params, carry, layer, layer_key(layer))
             return carry, None
 
         scanned, layers = params_lib.unstack_from(params, begin, num_layers)
