@@ -120,7 +120,7 @@ class Ema:
     """Weight of the previous average at each step, such as 0.999; 0: off."""
 
 
-# The first words of metrics of which the lowest value is best, and of those of which the highest is.
+# Prefixes of metric names: of those whose lowest value is best, then of those whose highest value is best.
 _BEST = (
     ("loss", "perplexity", "bits_per", "mean_squared", "calibration"),
     (

@@ -45,6 +45,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tools.drills.trainer import Job, Row
 
+Instant = tuple[str, int]  # what happens, and how often it has happened before in the run
+
 KINDS = ("kill", "SIGTERM", "disk")
 AT_ONCE = 50  # tries of one process: the programs that it compiles stay in its memory
 TIMES = ("seconds", "_per_second", "data_wait", "mfu", "goodput", "seconds_by_activity")
@@ -79,11 +81,12 @@ class Instants:
     """Counts the instants of a run in `folder`, and does something at chosen ones.
 
     Args:
-      strikes: {number of an instant: what to do}; called with the folder held still, and with what the instant is.
+      strikes: {(what an instant is, number among those): what to do}; called with the folder held still, and with what
+        the instant is.
     """
 
-    def __init__(self, folder: Path, strikes: dict[int, Callable[[str], object]]) -> None:
-        self.folder, self.strikes, self.seen = str(folder), strikes, list[str]()
+    def __init__(self, folder: Path, strikes: dict[Instant, Callable[[str], object]]) -> None:
+        self.folder, self.strikes, self.seen = str(folder), strikes, Counter[str]()
         self.turn, self.busy, self.began = threading.RLock(), False, False
 
     def note(self, what: str) -> None:
@@ -92,8 +95,8 @@ class Instants:
                 return
             self.began |= what == "batch of a step"
             what = what if self.began else f"start-up: {what}"
-            strike = self.strikes.pop(len(self.seen), None)
-            self.seen.append(what)
+            strike = self.strikes.pop((what, self.seen[what]), None)
+            self.seen[what] += 1
             if strike is not None:
                 self.busy = True
                 try:
@@ -238,8 +241,8 @@ def experiment(name: str) -> Any:
     )
 
 
-def train(job: Any, folder: Path, strikes: dict[int, Callable[[str], object]] | None = None) -> list[str]:
-    """Trains in a folder, as a process of its own would; returns what each instant was."""
+def train(job: Any, folder: Path, strikes: dict[Instant, Callable[[str], object]] | None = None) -> Counter[str]:
+    """Trains in a folder, as a process of its own would; returns how many instants there were of each kind."""
     global _counting
     from transformer_jax import restore
     from transformer_jax.train import loop
@@ -275,7 +278,7 @@ def _names(folder: Path) -> dict[str, tuple[int, int]]:
     return {}
 
 
-def interrupt(job: Any, folder: Path, kind: str, number: int, instant: list[str]) -> bool:
+def interrupt(job: Any, folder: Path, kind: str, when: Instant, instant: list[str]) -> bool:
     """Trains in a folder and interrupts that at an instant; whether it was the end of the run. The folder is then what
     the interruption has left."""
     from transformer_jax.errors import InputError, RunError
@@ -300,7 +303,7 @@ def interrupt(job: Any, folder: Path, kind: str, number: int, instant: list[str]
     # Outside of the steps the system would end the process.
     before = signal.signal(signal.SIGTERM, lambda *_: kill("SIGTERM outside of the steps"))
     try:
-        train(job, folder, {number: {"kill": kill, "SIGTERM": terminate, "disk": fill}[kind]})
+        train(job, folder, {when: {"kill": kill, "SIGTERM": terminate, "disk": fill}[kind]})
     except (InputError, RunError) as error:
         if kind != "disk" or "\n" in str(error):
             raise
@@ -324,7 +327,7 @@ def attempts(job: Any, folder: Path, numbers: range) -> Iterator[dict[str, Any]]
             shutil.rmtree(folder / "run.left", ignore_errors=True)
 
 
-def attempt(job: Any, folder: Path, whole: dict[str, Any], seen: list[str], number: int) -> dict[str, Any]:
+def attempt(job: Any, folder: Path, whole: dict[str, Any], seen: Counter[str], number: int) -> dict[str, Any]:
     """One try: its kind, its instants, and what differs in the end.
 
     What is interrupted is drawn first, then when: most instants are syncs.
@@ -333,15 +336,14 @@ def attempt(job: Any, folder: Path, whole: dict[str, Any], seen: list[str], numb
       job: an experiment.
       folder: of the run.
       whole: what the whole run has `reported`.
-      seen: the instants of the whole run.
+      seen: how many instants of each kind the whole run had.
       number: of the try.
     """
     rng, kind, instant = random.Random(number), KINDS[number % len(KINDS)], list[str]()
-    whats = sorted(set(seen))
 
-    def draw() -> int:
-        what = rng.choice(whats)
-        return rng.choice([i for i, one in enumerate(seen) if one == what])
+    def draw() -> Instant:
+        what = rng.choice(sorted(seen))
+        return what, rng.randrange(seen[what])
 
     problem = None
     try:

@@ -70,7 +70,7 @@ class Held(pipeline.StackedExamples):
     """Example -> image."""
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Examples with the leading dimension B."""
+        """A batch: {"images": uint8 [B, size, size, C], "labels": int32 [B], "weights": float32 [B]}."""
         rows_B = np.array([self.order[i] for i in numbers], np.int64)
         weights_B = np.ones(len(rows_B), np.float32)
         return {"images": self.images[rows_B], "labels": self.labels[rows_B], "weights": weights_B}
@@ -95,7 +95,7 @@ class OnDemand(pipeline.StackedExamples):
     """Where a skipped image is -> why it was skipped."""
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Examples with the leading dimension B."""
+        """A batch: {"images": uint8 [B, size, size, C], "labels": int32 [B], "weights": float32 [B]}."""
         items = self.source.read([self.order[i] for i in numbers])
         rngs = [self.crop and objectives.generator(self.seed, i, CROPS) for i in numbers]
         made = _decode(items, self.preprocess, self.crop, rngs)

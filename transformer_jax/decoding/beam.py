@@ -300,7 +300,7 @@ def _extend_group(
     """One step of one group: its beams with one more token, and the beam that each running one continues, [B, W]."""
     V, B, W = logits_VBW.shape
     C = min((1 + len(settings.stop_ids)) * W, W * V)
-    best_BWC, token_BWC = largest(logits_VBW, min(C, V))  # the best C of all beams have at most C of any one beam
+    best_BWC, token_BWC = largest(logits_VBW, min(C, V))  # the C best overall are among the C best of each beam
     total_BWC = beams.logprob_BW[:, :, None] + (best_BWC - norm_BW[:, :, None])
     total_BC, index_BC = jax.lax.top_k(total_BWC.reshape(B, -1), C)
     parent_BC, token_BC = index_BC // total_BWC.shape[2], _take(token_BWC.reshape(B, -1), index_BC)

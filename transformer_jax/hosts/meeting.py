@@ -73,7 +73,8 @@ def start(options: Hosts) -> None:
     agreement.have_met(_meet(address, int(port), count, index, options.wait, bind=address if local else ""))
     if jax.config.values["jax_cpu_collectives_implementation"] is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM for itself: a process that is not training yet would live on (train/stop.py has ours).
+    # JAX's preemption service would catch SIGTERM, and a process that is not training yet would not end. The training
+    # loop catches SIGTERM itself (train/stop.py).
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(

@@ -23,7 +23,7 @@ import jax
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.hosts.agreement import alone, first_line, gather, get, listed, put, who
 
-EXIT = 3  # the exit code of a process that another one's failure ended
+EXIT = 3  # the exit code of a process that ends because another process failed
 
 # Errors of Gloo, NCCL and JAX's coordination service that another host's failure causes.
 _DISCONNECTED = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|coordination|barrier", re.IGNORECASE)
@@ -67,7 +67,7 @@ class _Signalled(BaseException):
 
 
 def _signalled(number: int, frame: Any) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # once is enough: it may be on its way out already
+    signal.signal(number, signal.SIG_IGN)  # later signals are ignored, because the process may already be ending
     raise _Signalled(number)
 
 

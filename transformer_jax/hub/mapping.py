@@ -79,8 +79,8 @@ def norm(leaf: str, tensor: str) -> tuple[Row, ...]:
     """The rows of a torch LayerNorm.
 
     Args:
-      leaf: our path.
-      tensor: their name.
+      leaf: the path of the norm in our tree, such as "mlm/norm".
+      tensor: the name of the module in the checkpoint, such as "cls.predictions.transform.LayerNorm".
     """
     return Row(f"{leaf}/scale", f"{tensor}.weight"), Row(f"{leaf}/bias", f"{tensor}.bias")
 

@@ -139,7 +139,7 @@ WRITTEN = (
     *("forced_eos_token_id", "num_beam_groups", "diversity_penalty", "eos_token_id", "pad_token_id"),
     "decoder_start_token_id",
 )
-# A folder with any of these states how its decoder samples.
+# If a folder has any of these settings, it says how its decoder samples.
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 # Settings that change a decoder's text and are not supported, with their value for "off".
 NOT_SAMPLED = {

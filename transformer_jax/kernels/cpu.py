@@ -182,7 +182,8 @@ def attention(
     with jax.named_scope("attention"):
         q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
         k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
-        # The causal mask is the kernel's own, but not with a prefix, which is visible above the diagonal.
+        # The kernel applies the causal mask itself. With a prefix, which is visible above the diagonal, the whole mask
+        # is passed as booleans.
         causal = mask.causal and mask.prefix_B is None
         allowed_BTS = mask.replace(causal=mask.causal and not causal).dense(T, S)
         out_BKGTH = cpu_attention.attention(q_BKGTH, k_BKSH, v_BKSH, allowed_BTS, causal, scale)

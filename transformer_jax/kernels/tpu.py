@@ -134,10 +134,10 @@ def row_sums(plain: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
 
 
 def variance(plain: Callable[..., jax.Array], wide: jax.Array, mean: jax.Array | None, centred: jax.Array) -> jax.Array:
-    """The mean square of each centred row, of LayerNorm from the sum of squares.
+    """The mean square of each centred row: of LayerNorm by E[x^2] - E[x]^2, of RMSNorm by `plain`.
 
-    Both of its sums then take one pass over x, fused with the product that made x. The difference loses digits where
-    the mean is large beside the deviation; float32 has enough of them for x in bfloat16.
+    Both means are computed in one pass over x, fused with the product that made x. The subtraction loses digits where
+    the mean is much larger than the deviation; float32 has enough of them for x in bfloat16.
 
     Args:
       plain: for RMSNorm.
@@ -199,7 +199,7 @@ def fused_fits(q_BTNH: Any, mask: Any, *, bias: bool, dropout: bool) -> bool:
       bias: whether the scores have a bias.
       dropout: whether the probabilities have dropout.
     """
-    if _is_explicit() or q_BTNH.shape[2] % sharding.shards("heads"):  # three products raise the error
+    if _is_explicit() or q_BTNH.shape[2] % sharding.shards("heads"):  # the unfused path raises the error for the heads
         return False
     case: Any = {"num_keys": q_BTNH.shape[1], "bias": bias, "dropout": dropout}
     return sharding.shards("length") == 1 and _fits(q_BTNH, mask, **case, fused=True)

@@ -216,7 +216,7 @@ def _visited(shape: Shape, first, size: int, count: int, other: int, where_ref, 
     """
     low: Any = 0
     high: Any = count
-    at = first + where_ref[0] if keys else first - where_ref[0]  # the block's first position, counted as the others are
+    at = first + where_ref[0] if keys else first - where_ref[0]  # the block's first position, in the other side's count
     if shape.causal and keys:
         high = (at + size - 1) // other + 1
     if shape.causal and not keys:

@@ -83,7 +83,8 @@ def sincos_2d(rows: int, columns: int, width: int) -> jax.Array:
 
 def restarted(segments_BT: jax.Array) -> jax.Array:
     """Positions [B, T] that start at 0 in each segment of the packed rows `segments_BT`."""
-    segments_BT = sharding.constrain(segments_BT, ("batch", None))  # a cumulative maximum over shards would move them
+    # The length is not sharded here, because a cumulative maximum over its shards would move data between devices.
+    segments_BT = sharding.constrain(segments_BT, ("batch", None))
     columns_T = jnp.arange(segments_BT.shape[1])
     begins_BT = jnp.concatenate(
         [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1

@@ -82,11 +82,10 @@ def _best_fit(sizes: list[int], length: int) -> np.ndarray:
 def pack_pairs(sizes_P2: np.ndarray, room_2: tuple[int, int]) -> Packing:
     """Puts every pair into exactly one row, its source among the sources and its target among the targets.
 
-    A pair is put into the row in which it leaves the fewest slots free on both sides. Pairs that take more than a
-    quarter of a row are packed first, the longest of them first. The others are packed in the order given, so that
-    shuffled pairs share rows with pairs of other lengths; sorting them as well would save about one percent of padding
-    (measured: Multi30k, rows of 96 and 128), but put pairs of equal length into the same rows.
-
+    A pair is put into the row in which it leaves the fewest free slots, summed over both sides. Pairs that take more
+    than a quarter of a row on either side are packed first, the longest of them first. The others are packed in the
+    order given, so that shuffled pairs share rows with pairs of other lengths. If they were sorted too, about one
+    percent less would be padding (measured: Multi30k, rows of 96 and 128), but pairs of equal length would share rows.
     Args:
       sizes_P2: int [pairs, 2], tokens of source and target, at least 1 and at most `room_2`.
       room_2: slots of a row for sources and for targets.

@@ -24,7 +24,7 @@ class JsonLines(Observer):
     """Writes FOLDER/metrics.jsonl. Errors of the disk are raised."""
 
     def start(self, run: RunFacts) -> None:
-        """Opens the file, and removes the rows after the run's first step, which a killed run has written."""
+        """Opens the file. Rows after step `run.first_step`, which a killed run wrote, are removed first."""
         self.path = run.folder / NAME
         self.evaluated = _remove_after(self.path, run.first_step) if self.path.exists() else set()
         self.file = files.appending(self.path)

@@ -56,7 +56,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def latest_step(folder: Path) -> int | None:
-    """The newest step that is wholly there, or None."""
+    """The newest complete step of `folder`, or None; unlike `newest`, it does not compare files with their manifest."""
     return max(steps(folder), default=None)
 
 
@@ -371,7 +371,7 @@ def _restore(
     handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     try:
         stored = _named(handler.metadata(store.absolute(item)).item_metadata.tree)
-    except Exception as error:  # whatever a damaged file raises, three libraries down
+    except Exception as error:  # Orbax and the libraries below it raise many types of errors for a damaged file
         raise InputError(f"{item} cannot be read: {first_line(error)}") from error
     whole = len(stored)
     stored = {name: leaf for name, leaf in stored.items() if unused is None or not unused(name)}

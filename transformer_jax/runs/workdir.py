@@ -65,7 +65,7 @@ def check(workdir: Path, experiment: Experiment, types: Any = ()) -> list[str]:
         identity.NAME,
         f"{identity.NAME}.part",
         "config.json.part",
-    }  # of a run that was killed as it wrote its first files
+    }  # left by a run that was killed while it wrote its first files
     left = lambda name: name in begun or name.startswith(f"{lock.NAME}.")  # noqa: E731
     if workdir.exists() and not all(left(path.name) for path in workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and has no config.json, so it is not a run; give another --workdir")
@@ -140,7 +140,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
 def chosen(path: Path) -> Path:
     """The checkpoint that a run's numbers are of: with a test set the best one, else `path`, whose newest counts."""
     done = read_results(path)
-    best = path / "checkpoints" / str(done.get("best_step"))  # a number: `read_results`
+    best = path / "checkpoints" / str(done.get("best_step"))  # `read_results` checks that it is an integer or None
     return best if done.get("test") and best.is_dir() else path
 
 

@@ -106,7 +106,7 @@ def enter(
     local, publish = stack.enter_context(store.near(path, ("metrics.jsonl", "tokenizer/")))
     is_new = "config.json" not in seen
     folder = RunFolder(experiment, path, local, publish, None, is_new, seen)
-    if not is_new:  # a new folder is created and locked later, after every check
+    if not is_new:  # a new folder is created and locked later, when all checks have passed
         take_lock(folder, stack)
     folder.saved_step = checkpoint.newest(
         path / "checkpoints", lambda line: banner(1, line), verify=verify, together=True

@@ -20,7 +20,7 @@ from transformer_jax.data.tokenizers.sentencepiece import USER_DEFINED, Pieces
 from transformer_jax.data.tokenizers.special import Special, read_json, write_json
 
 SETTINGS = "tokenizer_config.json"
-SWITCH = "split_special_tokens"  # Transformers' name; True: special tokens spelled in a text are text
+SWITCH = "split_special_tokens"  # Transformers' name; if True, special tokens in a text are encoded as ordinary text
 OWN_SWITCH = "documents_spell_special_tokens"  # the same for documents only; an export does not have it
 
 

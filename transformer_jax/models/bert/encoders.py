@@ -63,7 +63,7 @@ def table(cfg: bert.Config, trunk_name: str, trunk: Sequence[Row], heads: Heads,
     """
     rows: dict[str, Row] = {}
     unread = []
-    for head in sorted(cfg.heads, key=lambda head: head == "pooler"):  # the trunk's pooler last
+    for head in sorted(cfg.heads, key=lambda head: head == "pooler"):  # last, because a head's own pooler has priority
         for row in heads.get(head, ()):
             if rows.setdefault(row.leaf, row) is not row:
                 unread.append(re.escape(row.tensor))
@@ -102,7 +102,7 @@ DEFAULTS = {
     "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
 }
-# An untied output matrix would bring a second bias: `decoder.bias` then is read, and `bias` is not.
+# Transformers gives an untied output matrix a bias of its own: it then reads `decoder.bias` and ignores `bias`.
 NEUTRAL = {"position_embedding_type": "absolute", "tie_word_embeddings": True}
 
 

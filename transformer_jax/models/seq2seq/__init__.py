@@ -143,7 +143,7 @@ class Config(config.TextConfig):
 
     @property
     def decoder_layers(self) -> int:
-        """L of the decoder."""
+        """The decoder's layers: `num_decoder_layers`; without it, `num_layers`."""
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
 
     @property

@@ -61,7 +61,7 @@ __all__ = [
 TRUNK = ("embed", "blocks", "final_norm", "pool")  # the parts of the tree that are no head
 LABEL_HEADS = ("head", "distillation_head")
 
-# Ti: Touvron et al. 2021; S: the same; B, L, H: Dosovitskiy et al. 2021, table 1.
+# Ti and S: Touvron et al. 2021; B, L and H: Dosovitskiy et al. 2021, table 1.
 SIZES: dict[str, dict[str, Any]] = {
     "Ti": {"width": 192, "num_layers": 12, "num_heads": 3},
     "S": {"width": 384, "num_layers": 12, "num_heads": 6},

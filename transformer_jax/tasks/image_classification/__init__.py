@@ -296,7 +296,7 @@ class ImageClassification(Task):
             _read(path, self.preprocess)
 
     def predict_options(self, defaults: Predict) -> Look:
-        """The number of labels, and whether to draw attention."""
+        """The options of `predict`: how many labels to give per image, and whether to plot the attention weights."""
         return Look(top=defaults.top)
 
     def read(self, given: Sequence[str], options: Look) -> list[Input]:

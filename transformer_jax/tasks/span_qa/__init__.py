@@ -23,7 +23,7 @@ from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.text import TextTask
 
-WINDOW, STRIDE = 384, 128  # tokens, of `predict`, as published
+WINDOW, STRIDE = 384, 128  # in tokens, for `predict`; the values of BERT's script for SQuAD
 ROWS = 64  # windows whose spans are scored together
 
 

@@ -210,7 +210,10 @@ class Translation(TextTask):
         return task.predict(loaded.params, loaded.config, loaded.tokenizer, asked, top=top, progress=progress)
 
     def show(self, answer: Mapping[str, Any], options: Search) -> str:
-        """The best hypothesis on a line, empty if there is none; or `nbest` of them and an empty line."""
+        """The best hypothesis on a line, empty if there is none.
+
+        With `nbest` above 1, each hypothesis is a line SCORE<TAB>TEXT, and an empty line follows the last one.
+        """
         if options.nbest == 1:
             return self.describe(answer) + "\n"
         found = zip(answer.get("scores", ()), answer.get("hypotheses", ()), strict=True)

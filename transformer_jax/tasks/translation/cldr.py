@@ -323,7 +323,7 @@ def _express(phrase: Phrase, locale: Any) -> str:
             return numbers.format_currency(value, currency, locale=locale, format_type=style)
         case "measure", value, unit, style:
             text = units.format_unit(value, unit, style, locale=locale)
-            if unit in text:  # "4.05 duration-year": Babel's fallback if the locale's unit has no such plural
+            if unit in text:  # "4.05 duration-year": Babel's fallback if the locale lacks this plural form of the unit
                 raise KeyError(unit)
             return text
         case "territory", code:
