@@ -333,10 +333,11 @@ def test_whoever_is_missing_is_named_on_every_host_that_came():
 
 
 def test_two_hosts_with_one_number_and_another_count_are_refused():
-    _, good, twice, other = meet(3, 1, (1, 3), (1, 3), (2, 4))
+    _, good, twice, other, beyond = meet(3, 1, (1, 3), (1, 3), (2, 4), (3, 3))
     assert "hosts 2 of 3" not in good and good.startswith("host 2 of 3 did not arrive")
     assert twice.startswith("--hosts.index 1 on ") and "is taken, by" in twice
     assert "was started with --hosts.count 4, host 0 (" in other and other.endswith("with 3")
+    assert beyond.startswith("--hosts.index 3 on ") and ": give one from 1 to 2; host 0 is " in beyond
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Python raises KeyboardInterrupt between two instructions, whatever they are. In the middle of an import that is either
 lost, because an extension module in C clears it and the program runs on, or it is shown as a traceback through other
 people's code. A `__del__` loses it as well. In these places the process is ended at once; elsewhere the exception is
-raised, and `cli.main` ends the command after whoever holds files has cleaned up.
+raised, and `cli.main` ends the command after open files are closed.
 
 Importing the library installs nothing, except in the programs `transformer-jax`, `python -m transformer_jax` and
 `python -m experiments...`, first of all. What comes in the 40 ms before that is Python's own to report.

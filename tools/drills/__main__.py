@@ -128,7 +128,7 @@ def kill(job: Job, tries: int) -> Iterator[Row]:
 
 
 def resume(job: Job, tries: int) -> Iterator[Row]:
-    """Ten SIGKILLs at random steps of one run, and a run beside it that nobody kills.
+    """Ten SIGKILLs at random steps of one run, and a run beside it that is not killed.
 
     Survived: SHA-256 of parameters, optimiser and average, the step, the rows and the next batch are equal in the end.
     """

@@ -54,7 +54,7 @@ def readers(job: Job, tries: int) -> Iterator[Row]:
 def owners(job: Job, tries: int) -> Iterator[Row]:
     """Processes that all want one folder: they take its lock, write, copy and read the folder, and are killed.
 
-    Survived: a time that one had the lock while nobody else had it, and after which all that it wrote was there.
+    Survived: a time that one process had the lock and no other had it, and after which all that it wrote was there.
     """
     # Forked from this process, which has imported everything: a start takes milliseconds, so kills hit what matters.
     forks = multiprocessing.get_context("fork")
@@ -219,7 +219,7 @@ def own(folder: Path, settings: dict[str, Any]) -> None:
     if not settings.get("links", True):
         os.link = unsupported  # type: ignore[assignment]
     if settings.get("machines"):
-        lock._machine = lambda: ""  # nobody's process can be looked up
+        lock._machine = lambda: ""  # no process can be looked up
     lock.STALE, lock.HEARTBEAT = WATCHED, WATCHED / 10
     utime, ahead = os.utime, settings["clock"]
 

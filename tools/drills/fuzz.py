@@ -238,7 +238,7 @@ def mutate(path: Path, rng: np.random.Generator) -> None:
 
 
 def _signed(name: str, tree: Any) -> bytes:
-    """The JSON with its own digest computed anew where it has one: whoever means harm does that."""
+    """The JSON with its own digest recomputed where it has one, as an attacker would."""
     if name == "header.json" and isinstance(tree, dict):
         tree["sha256"] = tokens._digest(tree)
     with contextlib.suppress(Exception):  # what it lists may be beyond a manifest by now

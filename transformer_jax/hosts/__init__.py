@@ -1,7 +1,7 @@
 """Many processes, one program: how they find each other, agree, and end together.
 
     hosts.start(hosts.Hosts())                    # before JAX has a backend; one process alone does nothing
-    with hosts.together():                        # whoever fails in here ends all, each with a line that says who
+    with hosts.together():                        # a host that fails in here ends all hosts, and each prints which one
         hosts.agree("the experiment", facts)      # the same on every host, or an error that names who differs in what
         value = hosts.first("the history", value) # what host 0 has
 

@@ -180,9 +180,11 @@ def _receive(port: int, count: int, name: str, wait: float, bind: str) -> list[s
             if theirs != count:
                 why = f"host {index} ({machine}) was started with --hosts.count {theirs}, host 0 ({name}) with {count}"
                 answer(connection, {"refused": why})
-            elif index in names or not 0 < index < count:
-                taken = names.get(index, "nobody, they end earlier")
-                answer(connection, {"refused": f"--hosts.index {index} on {machine} is taken, by {taken}"})
+            elif not 0 < index < count:
+                where = f"--hosts.index {index} on {machine}"
+                answer(connection, {"refused": f"{where}: give one from 1 to {count - 1}; host 0 is {name}"})
+            elif index in names:
+                answer(connection, {"refused": f"--hosts.index {index} on {machine} is taken, by {names[index]}"})
             else:
                 names[index] = machine
                 connections.append(connection)

@@ -1,8 +1,8 @@
 """How hosts end together: a host that fails notifies the others, and one that stops responding is noticed.
 
 Each host's thread sets a sign of life in the store of the coordination service (agreement.py) and looks whether
-somebody has failed; host 0's also compares the signs. What it finds ends the process from within the thread, since the
-main thread may wait for ever in a collective that will never complete.
+another host has failed; host 0's also compares the signs. The thread itself ends the process, because the main thread
+may wait for ever in a collective that will never complete.
 """
 
 import contextlib
