@@ -152,7 +152,7 @@ def test_labels_of_any_dtype(dtype):
     np.testing.assert_allclose(cross_entropy(logits, labels.astype(dtype))[0], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.int32, np.float16])
+@pytest.mark.parametrize("dtype", [bool, np.int32, jnp.bfloat16])
 def test_weights_of_any_dtype_count_in_float32(dtype):
     """A padding mask is often boolean; it is a weight like any other, and its gradient exists nowhere."""
     x, kernel, logits = f32(X, KERNEL, X @ KERNEL)
