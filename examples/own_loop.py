@@ -15,7 +15,7 @@ from transformer_jax.data import corpus, pipeline, tokenizers
 from transformer_jax.experiment import Experiment, Train
 from transformer_jax.models import gpt
 from transformer_jax.optim import AdamW
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import checkpoint, saved
 from transformer_jax.runs.writer import Writer
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.train import batch, evaluate, program, state
@@ -37,7 +37,7 @@ def main(folder: Path, steps: int, experiment: Experiment = EXPERIMENT, every: i
     prepared = task.prepare(data, made.model, seed=experiment.seed)
     evaluator = evaluate.make(task, data, made.model, mesh, batch_size=size)
     init_key, train_key = jax.random.split(jax.random.key(experiment.seed))
-    newest = checkpoint.newest(folder)
+    newest = saved.newest(folder)
     if newest is None:
         now = state.init(init_key, made.declaration, made.optimizer, mesh)
     else:

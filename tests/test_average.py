@@ -20,7 +20,7 @@ from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import saved
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
 
@@ -82,7 +82,7 @@ def test_the_folder_says_what_it_is(run, tmp_path):
     before = sorted(path.relative_to(run) for path in run.rglob("*"))
     average.create(tmp_path / "mean", run, last=2)
     (step,) = (tmp_path / "mean" / "checkpoints").iterdir()
-    meta, newest = checkpoint.read_meta(step), checkpoint.read_meta(run / "checkpoints" / "12")
+    meta, newest = saved.read_meta(step), saved.read_meta(run / "checkpoints" / "12")
     assert meta["averaged"] == [10, 12] and "averaged" not in newest
     assert (meta["step"], meta["rows"], meta["config"]) == (12, 96, newest["config"])
     assert not (step / "ema").exists()

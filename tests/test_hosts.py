@@ -28,7 +28,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Mesh, Train
 from transformer_jax.hosts import meeting
 from transformer_jax.models import gpt
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import checkpoint, saved
 from transformer_jax.train import loop
 from transformer_jax.train import program as programs
 
@@ -166,7 +166,7 @@ def run_here(folder: Path, workdir: str) -> Experiment:
 
 def kill(processes: list[Process], which: int, workdir: Path) -> tuple[list[tuple[int, str]], float]:
     """Kills a host after the checkpoint of step 4: what all say, and the seconds until the last of them has ended."""
-    wait_for(lambda: checkpoint.latest_step(workdir / "checkpoints") == 4 and max(rows(workdir)) > 5, processes)
+    wait_for(lambda: saved.latest_step(workdir / "checkpoints") == 4 and max(rows(workdir)) > 5, processes)
     processes[which].popen.kill()
     since = time.monotonic()
     said = [process.ended() for process in processes]
@@ -229,7 +229,7 @@ def test_a_signal_to_one_host_saves_on_all_at_one_step(told):
     said = told["stopped"][0][1]
     assert f"SIGTERM: saved at step {last} of {STEPS}" in said and "to go on: " in said
     assert 9 <= last < STEPS
-    assert checkpoint.latest_step(told["folder"] / "two" / "checkpoints") == last
+    assert saved.latest_step(told["folder"] / "two" / "checkpoints") == last
 
 
 def test_a_killed_run_goes_on_to_the_bit(told):

@@ -18,6 +18,11 @@ class RunError(RuntimeError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What `error` says, on one line; the name of its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """ "; the nearest is NAME" for a misspelt `name` that is similar to one of `names`; otherwise ""."""
     close = difflib.get_close_matches(name, list(names), 1, 0.5)

@@ -38,7 +38,8 @@ def install_in(*programs: str) -> None:
 
 
 def ended(code: int | None = None) -> int:
-    """The exit code of a command that has ended; None: by Ctrl-C, which is printed. From here on Ctrl-C is ignored.
+    """The exit code of a command that has ended with `code`; None: by Ctrl-C, which is printed. From here on Ctrl-C is
+    ignored.
 
     After a Ctrl-C the process ends here: threads that still compute would crash as Python takes itself down.
     """

@@ -31,7 +31,7 @@ from transformer_jax import experiment as experiments
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, store, versions
+from transformer_jax.runs import checkpoint, saved, store, versions
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -87,7 +87,7 @@ def load(
     Raises:
       InputError: the path is none of the three, the workdir has no complete step, or a leaf is missing, unexpected or
         has another shape.
-      checkpoint.Damaged: an `InputError`; the files of the step are not as they were written.
+      saved.Damaged: an `InputError`; the files of the step are not as they were written.
     """
     folder = store.path(path)
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
@@ -99,15 +99,15 @@ def load(
 
         def step(folder: Path) -> Loaded:
             if verify:
-                checkpoint.check_files(folder, items=[checkpoint.weights(folder)])
+                saved.check_files(folder, items=[saved.weights(folder)])
             return _load_step(folder, dtype, sharding, types, only)
 
-        return checkpoint.undeleted(folder, step)
+        return saved.undeleted(folder, step)
     if not store.remote(folder) and hub.is_snapshot(folder):
         return _load_snapshot(folder, dtype, sharding, only)
     if (folder / "checkpoints").is_dir():
         steps = folder / "checkpoints"  # `of_newest` tries again if a trainer deletes the step that is being read
-        return checkpoint.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types, only), verify=verify)
+        return saved.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types, only), verify=verify)
     raise InputError(
         f"{path} is neither a workdir (no checkpoints/ in it), nor a step's folder (no meta/), nor a Hugging Face "
         "snapshot (no config.json with a model_type)"
@@ -115,7 +115,7 @@ def load(
 
 
 def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any) -> Loaded:
-    meta = checkpoint.read_meta(folder)
+    meta = saved.read_meta(folder)
     if others := versions.changed(meta):
         logging.getLogger("transformer_jax").info("%s was written with other versions: %s", folder, others)
     experiment = config_json.from_json(meta["config"], where=f"{folder / 'meta'}: config", types=types)

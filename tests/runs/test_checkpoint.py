@@ -25,7 +25,7 @@ from transformer_jax.errors import InputError, RunError
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import checkpoint, saved
 from transformer_jax.runs import writer as writers
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
@@ -70,7 +70,7 @@ def assert_identical(a, b):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def stored(tmp_path_factory):
     """A checkpoints folder that holds step 3, with an average. Tests that spoil it work on a copy."""
     folder = tmp_path_factory.mktemp("saved")
     with writer(folder) as w:
@@ -81,8 +81,8 @@ def saved(tmp_path_factory):
 # ------------------------------------------------------------------------------------------------------- round trips
 
 
-def test_a_state_comes_back_to_the_bit(saved):
-    state, meta = checkpoint.restore_state(saved / "3", target(ema=True))
+def test_a_state_comes_back_to_the_bit(stored):
+    state, meta = checkpoint.restore_state(stored / "3", target(ema=True))
     assert_identical(state, make_state(3, ema=True))
     facts = {name: meta[name] for name in ("format", "step", "rows", "family", "config", "metric")}
     assert facts == {"format": 3, "step": 3, "rows": 96, "family": "toy", "config": {"type": "toy"}, "metric": 1.5}
@@ -98,10 +98,10 @@ def test_orbax_keeps_its_log_to_itself(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["data", "all"])
-def test_a_state_comes_back_on_another_mesh(saved, mesh, tmp_path):
+def test_a_state_comes_back_on_another_mesh(stored, mesh, tmp_path):
     there = sharding.make_mesh(**mesh)
     wanted = target(ema=True, mesh=there)
-    state, _ = checkpoint.restore_state(saved / "3", wanted)
+    state, _ = checkpoint.restore_state(stored / "3", wanted)
     assert_identical(state, make_state(3, ema=True))
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, wanted)
 
@@ -110,16 +110,16 @@ def test_a_state_comes_back_on_another_mesh(saved, mesh, tmp_path):
     assert_identical(checkpoint.restore_state(tmp_path / "3", target(ema=True))[0], make_state(3, ema=True))
 
 
-def test_parameters_alone_are_read(saved):
-    params, bytes_read = checkpoint.restore_params(saved / "3", target().params, ema=False)
+def test_parameters_alone_are_read(stored):
+    params, bytes_read = checkpoint.restore_params(stored / "3", target().params, ema=False)
     assert_identical(params, make_state(3, ema=True).params)
     assert 0.8 * PARAMETER_BYTES < bytes_read < 1.1 * PARAMETER_BYTES  # a sixth part of the folder is not this
-    everything = sum(f.stat().st_size for f in (saved / "3").rglob("*") if f.is_file())
+    everything = sum(f.stat().st_size for f in (stored / "3").rglob("*") if f.is_file())
     assert bytes_read < 0.3 * everything
 
 
-def test_the_average_is_read_where_there_is_one(saved, tmp_path):
-    params, bytes_read = checkpoint.restore_params(saved / "3", target().params)
+def test_the_average_is_read_where_there_is_one(stored, tmp_path):
+    params, bytes_read = checkpoint.restore_params(stored / "3", target().params)
     assert_identical(params, make_state(3, ema=True).ema)
     assert bytes_read < 1.1 * PARAMETER_BYTES
     with writer(tmp_path) as w:
@@ -127,8 +127,8 @@ def test_the_average_is_read_where_there_is_one(saved, tmp_path):
     assert_identical(checkpoint.restore_params(tmp_path / "1", target().params)[0], make_state(1).params)
 
 
-def test_a_dtype_that_is_asked_for_is_cast_to(saved):
-    params, _ = checkpoint.restore_params(saved / "3", target().params, ema=False, dtype=jnp.bfloat16)
+def test_a_dtype_that_is_asked_for_is_cast_to(stored):
+    params, _ = checkpoint.restore_params(stored / "3", target().params, ema=False, dtype=jnp.bfloat16)
     assert_identical(params, jax.tree.map(lambda p: p.astype(jnp.bfloat16), make_state(3, ema=True).params))
 
 
@@ -192,16 +192,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         for step, metric in [(1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, float("nan"))]:
             w.save(make_state(step), rows=step, metric=metric)
         w.save(make_state(5), rows=5)  # there already: nothing happens
-    assert checkpoint.steps(tmp_path) == [2, 4, 5]
-    assert checkpoint.latest_step(tmp_path) == 5
+    assert saved.steps(tmp_path) == [2, 4, 5]
+    assert saved.latest_step(tmp_path) == 5
     with writer(tmp_path, keep=1, keep_best=1) as w:  # a resumed run still knows which was best
         w.save(make_state(6), rows=6, metric=1.5)
-    assert checkpoint.steps(tmp_path) == [2, 6]
+    assert saved.steps(tmp_path) == [2, 6]
 
 
 def test_no_folder_holds_no_step(tmp_path):
-    assert checkpoint.latest_step(tmp_path / "nothing") is None
-    assert checkpoint.steps(tmp_path) == []
+    assert saved.latest_step(tmp_path / "nothing") is None
+    assert saved.steps(tmp_path) == []
 
 
 KILLED = """
@@ -226,7 +226,7 @@ def test_a_killed_save_is_ignored_and_cleaned(tmp_path):
     assert done.returncode == 9, done.stderr
     left = [path.name for path in tmp_path.iterdir()]
     assert len(left) == 1 and left[0].startswith("0.part"), left  # a temporary folder, not step 0
-    assert checkpoint.latest_step(tmp_path) is None and checkpoint.newest(tmp_path) is None
+    assert saved.latest_step(tmp_path) is None and saved.newest(tmp_path) is None
     (tmp_path / "0.part.1.json").touch()  # one of several processes had digested its files
     (tmp_path / "5.orbax-checkpoint-tmp-12").mkdir()  # of format 1
     shutil.copytree(tmp_path / left[0], tmp_path / "3.deleting")
@@ -235,7 +235,7 @@ def test_a_killed_save_is_ignored_and_cleaned(tmp_path):
     with writer(tmp_path, say=said.append) as w:
         w.save(make_state(1), rows=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "notes.txt"]
-    assert len(said) == 4 and f"{left[0]}: left by a save that was cut short; removed" in said
+    assert len(said) == 4 and f"{left[0]}: left by an interrupted save; removed" in said
 
 
 def test_ctrl_c_during_a_save_comes_after_it(tmp_path, monkeypatch):
@@ -258,10 +258,10 @@ def test_ctrl_c_during_a_save_comes_after_it(tmp_path, monkeypatch):
         threading.Timer(0.1, interrupt).start()
         with pytest.raises(KeyboardInterrupt):
             w.wait()
-        assert checkpoint.steps(tmp_path) == [0]
+        assert saved.steps(tmp_path) == [0]
         w.save(state.replace(step=jnp.int32(1)), rows=1)
     signal.signal(signal.SIGINT, before)
-    assert checkpoint.steps(tmp_path) == [0, 1]
+    assert saved.steps(tmp_path) == [0, 1]
 
 
 @contextlib.contextmanager
@@ -287,7 +287,7 @@ def test_a_save_that_fails_is_tried_again_and_then_raised(tmp_path, monkeypatch)
             assert w.wait(), "it asks for another try"
         w.save(make_state(3), rows=3)
         assert not w.wait() and not w.check(), "there is room again"
-        assert checkpoint.steps(tmp_path) == [1, 3]
+        assert saved.steps(tmp_path) == [1, 3]
         with full_disk():
             for step in (4, 5, 6):
                 w.save(make_state(step), rows=step)
@@ -298,7 +298,7 @@ def test_a_save_that_fails_is_tried_again_and_then_raised(tmp_path, monkeypatch)
     assert str(error.value).endswith(
         "the newest step there is 3; make room or mend the disk, and give the command again"
     )
-    assert checkpoint.steps(tmp_path) == [1, 3], "what was there is as it was"
+    assert saved.steps(tmp_path) == [1, 3], "what was there is as it was"
     assert_identical(checkpoint.restore_state(tmp_path / "3", target())[0], make_state(3))
 
 
@@ -364,20 +364,20 @@ def leaf(*shape, dtype=jnp.float32):
     ],
     ids=["missing", "extra", "shape", "dtype", "several"],
 )
-def test_a_leaf_that_does_not_fit_is_named(saved, tree, message):
-    assert refused(checkpoint.restore_params, saved / "3", tree, ema=False) == f"{saved / '3' / 'params'}: {message}"
+def test_a_leaf_that_does_not_fit_is_named(stored, tree, message):
+    assert refused(checkpoint.restore_params, stored / "3", tree, ema=False) == f"{stored / '3' / 'params'}: {message}"
 
 
-def test_moments_are_compared_as_well(saved):
+def test_moments_are_compared_as_well(stored):
     wanted = target(ema=True)
     wanted = wanted.replace(opt_state=wanted.opt_state._replace(mu=changed(blocks__kernel=leaf(7))))
-    message = refused(checkpoint.restore_state, saved / "3", wanted)
-    assert message.startswith(f"{saved / '3' / 'optimizer'}: leaf state/mu/blocks/kernel is float32[2,256,256] there")
+    message = refused(checkpoint.restore_state, stored / "3", wanted)
+    assert message.startswith(f"{stored / '3' / 'optimizer'}: leaf state/mu/blocks/kernel is float32[2,256,256] there")
 
 
-def test_an_average_that_the_state_does_not_hold_is_left_out_and_a_missing_one_refused(saved, tmp_path):
+def test_an_average_that_the_state_does_not_hold_is_left_out_and_a_missing_one_refused(stored, tmp_path):
     """Schedule-free stores the weights to evaluate in the average's place, and a state has no use for them."""
-    state, _ = checkpoint.restore_state(saved / "3", target())
+    state, _ = checkpoint.restore_state(stored / "3", target())
     assert state.ema is None
     with writer(tmp_path) as w:
         w.save(make_state(1), rows=1)
@@ -386,21 +386,21 @@ def test_an_average_that_the_state_does_not_hold_is_left_out_and_a_missing_one_r
     )
 
 
-def test_moments_of_frozen_parameters_are_left_out(saved):
+def test_moments_of_frozen_parameters_are_left_out(stored):
     """Older versions wrote them; what else is extra is refused still."""
     frozen = optim.make(Optim(groups=(("embed", 0.0),)), 10, DECLARATION)
     wanted = state_lib.abstract(DECLARATION, frozen, ONE_DEVICE, ema=True)
-    state, _ = checkpoint.restore_state(saved / "3", wanted)
+    state, _ = checkpoint.restore_state(stored / "3", wanted)
     before = make_state(3, ema=True)
     assert isinstance(state.opt_state.mu["embed"]["embedding"], optax.MaskedNode)
     assert_identical(state.params, before.params)
     np.testing.assert_array_equal(state.opt_state.nu["blocks"]["kernel"], before.opt_state.nu["blocks"]["kernel"])
     lacking = wanted.replace(opt_state=wanted.opt_state._replace(count=None))
-    assert "leaf state/count int32[] is extra" in refused(checkpoint.restore_state, saved / "3", lacking)
+    assert "leaf state/count int32[] is extra" in refused(checkpoint.restore_state, stored / "3", lacking)
 
 
-def test_a_meta_that_cannot_be_trusted_is_refused(saved, tmp_path):
-    step = shutil.copytree(saved / "3", tmp_path / "3")
+def test_a_meta_that_cannot_be_trusted_is_refused(stored, tmp_path):
+    step = shutil.copytree(stored / "3", tmp_path / "3")
     path = step / "meta" / "metadata"
     meta = json.loads(path.read_text())
     for changes, message in [
@@ -412,14 +412,14 @@ def test_a_meta_that_cannot_be_trusted_is_refused(saved, tmp_path):
         assert refused(checkpoint.restore_state, step, target(ema=True), verify=False) == f"{path}: {message}"
     for text in ("{", "[]", "[" * 100_000, ""):
         path.write_text(text)
-        assert str(path) in refused(checkpoint.read_meta, step)
+        assert str(path) in refused(saved.read_meta, step)
     path.unlink()
-    assert "No such file" in refused(checkpoint.read_meta, step)
+    assert "No such file" in refused(saved.read_meta, step)
 
 
 @AFTER_A_FAILURE
-def test_a_damaged_item_is_named_even_without_its_manifest(saved, tmp_path):
-    step = shutil.copytree(saved / "3", tmp_path / "3")
+def test_a_damaged_item_is_named_even_without_its_manifest(stored, tmp_path):
+    step = shutil.copytree(stored / "3", tmp_path / "3")
     item = step / "params"
 
     def message() -> str:
@@ -427,7 +427,7 @@ def test_a_damaged_item_is_named_even_without_its_manifest(saved, tmp_path):
 
     (item / "_METADATA").write_text("{")
     assert message().startswith(f"{item} cannot be read: ")
-    shutil.copy(saved / "3" / "params" / "_METADATA", item / "_METADATA")
+    shutil.copy(stored / "3" / "params" / "_METADATA", item / "_METADATA")
     for file in item.rglob("d/*"):
         file.write_bytes(b"")
     assert message().startswith(f"{item} cannot be read: ")

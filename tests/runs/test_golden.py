@@ -11,14 +11,14 @@ import pytest
 from tools.fixtures import make_golden_checkpoints as golden
 from transformer_jax import restore
 from transformer_jax.nn import params
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import checkpoint, saved
 
 FOLDERS = sorted(golden.GOLDEN.glob("format-*/*"))
 
 
 def test_every_format_has_every_family():
     found = {folder.relative_to(golden.GOLDEN).as_posix() for folder in FOLDERS}
-    assert found == {f"format-{n}/{name}" for n in checkpoint.FORMATS for name in golden.experiments_by_family()}
+    assert found == {f"format-{n}/{name}" for n in saved.FORMATS for name in golden.experiments_by_family()}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")

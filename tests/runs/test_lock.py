@@ -135,7 +135,7 @@ CONTEND = """
 import errno, os, sys, time
 from pathlib import Path
 from transformer_jax.errors import InputError
-from transformer_jax.runs import lock
+from transformer_jax.runs import lock, owners
 folder, links = Path(sys.argv[1]), sys.argv[2] == "links"
 def unsupported(*_):
     raise OSError(errno.ENOLCK, "No locks available")
@@ -144,7 +144,7 @@ if sys.argv[3] == "none":
 if not links:
     os.link = unsupported
 lock.STALE, lock.HEARTBEAT = 1.0, 0.1
-lock._machine = lambda: ""  # each is a machine of its own
+owners._machine = lambda: ""  # each is a machine of its own
 wins = 0
 ends = time.monotonic() + float(sys.argv[4])
 while time.monotonic() < ends:
@@ -174,6 +174,17 @@ def test_of_several_who_succeed_a_dead_owner_one_has_the_folder(tmp_path, links,
     assert [errors for _, errors in outputs] == ["", "", ""]
     assert sum(int(wins) for wins, _ in outputs) > 0
     assert list((tmp_path / "run").iterdir()) == [], "nothing is left"
+
+
+def test_what_killed_processes_left_while_they_waited_is_removed(tmp_path, other):
+    """That of a dead process of this machine; of another machine, what is hours older than our own file."""
+    for name, dead in (("dead", True), ("old", False), ("young", False), ("after-old", False)):
+        owner = json.loads((tmp_path / "run" / "lock").read_text()) | {"born": "0"} if dead else {"host": "elsewhere"}
+        (tmp_path / f"lock.{name}").write_text(json.dumps(owner | {"pid": 7}))
+        if "old" in name:
+            os.utime(tmp_path / f"lock.{name}", (time.time() - 7200,) * 2)
+    with lock.hold(tmp_path, print):
+        assert sorted(path.name for path in tmp_path.glob("lock*")) == ["lock", "lock.young"]
 
 
 def test_who_was_frozen_and_taken_over_saves_no_more(tmp_path):

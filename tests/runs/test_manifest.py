@@ -17,7 +17,7 @@ from tests.test_restore import init, write_workdir
 from tools.drills import damage as drills_damage
 from transformer_jax.__main__ import main
 from transformer_jax.errors import InputError
-from transformer_jax.runs import checkpoint, manifest
+from transformer_jax.runs import checkpoint, manifest, saved
 from transformer_jax.runs.writer import Writer
 
 
@@ -34,7 +34,7 @@ def copy(run, tmp_path) -> Path:
 
 def damage_of(step: Path, **options) -> str:
     with pytest.raises(manifest.Damaged) as error:
-        checkpoint.check_files(step, **options)
+        saved.check_files(step, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -46,10 +46,10 @@ def test_a_manifest_lists_every_file(run):
     found.pop(manifest.NAME)
     assert {name: file.bytes for name, file in files.items()} == found
     assert {"params", "optimizer", "ema", "meta"} <= {name.partition("/")[0] for name in files}
-    assert checkpoint.check_files(step) == (len(found), sum(found.values()))
-    weights, nbytes = checkpoint.check_files(step, items=["ema"])
+    assert saved.check_files(step) == (len(found), sum(found.values()))
+    weights, nbytes = saved.check_files(step, items=["ema"])
     assert weights < len(found) and nbytes < 0.8 * sum(found.values()), "only the average is read"
-    halves = [checkpoint.check_files(step, part=(i, 2)) for i in range(2)]
+    halves = [saved.check_files(step, part=(i, 2)) for i in range(2)]
     assert [sum(part) for part in zip(*halves, strict=True)] == [len(found), sum(found.values())]
 
 
@@ -88,7 +88,7 @@ def test_what_is_no_manifest_is_damage(tmp_path, text):
 
 def test_damage_is_named_never_loaded_and_the_step_before_is_used(run):
     """What tools/drills does a thousand times: 60 random flips, truncations, extensions, deletions and swaps."""
-    newest = drills_damage.Files(run / "checkpoints" / str(checkpoint.latest_step(run / "checkpoints")))
+    newest = drills_damage.Files(run / "checkpoints" / str(saved.latest_step(run / "checkpoints")))
     found = list(drills_damage.spoil(run, newest, 60))
     assert {problem for _, problem in found} == {None}, found
     assert {kind for kind, _ in found} == set(drills_damage.KINDS)
@@ -152,10 +152,10 @@ def test_each_damage_has_its_words(copy):
     assert damage_of(step).startswith(f"{step / 'ema' / 'extra'} is not in the manifest of its step")
     (step / "ema" / "extra").unlink()
     (step / ".DS_Store").touch()
-    checkpoint.check_files(step)
+    saved.check_files(step)
     (step / manifest.NAME).unlink()
     assert damage_of(step).startswith(f"{step / manifest.NAME} cannot be read (No such file or directory)")
-    assert checkpoint.steps(copy / "checkpoints") == [3]
+    assert saved.steps(copy / "checkpoints") == [3]
 
 
 def test_a_step_without_its_average_is_not_taken_for_one_that_had_none(copy):
@@ -185,7 +185,7 @@ def test_damaged_steps_are_set_aside_by_a_run_that_goes_on(copy):
     folder, said = copy / "checkpoints", []
     (folder / "9" / "meta" / "metadata").unlink()
     (folder / "9.damaged").mkdir()
-    assert checkpoint.newest(folder, said.append) == 3
+    assert saved.newest(folder, said.append) == 3
     with Writer(folder, family="gpt", config={}, resumed=3, say=said.append):
         pass
     assert sorted(path.name for path in folder.iterdir()) == ["3", "9.damaged", "9.damaged-2"]

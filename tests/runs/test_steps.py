@@ -12,7 +12,7 @@ import pytest
 
 from transformer_jax import contracts, files
 from transformer_jax.errors import InputError
-from transformer_jax.runs import checkpoint, identity, manifest, versions, writer
+from transformer_jax.runs import checkpoint, identity, manifest, saved, versions, writer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data/golden"
 
@@ -63,7 +63,7 @@ def run(kept, tmp_path) -> Path:
 
 def newest(run: Path, **options) -> tuple[int | None, list[str]]:
     said: list[str] = []
-    return checkpoint.newest(run / "checkpoints", said.append, **options), said
+    return saved.newest(run / "checkpoints", said.append, **options), said
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -71,7 +71,7 @@ def test_folders_that_were_renamed_copied_or_exchanged_are_not_used(run, verify)
     folder = run / "checkpoints"
     shutil.copytree(folder / "30", folder / "50")
     step, said = newest(run, verify=verify)
-    assert step == 40 and checkpoint.steps(folder) == [30, 40]
+    assert step == 40 and saved.steps(folder) == [30, 40]
     assert said == [
         f"step 50 is not used: {folder}/50 holds step 30: it was renamed, copied or exchanged; take it away"
     ]
@@ -80,8 +80,8 @@ def test_folders_that_were_renamed_copied_or_exchanged_are_not_used(run, verify)
     (folder / "30").rename(folder / "40")
     with pytest.raises(InputError, match=r"none of the steps in .* \(40, 50, 999\)"):
         newest(run, verify=verify)
-    assert "holds step 30" in checkpoint.damage_of(folder / "40")
-    assert checkpoint.damage_of(shutil.copytree(folder / "40", run / "export")) == "", "any other name is a copy's"
+    assert "holds step 30" in saved.damage_of(folder / "40")
+    assert saved.damage_of(shutil.copytree(folder / "40", run / "export")) == "", "any other name is a copy's"
 
 
 def test_a_step_of_another_run_is_not_used(run, tmp_path):
@@ -96,9 +96,9 @@ def test_a_step_of_another_run_is_not_used(run, tmp_path):
 @pytest.mark.parametrize("form", ["format-1", "format-2"])
 def test_steps_of_earlier_formats_have_names_too(form, tmp_path):
     workdir = Path(shutil.copytree(next((GOLDEN / form).iterdir()), tmp_path / "run"))
-    (step,) = checkpoint.steps(workdir / "checkpoints")
+    (step,) = saved.steps(workdir / "checkpoints")
     (workdir / f"checkpoints/{step}").rename(workdir / "checkpoints/999")
-    assert checkpoint.steps(workdir / "checkpoints") == []
+    assert saved.steps(workdir / "checkpoints") == []
     with pytest.raises(InputError, match="none of the steps"):
         newest(workdir)
 
@@ -120,7 +120,7 @@ def test_a_damaged_old_step_is_deleted_with_a_line(run):
     name.write_bytes(data)
     said = save(run, 50, keep=2)
     assert len(said) == 1 and said[0].startswith("step 30, which is deleted as an old one, was damaged: ")
-    assert str(name) in said[0] and checkpoint.steps(run / "checkpoints") == [40, 50]
+    assert str(name) in said[0] and saved.steps(run / "checkpoints") == [40, 50]
 
 
 def test_a_step_on_another_disk_is_pruned(run, tmp_path):
@@ -128,14 +128,14 @@ def test_a_step_on_another_disk_is_pruned(run, tmp_path):
     (tmp_path / "disk").mkdir()
     shutil.move(folder / "30", tmp_path / "disk/30")
     (folder / "30").symlink_to(tmp_path / "disk/30")
-    assert newest(run) == (40, []) and checkpoint.steps(folder) == [30, 40]
+    assert newest(run) == (40, []) and saved.steps(folder) == [30, 40]
     said = save(run, 50, keep=2)
     assert len(said) == 1 and "30.deleting is a link to" in said[0]
     assert sorted(p.name for p in folder.iterdir()) == ["40", "50"] and (tmp_path / "disk/30").is_dir()
     (folder / "40.deleting").symlink_to(tmp_path / "disk/30")  # of a trainer that was killed as it deleted
     (folder / "60").symlink_to(tmp_path / "nowhere")
     said = save(run, 60, keep=2)
-    assert "40.deleting is a link to" in said[1] and checkpoint.steps(folder) == [50, 60]
+    assert "40.deleting is a link to" in said[1] and saved.steps(folder) == [50, 60]
 
 
 def test_readers_beside_a_trainer_read_a_step_whole(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_readers_beside_a_trainer_read_a_step_whole(tmp_path, monkeypatch):
     try:
         for _ in range(30):
             try:
-                found = checkpoint.of_newest(run / "checkpoints", lambda folder: (int(folder.name), value(folder)))
+                found = saved.of_newest(run / "checkpoints", lambda folder: (int(folder.name), value(folder)))
                 assert found[0] == found[1]
             except InputError as error:
                 assert "a trainer deleted the steps" in str(error)
@@ -170,14 +170,14 @@ def test_a_step_that_goes_while_it_is_read_is_said(run):
         shutil.rmtree(folder)
         raise OSError("something three libraries down")
 
-    with pytest.raises(checkpoint.Deleted, match="is gone: a trainer deletes old steps"):
-        checkpoint.undeleted(run / "checkpoints/40", read)
+    with pytest.raises(saved.Deleted, match="is gone: a trainer deletes old steps"):
+        saved.undeleted(run / "checkpoints/40", read)
     with pytest.raises(OSError, match="of its own"):
-        checkpoint.undeleted(run / "checkpoints/30", lambda folder: (_ for _ in ()).throw(OSError("of its own")))
+        saved.undeleted(run / "checkpoints/30", lambda folder: (_ for _ in ()).throw(OSError("of its own")))
 
 
 def test_other_versions_are_named(run):
-    meta = checkpoint.read_meta(run / "checkpoints/40")
+    meta = saved.read_meta(run / "checkpoints/40")
     assert versions.changed(meta) == "" and {"python", "jax", "transformer_jax"} <= meta["versions"].keys()
     meta["versions"] |= {"python": "3.9.0", "jax": ["0.1"]}
     assert versions.changed(meta).startswith("python 3.9.0 -> 3.")

@@ -24,7 +24,7 @@ from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Sample,
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.runs import checkpoint, lock, manifest, store, store_lock, writer
+from transformer_jax.runs import lock, manifest, owners, saved, store, store_lock, writer
 from transformer_jax.train import loop
 from transformer_jax.train import state as state_lib
 
@@ -118,7 +118,7 @@ def test_it_is_the_run_on_a_disk_to_the_bit(tiny, run, server, tmp_path):
     assert any(name.startswith("tokenizer/") for name in names) and "lock" not in names
     rows = [json.loads(line) for line in server.objects["runs/a/metrics.jsonl"].data.splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
-    assert checkpoint.steps(store.path(run) / "checkpoints") == [4, 6]  # older ones are deleted, whole
+    assert saved.steps(store.path(run) / "checkpoints") == [4, 6]  # older ones are deleted, whole
     assert not any(name.startswith("checkpoints/2/") for name in names)
 
 
@@ -138,7 +138,7 @@ def test_damage_is_named_and_the_newest_good_step_is_used(run, server):
     try:
         with pytest.warns(UserWarning, match="is not as it was written"):
             assert restore.load(run).step == 4
-        with pytest.raises(checkpoint.Damaged, match="is not as it was written"):
+        with pytest.raises(saved.Damaged, match="is not as it was written"):
             restore.load(f"{run}/checkpoints/6")
     finally:
         server.put(name, good)
@@ -147,7 +147,7 @@ def test_damage_is_named_and_the_newest_good_step_is_used(run, server):
 def test_a_prefix_without_a_manifest_is_no_step(run, server):
     server.put("runs/a/checkpoints/8/params/d/0", b"half")
     try:
-        assert checkpoint.steps(store.path(run) / "checkpoints") == [4, 6] and restore.load(run).step == 6
+        assert saved.steps(store.path(run) / "checkpoints") == [4, 6] and restore.load(run).step == 6
     finally:
         del server.objects["runs/a/checkpoints/8/params/d/0"]
 
@@ -205,11 +205,11 @@ def test_cut_off_anywhere_in_a_save_no_step_is_half_there(server, monkeypatch, m
         save(where, 2)
     server.faults.clear()
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
-    assert checkpoint.steps(folder) == left
+    assert saved.steps(folder) == left
     for step in left:
-        checkpoint.check_files(folder / str(step))
+        saved.check_files(folder / str(step))
     save(where, 3, resumed=left[-1])
-    assert checkpoint.steps(folder) == [3]
+    assert saved.steps(folder) == [3]
     assert {n.split("/")[3] for n in server.objects if n.startswith(where)} == {"3"}, "nothing is left behind"
 
 
@@ -221,7 +221,7 @@ def test_a_damaged_newer_step_is_set_aside(server):
         pass
     for name, data in contents.items():
         assert name not in server.objects and server.objects[name.replace("/2/", "/2.damaged/")].data == data
-    assert checkpoint.steps(store.path("gs://drill/aside/checkpoints")) == []
+    assert saved.steps(store.path("gs://drill/aside/checkpoints")) == []
 
 
 def test_what_a_manifest_lists_is_what_is_there(server, monkeypatch):
@@ -237,7 +237,7 @@ def test_what_a_manifest_lists_is_what_is_there(server, monkeypatch):
     monkeypatch.setattr(manifest, "digest", late)
     with pytest.raises(RunError, match="params/late is not in the manifest"):
         save("late", 1)
-    assert checkpoint.steps(store.path("gs://drill/late/checkpoints")) == []
+    assert saved.steps(store.path("gs://drill/late/checkpoints")) == []
 
 
 def test_who_lost_the_lock_saves_no_more(server):
@@ -249,7 +249,7 @@ def test_who_lost_the_lock_saves_no_more(server):
 
     with pytest.raises(lock.Lost, match="taken over"):
         save("lost", 1, is_owner=is_owner)
-    assert checkpoint.steps(store.path("gs://drill/lost/checkpoints")) == []
+    assert saved.steps(store.path("gs://drill/lost/checkpoints")) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- the lock
@@ -280,7 +280,7 @@ def test_a_dead_process_of_this_machine_is_known_at_once(server):
     """Though nobody has reaped it, and though another process had its number since."""
     path, said = store.path("gs://drill/dead"), []
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    machine, born = lock._machine(), lock._born(process.pid)
+    machine, born = owners._machine(), owners._born(process.pid)
     assert machine and born
     for ended in (True, False):
         if ended:

@@ -226,7 +226,7 @@ def test_a_damaged_step_is_passed_over_and_the_run_ends_with_the_same_bits(tiny,
     loop.run(tiny, folder, load=restore.load)
     out = capsys.readouterr().out
     assert f"step 6 is not used: {spoilt} is not as it was written" in out
-    assert "resume from step 4 of 6" in out and "8.part: left by a save that was cut short; removed" in out
+    assert "resume from step 4 of 6" in out and "8.part: left by an interrupted save; removed" in out
     assert "goodput " in out and not (folder / "lock").exists()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6", "6.damaged"]
     shutil.rmtree(folder / "checkpoints/6.damaged")

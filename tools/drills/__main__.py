@@ -1,4 +1,4 @@
-"""Drills: real processes that are killed, files that are spoilt, disks that are full; a table of what survived.
+"""Drills: real processes that are killed, files that are damaged, disks that are full; a table of what survived.
 
     tools/run tools.drills EXPERIMENT [VARIANT] --drill kill,resume,... [--tries N] [--keep DIR] [--FIELD VALUE ...]
 
@@ -33,11 +33,11 @@ from tools.drills import folder as drills_folder
 from tools.drills import store as drills_store
 from tools.drills.trainer import INTERVAL, Job, Row, Trainer, end_trainers, wrong_start
 from transformer_jax import observe
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import saved
 
 
 def last_step(workdir: Path) -> int:
-    """The last step in metrics.jsonl, whose last line may be cut short; 0 where there is none."""
+    """The last step in metrics.jsonl, whose last line may be incomplete; 0 where there is none."""
     path = workdir / "metrics.jsonl"
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 4000))
@@ -55,13 +55,13 @@ def newest(workdir: Path) -> int:
 
 
 def after_a_kill(workdir: Path, seen: int) -> tuple[int, str | None]:
-    """The step to go on from, and what was lost: a step that had its name before the kill, or one that is damaged."""
+    """The step to resume from, and what was lost: a step that had its name before the kill, or one that is damaged."""
     damage: list[str] = []
-    found = checkpoint.newest(workdir / "checkpoints", damage.append) or 0
+    found = saved.newest(workdir / "checkpoints", damage.append) or 0
     if damage:
         return found, damage[0]
-    for step in checkpoint.steps(workdir / "checkpoints"):
-        checkpoint.check_files(workdir / "checkpoints" / str(step))
+    for step in saved.steps(workdir / "checkpoints"):
+        saved.check_files(workdir / "checkpoints" / str(step))
     return found, None if found >= seen else f"step {seen} was there, and {found} is the newest after the kill"
 
 
@@ -70,7 +70,7 @@ def after_a_kill(workdir: Path, seen: int) -> tuple[int, str | None]:
 
 def kill(job: Job, tries: int) -> Iterator[Row]:
     """SIGKILL at random moments, a third of them while the trainer starts, then at each named point inside a save; each
-    time the same command goes on.
+    time the same command resumes.
 
     Survived: every step that had its name still has it and is as it was written; the next start resumes from the newest
     of them without help; what has to be computed again is at most one save interval, and what was computed while a save
@@ -113,7 +113,7 @@ def kill(job: Job, tries: int) -> Iterator[Row]:
         beside += saving and not point and not starting  # what a kill before this one left is not a save
         found, problem = after_a_kill(workdir, seen)
         if code != -signal.SIGKILL:
-            problem = f"ended with {code}, not by the kill: {trainer.said()[-300:]}"
+            problem = f"ended with {code}, not by the kill: {trainer.output()[-300:]}"
         repeated = max(repeated, reached - found)
         if reached - found > INTERVAL * (2 if saving else 1) + 1:
             problem = problem or f"{reached - found} steps are to be repeated, the interval is {INTERVAL}"
@@ -164,13 +164,13 @@ def _train_until(arguments: list[str], workdir: Path, *, step: int = 0, save: in
 def damage(job: Job, tries: int) -> Iterator[Row]:
     """Byte flips, truncations, deletions and swaps of files of the newest step, one at a time.
 
-    Survived: the file is named, a trainer would go on from the step before, and `load` gives that step's parameters, or
-    the newest's where the damage is in what it does not read. Nothing loads that is not what was saved.
+    Survived: the file is named, a trainer would resume from the step before, and `load` gives that step's parameters,
+    or the newest's where the damage is in what it does not read. Nothing loads that is not what was saved.
     """
     workdir = job.folder / "damage"
     arguments = job.arguments(workdir, train__steps=10**6, checkpoint__every=INTERVAL, checkpoint__keep=2)
     trainer = Trainer(arguments, job.folder / "damage.log")
-    trainer.until(lambda: len(checkpoint.steps(workdir / "checkpoints")) == 2, "two saves")
+    trainer.until(lambda: len(saved.steps(workdir / "checkpoints")) == 2, "two saves")
     trainer.signal(signal.SIGTERM)
     trainer.wait()
     rows = {kind: Row(f"newest step: {words}") for kind, words in drills_damage.KINDS.items()}
@@ -183,8 +183,8 @@ def damage(job: Job, tries: int) -> Iterator[Row]:
 def disk(job: Job, tries: int) -> Iterator[Row]:
     """A disk that is full, a limit on the size of files, and I/O errors, once and for good.
 
-    Survived: the trainer ends with 1 and a line that says why, or tries again and goes on; the steps before are as they
-    were; with room again the same command goes on.
+    Survived: the trainer ends with 1 and a line that says why, or tries again and continues; the steps before are as
+    they were; with room again the same command resumes.
     """
     for name, attempt in drills_disk.FAULTS.items():
         row = Row(name)
@@ -194,9 +194,9 @@ def disk(job: Job, tries: int) -> Iterator[Row]:
                 workdir, train__steps=10**6, train__log_every=1, checkpoint__every=INTERVAL, checkpoint__keep=2
             )
             try:
-                told = attempt(arguments, workdir, Trainer)
+                outcome = attempt(arguments, workdir, Trainer)
                 row.count(None)
-                row.remarks.append(told) if told not in row.remarks else None
+                row.remarks.append(outcome) if outcome not in row.remarks else None
             except drills_disk.NotPermitted as error:
                 row.remarks.append(f"not drilled: {error}")
             except (AssertionError, RuntimeError, TimeoutError) as error:
@@ -246,12 +246,12 @@ def signals(job: Job, tries: int) -> Iterator[Row]:
             except (RuntimeError, TimeoutError) as error:
                 row.count(str(error))
                 continue
-            said, problem = trainer.said(), None
+            output, problem = trainer.output(), None
             stopped, damaged = after_a_kill(workdir, start)
             if code != 128 + sent[0]:
-                problem = f"exit code {code}: {said[-300:]}"
-            elif f"saved at step {stopped:,}" not in said or "to go on: " not in said:
-                problem = f"step {stopped} is the newest, and it said: {said[-300:]}"
+                problem = f"exit code {code}: {output[-300:]}"
+            elif f"saved at step {stopped:,}" not in output or "to go on: " not in output:
+                problem = f"step {stopped} is the newest, and its output ends: {output[-300:]}"
             row.count(problem or damaged)
         if seconds:
             row.remarks.append(f"median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s")
@@ -269,9 +269,9 @@ def cost(job: Job, tries: int) -> Iterator[Row]:
     )
     trainer = Trainer(arguments, job.folder / "cost.log")
     code = trainer.wait(3000)
-    row, said = Row("a save every five minutes: the loop waits less than 1 %"), trainer.said()
+    row, output = Row("a save every five minutes: the loop waits less than 1 %"), trainer.output()
     if code != 0:
-        row.count(f"exit code {code}: {said[-300:]}")
+        row.count(f"exit code {code}: {output[-300:]}")
         yield row
         return
     steps = [r for r in observe.read_rows(workdir / "metrics.jsonl") if "seconds_per_step" in r and r["step"] > 5]

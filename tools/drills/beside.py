@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib
+import io
 import json
 import multiprocessing
 import os
@@ -15,13 +16,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tools.drills import bucket
 from tools.drills.trainer import Job, Row
 
+BUCKET = "gs://drill/run"
 READERS = 2
 OWNERS = 4
 WATCHED = 2.0  # seconds, in place of `lock.STALE`
@@ -52,13 +54,18 @@ def readers(job: Job, tries: int) -> Iterator[Row]:
 
 
 def owners(job: Job, tries: int) -> Iterator[Row]:
-    """Processes that all want one folder: they take its lock, write, copy and read the folder, and are killed.
+    """Processes that all want one folder, that of a run: they take its lock, write, copy and read the folder, and are
+    killed; one more process evaluates the run meanwhile, again and again.
 
-    Survived: a time that one process had the lock and no other had it, and after which all that it wrote was there.
+    Survived: a time that one process had the lock and no other had it, and after which all that it wrote was there; an
+    evaluation that gave the numbers of the first one.
     """
     # Forked from this process, which has imported everything: a start takes milliseconds, so kills hit what matters.
     forks = multiprocessing.get_context("fork")
     importlib.import_module("gcsfs")
+    run = job.folder / "run"
+    with _process("save", str(run), "1") as trainer:
+        trainer.wait()
     for name, settings in (
         ("with locks", {}),
         ("without locks", {"locks": False}),
@@ -66,15 +73,24 @@ def owners(job: Job, tries: int) -> Iterator[Row]:
         ("without locks and hard links, each on another machine", {"locks": False, "links": False, "machines": True}),
     ):
         folder = job.folder / name.replace(" ", "_").replace(",", "")
-        yield _owners(forks, folder, f"owners {name}", settings, tries)
+        shutil.copytree(run, folder)
+        yield from _owners(forks, folder, f"owners {name}", settings, tries)
     with bucket.serve("drill") as server:
         stored = {"machines": True, "bucket": True, "environment": dict(server.environment)}
-        yield _owners(forks, job.folder / "bucket", "owners in a bucket, each on another machine", stored, tries)
+        shutil.copytree(run, job.folder / "bucket")
+        for path in run.rglob("*"):
+            if path.is_file():
+                server.put(f"run/{path.relative_to(run).as_posix()}", path.read_bytes())
+        name = "owners in a bucket, each on another machine"
+        yield from _owners(forks, job.folder / "bucket", name, stored, tries)
 
 
-def _owners(forks: Any, folder: Path, name: str, settings: dict[str, Any], tries: int) -> Row:
-    row, rng, began, kills = Row(name), random.Random(0), time.monotonic(), 0
-    folder.mkdir(parents=True)
+def _owners(forks: Any, folder: Path, name: str, settings: dict[str, Any], tries: int) -> Iterator[Row]:
+    row, rng, kills = Row(name), random.Random(0), 0
+    where = BUCKET if settings.get("bucket") else str(folder)
+    evaluating = _started("evaluate", where, environment=settings.get("environment", {}))
+    first = _line(evaluating)  # it has imported everything, and compiled
+    began = time.monotonic()
     longest = 2.5 if settings.get("machines") else 0.2  # a dead owner of another machine is watched for `WATCHED`
 
     def start(i: int) -> Any:
@@ -103,14 +119,20 @@ def _owners(forks: Any, folder: Path, name: str, settings: dict[str, Any], tries
         if not line.endswith("."):
             row.count(f"lost or torn: {line!r}")
     row.remarks.append(f"{kills} SIGKILLs, clocks {', '.join(f'{c:+}' for c in CLOCKS)} s")
-    return row
+    yield row
+    evaluations = Row(f"{name}: evaluations beside them")
+    evaluating.terminate()
+    lines = [first, *(evaluating.communicate()[0].splitlines(keepends=True))]
+    for line in lines if lines[-1].endswith("\n") else lines[:-1]:
+        evaluations.count(None if line == first and line.startswith("{") else f"{line.strip()}, the first was {first}")
+    yield evaluations
 
 
 # ------------------------------------------------------------------------------------------------------- the processes
 
 
-def _started(*words: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+def _started(*words: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"} | dict(environment or {})
     command = [sys.executable, "-m", "tools.drills.beside", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -139,17 +161,18 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _experiment() -> Any:
-    from transformer_jax.data import corpus
+    from transformer_jax import errors
+    from transformer_jax.data import corpus, sources
     from transformer_jax.experiment import Experiment
     from transformer_jax.models import gpt
 
     return Experiment(
         model=gpt.Config(vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2),
-        data=corpus.TextCorpus(length=16),
+        data=corpus.TextCorpus(sources.TextFiles((errors.__file__,)), length=16),
     )
 
 
-def save(workdir: Path) -> None:
+def save(workdir: Path, last: int = 10**9) -> None:
     """Saves steps whose parameters are all the number of the step, one after the other."""
     import jax
     import jax.numpy as jnp
@@ -170,7 +193,7 @@ def save(workdir: Path) -> None:
         shapes = jax.eval_shape(lambda key: gpt.init(key, experiment.model), jax.random.key(0))
         options = {"family": "gpt", "config": config, "run": run, "keep": 1, "is_owner": is_owner, "say": print}
         with Writer(workdir / "checkpoints", **options) as writer:
-            for step in range(1, 10**9):
+            for step in range(1, last + 1):
                 params = jax.tree.map(lambda x: jnp.full(x.shape, step, x.dtype), shapes)  # noqa: B023
                 state = states.create(params, optax.identity())
                 writer.save(dataclasses.replace(state, step=jnp.int32(step)), rows=step)
@@ -204,10 +227,24 @@ def read(workdir: Path, count: int) -> None:
     print(json.dumps(counts), flush=True)
 
 
+def evaluate(workdir: str) -> None:
+    """Evaluates the run again and again, by the command that a user gives; prints a line for each: the numbers, as
+    printed, or what went wrong."""
+    from transformer_jax.cli import main
+
+    while True:
+        output, wrong = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(wrong):
+            code = main.main(["evaluate", workdir])
+        numbers = [line for line in output.getvalue().splitlines() if not line.startswith("picture")]
+        print(json.dumps({"numbers": numbers}) if code == 0 else f"exit code {code}: {wrong.getvalue()!r}", flush=True)
+        time.sleep(0.5)
+
+
 def own(folder: Path, settings: dict[str, Any]) -> None:
     """Takes the folder's lock again and again, and writes, reads and copies while it has it."""
     from transformer_jax.errors import InputError
-    from transformer_jax.runs import lock, store, store_lock
+    from transformer_jax.runs import lock, owners, store, store_lock
 
     os.environ.update(settings.get("environment", {}))
 
@@ -219,7 +256,7 @@ def own(folder: Path, settings: dict[str, Any]) -> None:
     if not settings.get("links", True):
         os.link = unsupported  # type: ignore[assignment]
     if settings.get("machines"):
-        lock._machine = lambda: ""  # no process can be looked up
+        owners._machine = lambda: ""  # no process can be looked up
     lock.STALE, lock.HEARTBEAT = WATCHED, WATCHED / 10
     utime, ahead = os.utime, settings["clock"]
 
@@ -233,7 +270,7 @@ def own(folder: Path, settings: dict[str, Any]) -> None:
         with (folder / "problems").open("a") as file:
             file.write(f"the folder is held by two: {os.getpid()} and {other}\n")
 
-    place, hold = (store.path("gs://drill/run"), store_lock.hold) if settings.get("bucket") else (folder, lock.hold)
+    place, hold = (store.path(BUCKET), store_lock.hold) if settings.get("bucket") else (folder, lock.hold)
     while True:
         with contextlib.suppress(InputError, lock.Lost), hold(place, lambda line: None) as is_owner:
             is_owner()
@@ -265,6 +302,8 @@ def _is_zombie(pid: int) -> bool:
 if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
     if what == "save":
-        save(Path(where))
+        save(Path(where), *map(int, rest))
+    elif what == "evaluate":
+        evaluate(where)
     else:
         read(Path(where), int(rest[0]))

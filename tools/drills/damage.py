@@ -8,7 +8,7 @@ from pathlib import Path
 
 KINDS = {
     "flip": "one bit or byte of one file",
-    "truncate": "a file cut short",
+    "truncate": "a truncated file",
     "extend": "a file with bytes after its end",
     "delete": "a file deleted",
     "swap": "two files swapped",
@@ -55,12 +55,12 @@ def spoil(workdir: Path, files: MutableMapping[str, bytes], tries: int) -> Itera
     import numpy as np
 
     import transformer_jax
-    from transformer_jax.runs import checkpoint, manifest, store
+    from transformer_jax.runs import manifest, saved, store
 
     rng, folder = random.Random(0), workdir / "checkpoints"
-    before, newest = checkpoint.steps(folder)[-2:]
+    before, newest = saved.steps(folder)[-2:]
     for number in (before, newest):
-        checkpoint.check_files(folder / str(number))  # nothing is spoilt yet
+        saved.check_files(folder / str(number))  # nothing is damaged yet
 
     def loaded() -> tuple[int | None, str]:
         with warnings.catch_warnings():
@@ -77,7 +77,7 @@ def spoil(workdir: Path, files: MutableMapping[str, bytes], tries: int) -> Itera
                 files[name] = data
 
     def unmarked(touched: list[str]) -> bool:
-        """Whether there is no newest step any more: in a store, a save that was cut short looks like that."""
+        """Whether there is no newest step any more: in a store, an interrupted save looks like that."""
         return store.remote(workdir) and manifest.NAME in touched and manifest.NAME not in files
 
     contents = dict(files)
@@ -91,14 +91,14 @@ def spoil(workdir: Path, files: MutableMapping[str, bytes], tries: int) -> Itera
     for number in range(tries):
         kind = "item" if number % 50 == 49 else rng.choice(modes)
         touched = _damage(kind, rng, files, contents)
-        said: list[str] = []
+        output: list[str] = []
         problem = None
         try:
-            found = checkpoint.newest(folder, said.append)
+            found = saved.newest(folder, output.append)
             if found != before:
-                problem = f"{kind} of {touched}: a run would go on from step {found}"
-            elif not any(name in line for name in touched for line in said[:1]) and not unmarked(touched):
-                problem = f"{kind} of {touched}: it says {said}"
+                problem = f"{kind} of {touched}: a run would resume from step {found}"
+            elif not any(name in line for name in touched for line in output[:1]) and not unmarked(touched):
+                problem = f"{kind} of {touched}: it says {output}"
             got, digest = loaded()
             if got is None or digest != good.get(got):
                 problem = f"{kind} of {touched}: load gives step {got} with other parameters"
@@ -120,9 +120,9 @@ def _damage(kind: str, rng: random.Random, files: MutableMapping[str, bytes], co
     data = contents[name]
     match kind:
         case "flip":
-            at, spoilt = rng.randrange(len(data)), bytearray(data)
-            spoilt[at] ^= rng.choice([1 << rng.randrange(8), rng.randrange(1, 256)])
-            files[name] = bytes(spoilt)
+            at, damaged = rng.randrange(len(data)), bytearray(data)
+            damaged[at] ^= rng.choice([1 << rng.randrange(8), rng.randrange(1, 256)])
+            files[name] = bytes(damaged)
         case "truncate":
             files[name] = data[: rng.randrange(len(data))]
         case "extend":

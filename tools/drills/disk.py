@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import saved
 
 DISK_BYTES = 256 * 2**20
 
@@ -20,60 +20,60 @@ def full(arguments: list[str], workdir: Path, trainer: Any) -> str:
     """The disk fills up between two saves, and has room again."""
     with _disk(workdir):
         running = trainer(arguments, workdir.with_suffix(".log"))
-        running.until(lambda: len(checkpoint.steps(workdir / "checkpoints")) >= 2, "two saves")
+        running.until(lambda: len(saved.steps(workdir / "checkpoints")) >= 2, "two saves")
         _fill(workdir / "filler")
-        said = _stopped(running, workdir)
+        output = _stopped(running, workdir)
         (workdir / "filler").unlink()
-        _goes_on(arguments, workdir, trainer)
-    return f'exit code 1, "{said}"'
+        _resumes(arguments, workdir, trainer)
+    return f'exit code 1, "{output}"'
 
 
 def limited(arguments: list[str], workdir: Path, trainer: Any) -> str:
     """The size of files is limited (RLIMIT_FSIZE), as by a quota."""
     running = trainer(arguments, workdir.with_suffix(".log"))
-    running.until(lambda: len(checkpoint.steps(workdir / "checkpoints")) >= 1, "a save")
+    running.until(lambda: len(saved.steps(workdir / "checkpoints")) >= 1, "a save")
     running.signal(signal.SIGTERM)
     running.wait()
-    newest = workdir / "checkpoints" / str(checkpoint.latest_step(workdir / "checkpoints"))
+    newest = workdir / "checkpoints" / str(saved.latest_step(workdir / "checkpoints"))
     largest = max(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     running = trainer(arguments, workdir.with_suffix(".log"), ("limit", largest // 2))
-    said = _stopped(running, workdir)
-    _goes_on(arguments, workdir, trainer)
-    return f'exit code 1, "{said}"'
+    output = _stopped(running, workdir)
+    _resumes(arguments, workdir, trainer)
+    return f'exit code 1, "{output}"'
 
 
 def fails_once(arguments: list[str], workdir: Path, trainer: Any) -> str:
     """A sync of a file of the second save reports an I/O error."""
     running = trainer(arguments, workdir.with_suffix(".log"), ("errors", 1))
-    running.until(lambda: "; trying again in " in running.said(), "a failure")
-    begun = checkpoint.latest_step(workdir / "checkpoints") or 0
-    running.until(lambda: (checkpoint.latest_step(workdir / "checkpoints") or 0) > begun, "another save")
+    running.until(lambda: "; trying again in " in running.output(), "a failure")
+    begun = saved.latest_step(workdir / "checkpoints") or 0
+    running.until(lambda: (saved.latest_step(workdir / "checkpoints") or 0) > begun, "another save")
     running.signal(signal.SIGTERM)
-    assert running.wait() == 143, running.said()[-300:]
+    assert running.wait() == 143, running.output()[-300:]
     _intact(workdir)
-    return "said, tried again, saved"
+    return "logged, tried again, saved"
 
 
 def fails_always(arguments: list[str], workdir: Path, trainer: Any) -> str:
     """Every sync of a file from the second save on reports an I/O error."""
     running = trainer(arguments, workdir.with_suffix(".log"), ("errors", 10**9))
-    said = _stopped(running, workdir)
-    _goes_on(arguments, workdir, trainer)
-    return f'exit code 1, "{said}"'
+    output = _stopped(running, workdir)
+    _resumes(arguments, workdir, trainer)
+    return f'exit code 1, "{output}"'
 
 
 def read_only(arguments: list[str], workdir: Path, trainer: Any) -> str:
-    """A run is taken up in a folder that has become read-only."""
+    """A run is resumed in a folder that has become read-only."""
     with _disk(workdir):
         running = trainer(arguments, workdir.with_suffix(".log"))
-        running.until(lambda: len(checkpoint.steps(workdir / "checkpoints")) >= 1, "a save")
+        running.until(lambda: len(saved.steps(workdir / "checkpoints")) >= 1, "a save")
         running.signal(signal.SIGTERM)
         running.wait()
         _mount("-o", "remount,ro", str(workdir))
         running = trainer(arguments, workdir.with_suffix(".log"))
-        assert running.wait() == 2, running.said()[-300:]
+        assert running.wait() == 2, running.output()[-300:]
         _intact(workdir)
-    return f'exit code 2, "{_error(running.said())}"'
+    return f'exit code 2, "{_error(running.output())}"'
 
 
 FAULTS: dict[str, Callable[..., str]] = {
@@ -87,33 +87,33 @@ FAULTS: dict[str, Callable[..., str]] = {
 
 def _stopped(running: Any, workdir: Path) -> str:
     """The line with which the trainer ended. Errors: `AssertionError` when it ended otherwise, or something is lost."""
-    code, said = running.wait(), running.said()
-    assert code == 1 and "Traceback" not in said and "[8]" not in said, f"exit code {code}: {said[-400:]}"
+    code, output = running.wait(), running.output()
+    assert code == 1 and "Traceback" not in output and "[8]" not in output, f"exit code {code}: {output[-400:]}"
     _intact(workdir)
-    return _error(said)
+    return _error(output)
 
 
-def _error(said: str) -> str:
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert lines, said[-300:]
+def _error(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert lines, output[-300:]
     return lines[-1].removeprefix("error: ")[:160]
 
 
 def _intact(workdir: Path) -> None:
     damaged: list[str] = []
-    assert checkpoint.newest(workdir / "checkpoints", damaged.append) is not None
+    assert saved.newest(workdir / "checkpoints", damaged.append) is not None
     assert not damaged, damaged[0]
-    for step in checkpoint.steps(workdir / "checkpoints"):
-        checkpoint.check_files(workdir / "checkpoints" / str(step))
+    for step in saved.steps(workdir / "checkpoints"):
+        saved.check_files(workdir / "checkpoints" / str(step))
 
 
-def _goes_on(arguments: list[str], workdir: Path, trainer: Any) -> None:
-    newest = checkpoint.latest_step(workdir / "checkpoints") or 0
+def _resumes(arguments: list[str], workdir: Path, trainer: Any) -> None:
+    newest = saved.latest_step(workdir / "checkpoints") or 0
     running = trainer(arguments, workdir.with_suffix(".log"))
-    running.until(lambda: (checkpoint.latest_step(workdir / "checkpoints") or 0) > newest, "a save after it went on")
-    assert f"resume from step {newest:,} " in running.said(), running.said()[:600]
+    running.until(lambda: (saved.latest_step(workdir / "checkpoints") or 0) > newest, "a save after it went on")
+    assert f"resume from step {newest:,} " in running.output(), running.output()[:600]
     running.signal(signal.SIGTERM)
-    assert running.wait() == 143, running.said()[-300:]
+    assert running.wait() == 143, running.output()[-300:]
 
 
 def _fill(path: Path) -> None:

@@ -3,9 +3,9 @@
     python -m tools.drills.elastic                     # {1, 2, 4, 8} CPU devices in {1, 2} processes, each to each
     python -m tools.drills.elastic --layouts 2x1 4x2   # devices x processes
 
-A layout trains a tiny GPT for two steps, its parameters and moments cut over up to two `fsdp` devices, and saves. Every
-layout then restores every checkpoint. "equal" is: each parameter and moment to the bit, the count of examples, and the
-global batch that comes next. The processes are real ones, with Gloo between them; those of one count are started once
+A layout trains a tiny GPT for two steps, its parameters and moments sharded over up to two `fsdp` devices, and saves.
+Every layout then restores every checkpoint. "equal" is: each parameter and moment to the bit, the count of examples,
+and the next global batch. The processes are real ones, with Gloo between them; those of one count are started once
 to save and once to restore, with the devices of the largest layout, of which the mesh of a smaller one takes a part.
 """
 
@@ -110,7 +110,7 @@ def work_as(mine: str, action: str, folder: Path, layouts: Sequence[str]) -> dic
 
 
 def run(action: str, folder: Path, layouts: Sequence[str], processes: int) -> None:
-    """The processes of all layouts of this many, waited for. Errors: `SystemExit` with what the first to fail said."""
+    """Runs the layouts of this many processes. Raises `SystemExit` with the output of the first that fails."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     most = max(parse(layout)[0] for layout in layouts if parse(layout)[1] == processes)

@@ -6,7 +6,7 @@
 Try i is a function of i: how it is interrupted, and at which instant. Instants are counted: each file that a run opens
 to write, makes, renames, removes, syncs, each row of metrics, each batch of a step and of an evaluation. Then
 
-    kill      the folder is copied as it is: what SIGKILL leaves is what is there. The copy is taken up again.
+    kill      the folder is copied as it is: what SIGKILL leaves is what is there. The copy is resumed.
     SIGTERM   the signal is sent. Where the run does not listen to it yet, or not any more, it is a kill.
     disk      no file grows any more (RLIMIT_FSIZE), until the run has ended.
 
@@ -54,7 +54,7 @@ OTHER = ("run.json", "events.out")  # the id of a run, and TensorBoard's times, 
 
 
 def drill(job: Job, tries: int) -> Iterator[Row]:
-    """Runs that are interrupted at a random instant by SIGKILL, SIGTERM or a full disk, and taken up again.
+    """Runs that are interrupted at a random instant by SIGKILL, SIGTERM or a full disk, and resumed.
 
     Survived: metrics.jsonl, results.json, the steps that are kept, the arrays of the last one and all other files are
     those of the run that nothing interrupts.

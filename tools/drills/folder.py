@@ -32,11 +32,11 @@ def _print(workdir: Path, step: int) -> None:
     from transformer_jax import config_json
     from transformer_jax.data import pipeline, tokenizers
     from transformer_jax.nn import params as params_lib
-    from transformer_jax.runs import checkpoint
+    from transformer_jax.runs import saved
 
     folder = workdir / "checkpoints" / str(step)
-    checkpoint.check_files(folder)
-    meta = checkpoint.read_meta(folder)
+    saved.check_files(folder)
+    meta = saved.read_meta(folder)
     found = {"step": str(meta["step"]), "rows": str(meta["rows"])}
 
     def digest(arrays: dict[str, np.ndarray]) -> str:

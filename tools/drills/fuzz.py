@@ -4,8 +4,9 @@
     python -m tools.drills.fuzz --count 2000 --seed 7 --kinds image safetensors
 
 Input n of a kind is a function of (seed, n): a small good file, changed in one to a few places. Bytes are flipped,
-overwritten, inserted, cut out, repeated, cut off; in JSON a value becomes another one: of another type, huge, negative,
-not a number, deeply nested, a path out of the folder, the name of something that could be called. A problem is
+overwritten, inserted, removed, repeated, truncated; in JSON a value becomes another one: of another type, huge,
+negative, not a number, deeply nested, a path out of the folder, the name of something that could be called. A
+problem is
 
     an exception other than `InputError` (`Broken` for images)      a process that died, or `SECONDS` for one input
     more than `MEMORY` above what the process had at first           a file opened outside the input's folder, any file

@@ -280,10 +280,10 @@ def _command(folder: Path, arguments: list[str]) -> tuple[bool, str]:
     """(whether it ended well, the last line of stderr, or the exit status)."""
     from transformer_jax.__main__ import main as command
 
-    said = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    output = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
         code = command(arguments)
-    return code == 0, said.getvalue().strip().rpartition("\n")[2] or f"exit status {code}"
+    return code == 0, output.getvalue().strip().rpartition("\n")[2] or f"exit status {code}"
 
 
 def main(arguments: list[str]) -> int:

@@ -12,19 +12,19 @@ from collections.abc import Iterator, MutableMapping
 from tools.drills import bucket
 from tools.drills import damage as drills_damage
 from tools.drills.trainer import INTERVAL, Job, Row, Trainer, wrong_start
-from transformer_jax.runs import checkpoint, lock, store
+from transformer_jax.runs import lock, saved, store
 
 CHANGES = "POST|PUT|DELETE"
 ERRORS = (429, 500, 502, 503, 504, 0)  # that pass; 0: the connection ends without an answer
 OUTAGE = 60.0  # seconds
 
 # Where inside a save a trainer is killed: at a request of this method for an object of this name, of which so many pass
-# first; True: it took effect, and the trainer never heard of it.
+# first; True: it took effect, and the answer is lost.
 POINTS = {
     "before a save": (CHANGES, r"checkpoints/\d+/", 0, False),
     "during the arrays": (CHANGES, r"checkpoints/\d+/params", 3, False),
     "as the arrays are committed": ("POST", r"checkpoints/\d+/(params/)?commit_success", 0, False),
-    "before what lies beside a step": ("POST", "metrics.jsonl", 0, False),
+    "before the files beside a step": ("POST", "metrics.jsonl", 0, False),
     "before the manifest": ("POST", "manifest.json", 0, False),
     "as the manifest is there": ("POST", "manifest.json", 0, True),
     "before the old manifest is deleted": ("DELETE", "manifest.json", 0, False),
@@ -79,7 +79,7 @@ class Bench:
         return Objects(self.server, f"{self.name}/")
 
     def steps(self) -> list[int]:
-        """The steps that have a manifest; nothing is asked of the library."""
+        """The steps that have a manifest; the library is not used."""
         found = [name.split("/") for name in self.objects() if name.startswith("checkpoints/")]
         return sorted(int(step) for _, step, *rest in found if rest == ["manifest.json"] and step.isdecimal())
 
@@ -89,16 +89,16 @@ class Bench:
         trainer.until(lambda: max(self.steps(), default=0) >= begun + times * INTERVAL, "a save")
 
     def newest(self) -> int:
-        """The step to go on from; 0 where there is none. Errors: `AssertionError` where any step is damaged."""
+        """The step to resume from; 0 where there is none. Raises `AssertionError` where any step is damaged."""
         damage: list[str] = []
-        found = checkpoint.newest(self.workdir / "checkpoints", damage.append) or 0
+        found = saved.newest(self.workdir / "checkpoints", damage.append) or 0
         assert not damage, damage[0]
-        for step in checkpoint.steps(self.workdir / "checkpoints"):
-            checkpoint.check_files(self.workdir / "checkpoints" / str(step))
+        for step in saved.steps(self.workdir / "checkpoints"):
+            saved.check_files(self.workdir / "checkpoints" / str(step))
         return found
 
-    def goes_on(self, times: int = 1) -> None:
-        """A trainer takes the run up, saves, and is told to stop."""
+    def resumes(self, times: int = 1) -> None:
+        """A trainer resumes the run, saves, and is stopped by a signal."""
         found, trainer = self.newest(), self.start()
         self.saved(trainer, times)
         assert trainer.resumed() == found, f"resumed from {trainer.resumed()}, and {found} was the newest"
@@ -106,16 +106,16 @@ class Bench:
 
     def ends(self, trainer: Trainer) -> None:
         trainer.signal(signal.SIGTERM)
-        assert trainer.wait() == 128 + signal.SIGTERM, trainer.said()[-300:]
-        assert f"saved at step {self.newest():,} " in trainer.said(), trainer.said()[-300:]
+        assert trainer.wait() == 128 + signal.SIGTERM, trainer.output()[-300:]
+        assert f"saved at step {self.newest():,} " in trainer.output(), trainer.output()[-300:]
 
 
 def drill(job: Job, tries: int) -> Iterator[Row]:
     """A run in an object store: SIGKILL at random moments, between any two requests and at each named point of a save;
-    errors that pass and errors that stay; two trainers; objects that are spoilt. The bucket is in the drill's memory.
+    errors that pass and errors that stay; two trainers; objects that are damaged. The bucket is in the drill's memory.
 
-    Survived: every step that had its manifest is as it was written; the same command goes on from the newest of them.
-    Errors that pass are not noticed; those that stay end the trainer in one line. Of two trainers one has the run.
+    Survived: every step that had its manifest is as it was written; the same command resumes from the newest of them.
+    Errors that pass change nothing; those that stay end the trainer with one line. Of two trainers one has the run.
     """
     with bucket.serve("drill") as server:
         os.environ.update(server.environment)
@@ -178,7 +178,7 @@ def kills(bench: Bench, tries: int) -> Iterator[Row]:
         if not name:
             break
         if trainer.ended() != -signal.SIGKILL:
-            problem = f"ended with {trainer.ended()}, not by the kill: {trainer.said()[-300:]}"
+            problem = f"ended with {trainer.ended()}, not by the kill: {trainer.output()[-300:]}"
         reached = trainer.reached()
         try:
             found = bench.newest()
@@ -205,7 +205,7 @@ def passing(bench: Bench, tries: int) -> Iterator[Row]:
     with _noted(row):
         trainer.until(lambda: all(fault.struck for fault in faults), "all errors")
         bench.ends(trainer)
-        assert "failed" not in trainer.said(), trainer.said()[-600:]
+        assert "failed" not in trainer.output(), trainer.output()[-600:]
         for _ in faults[1:]:
             row.count(None)
     bench.server.faults.clear()
@@ -220,7 +220,7 @@ def outage(bench: Bench) -> Iterator[Row]:
         time.sleep(OUTAGE)
         bench.server.faults.clear()
         bench.saved(trainer, 2)
-        row.remarks.append(f"{trainer.said().count('; trying again in')} tries of a save failed, and were said")
+        row.remarks.append(f"{trainer.output().count('; trying again in')} tries of a save failed, and were logged")
         bench.ends(trainer)
     bench.server.faults.clear()
     yield row
@@ -233,7 +233,7 @@ def staying(bench: Bench) -> Iterator[Row]:
         "all is forbidden from then on (403)": bucket.Fault(".*", bench.name, 403, times=10**9),
         "the bucket is gone": bucket.Fault(".*", "", 404, times=10**9),
     }.items():
-        row, trainer = Row(f"store, {name}: exit code 1, one line, and with it back the run goes on"), _saving(bench)
+        row, trainer = Row(f"store, {name}: exit code 1, one line, with it back the run resumes"), _saving(bench)
         with _noted(row):
             bench.server.faults.append(fault)
             code = trainer.wait()
@@ -241,13 +241,13 @@ def staying(bench: Bench) -> Iterator[Row]:
             refused = again.wait()
             bench.server.faults.clear()
             row.remarks += [_line(trainer, code, 1), _line(again, refused, 2 if fault.method == ".*" else 1, 2)]
-            bench.goes_on()
+            bench.resumes()
         bench.server.faults.clear()
         yield row
 
 
 def contended(bench: Bench) -> Iterator[Row]:
-    row, first = Row("store, a second trainer: exit code 2, and the first goes on"), _saving(bench)
+    row, first = Row("store, a second trainer: exit code 2, and the first continues"), _saving(bench)
     with _noted(row):
         second = bench.start()
         row.remarks.append(_line(second, second.wait(), 2))
@@ -260,7 +260,7 @@ def contended(bench: Bench) -> Iterator[Row]:
         store.put(bench.workdir / lock.NAME, b'{"host": "elsewhere", "pid": 1, "started": "long ago"}')
         ahead = lock.STALE + 1
         bench.server.clock = lambda: time.time() + ahead
-        bench.goes_on()
+        bench.resumes()
     yield row
 
     row = Row("store, frozen for a minute, while another trainer takes over: it wakes up, and ends")
@@ -285,15 +285,15 @@ def damaged(bench: Bench, tries: int) -> Iterator[Row]:
         rows[kind].count(problem)
     yield from (row for row in rows.values() if row.tries)
 
-    row = Row("store, newest step damaged: a trainer says so, goes on from the one before, and sets it aside")
+    row = Row("store, newest step damaged: a trainer logs it, resumes from the one before, and sets it aside")
     with _noted(row):
         before, newest = bench.steps()[-2:]
         name = next(name for name in files if name.startswith("params/"))
         files[name] = files[name][:-1]
         trainer = bench.start()
         bench.saved(trainer)
-        said = trainer.said()
-        assert trainer.resumed() == before and f"step {newest:,} is damaged" in said, said[:900]
+        output = trainer.output()
+        assert trainer.resumed() == before and f"step {newest:,} is damaged" in output, output[:900]
         assert f"checkpoints/{newest}.damaged/{name}" in bench.objects(), "it is not set aside"
         bench.ends(trainer)
     yield row
@@ -307,9 +307,9 @@ def _saving(bench: Bench, times: int = 1) -> Trainer:
 
 def _line(trainer: Trainer, code: int, *wanted: int) -> str:
     """The one line that a trainer ended with."""
-    said = trainer.said()
-    lines = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
-    assert code in wanted and len(lines) == 1 and "Traceback" not in said, f"exit code {code}: {said[-600:]}"
+    output = trainer.output()
+    lines = [line.removeprefix("error: ") for line in output.splitlines() if line.startswith("error: ")]
+    assert code in wanted and len(lines) == 1 and "Traceback" not in output, f"exit code {code}: {output[-600:]}"
     return f'"{lines[0][:140]}"'
 
 

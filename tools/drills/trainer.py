@@ -85,7 +85,7 @@ class Trainer:
         while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if time.monotonic() > until:
                 self.signal(signal.SIGKILL)
-                raise TimeoutError(f"did not end in {limit:.0f} s; {self.log} says: {self.said()[-300:]}")
+                raise TimeoutError(f"did not end in {limit:.0f} s; {self.log} says: {self.output()[-300:]}")
             time.sleep(0.002)
         self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.code
@@ -94,30 +94,30 @@ class Trainer:
         os.kill(self.pid, number)
 
     def until(self, ready: Callable[[], object], what: str) -> None:
-        """Returns once `ready` says so. Errors: `RuntimeError` when the trainer ends first, or is too slow."""
+        """Returns once `ready()` is true. Raises `RuntimeError` when the trainer ends first, or is too slow."""
         until = time.monotonic() + START
         while not ready():
             if self.ended() is not None:
-                raise RuntimeError(f"ended with {self.wait()} before {what}: {self.said()[-600:]}")
+                raise RuntimeError(f"ended with {self.wait()} before {what}: {self.output()[-600:]}")
             if time.monotonic() > until:
                 self.signal(signal.SIGKILL)
-                raise RuntimeError(f"no {what} in {START:.0f} s: {self.said()[-600:]}")
+                raise RuntimeError(f"no {what} in {START:.0f} s: {self.output()[-600:]}")
             time.sleep(0.003)
 
     def stepped(self, times: int = 1) -> bool:
         """Whether it has taken so many steps: metrics.jsonl may still hold those of the trainer before it."""
-        return self.said().count("\nstep ") >= times
+        return self.output().count("\nstep ") >= times
 
     def resumed(self) -> int:
-        """The step that it says it goes on from; 0 where it begins."""
-        return int(self.said().partition("resume from step ")[2].partition(" ")[0].replace(",", "") or 0)
+        """The step that it resumes from, as it logs; 0 where it begins."""
+        return int(self.output().partition("resume from step ")[2].partition(" ")[0].replace(",", "") or 0)
 
     def reached(self) -> int:
         """The last step that it has logged; 0 before the first."""
-        _, found, rest = self.said().rpartition("\nstep ")
+        _, found, rest = self.output().rpartition("\nstep ")
         return int(rest.partition("/")[0].replace(",", "")) if found else 0
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -133,6 +133,6 @@ def wrong_start(trainer: Trainer, found: int) -> str | None:
     try:
         trainer.until(trainer.stepped, "a step")
     except RuntimeError as error:
-        return f"did not go on: {error}"
+        return f"did not resume: {error}"
     start = trainer.resumed()
     return None if start == found else f"resumed from step {start}, and {found} was the newest"

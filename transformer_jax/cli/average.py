@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from transformer_jax import config_json, files, models
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, identity, store
+from transformer_jax.runs import checkpoint, identity, saved, store
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
 
@@ -68,7 +68,7 @@ def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
         raise InputError(f"{run} is not a run's workdir: config.json and checkpoints/ are not both there")
     if last < 1:
         raise InputError(f"--last is {last}; it must be at least 1")
-    held = checkpoint.steps(run / "checkpoints")
+    held = saved.steps(run / "checkpoints")
     if len(held) < last:
         raise InputError(
             f"{run / 'checkpoints'} holds {len(held)} complete steps ({', '.join(map(str, held)) or 'none'}), and "
@@ -76,7 +76,7 @@ def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
         )
     chosen = held[-last:]
     step_folders = [run / "checkpoints" / str(step) for step in chosen]
-    meta = checkpoint.read_meta(step_folders[-1])
+    meta = saved.read_meta(step_folders[-1])
     experiment = config_json.from_json(meta["config"], where=f"{step_folders[-1] / 'meta'}: config", types=types)
     sharding = SingleDeviceSharding(jax.local_devices()[0])
     abstract = params_lib.abstract(models.family(experiment.model).declare(experiment.model))

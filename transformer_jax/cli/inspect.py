@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} inspect PATH [--verify]")
     from transformer_jax import restore
     from transformer_jax.nn import params as params_lib
-    from transformer_jax.runs import checkpoint
+    from transformer_jax.runs import saved
 
     began = time.perf_counter()
     loaded = restore.load(where, verify=verify, types=types)
@@ -46,14 +46,14 @@ def main(arguments: list[str]) -> int:
     print(f"{count:,} parameters, all there; {loaded.bytes_read:,} bytes read in {seconds:.2f} s")
     print(f"tokenizer: {'none' if loaded.tokenizer is None else f'{loaded.tokenizer.vocab_size:,} ids'}")
     if loaded.step is not None:
-        steps = checkpoint.steps(path(where) / "checkpoints")
+        steps = saved.steps(path(where) / "checkpoints")
         print(f"step {loaded.step:,}" + (f"; in the folder: {', '.join(map(str, steps))}" if steps else ""))
     return 0
 
 
 def _inspect_files(run: Path) -> int:
     """Prints for each step of a workdir, or for one step, whether its files are as they were written."""
-    from transformer_jax.runs import checkpoint
+    from transformer_jax.runs import saved
 
     folder = run / "checkpoints"
     found = sorted(folder.iterdir()) if folder.is_dir() else [run] if (run / "meta").is_dir() else []
@@ -62,15 +62,15 @@ def _inspect_files(run: Path) -> int:
     damaged = 0
     for step in sorted(found, key=lambda step: (not step.name.isdecimal(), len(step.name), step.name)):
         if not step.name.isdecimal() and step != run:
-            print(f"{step.name}: not a step; left by a save that was cut short, or set aside")
+            print(f"{step.name}: not a step; left by an interrupted save, or set aside")
             continue
         try:
             began = time.perf_counter()
-            files, size = checkpoint.check_files(step, print)
+            files, size = saved.check_files(step, print)
             if files:
                 seconds = time.perf_counter() - began
                 print(f"step {step.name}: {files} files, {size:,} bytes, as they were written ({seconds:.2f} s)")
-        except checkpoint.Damaged as error:
+        except saved.Damaged as error:
             damaged += 1
             print(f"step {step.name}: DAMAGED: {error}")
     return 1 if damaged else 0

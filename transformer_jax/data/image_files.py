@@ -19,6 +19,7 @@ import numpy as np
 
 from transformer_jax import extras
 from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.errors import first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MOST_BYTES = 400_000_000  # of memory for decoding one image, see `_bytes_needed`
@@ -73,8 +74,7 @@ def pixels(
     except Broken:
         raise
     except Exception as error:  # decoders raise many types for damaged bytes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Broken(f"cannot be decoded ({reason})") from None
+        raise Broken(f"cannot be decoded ({first_line(error)})") from None
 
 
 def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax import extras
-from transformer_jax.errors import InputError
+from transformer_jax.errors import InputError, first_line
 from transformer_jax.files import read_json
 
 MOST_BYTES = 2**26  # of a JSON file in a store
@@ -57,7 +57,9 @@ def open_split(
         builder = tfds.builder(name, data_dir=str(root))
         info = builder.info
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
-        raise InputError(f"TFDS data set {name!r} cannot be opened in {root} ({_line(error)}); {prepared}") from None
+        raise InputError(
+            f"TFDS data set {name!r} cannot be opened in {root} ({first_line(error)}); {prepared}"
+        ) from None
     if not info.splits:
         raise InputError(f"TFDS data set {name!r}: there is no {builder.data_path}; {prepared}")
     if not (formats := {f.value for f in info.available_file_formats()} & {"array_record", "parquet"}):
@@ -72,7 +74,7 @@ def open_split(
     except (ValueError, KeyError) as error:
         sizes = ", ".join(f"{key} ({value.num_examples})" for key, value in info.splits.items())
         raise InputError(
-            f"TFDS data set {info.full_name} has no examples in split {split!r}; it has {sizes} ({_line(error)})"
+            f"TFDS data set {info.full_name} has no examples in split {split!r}; it has {sizes} ({first_line(error)})"
         ) from None
     folder = Path(builder.data_path)
     files = [(p.name, p) for p in sorted(folder.iterdir()) if any(f".{kind}" in p.name for kind in formats)]
@@ -92,10 +94,6 @@ def _refuse_foreign(tree: Any, path: Path) -> None:
                     f"{path} names the class {value[:80]!r}, which is not part of TFDS; code in a store is never run"
                 )
             _refuse_foreign(value, path)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def examples(source: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

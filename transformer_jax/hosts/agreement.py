@@ -1,4 +1,4 @@
-"""What hosts tell each other: values compared, host 0's taken, and the key-value store under it.
+"""What hosts exchange: values that are compared, host 0's value for all, and the key-value store beneath.
 
 Values go through the store of JAX's coordination service on host 0, which needs neither devices nor the main thread.
 JAX makes it public nowhere (the client of `jax._src.distributed`), so `put`, `get` and `listed` are all that touch it.
@@ -28,7 +28,7 @@ def alone() -> bool:
 
 
 def who(index: int) -> str:
-    """ "host 2 (node-17)"."""
+    """ "host 2 (node-17)" for the host of number `index`."""
     return f"host {index} ({_names[index]})" if index < len(_names) else f"host {index}"
 
 
@@ -38,7 +38,7 @@ def names() -> list[str]:
 
 
 def have_met(machines: list[str]) -> None:
-    """Notes what `names` says from now on."""
+    """Sets the names of the `machines`, by host, which `names` returns from now on."""
     _names[:] = machines
 
 
@@ -71,7 +71,16 @@ def agree(what: str, facts: Mapping[str, Any], *, wait: float = AGREE) -> None:
 
 
 def first(what: str, value: Any, *, wait: float = AGREE) -> Any:
-    """Host 0's value, a JSON one, on every host. Errors: `InputError` when it does not come within `wait` seconds."""
+    """Host 0's value, on every host.
+
+    Args:
+      what: a few words for the message.
+      value: a JSON value; only host 0's is used.
+      wait: seconds to wait for host 0.
+
+    Raises:
+      InputError: it has not arrived within `wait` seconds.
+    """
     if alone():
         return value
     key = unique(what)
@@ -87,9 +96,15 @@ def first(what: str, value: Any, *, wait: float = AGREE) -> Any:
 
 
 def gather(what: str, value: str, *, wait: float = AGREE) -> list[str]:
-    """Every host's value, a short one, in order, on every host; a barrier, therefore.
+    """Every host's value, in the order of the hosts, on every host; a barrier, therefore.
 
-    Errors: `InputError` naming the hosts that have not come within `wait` seconds.
+    Args:
+      what: a few words for the message.
+      value: this host's, a short text.
+      wait: seconds to wait for the others.
+
+    Raises:
+      InputError: hosts have not arrived within `wait` seconds; it names them.
     """
     if alone():
         return [value]
@@ -110,22 +125,23 @@ def _short(facts: Mapping[str, Any], name: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # ----------------------------------------------------------------------------------------------------------- the store
 
 
 def unique(what: str) -> str:
-    """A key for each use of a name: all hosts use it equally often."""
+    """A key for each use of the name `what`: all hosts use it equally often."""
     _uses[what] += 1
     return f"{what.replace('/', '.')} {_uses[what]}"
 
 
 def put(key: str, value: str, *, once: bool = False) -> bool:
-    """Sets a value. once: only where there is none; returns whether that was so."""
+    """Sets a value in the store; returns whether it was set.
+
+    Args:
+      key: its name.
+      value: a text.
+      once: set it only where there is none.
+    """
     try:
         _client().key_value_set(f"transformer_jax/{key}", value, allow_overwrite=not once)
     except Exception as error:
@@ -136,7 +152,7 @@ def put(key: str, value: str, *, once: bool = False) -> bool:
 
 
 def get(key: str) -> str | None:
-    """The value, or None where there is none."""
+    """The value of `key`, or None where there is none."""
     try:
         return _client().key_value_try_get(f"transformer_jax/{key}")
     except Exception as error:
@@ -146,7 +162,7 @@ def get(key: str) -> str | None:
 
 
 def listed(folder: str) -> dict[int, str]:
-    """The values of FOLDER/0, FOLDER/1, ...: of each host that has set its own."""
+    """The values of `folder`/0, `folder`/1, ...: of each host that has set its own."""
     found = _client().key_value_dir_get(f"transformer_jax/{folder}/")
     return {int(key.rpartition("/")[2]): value for key, value in found}
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax.errors import InputError
+from transformer_jax.errors import InputError, first_line
 from transformer_jax.hosts import agreement
 from transformer_jax.hosts.watch import EXIT
 
@@ -45,10 +45,11 @@ class Hosts:
 
 
 def start(options: Hosts) -> None:
-    """Joins this process to the others, if there are any; call it before JAX has a backend.
+    """Connects this process to the others, if `options` name any; call it before JAX has a backend.
 
-    Errors: `InputError` for flags that are not all there, and when not all hosts arrive within `options.wait` seconds,
-    on every host that did, naming those that did not.
+    Raises:
+      InputError: some flags are missing; or not all hosts arrive within `options.wait` seconds, which every host that
+        did arrive raises, naming the others.
     """
     if options.count == 1:
         return
@@ -88,7 +89,7 @@ def start(options: Hosts) -> None:
             coordinator_bind_address=f"{address}:{port}" if local else None,
         )
     except RuntimeError as error:
-        raise InputError(f"host {index} of {count} cannot start: {agreement.first_line(error)}") from error
+        raise InputError(f"host {index} of {count} cannot start: {first_line(error)}") from error
     _explain_abort(address, int(port), index)
 
 
@@ -106,7 +107,7 @@ def _cluster(wait: int) -> tuple[str, int, int, list[int] | None] | None:
         except Exception as error:  # whatever a metadata server or an API of a cluster answers
             raise InputError(
                 "this seems to be one of several hosts, but JAX cannot find the others "
-                f"({agreement.first_line(error)}); give --hosts.coordinator, --hosts.count and --hosts.index, or "
+                f"({first_line(error)}); give --hosts.coordinator, --hosts.count and --hosts.index, or "
                 "--hosts.count 1 to run alone"
             ) from error
     if found[0] is None and "JOB_COMPLETION_INDEX" in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
@@ -140,7 +141,7 @@ def _meet(address: str, port: int, count: int, index: int, wait: float, *, bind:
             if time.monotonic() > ends:
                 raise InputError(
                     f"host {index} of {count}: host 0 does not answer at {address}:{port} for {wait:.0f} s "
-                    f"({agreement.first_line(error)}); is it started, and can this machine reach it?"
+                    f"({first_line(error)}); is it started, and can this machine reach it?"
                 ) from None
             time.sleep(0.2)
     if "refused" in answer:
@@ -220,9 +221,7 @@ def _explain_abort(address: str, port: int, index: int) -> None:
         try:
             socket.create_connection((address, port), 2).close()
         except OSError as error:
-            line = (
-                f"error: {agreement.who(0)} is gone: {address}:{port} does not answer ({agreement.first_line(error)})\n"
-            )
+            line = f"error: {agreement.who(0)} is gone: {address}:{port} does not answer ({first_line(error)})\n"
             os.write(2, line.encode())
             os._exit(EXIT)
         os._exit(128 + number)

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 
 import jax
 
-from transformer_jax.errors import InputError, RunError
-from transformer_jax.hosts.agreement import alone, first_line, gather, get, listed, put, who
+from transformer_jax.errors import InputError, RunError, first_line
+from transformer_jax.hosts.agreement import alone, gather, get, listed, put, who
 
 EXIT = 3  # the exit code of a process that ends because another process failed
 

@@ -24,7 +24,10 @@ EXAMPLES = 64  # of each set, spread over it, that stand for its content
 def program(experiment: Experiment, saved_step: int | None, done: int | None) -> dict[str, Any]:
     """Facts of what is to be run: every field of the experiment, the versions, and what each host sees in the workdir.
 
-    Arguments: the newest step that is saved there, and the step of the results.
+    Args:
+      experiment: what is run.
+      saved_step: the newest step in the workdir.
+      done: the step of the results there.
     """
     versions = {
         "transformer_jax": f"{transformer_jax.__version__}, source {source_hash()[:12]}",
@@ -36,7 +39,7 @@ def program(experiment: Experiment, saved_step: int | None, done: int | None) ->
 
 
 def data(prepared: Prepared) -> dict[str, Any]:
-    """Facts of the data: those of `Prepared.facts`, the tokenizer, and a hash of `EXAMPLES` examples of each set.
+    """Facts of the data `prepared`: `Prepared.facts`, the tokenizer, and a hash of `EXAMPLES` examples of each set.
 
     The first training examples are a random sample of the set, as the order is. Where a set is a token file or parallel
     text, the hash covers the whole text besides (`Prepared.identity`).
@@ -55,8 +58,8 @@ def data(prepared: Prepared) -> dict[str, Any]:
 
 
 def identity(prepared: Prepared) -> str:
-    """What a step states of the data that it was trained with: of the whole text where that is known, else of the first
-    examples of the training set."""
+    """A digest by which a step states the data `prepared` that it was trained with: of the whole text where that is
+    known, else of the first examples of the training set."""
     known = prepared.identity or _hash_rows(prepared.train, range(EXAMPLES // 4))
     tokenizer = getattr(prepared.tokenizer, "fingerprint", "")
     return hashlib.sha256(f"{known} {tokenizer}".encode()).hexdigest()[:16]

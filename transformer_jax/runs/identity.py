@@ -14,7 +14,7 @@ NAME = "run.json"
 
 
 def run_id(workdir: Path) -> str:
-    """The id of the run in this folder, 32 hexadecimal digits: made at the first call, and the same ever after.
+    """The id of the run in `workdir`, 32 hexadecimal digits: made at the first call, and the same ever after.
 
     Every process calls it; process 0, which holds the workdir's lock, makes and reads WORKDIR/run.json.
     """
@@ -30,9 +30,10 @@ def run_id(workdir: Path) -> str:
 
 
 def stored(workdir: Path) -> str | None:
-    """The id of the run in this folder; None where it has none: a run of an earlier version, or no run.
+    """The id of the run in `workdir`; None where it has none: a run of an earlier version, or no run.
 
-    Raises: `InputError` for a file that holds no id.
+    Raises:
+      InputError: the file holds no id.
     """
     path = workdir / NAME
     try:

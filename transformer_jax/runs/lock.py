@@ -20,16 +20,13 @@ the file before it saves, and stops.
 """
 
 import contextlib
-import datetime
 import errno
 import fcntl
 import hashlib
 import json
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +34,13 @@ from typing import Any
 
 from transformer_jax import files
 from transformer_jax.errors import InputError, RunError
+from transformer_jax.runs import owners
 
 NAME = "lock"
 HEARTBEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one, after which the owner counts as gone
 ORPHANS = 10.0  # seconds that the children of a killed owner may take to end: they hold the kernel's lock with it
+LEFT = 3600.0  # seconds after which a waiting process's file counts as left behind; none waits nearly as long
 MAX_BYTES = 4096
 
 # What a file system answers that has no locks, or no hard links.
@@ -60,15 +59,17 @@ _guard = threading.Lock()
 def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Holds the lock of `workdir`, which is made if it is missing, for the length of a `with` block.
 
-    Gives a function to call before each save, which raises `Lost` when another run has taken the lock over.
-
     Args:
       workdir: the folder.
       say: receives a line when an owner that seems to have ended is watched, and when its lock is taken over.
 
-    Raises: `InputError` naming the owner of a lock that is alive, and for a folder that cannot be written.
+    Yields:
+      a function to call before each save, which raises `Lost` when another run has taken the lock over.
+
+    Raises:
+      InputError: the owner of the lock is alive, and is named; or the folder cannot be written.
     """
-    path, mine = workdir.resolve() / NAME, myself()
+    path, mine = workdir.resolve() / NAME, owners.myself()
     with _guard:
         if path in _held:
             raise InputError(f"{path.parent} is being written by this very process; give another --workdir")
@@ -136,17 +137,29 @@ def _take(path: Path, mine: dict[str, Any], say: Callable[[str], None]) -> int:
             if found is not None and _is_gone(path, found, say):
                 _succeed(made, path, found, mine)
             if (now := _look(path)) is not None and now.owner == mine:
-                say(f"{path}: {describe(found.owner if found else None)} is gone; its lock is taken over")
+                say(f"{path}: {owners.describe(found.owner if found else None)} is gone; its lock is taken over")
                 break
-        for left in path.parent.glob(f"{NAME}.*"):  # by processes that were killed as they came here
-            if left != made and (other := _look(left)) is not None and ended(other.owner):
-                left.unlink(missing_ok=True)
+        _remove_left(path, made, descriptor)
         return descriptor
     except BaseException:
         os.close(descriptor)
         raise
     finally:
         made.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path, made: Path, descriptor: int) -> None:
+    """Deletes the files of processes that were killed while they waited here.
+
+    Where the process cannot be looked up, its file has to be `LEFT` seconds older than ours, by the clock of the file
+    system, which has stamped both as they were written. A living process that loses its file ends with a line.
+    """
+    ours = os.fstat(descriptor).st_mtime_ns
+    for left in path.parent.glob(f"{NAME}.*"):
+        if left == made or (other := _look(left)) is None or other.locked:
+            continue
+        if owners.ended(other.owner) or ours - other.state[1] > LEFT * 10**9:
+            left.unlink(missing_ok=True)
 
 
 def _name(made: Path, path: Path) -> bool:
@@ -173,7 +186,7 @@ def _succeed(made: Path, path: Path, found: "_Found", mine: dict[str, Any]) -> N
     if not _name(made, claim):
         other = _look(claim)
         # Its maker is about to rename it, or was killed right here.
-        if other is not None and (ended(other.owner) or _watch(claim, other, lambda line: None)):
+        if other is not None and (owners.ended(other.owner) or _watch(claim, other, lambda line: None)):
             claim.unlink(missing_ok=True)
         time.sleep(0.1)
         return
@@ -190,15 +203,15 @@ def _is_gone(path: Path, found: "_Found", say: Callable[[str], None]) -> bool:
     """Whether the owner has ended; False where the file was removed. Raises `InputError` when the owner is alive."""
     ends = time.monotonic() + ORPHANS
     while found.locked:
-        if not ended(found.owner) or time.monotonic() > ends:
+        if not owners.ended(found.owner) or time.monotonic() > ends:
             raise InputError(refusal(path, found.owner))
         time.sleep(0.2)
         if (again := _look(path)) is None:
             return False
         found = again
-    if ended(found.owner):
+    if owners.ended(found.owner):
         return True
-    if runs(found.owner) and found.owner.get("inode") == found.state[0]:
+    if owners.runs(found.owner) and found.owner.get("inode") == found.state[0]:
         raise InputError(refusal(path, found.owner))
     return _watch(path, found, say)
 
@@ -211,7 +224,7 @@ def _watch(path: Path, found: "_Found", say: Callable[[str], None]) -> bool:
     began, logged = time.monotonic(), False
     while time.monotonic() - began < STALE:
         if not logged:
-            say(f"{path}: held by {describe(found.owner)}; watching for {STALE:.0f} s whether it is alive")
+            say(f"{path}: held by {owners.describe(found.owner)}; watching for {STALE:.0f} s whether it is alive")
             logged = True
         time.sleep(min(1.0, STALE / 4))
         now = _look(path)
@@ -223,15 +236,23 @@ def _watch(path: Path, found: "_Found", say: Callable[[str], None]) -> bool:
 
 
 def lost(path: Path, owner: dict[str, Any] | None) -> Lost:
-    """The error for an owner who finds another's name in the lock, or none."""
+    """The error for an owner who finds another's name in the lock `path`, or no lock (`owner` is None then)."""
     what = "is gone: deleted, or taken over by a run that has ended since"
-    return Lost(f"{path} {what if owner is None else f'was taken over by {describe(owner)}'}; this run saves no more")
+    return Lost(
+        f"{path} {what if owner is None else f'was taken over by {owners.describe(owner)}'}; this run saves no more"
+    )
 
 
 def refusal(path: Path, owner: dict[str, Any], age: str = "") -> str:
-    return (
-        f"{path.parent} is being written by {describe(owner)}{age} ({path}); stop that run, or give another --workdir"
-    )
+    """The message for a process that finds a living owner.
+
+    Args:
+      path: the lock.
+      owner: what it names.
+      age: ", alive 3 s ago" where that is known.
+    """
+    writer = f"{owners.describe(owner)}{age}"
+    return f"{path.parent} is being written by {writer} ({path}); stop that run, or give another --workdir"
 
 
 # ------------------------------------------------------------------------------------------------------------- looking
@@ -255,7 +276,7 @@ def _look(path: Path) -> _Found | None:
             locked = not _flock(file.fileno(), fcntl.LOCK_SH)
     except FileNotFoundError:
         return None
-    owner = read_owner(data)
+    owner = owners.read(data)
     run = owner.get("run")
     name = run if isinstance(run, str) and run.isalnum() else hashlib.sha256(data).hexdigest()[:32]
     return _Found(owner, name, locked, (status.st_ino, status.st_mtime_ns, status.st_size))
@@ -271,66 +292,3 @@ def _flock(descriptor: int, kind: int) -> bool:
         if error.errno not in _NOT_THERE:
             raise
     return True
-
-
-def read_owner(data: bytes) -> dict[str, Any]:
-    """The owner that a lock names; {} where that cannot be read."""
-    with contextlib.suppress(ValueError, RecursionError):
-        owner = json.loads(data)
-        return owner if isinstance(owner, dict) else {}
-    return {}
-
-
-def describe(owner: dict[str, Any] | None) -> str:
-    if not owner:
-        return "another process"
-    pid, host, started = (str(owner.get(name))[:80] for name in ("pid", "host", "started"))
-    return f"process {pid} on {host}, started {started}"
-
-
-# ----------------------------------------------------------------------------------------------------------- processes
-
-
-def myself() -> dict[str, Any]:
-    """This process, as a lock names it."""
-    now = datetime.datetime.now(datetime.UTC)
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": f"{now:%Y-%m-%d %H:%M:%S} UTC",
-        "run": uuid.uuid4().hex,
-        "machine": _machine(),
-        "born": _born(os.getpid()),
-    }
-
-
-def ended(owner: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine that has ended; False where that cannot be known."""
-    return _is_here(owner) and _born(owner["pid"]) != owner["born"]
-
-
-def runs(owner: dict[str, Any]) -> bool:
-    """Whether the owner is a process of this machine that runs; False where that cannot be known."""
-    return _is_here(owner) and _born(owner["pid"]) == owner["born"]
-
-
-def _is_here(owner: dict[str, Any]) -> bool:
-    here = owner.get("machine") and owner["machine"] == _machine()
-    return bool(here and owner.get("born")) and type(owner.get("pid")) is int
-
-
-def _machine() -> str:
-    """What processes share that see each other's numbers: the boot of the kernel and the namespace; "" elsewhere."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
-def _born(pid: int) -> str:
-    """When a process started, in the kernel's ticks, which no later process of its number shares; "" of one that has
-    ended, also before its parent has read its exit code."""
-    with contextlib.suppress(OSError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]
-    return ""

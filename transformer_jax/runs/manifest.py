@@ -4,7 +4,7 @@ proof that they are on the disk.
     manifest.json   {"manifest": 2, "step": 1200, "run": "5f0c...", "sha256": digest of the file without this value,
                      "files": {"meta/metadata": {"bytes": 5120, "sha256": "..."}, "params/d/...": ...}}
 
-Version 1, without step and run, is what earlier versions wrote, and what hosts tell each other of their shares.
+Version 1, without step and run, is what earlier versions wrote, and what hosts exchange about their shares.
 
 Array files carry no check of their own that a reader would notice: Orbax restores a flipped byte as another number. So
 each file is digested when a step is saved, and again before anything is restored from it. The manifest is written last
@@ -58,7 +58,7 @@ class Manifest:
 
 
 def digest(folder: Path, names: Iterable[str]) -> dict[str, File]:
-    """Size and SHA-256 of these files, by name; names are relative to `folder`, with slashes."""
+    """Size and SHA-256 of the files `names`, by name; names are relative to `folder`, with slashes."""
     names = list(names)
     with ThreadPoolExecutor(_threads()) as pool:
         return dict(zip(names, pool.map(lambda name: _digest(folder / name, folder), names), strict=True))
@@ -73,9 +73,16 @@ def names(folder: Path) -> list[str]:
 
 
 def write(path: Path, listed: dict[str, File], *, step: int | None = None, run: str = "") -> None:
-    """Writes a manifest and waits until it is on the disk. What it lists must be there already: `sync`.
+    """Writes a manifest and waits until it is on the disk. What it lists must be there already: `files.sync_tree`.
 
-    In a store a step's manifest makes the step, and is written once: `store.Changed` where there is one.
+    Args:
+      path: the file; in a store a step's manifest makes the step, and is written once.
+      listed: size and digest of each file.
+      step: the step; None writes version 1.
+      run: the id of its run.
+
+    Raises:
+      store.Changed: there is one already, in a store.
     """
     data = render(Manifest(listed, step, run))
     if store.remote(path):
@@ -85,7 +92,7 @@ def write(path: Path, listed: dict[str, File], *, step: int | None = None, run: 
 
 
 def forget(folder: Path) -> None:
-    """Asks the kernel to drop its copies of the files, so that a check that follows reads the disk."""
+    """Asks the kernel to drop its copies of the files in `folder`, so that a check that follows reads the disk."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
     for path in folder.rglob("*"):
@@ -98,7 +105,11 @@ def forget(folder: Path) -> None:
 
 
 def read(path: Path) -> Manifest:
-    """What a manifest says. Errors: `Damaged` when it is missing, or differs in a byte from what was written."""
+    """The manifest in the file `path`.
+
+    Raises:
+      Damaged: it is missing, or differs in a byte from what was written.
+    """
     folder = path.parent
     try:
         data = store.get(path)[0] if store.remote(path) else files.read(path, MAX_BYTES, inside=folder)
@@ -151,8 +162,16 @@ def verify(folder: Path, items: Collection[str] | None = None, part: tuple[int, 
 
 
 def compare(folder: Path, written: dict[str, File], items: Collection[str] | None = None) -> list[str]:
-    """The names of those files that belong to `items`, after all names in the folder, and the sizes of these, have been
-    compared with what a manifest says. Errors: as `verify`."""
+    """The names of the files that belong to `items`, after all names and their sizes were compared with a manifest.
+
+    Args:
+      folder: the step's.
+      written: what its manifest says.
+      items: only these subfolders, beside meta and the files at the top; None: all.
+
+    Raises:
+      Damaged: as `verify`, of names and sizes.
+    """
     wanted = None if items is None else {*items, "meta"}
 
     def chosen(name: str) -> bool:
@@ -180,7 +199,7 @@ def _left_behind(name: str) -> bool:
 
 
 def render(content: Manifest) -> bytes:
-    """The bytes of a manifest, which are a function of what it says: no byte can differ unnoticed."""
+    """The bytes of a manifest, a function of its `content` alone: no byte can differ unnoticed."""
     body = ",\n".join(
         f"{json.dumps(name)}: {json.dumps({'bytes': int(file.bytes), 'sha256': str(file.sha256)})}"
         for name, file in sorted(content.files.items())

@@ -71,19 +71,21 @@ class Seen:
 
 
 def remote(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is in a store."""
     return os.fspath(path).startswith(SCHEME)
 
 
 def absolute(path: Path) -> Path:
-    """A local path from the root on; one in a store is that already, and pathlib would put this folder before it."""
+    """`path` from the root on; one in a store already is, and pathlib would put the current folder before it."""
     return path if remote(path) else path.absolute()
 
 
 def path(text: str | os.PathLike[str]) -> Path:
-    """A local path, or one in a store, which behaves as a `Path` for reading.
+    """The path that `text` names: a local one, or one in a store, which behaves as a `Path` for reading.
 
-    Errors: `InputError` for a store of another kind, where gcsfs is not installed, and for a bucket that is not there,
-    may not be read, or cannot be reached.
+    Raises:
+      InputError: a store of another kind; gcsfs is not installed; or the bucket is not there, may not be read, or
+        cannot be reached.
     """
     text = os.fspath(text)
     scheme, separator, rest = text.partition("://")
@@ -157,20 +159,20 @@ def _split(path: Path) -> tuple[str, str]:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """{name: bytes} of all objects below a folder; names are relative to it, with slashes."""
+    """{name: bytes} of all objects below `folder`; names are relative to it, with slashes."""
     bucket, key = _split(folder)
     return {x["name"].removeprefix(key + "/"): int(x["size"]) for x in _pages(folder, bucket, key, "items")}
 
 
 def folders(folder: Path) -> list[str]:
-    """The names right below a folder that have objects below them."""
+    """The names right below `folder` that have objects below them."""
     bucket, key = _split(folder)
     found = _pages(folder, bucket, key, "prefixes", delimiter="/")
     return sorted(prefix.removeprefix(key + "/").rstrip("/") for prefix in found)
 
 
 def names(folder: Path) -> list[str]:
-    """The names of the objects right in a folder."""
+    """The names of the objects right in `folder`."""
     bucket, key = _split(folder)
     return sorted(x["name"].removeprefix(key + "/") for x in _pages(folder, bucket, key, "items", delimiter="/"))
 
@@ -191,10 +193,15 @@ def _pages(folder: Path, bucket: str, key: str, what: str, **options: str) -> li
 
 
 def put(path: Path, data: bytes, *, generation: int | None = None) -> int:
-    """Writes an object, whole; returns its generation. Arguments: generation, the expected one, 0: it is not there.
+    """Writes an object, whole; returns its generation.
 
-    Errors: `Changed` where it has another one. An answer that was lost, so that our own write stands in the way of the
-    next try, is not treated as another's.
+    Args:
+      path: of the object.
+      data: its content.
+      generation: the expected one; 0: the object is not there; None: any.
+
+    Raises:
+      Changed: it has another generation. Where an answer was lost, our own write is not treated as another's.
     """
     bucket, key = _split(path)
     expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
@@ -218,7 +225,7 @@ def put(path: Path, data: bytes, *, generation: int | None = None) -> int:
 
 
 def get(path: Path) -> tuple[bytes, Seen]:
-    """A small object. Errors: `FileNotFoundError`."""
+    """The content of the small object `path`, and what it was at that moment. Raises `FileNotFoundError`."""
     bucket, key = _split(path)
     with _explained(path, "read"):
         headers, data = _call("GET", "b/{}/o/{}", bucket, key, alt="media")
@@ -228,7 +235,7 @@ def get(path: Path) -> tuple[bytes, Seen]:
 
 
 def there(path: Path) -> bool:
-    """Whether the object is there."""
+    """Whether the object `path` is there."""
     return _size(path) is not None
 
 
@@ -242,7 +249,7 @@ def _size(path: Path) -> int | None:
 
 
 def digest(path: Path) -> tuple[int, str]:
-    """Bytes and SHA-256 of an object, as the store has it. Errors: `FileNotFoundError`."""
+    """Bytes and SHA-256 of the object `path`, as the store has it. Raises `FileNotFoundError`."""
     bucket, key = _split(path)
     whole, first, total = hashlib.sha256(), 0, 1
     with _explained(path, "read"):
@@ -261,7 +268,11 @@ def digest(path: Path) -> tuple[int, str]:
 
 
 def delete(path: Path, *, generation: int | None = None) -> None:
-    """Deletes an object; one that is not there is no error. Errors: `Changed` where it has another generation."""
+    """Deletes the object `path`; one that is not there is no error.
+
+    Raises:
+      Changed: it has another generation than `generation`, which was given.
+    """
     bucket, key = _split(path)
     expected = {} if generation is None else {"ifGenerationMatch": str(generation)}
     with _explained(path, "delete"), contextlib.suppress(FileNotFoundError):
@@ -272,13 +283,13 @@ def delete(path: Path, *, generation: int | None = None) -> None:
 
 
 def delete_folder(folder: Path, first: str) -> None:
-    """Deletes all objects below a folder, the one that makes it a step first, and waits for that."""
+    """Deletes all objects below `folder`; `first`, the one that makes it a step, before all others."""
     delete(folder / first)
     _each(lambda name: delete(folder / name), sizes(folder))
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies all objects below a folder, within the store."""
+    """Copies all objects below the folder `source` to `target`, within the store."""
     bucket, key = _split(source)
 
     def copy(name: str) -> None:
@@ -337,7 +348,7 @@ def _why(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for an error that came out of a store by way of etils; None for any other."""
+    """One line for an `error` that a store raised through etils; None for any other."""
     rooms = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     theirs = rooms & {"gcsfs", "aiohttp", "google", "requests"} or isinstance(error, TimeoutError)
     forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
@@ -352,7 +363,9 @@ def near(folder: Path, fetch: Collection[str] = ()) -> Iterator[tuple[Path, Call
     """A folder of this machine for what a run in `folder` writes beside its checkpoints, and a function that uploads
     what has changed in it. Of a local folder it is the folder itself, and there is nothing to upload.
 
-    Arguments: fetch, the objects to have there from the beginning; "tokenizer/" is all below it.
+    Args:
+      folder: the run's.
+      fetch: the objects to have there from the beginning; "tokenizer/" stands for all below it.
     """
     if not remote(folder):
         yield folder, lambda: None

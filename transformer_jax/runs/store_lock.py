@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.errors import InputError, RunError
-from transformer_jax.runs import lock, store
+from transformer_jax.runs import lock, owners, store
 
 
 @contextlib.contextmanager
 def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """As `lock.hold`, of a workdir in a store."""
+    """As `lock.hold`, of a `workdir` in a store; `say` receives the same lines."""
     path = workdir / lock.NAME
-    data = json.dumps(lock.myself()).encode()
+    data = json.dumps(owners.myself()).encode()
     try:
         held = _Held(path, data, _take(path, data, say))
     except store.Failed as error:
@@ -60,11 +60,11 @@ class _Held:
             except FileNotFoundError:
                 raise lock.lost(self.path, None) from None
         if found != self.data:
-            raise lock.lost(self.path, lock.read_owner(found))
+            raise lock.lost(self.path, owners.read(found))
 
 
 def _take(path: Path, data: bytes, say: Callable[[str], None]) -> int:
-    """The generation of the lock, which is ours now. Errors: `InputError` naming an owner that is alive."""
+    """The generation of the lock, which is ours now. Raises `InputError` naming an owner that is alive."""
     while True:
         with contextlib.suppress(store.Changed):
             return store.put(path, data, generation=0)
@@ -72,26 +72,26 @@ def _take(path: Path, data: bytes, say: Callable[[str], None]) -> int:
             found, seen = store.get(path)
         except FileNotFoundError:  # its owner took it away between our two calls
             continue
-        owner = lock.read_owner(found)
-        if not lock.ended(owner):
+        owner = owners.read(found)
+        if not owners.ended(owner):
             seen = _watch(path, owner, seen, say)
         with contextlib.suppress(store.Changed):
             generation = store.put(path, data, generation=seen.generation)
-            say(f"{path}: {lock.describe(owner)} is gone; its lock is taken over")
+            say(f"{path}: {owners.describe(owner)} is gone; its lock is taken over")
             return generation
 
 
 def _watch(path: Path, owner: dict[str, Any], seen: store.Seen, say: Callable[[str], None]) -> store.Seen:
-    """Waits until the lock is stale. Errors: `InputError` when its owner gives a sign of life meanwhile."""
+    """Waits until the lock is stale. Raises `InputError` when its owner gives a sign of life meanwhile."""
     began, first = time.monotonic(), seen
     while seen.age < lock.STALE and time.monotonic() - began < lock.STALE:
         if first is seen:
-            say(f"{path}: held by {lock.describe(owner)}; waiting up to {lock.STALE:.0f} s to see whether it is alive")
+            say(f"{path}: held by {owners.describe(owner)}; watching for up to {lock.STALE:.0f} s whether it is alive")
         time.sleep(1)
         try:
             found, seen = store.get(path)
         except FileNotFoundError:
             return store.Seen(0, 0.0)
         if seen.generation != first.generation:
-            raise InputError(lock.refusal(path, lock.read_owner(found), f", alive {seen.age:.0f} s ago"))
+            raise InputError(lock.refusal(path, owners.read(found), f", alive {seen.age:.0f} s ago"))
     return seen

@@ -17,7 +17,7 @@ def here() -> dict[str, str]:
 
 
 def changed(meta: Mapping[str, Any]) -> str:
-    """How the versions of a step's meta differ from those here, as "jax 0.10.1 -> 0.12.0, ..."; "" where they do not.
+    """How the versions of a step's `meta` differ from those here, as "jax 0.10.1 -> 0.12.0, ..."; "" where they do not.
 
     What the step does not state is not compared.
     """

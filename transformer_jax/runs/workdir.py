@@ -12,7 +12,7 @@ import jax
 from transformer_jax import brought, config_json, files, hosts, models
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import checkpoint, identity, lock, store
+from transformer_jax.runs import identity, lock, saved, store
 from transformer_jax.runs.identity import run_id
 
 __all__ = [
@@ -42,7 +42,7 @@ def stored_experiment(workdir: Path, types: Any = ()) -> Experiment | None:
     config = workdir / "config.json"
     if not config.exists():
         return None
-    begun = checkpoint.numbered(workdir / "checkpoints") or (workdir / "results.json").exists()
+    begun = saved.numbered(workdir / "checkpoints") or (workdir / "results.json").exists()
     return config_json.load(config, types) if begun or not _of_a_run(config) else None
 
 
@@ -54,7 +54,13 @@ def _of_a_run(config: Path) -> bool:
 def check(workdir: Path, experiment: Experiment, types: Any = ()) -> list[str]:
     """The differences from what the folder holds, all of which are allowed; none for a new folder.
 
-    Errors: `InputError` when the folder holds another experiment, or something that is not a run.
+    Args:
+      workdir: the folder.
+      experiment: what is to be run in it.
+      types: the user's types that the stored one may name.
+
+    Raises:
+      InputError: the folder holds another experiment, or something that is not a run.
     """
     if (stored := stored_experiment(workdir, [brought.types_in(experiment), types])) is not None:
         return config_json.refuse_other(stored, experiment, workdir)
@@ -73,10 +79,13 @@ def check(workdir: Path, experiment: Experiment, types: Any = ()) -> list[str]:
 
 
 def seen(workdir: Path) -> dict[str, str]:
-    """What a folder holds of a run: digests of its settings and results, and the names of its steps.
+    """What `workdir` holds of a run: digests of its settings and results, and the names of its steps.
 
     A trainer looks before it decides whether the run is new, and again when it holds the lock (`refuse_changed`):
-    another may have begun, or gone on with, the run in between. Raises `InputError` where it is a file.
+    another may have begun, or resumed, the run in between.
+
+    Raises:
+      InputError: it is a file.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; give a folder to --workdir")
@@ -84,11 +93,15 @@ def seen(workdir: Path) -> dict[str, str]:
     for name in ("config.json", identity.NAME, "results.json"):
         with contextlib.suppress(FileNotFoundError):
             found[name] = hashlib.sha256(files.read(workdir / name, files.JSON_BYTES, inside=workdir)).hexdigest()
-    return found | {"checkpoints": " ".join(map(str, checkpoint.numbered(workdir / "checkpoints")))}
+    return found | {"checkpoints": " ".join(map(str, saved.numbered(workdir / "checkpoints")))}
 
 
 def refuse_changed(workdir: Path, before: dict[str, str]) -> None:
-    """Raises `InputError` where the folder holds something other than `seen` found: call it when its lock is held."""
+    """Compares `workdir` with what `seen` found `before`: call it when its lock is held.
+
+    Raises:
+      InputError: the folder has changed.
+    """
     now = seen(workdir)
     changed = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
     if changed:
@@ -99,9 +112,12 @@ def refuse_changed(workdir: Path, before: dict[str, str]) -> None:
 
 
 def refuse_unshared(workdir: Path) -> None:
-    """Errors: `InputError` where this host cannot see what host 0 has written; call it when that is so.
+    """Waits until this host sees in `workdir` what host 0 has written; call it once host 0 has.
 
     A network file system may answer for a minute that a file is missing which it was asked for before.
+
+    Raises:
+      InputError: it does not see it after a minute.
     """
     ends = time.monotonic() + 60
     while not (workdir / "config.json").exists():
@@ -114,9 +130,10 @@ def refuse_unshared(workdir: Path) -> None:
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """results.json, or an empty dict where a run has not ended.
+    """results.json of `workdir`, or an empty dict where the run has not ended.
 
-    Errors: `InputError` where it is not what a run writes: the file may be a stranger's.
+    Raises:
+      InputError: it is not what a run writes; the file may be a stranger's.
     """
     path = workdir / "results.json"
     try:
@@ -145,12 +162,12 @@ def chosen(path: Path) -> Path:
 
 
 def kind(loaded: Any) -> str:
-    """A loaded model in words: "a bert with the heads pooler, choice"."""
+    """The model `loaded` in words: "a bert with the heads pooler, choice"."""
     family, trunk = models.name(loaded.config), models.hook(loaded.config, "TRUNK")
     heads = () if trunk is None else tuple(name for name in loaded.family.declare(loaded.config) if name not in trunk)
     return f"a {family} with the heads {', '.join(heads)}" if heads else f"a {family} without heads"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, so that the file is whole or as it was, after a power failure too."""
+    """Writes `value` to `path` as JSON, so that the file is whole or as it was, after a power failure too."""
     files.write(path, json.dumps(value, indent=2) + "\n")

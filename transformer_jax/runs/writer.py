@@ -19,10 +19,7 @@ first when an old step is deleted. A 1200/ without one is what a killed save lea
 """
 
 import contextlib
-import math
 import os
-import re
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -34,13 +31,12 @@ import jax
 
 from transformer_jax import files, hosts
 from transformer_jax.contracts import TrainState
-from transformer_jax.errors import InputError, RunError
-from transformer_jax.runs import checkpoint, lock, manifest, store, versions
+from transformer_jax.errors import RunError, first_line
+from transformer_jax.runs import checkpoint, lock, manifest, pruning, saved, store, versions
 from transformer_jax.runs.manifest import Damaged
 
 PAUSES = (1.0, 10.0)  # seconds before a save that failed is tried again; after as many tries the run ends
 BARRIER = 600.0  # seconds that processes wait for each other at the end of a save
-_LEFT = re.compile(r"\d+\.(part|deleting|orbax-checkpoint-tmp)\b.*")  # what a killed save leaves; the last, of format 1
 
 
 class Writer:
@@ -100,9 +96,9 @@ class Writer:
         self._is_owner, self._before = is_owner, before
         self._remote, self._run = store.remote(folder), run
         self._metrics, self._scheduled = metrics, scheduled
-        self._keep, self._keep_best, self._best = keep, keep_best, best
+        self._keep: Any = {"keep": keep, "keep_best": keep_best, "best": best}
         self._facts = {
-            "format": checkpoint.FORMAT,
+            "format": saved.FORMAT,
             "family": family,
             "config": config,
             "run": run,
@@ -119,7 +115,7 @@ class Writer:
             if not self._remote:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 files.sync(self.folder.parent)
-            _clean(self.folder, resumed, say)
+            pruning.clean(self.folder, resumed, say)
         # Every call into Orbax runs on this thread. Ctrl-C interrupts the main thread alone, which keeps waiting:
         # an interrupt inside Orbax would leave its bookkeeping and the folder at odds.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -138,7 +134,8 @@ class Writer:
           rows: examples consumed, all that the input pipeline needs to resume.
           metric: the reported number that says which checkpoint is best, where there was one.
 
-        Raises: as `check`.
+        Raises:
+          RunError: as `check`.
         """
         ocp = checkpoint.orbax()
         self._settle()
@@ -202,12 +199,12 @@ class Writer:
     def _failed(self, failure: BaseException) -> None:
         if isinstance(failure, lock.Lost):
             raise failure
-        what = f"saving step {self._step} to {self.folder} failed: {checkpoint.first_line(failure)}"
+        what = f"saving step {self._step} to {self.folder} failed: {first_line(failure)}"
         self._failures += 1
         if self._failures > len(PAUSES) or jax.process_count() > 1:
             left = "which step is the newest there cannot be read either"
             with contextlib.suppress(store.Failed):
-                newest = checkpoint.latest_step(self.folder)
+                newest = saved.latest_step(self.folder)
                 left = "no step is there yet" if newest is None else f"the newest step there is {newest:,}"
             mend = "see the store" if self._remote else "make room or mend the disk"
             raise RunError(f"{what}; {left}; {mend}, and give the command again") from failure
@@ -222,16 +219,16 @@ class Writer:
         step is there: it became one, and then an old one could not be deleted."""
         ocp = checkpoint.orbax()
         self._is_owner()
-        if self._step in checkpoint.steps(self.folder):
+        if self._step in saved.steps(self.folder):
             return False
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         part = self._part()
         if self._first and not self._remote and os.path.lexists(part):  # of a try that failed
-            _delete(part, self.say)
+            pruning.delete(part, self.say)
         if self._first and self._remote:
             if store.there(part / manifest.NAME):  # a step that is there but was not counted as one
-                _set_aside(part, self.say)
+                pruning.set_aside(part, self.say)
             store.delete_folder(part, manifest.NAME)
         self._checkpointer.save(part, args=args)
         return True
@@ -269,7 +266,7 @@ class Writer:
             manifest.write(part / manifest.NAME, listed, step=self._step, run=self._run)
             if not self._remote:
                 if os.path.lexists(final):  # a step that is there but was not counted as one
-                    _set_aside(final, self.say)
+                    pruning.set_aside(final, self.say)
                 part.rename(final)
                 files.sync(self.folder)
                 self._read_back(final)
@@ -284,35 +281,11 @@ class Writer:
             manifest.forget(final)
             manifest.verify(final)
         except Damaged:
-            _set_aside(final, self.say)
+            pruning.set_aside(final, self.say)
             raise
 
     def _delete_old(self) -> None:
-        """Deletes the steps that are neither among the newest nor among the best, each at once and for good.
-
-        One that is damaged is deleted too when it is its turn, and logged: the same disk holds the others.
-        """
-        held = [step for step in checkpoint.steps(self.folder) if _can_be_read(self.folder / str(step))]
-        known, scheduled = self._metrics(), [step for step in held if self._scheduled(step)]
-        metrics = {step: known.get(step, _metric(self.folder / str(step))) for step in scheduled}
-        sign = 1 if self._best == "lowest" else -1
-        ranked = sorted(
-            (sign * metric, step) for step, metric in metrics.items() if metric is not None and math.isfinite(metric)
-        )
-        kept = {*held[-1:], *scheduled[-self._keep :], *(step for _, step in ranked[: self._keep_best])}
-        for step in held:
-            if step in kept:
-                continue
-            folder = self.folder / str(step)
-            if damage := _damage(folder):
-                self.say(f"step {step:,}, which is deleted as an old one, was damaged: {damage}")
-            if self._remote:
-                store.delete_folder(folder, manifest.NAME)
-            else:
-                doomed = self.folder / f"{step}.deleting"
-                folder.rename(doomed)
-                files.sync(self.folder)
-                _delete(doomed, self.say)
+        pruning.delete_old(self.folder, self._metrics(), self._scheduled, **self._keep, say=self.say)
 
     def _barrier(self, name: str) -> None:
         """Waits for the other processes, by the coordination service: the devices are busy with training."""
@@ -333,79 +306,3 @@ def _outlast_interrupts(future: Future[Any]) -> None:
             interrupt = error
     if interrupt is not None:
         raise interrupt
-
-
-def _clean(folder: Path, resumed: int | None, say: Callable[[str], object]) -> None:
-    """Removes what killed saves left, and sets aside the steps after the one that a run resumes from."""
-    if store.remote(folder):
-        _clean_store(folder, say)
-    for path in sorted(folder.iterdir()) if not store.remote(folder) else ():
-        if _LEFT.fullmatch(path.name):
-            say(f"{path.name}: left by a save that was cut short; removed")
-            _delete(path, say)
-    for step in checkpoint.numbered(folder):
-        if resumed is not None and step > resumed:
-            _set_aside(folder / str(step), say)
-
-
-def _delete(path: Path, say: Callable[[str], object]) -> None:
-    """Deletes a file or a folder; of a link, which leads to another disk, the link alone."""
-    if path.is_symlink():
-        say(f"{path.name} is a link to {os.readlink(path)}: the link is removed, and what it leads to is left there")
-        path.unlink()
-    elif path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _clean_store(folder: Path, say: Callable[[str], object]) -> None:
-    """Removes the prefixes that are no steps, and the digests that hosts had shared for one."""
-    numbers = [name for name in store.folders(folder) if name.isdecimal()]
-    for name in numbers:
-        if not store.there(folder / name / manifest.NAME):
-            say(f"{name}: left by a save, or a deletion, that was cut short; removed")
-            store.delete_folder(folder / name, manifest.NAME)
-    for name in store.names(folder):
-        if _LEFT.fullmatch(name):
-            say(f"{name}: left by a save that was cut short; removed")
-            store.delete(folder / name)
-
-
-def _set_aside(step_folder: Path, say: Callable[[str], object]) -> None:
-    """Renames a damaged step, so that it can be looked at and its number used again. In a store it is copied first."""
-    for i in range(1, 1000):
-        aside = step_folder.with_name(f"{step_folder.name}.damaged" + (f"-{i}" if i > 1 else ""))
-        if not (aside.exists() or os.path.lexists(aside)):
-            if store.remote(step_folder):
-                store.copy_folder(step_folder, aside)
-                store.delete_folder(step_folder, manifest.NAME)
-            else:
-                step_folder.rename(aside)
-            say(f"{step_folder} is set aside as {aside.name}; delete it when you have looked at it")
-            return
-    raise RunError(f"{step_folder.parent} holds 1,000 damaged copies of step {step_folder.name}; look at the disk")
-
-
-def _metric(step_folder: Path) -> float | None:
-    """The metric of a stored step; None where there was none, or no number."""
-    metric = checkpoint.read_meta(step_folder).get("metric")
-    return metric if isinstance(metric, float | int) and math.isfinite(metric) else None
-
-
-def _can_be_read(step_folder: Path) -> bool:
-    with contextlib.suppress(InputError):
-        return bool(checkpoint.read_meta(step_folder))
-    return False
-
-
-def _damage(step_folder: Path) -> str:
-    """The file of a step that is not as it was written; of one in a store, whose bytes are far away, its size alone."""
-    try:
-        if store.remote(step_folder):
-            manifest.compare(step_folder, manifest.read(step_folder / manifest.NAME).files)
-        else:
-            checkpoint.check_files(step_folder, lambda line: None)
-    except Damaged as error:
-        return str(error)
-    return ""

@@ -12,7 +12,7 @@ from transformer_jax import extras, hosts, observe, sharding
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.observe import banner
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import checkpoint, saved
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import steps
 from transformer_jax.train.folder import Results
@@ -36,7 +36,7 @@ def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
         if scores:
             run.observing.evaluation(run.step, "validation", scores)
         run.report = {**run.report, **scores}
-    kept = hosts.first("the steps that are kept", checkpoint.steps(run.folder.path / "checkpoints"))
+    kept = hosts.first("the steps that are kept", saved.steps(run.folder.path / "checkpoints"))
     best_step = run.best.among(kept).step
     if run.prepared.test is None or run.stop.number:
         return {}, best_step
@@ -54,7 +54,7 @@ def _best_parameters(run: Run, best_step: int | None) -> tuple[int | None, Any]:
     if best_step in (None, run.step):  # None: no evaluation gave a finite number
         return best_step, params
     folder = run.folder.path / "checkpoints" / str(best_step)
-    damage = checkpoint.damage_of(folder, items=[checkpoint.weights(folder)], together=True)
+    damage = saved.damage_of(folder, items=[saved.weights(folder)], together=True)
     if damage:
         banner(7, f"step {best_step:,}, the best on validation, is damaged; step {run.step:,} is used: {damage}")
         return None, params

@@ -14,7 +14,7 @@ from transformer_jax import brought, config_json, files, hosts, observe
 from transformer_jax.contracts import Prepared
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import checkpoint, fingerprint, lock, store, store_lock
+from transformer_jax.runs import fingerprint, lock, saved, store, store_lock
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import start
 
@@ -96,7 +96,7 @@ def enter(
             experiment = start.adopt(experiment, stored.model, lambda line: None, task=stored.task)
     for line in workdirs.check(path, experiment, types):
         banner(1, f"changed since it was last run: {line}")
-    saved_step = checkpoint.latest_step(path / "checkpoints")
+    saved_step = saved.latest_step(path / "checkpoints")
     done = workdirs.read_results(path)
     if not hosts.alone():
         hosts.agree("what is to be run", fingerprint.program(experiment, saved_step, done.get("step")))
@@ -108,9 +108,7 @@ def enter(
     folder = RunFolder(experiment, path, local, publish, None, is_new, seen)
     if not is_new:  # a new folder is created and locked later, when all checks have passed
         take_lock(folder, stack)
-    folder.saved_step = checkpoint.newest(
-        path / "checkpoints", lambda line: banner(1, line), verify=verify, together=True
-    )
+    folder.saved_step = saved.newest(path / "checkpoints", lambda line: banner(1, line), verify=verify, together=True)
     return folder
 
 

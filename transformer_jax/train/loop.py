@@ -22,7 +22,7 @@ from transformer_jax.contracts import RunFacts
 from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import checkpoint, fingerprint, store
+from transformer_jax.runs import fingerprint, saved, store
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import batch as batch_lib
@@ -142,7 +142,7 @@ def _explained(folder: Path) -> Iterator[None]:
             raise RunError(f"{folder}: {explained}") from error
         if not isinstance(error, OSError) or error.errno not in _DISK:
             raise
-        newest = checkpoint.latest_step(folder / "checkpoints")
+        newest = saved.latest_step(folder / "checkpoints")
         raise RunError(
             f"{error.filename or folder}: {error.strerror}; the newest step in {folder} is {newest}; make room or "
             "mend the disk, and give the command again"

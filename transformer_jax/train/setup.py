@@ -21,7 +21,7 @@ from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, fingerprint, versions
+from transformer_jax.runs import checkpoint, fingerprint, saved, versions
 from transformer_jax.train import best as best_lib
 from transformer_jax.train import checks, start
 from transformer_jax.train import evaluate as evaluation
@@ -221,7 +221,7 @@ def _report_changed_data(folder: RunFolder, prepared: contracts.Prepared) -> Non
     """Prints a line where the data are not those that the checkpoint was trained with."""
     if folder.saved_step is None:
         return
-    before = checkpoint.read_meta(folder.path / "checkpoints" / str(folder.saved_step)).get("data")
+    before = saved.read_meta(folder.path / "checkpoints" / str(folder.saved_step)).get("data")
     if before and before != fingerprint.identity(prepared):
         banner(
             4,

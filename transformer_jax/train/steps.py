@@ -13,7 +13,7 @@ from transformer_jax import observe
 from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import computed_in
-from transformer_jax.runs import checkpoint
+from transformer_jax.runs import saved
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import batch as batch_lib
 from transformer_jax.train import diagnose
@@ -193,7 +193,7 @@ def diagnosed(run: Run, watch: diagnose.Watch, step: int) -> RunError:
     if jax.process_index() == 0:
         facts = {"step": step, "first_row": row, "skipped_in_a_row": watch.in_a_row}
         workdirs.write_json(run.folder.local / "diagnosis.json", facts | found.to_json())
-    newest, n = checkpoint.latest_step(folder / "checkpoints"), watch.in_a_row
+    newest, n = saved.latest_step(folder / "checkpoints"), watch.in_a_row
     return RunError(
         f"{f'steps {step - n + 1:,}-{step:,} were' if n > 1 else f'step {step:,} was'} skipped; of the last, "
         f"{found.describe(row)}; norms are in {folder / 'diagnosis.json'}; look at these rows, lower "
