@@ -46,7 +46,7 @@ def small(**changes) -> Experiment:
     [
         small(),
         small(data=corpus.TextCorpus(sources.TextFiles(("a", "b/*.txt")), tokenizers.Characters(), length=8)),
-        small(data=corpus.TextCorpus(sources.Jsonl(("a",)), tokenizers.TokenizerFile("t"), 8, "random")),
+        small(data=corpus.TextCorpus(sources.Records(("a",)), tokenizers.TokenizerFile("t"), 8, "random")),
         small(data=corpus.TextCorpus(sources.Tfds("c4/en"), tokenizers.Bytes(), length=8)),
         small(
             model=gpt.Config(

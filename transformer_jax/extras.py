@@ -22,6 +22,10 @@ EXTRAS = {
     "matplotlib": ("matplotlib", "plots"),
     "tensorboardX": ("tensorboardX", "logging"),
     "gcsfs": ("gcsfs", "gcs"),
+    "s3fs": ("s3fs", "s3"),
+    "aiohttp": ("aiohttp", "http"),
+    "pyarrow": ("pyarrow", "data"),
+    "apache_beam": ("apache-beam", "beam"),
 }
 
 

@@ -2,7 +2,7 @@
 
     TFDS_DATA_DIR=/data transformer-jax train causal_lm.gpt2_small --data.tokenizer.path gpt2/
     transformer-jax train causal_lm.gpt2_small text --data.source.paths shards/ --data.tokenizer.path gpt2/
-    transformer-jax train causal_lm.gpt2_small jsonl --data.source.paths 'shards/*.jsonl.gz' --data.tokenizer.path gpt2/
+    transformer-jax train causal_lm.gpt2_small records --data.source.paths gs://mine/c4/ --data.tokenizer.path gpt2/
     transformer-jax train causal_lm.gpt2_small finetune --init-from downloads/gpt2 --data.source.paths mine.txt
 
 `gpt2/` is the Hugging Face folder of `gpt2` (its tokenizer alone is enough to train from scratch).
@@ -12,7 +12,7 @@ tokens a step (0.49M tokens), 600,000 steps, AdamW, peak 6e-4, 2,000 steps of wa
 nanoGPT reads OpenWebText, leaves the biases out and rounds the vocabulary up to 50,304; here the model is GPT-2 as
 published, so that its weights fit.
 
-Variants: `text`, `jsonl`, `finetune` and `xl`, the largest GPT-2, which takes eight devices or more.
+Variants: `text`, `records`, `finetune` and `xl`, the largest GPT-2, which takes eight devices or more.
 
 Hardware: accumulation fits the batch into one GPU; on more devices lower it: `--train.accumulate 5` on eight GPUs or a
 TPU slice, and `--train.batch-size 512` where 480 does not divide.
@@ -24,7 +24,7 @@ another, no figure is published for this recipe.
 import dataclasses
 
 from transformer_jax.data.corpus import TextCorpus
-from transformer_jax.data.sources import Jsonl, TextFiles, Tfds
+from transformer_jax.data.sources import Records, TextFiles, Tfds
 from transformer_jax.data.tokenizers import TokenizerFile
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Mesh, Sample, Train
 from transformer_jax.models import gpt
@@ -67,9 +67,9 @@ def text() -> Experiment:
     return _reading(experiment(), TextFiles(("corpus",)))
 
 
-def jsonl() -> Experiment:
-    """From scratch on JSONL shards with a "text" field."""
-    return _reading(experiment(), Jsonl(("corpus",)))
+def records() -> Experiment:
+    """From scratch on the "text" column of JSONL, Parquet, Arrow or WebDataset files, on a disk or in a bucket."""
+    return _reading(experiment(), Records(("corpus",)))
 
 
 def finetune() -> Experiment:
@@ -99,7 +99,7 @@ def xl() -> Experiment:
     )
 
 
-def _reading(base: Experiment, source: TextFiles | Jsonl) -> Experiment:
+def _reading(base: Experiment, source: TextFiles | Records) -> Experiment:
     return dataclasses.replace(base, data=dataclasses.replace(base.data, source=source))
 
 

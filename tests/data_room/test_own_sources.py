@@ -130,7 +130,11 @@ def test_a_type_that_is_no_source_is_refused(data):
     ("source", "files", "wanted"),
     [
         (sources.Embedded(), ("a.txt", "b"), sources.TextFiles(("a.txt", "b"), ("a.txt", "b"))),
-        (sources.Jsonl(("a.jsonl",), "body"), ("b.jsonl.gz",), sources.Jsonl(("b.jsonl.gz",), "body", ("b.jsonl.gz",))),
+        (
+            sources.Records(("a.jsonl",), "body"),
+            ("b.jsonl.gz",),
+            sources.Records(("b.jsonl.gz",), "body", ("b.jsonl.gz",)),
+        ),
         (
             tables.Table(("a.csv",), test=("t.csv",), text="review"),
             ("b.csv",),

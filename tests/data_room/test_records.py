@@ -81,10 +81,10 @@ def test_all_empty_texts_are_named_at_once(tmp_path):
 
 
 def test_files_in_a_folder_that_are_no_tables_are_counted(tmp_path):
-    for name in ("a.csv", "B.CSV", "c.parquet", "d.parquet", "README", ".hidden"):
+    for name in ("a.csv", "B.CSV", "c.orc", "d.orc", "README", ".hidden"):
         (tmp_path / name).write_text("text,label\na,x\n")
     rows = Table(str(tmp_path), str(tmp_path / "a.csv")).rows("train")
-    assert len(rows) == 2 and rows.skipped == {".parquet files": 2, "other files": 1}
+    assert len(rows) == 2 and rows.skipped == {".orc files": 2, "other files": 1}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

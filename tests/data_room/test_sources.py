@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from transformer_jax.data import sources, text_files
-from transformer_jax.data.sources import Embedded, Jsonl, TextFiles, Tfds
+from transformer_jax.data.sources import Embedded, Records, TextFiles, Tfds
 from transformer_jax.errors import InputError
 
 
@@ -139,7 +139,7 @@ def test_jsonl_reads_plain_and_gzipped_and_splits_by_text(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(lines[:150]) + "\n\n")
     with gzip.open(tmp_path / "b.json.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(reversed(lines[150:])))
-    source = Jsonl(str(tmp_path), field="body", validation_fraction=0.2)
+    source = Records(str(tmp_path), field="body", validation_fraction=0.2)
     train, validation = list(source.documents("train")), list(source.documents("validation"))
     assert len(train) + len(validation) == 300
     assert len(names(train)) + len(names(validation)) == 300
@@ -163,14 +163,14 @@ def test_jsonl_names_the_bad_line(tmp_path, line, message):
     data = line if isinstance(line, bytes) else line.encode()
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n' + data + b"\n")
     with pytest.raises(InputError, match=message):
-        list(Jsonl(str(tmp_path / "a.jsonl")).documents("train"))
+        list(Records(str(tmp_path / "a.jsonl")).documents("train"))
 
 
 def test_half_a_gzip_file_is_named(tmp_path):
     whole = gzip.compress(b'{"text": "abc"}\n' * 1000)
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"a\.jsonl\.gz: not a whole compressed file"):
-        list(Jsonl(str(tmp_path)).documents("train"))
+        list(Records(str(tmp_path)).documents("train"))
 
 
 # ---- Bad input -----------------------------------------------------------------------------------------------------
@@ -183,8 +183,8 @@ def test_missing_empty_and_broken_paths_are_named(tmp_path):
         TextFiles(str(tmp_path)).documents("train")
     with pytest.raises(InputError, match=r"no files in .*\*\.txt"):
         TextFiles(f"{tmp_path}/*.txt").documents("train")
-    with pytest.raises(InputError, match=r"no files ending in \.jsonl"):
-        Jsonl(str(tmp_path)).documents("train")
+    with pytest.raises(InputError, match=r"no files ending in \.csv, \.tsv, \.jsonl"):
+        Records(str(tmp_path)).documents("train")
     with pytest.raises(InputError, match="names no file"):
         TextFiles(())
     with pytest.raises(InputError, match=r"validation_fraction = 1\.5"):
@@ -266,6 +266,6 @@ def test_records_under_a_source_of_plain_text_name_the_source_that_reads_them(tm
     (tmp_path / "b.txt").write_text("b\n")
     assert len(list(sources.TextFiles((str(tmp_path),), (str(tmp_path / "b.txt"),)).documents("train"))) == 2
     said = capsys.readouterr().err
-    assert "1 files of records are read as plain text" in said and "a.jsonl; the source Jsonl reads" in said
+    assert "1 files of records are read as plain text" in said and "a.jsonl; the source Records reads" in said
     list(sources.TextFiles((str(tmp_path / "b.txt"),) * 2, (str(tmp_path / "b.txt"),)).documents("train"))
     assert capsys.readouterr().err == ""

@@ -169,7 +169,7 @@ def as_training(odd: Odd) -> Any:
     if odd.kind == "text":
         return _lines("".join(text for _, text in sources.TextFiles((path,), validation=(path,)).documents("train")))
     if odd.kind == "jsonl text":
-        return [text for _, text in sources.Jsonl((path,), validation=(path,)).documents("train")]
+        return [text for _, text in sources.Records((path,), validation=(path,)).documents("train")]
     if odd.kind == "pairs":
         other = odd.path.with_suffix(".target")
         other.write_text("x\n" * sum(1 for _ in sources.text_files.lines(odd.path)), encoding="utf-8")

@@ -65,7 +65,7 @@ def lines(path: str) -> list[Input]:
 
 
 def is_table(path: str) -> bool:
-    """Whether the name of a file ends like a table's: .csv, .tsv or .jsonl.
+    """Whether the name of a file ends like that of a file of records: .csv, .jsonl, .parquet, ...
 
     Args:
       path: the name, compressed or not.
@@ -79,7 +79,7 @@ def prompt() -> list[Input]:
 
 
 def table(path: str, columns: Sequence[str], *, pairs: bool = False) -> list[Input]:
-    """An input for each record of a .csv, .tsv or .jsonl file.
+    """An input for each record of a file: .csv, .tsv, .jsonl, .parquet, .arrow, .tar.
 
     Args:
       path: the file.

@@ -1,31 +1,45 @@
-"""Records of tables: .csv (quoted as in RFC 4180), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+"""Records of named columns, from any file that has them. The name of the file says which it is.
 
-`text_files` reads the files, compressed or not. The names in a header are stripped of white space; a column without a
-name gets its number. Blank lines are skipped and counted. A bad record is an `InputError` with file and line.
+    .csv, .tsv       quoted as in RFC 4180; no quoting: a TAB always ends a field       compressed or not
+    .jsonl           an object a line                                                   compressed or not
+    .parquet, .arrow                                                                    `columnar`
+    .tar             WebDataset: a record is the members of one name                    `webdataset`
+
+All are read as streams, on this machine or at a URL (`remote`). The names in a header are stripped of white space; a
+column without a name gets its number. Blank lines are skipped and counted. A bad record is an `InputError` with file
+and line.
 """
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from transformer_jax.data import text_files
+from transformer_jax.data import columnar, remote, text_files, webdataset
 from transformer_jax.errors import InputError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl", *columnar.SUFFIXES, webdataset.SUFFIX)
 BLANK = "blank lines"
 FEW = 5  # places that a message lists
 
 
-def read(path: Path, *, headed: bool, skipped: Counter[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (the line where the record begins, from 1; {column: field}) for each record.
+def read(
+    path: remote.File,
+    *,
+    headed: bool,
+    skipped: Counter[str] | None = None,
+    columns: Collection[str] | None = None,
+    groups: Sequence[int] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (the line or row where the record begins, from 1; {column: value}) for each record.
 
     Args:
-      path: a .csv, .tsv or .jsonl file.
+      path: a file whose name ends in one of SUFFIXES.
       headed: whether the first line of .csv and .tsv names the columns; otherwise they are "0", "1", ...
       skipped: counts the blank lines; None: they are not counted.
+      columns: the columns that are wanted: of Parquet and Arrow files no others are read. None: all.
+      groups: the row groups of a Parquet file that are read; None: all.
 
     Raises:
       InputError: another ending, or a bad record.
@@ -42,10 +56,14 @@ def read(path: Path, *, headed: bool, skipped: Counter[str] | None = None) -> It
         return _records(path, rows, headed, skipped, fix)
     if ending == ".jsonl":
         return json_lines(path, skipped)
+    if ending in columnar.SUFFIXES:
+        return columnar.rows(path, columns, groups)
+    if ending == webdataset.SUFFIX:
+        return webdataset.rows(path)
     raise InputError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}, the formats that are read")
 
 
-def json_lines(path: Path, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: remote.File, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line, from 1; object) for each line of a file of JSON objects, whatever its name.
 
     Args:
@@ -154,7 +172,7 @@ def counted(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in sorted(skipped.items()))
 
 
-def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv(path: remote.File) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(text_files.LONGEST_LINE)  # the default, 131,072, is shorter than a long article
     reader = csv.reader(_csv_lines(path), strict=True)
     while True:
@@ -171,7 +189,7 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             ) from None
 
 
-def _csv_lines(path: Path) -> Iterator[str]:
+def _csv_lines(path: remote.File) -> Iterator[str]:
     """Lines with their ends. A lone "\\r" ends a row as well: Excel on a Mac writes it, with "\\n" in quoted texts."""
     for line in text_files.lines(path):
         *rows, last = line.split("\r")
@@ -180,7 +198,7 @@ def _csv_lines(path: Path) -> Iterator[str]:
 
 
 def _records(
-    path: Path, rows: Iterator[tuple[int, list[str]]], headed: bool, skipped: Counter[str], fix: str
+    path: remote.File, rows: Iterator[tuple[int, list[str]]], headed: bool, skipped: Counter[str], fix: str
 ) -> Iterator[tuple[int, dict[str, str]]]:
     columns: list[str] = []
     for line, row in rows:

@@ -2,16 +2,18 @@
 
     Embedded     the standard library of the running Python: real code and prose on every machine, no network
     TextFiles    plain text: files, folders, globs
-    Jsonl        one JSON object per line
+    Records      a column of records: JSONL, CSV, TSV, Parquet, Arrow, WebDataset
     Tfds         a prepared text data set of TensorFlow Datasets, read without TensorFlow
 
-`text_files` reads the files, compressed or not, as a stream: a corpus is never in memory as a whole. A plain text file
-comes in pieces that end at line ends; consecutive pieces with one name are one document.
+Files are on this machine or at a URL (`remote`), compressed or not, and are read as a stream: a corpus is never in
+memory as a whole. A plain text file comes in pieces that end at line ends; consecutive pieces with one name are one
+document.
 
 A document is either training or validation text. If a source has no validation set of its own, a hash of the document's
-relative path (in JSONL of its text) decides. So the split depends neither on the machine nor on the other files.
+relative path (of a record, of its text) decides. So the split depends neither on the machine nor on the other files.
 """
 
+import functools
 import glob
 import hashlib
 import json
@@ -19,20 +21,32 @@ import os
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transformer_jax.data import records, text_files
+from transformer_jax.data import columnar, records, remote, text_files
 from transformer_jax.errors import InputError
 
 Split = Literal["train", "validation"]
-Files = list[tuple[str, Path]]  # (path relative to the searched folder, file), sorted, the names unique
+Files = Sequence[tuple[str, remote.File]]  # (path relative to the searched folder, file), sorted, the names unique
 
-JSON_SUFFIXES = (".jsonl", ".json")
+RECORDS = (*records.SUFFIXES, ".json")
 ANY = ("",)  # `find_files` finds files with any suffix
 READ_TO_IDENTIFY = 1 << 30  # bytes that `identity` reads at most
+PART = 1 << 26  # bytes: of a larger Parquet file, row groups of so many are a part
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the documents of a side, which can be read without the others."""
+
+    name: str
+    """The file, and its row groups where it is some of them."""
+    nbytes: int
+    """An estimate of the bytes of text."""
+    read: Callable[[], Iterator[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,8 @@ class Documents:
     """A hash that changes with the text; it reads at most READ_TO_IDENTIFY bytes."""
     nbytes: int
     """An estimate of the bytes of text, for progress bars."""
+    parts: Callable[[], list[Part]] | None = None
+    """The same documents in parts, in order; None: they cannot be read in parts."""
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return self.read()
@@ -84,7 +100,7 @@ class Embedded:
     The text differs between Python versions, but a file is always on the same side.
     """
 
-    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Records":
         return of_files(files)
 
     def documents(self, split: Split) -> Documents:
@@ -94,12 +110,12 @@ class Embedded:
           split: "train" or "validation".
         """
         root = Path(sysconfig.get_path("stdlib"))
-        files: Files = []
+        files: list[tuple[str, Path]] = []
         for folder, folders, names in os.walk(root):
             folders[:] = [f for f in folders if f not in NOT_EMBEDDED and not f.startswith(("config-", "."))]
             found = (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
             files += [(path.relative_to(root).as_posix(), path) for path in found]
-        files = [(name, path) for name, path in files if is_utf8(path)]
+        files = [file for file in files if is_utf8(file[1])]
         if not files:
             raise InputError(
                 f"no .py files under {root}: this Python has no source files of its standard library; use TextFiles "
@@ -127,7 +143,7 @@ class TextFiles:
     def __post_init__(self) -> None:
         settle_paths(self, "paths", "validation")
 
-    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Records":
         return of_files(files)
 
     def documents(self, split: Split) -> Documents:
@@ -151,16 +167,17 @@ class TextFiles:
 
 
 @dataclass(frozen=True)
-class Jsonl:
-    """JSON objects, one per line. Empty texts are skipped.
+class Records:
+    """Files of records with a column of text: .jsonl, .csv, .tsv, .parquet, .arrow and WebDataset's .tar.
 
-    Without `validation`, each text is split by its own hash, so duplicates are on one side.
+    Each record is a document. Empty texts are skipped. Without `validation`, each text is split by its own hash, so
+    duplicates are on one side.
     """
 
     paths: tuple[str, ...]
-    """Files, globs, or folders (their *.jsonl and *.json, compressed or not)."""
+    """Files, globs, or folders (all their files of records), local or URLs: gs://, s3://, hf://datasets/, https://."""
     field: str = "text"
-    """The key that holds the text."""
+    """The column or key that holds the text; "json.text" is "text" in the object "json"."""
     validation: tuple[str, ...] = ()
     """Files, folders or globs to validate on; empty: a part of `paths`."""
     validation_fraction: float = 0.01
@@ -174,7 +191,7 @@ class Jsonl:
         """The names of the columns that are a model's input."""
         return (self.field,)
 
-    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Records":
         return of_files(files, self.field)
 
     def documents(self, split: Split) -> Documents:
@@ -185,24 +202,53 @@ class Jsonl:
         """
         own = bool(self.validation)
         paths = self.validation if own and split == "validation" else self.paths
-        files = find_files(paths, split, JSON_SUFFIXES)
+        files = find_files(paths, split, RECORDS)
         fraction = self.validation_fraction
 
-        def read() -> Iterator[tuple[str, str]]:
-            for name, path in files:
-                for number, record in records.json_lines(path, Counter()):
-                    text = records.string(record, self.field, f"{path}:{number}", "--data.source.field")
-                    if own or (position(text) < fraction) == (split == "validation"):
-                        yield f"{name}:{number}", text
+        def read(name: str, path: remote.File, groups: range | None = None) -> Iterator[tuple[str, str]]:
+            for number, record in self._records(path, groups):
+                text = records.string(record, self.field, f"{path}:{number}", "--data.source.field")
+                if own or (position(text) < fraction) == (split == "validation"):
+                    yield f"{name}:{number}", text
 
-        size = sum(path.stat().st_size for _, path in files)
         share = 1.0 if own else fraction if split == "validation" else 1 - fraction
+
+        def parts() -> list[Part]:
+            return [
+                Part(label, int(size * share), functools.partial(read, name, path, groups))
+                for name, path in files
+                for label, size, groups in _pieces(name, path)
+            ]
+
         return Documents(
             origin=f"field {self.field!r} of {', '.join(self.paths)} ({split})",
-            read=read,
+            read=lambda: (pair for name, path in files for pair in read(name, path)),
             identity=lambda: identity(files, f"jsonl {self.field} {own or (split, fraction)}"),
-            nbytes=int(size * share),
+            nbytes=int(sum(remote.size(path) for _, path in files) * share),
+            parts=parts,
         )
+
+    def _records(self, path: remote.File, groups: range | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        if text_files.suffix(path) not in records.SUFFIXES:  # a file of JSON lines may have any name
+            return records.json_lines(path, Counter())
+        return records.read(path, headed=not self.field.isdecimal(), columns=(self.field,), groups=groups)
+
+
+Jsonl = Records  # its name in the config.json of runs before Parquet and the other formats were read
+
+
+def _pieces(name: str, path: remote.File) -> Iterator[tuple[str, int, range | None]]:
+    """(name, bytes, row groups) of the parts of a file: the file, or of a large Parquet file some of its row groups."""
+    if text_files.suffix(path) != ".parquet" or remote.size(path) <= PART:
+        yield name, remote.size(path), None
+        return
+    first, held = 0, 0
+    sizes = columnar.row_groups(path)
+    for group, size in enumerate(sizes):
+        held += size
+        if held >= PART or group == len(sizes) - 1:
+            yield f"{name}:{first}-{group}", held, range(first, group + 1)
+            first, held = group + 1, 0
 
 
 @dataclass(frozen=True)
@@ -220,7 +266,7 @@ class Tfds:
     data_dir: str = ""
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
-    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Jsonl":
+    def of_files(self, files: tuple[str, ...]) -> "TextFiles | Records":
         return of_files(files, self.field)
 
     def documents(self, split: Split) -> Documents:
@@ -252,21 +298,21 @@ def _say_if_records(files: Files) -> None:
     found = [path for _, path in files if text_files.suffix(path) in (".jsonl", ".csv", ".tsv")]
     if found:
         print(
-            f"{len(found):,} files of records are read as plain text, such as {found[0]}; the source Jsonl reads the "
+            f"{len(found):,} files of records are read as plain text, such as {found[0]}; the source Records reads the "
             "text of each record, and Table labelled ones",
             file=sys.stderr,
         )
 
 
-def of_files(files: tuple[str, ...], field: str = "text") -> TextFiles | Jsonl:
-    """The source that reads these files on both sides: `Jsonl` where a name says so, else `TextFiles`.
+def of_files(files: tuple[str, ...], field: str = "text") -> TextFiles | Records:
+    """The source that reads these files on both sides: `Records` where a name says so, else `TextFiles`.
 
     Args:
       files: files, folders or globs.
       field: the key that holds the text.
     """
-    if any(text_files.suffix(file) in JSON_SUFFIXES for file in files):
-        return Jsonl(files, field, validation=files)
+    if any(text_files.suffix(file) in RECORDS for file in files):
+        return Records(files, field, validation=files)
     return TextFiles(files, validation=files)
 
 
@@ -332,7 +378,7 @@ def find_files(
     """The files that the paths name, each once, sorted by name.
 
     Args:
-      paths: files, folders or globs. Hidden files in folders are ignored.
+      paths: files, folders or globs, local or URLs. Hidden files in folders are ignored.
       split: names the data in messages.
       suffixes: of the files to find in folders, in lower case; files that are named may have any suffix.
       skipped: counts the other files in folders by suffix; None: they are not counted.
@@ -340,16 +386,17 @@ def find_files(
     Raises:
       InputError: a path that does not exist, or without files.
     """
-    found: dict[Path, str] = {}
+    found: dict[remote.File, str] = {}
     for given in paths:
+        if remote.is_url(given):
+            found |= _at_url(given, split, suffixes, skipped)
+            continue
         start = Path(given).expanduser()
         if start.is_file():
             matches, root = [start], start.parent
         elif start.is_dir():
             root, inside = start, [p for p in start.rglob("*") if p.is_file() and not _hidden(p.relative_to(start))]
-            matches = [p for p in inside if suffixes == ANY or text_files.suffix(p) in suffixes]
-            if skipped is not None:
-                skipped.update(f"{p.suffix or 'other'} files" for p in set(inside) - set(matches))
+            matches = _of_kind(inside, suffixes, skipped, lambda path: path.read_bytes())
         elif glob.has_magic(given):
             matches, root = [Path(p) for p in glob.glob(str(start), recursive=True)], start.parent
             while glob.has_magic(str(root)):
@@ -358,13 +405,58 @@ def find_files(
             raise InputError(f"no such file or folder: {given} (the {split} text; looked in {Path.cwd()})")
         matches = [p for p in matches if p.is_file() and not _hidden(p.relative_to(root))]
         if not matches:
-            of_kind = "" if suffixes == ANY else f" ending in {', '.join(suffixes)}"
-            raise InputError(f"no files{of_kind} in {given} (the {split} text)")
+            raise _nothing(given, split, suffixes)
         for path in matches:
             found.setdefault(path.resolve(), path.relative_to(root).as_posix())
-    names = list(found.values())
+    times = Counter(found.values())
     # Two folders may hold files of the same name, but a name means one document.
-    return sorted((name if names.count(name) == 1 else str(path), path) for path, name in found.items())
+    named = ((name if times[name] == 1 else str(path), path) for path, name in found.items())
+    return sorted(named, key=lambda file: (file[0], str(file[1])))
+
+
+def _at_url(given: str, split: str, suffixes: tuple[str, ...], skipped: Counter[str] | None) -> dict[remote.File, str]:
+    """{file: its name} of the files that a URL names, as `find_files` finds those of this machine."""
+    urls, root = remote.found(given)
+    names = {url: str(url).removeprefix(f"{root}/") for url in urls}
+    inside = [url for url in urls if not _hidden(Path(names[url]))]
+    if [str(url).rstrip("/") for url in urls] != [given.rstrip("/")] and not glob.has_magic(given):  # a folder
+        inside = _of_kind(inside, suffixes, skipped, lambda url: remote.read(str(url)) or b"")
+    if not inside:
+        raise _nothing(given, split, suffixes)
+    return {url: names[url] for url in inside}
+
+
+def _nothing(given: str, split: str, suffixes: tuple[str, ...]) -> InputError:
+    of_kind = "" if suffixes == ANY else f" ending in {', '.join(suffixes)}"
+    return InputError(f"no files{of_kind} in {given} (the {split} text)")
+
+
+def _of_kind(
+    inside: list[Any], suffixes: tuple[str, ...], skipped: Counter[str] | None, content: Callable[[Any], bytes]
+) -> list[Any]:
+    """The files of a folder with these suffixes. Of a folder of `save_to_disk` only the files that it lists are data.
+
+    Args:
+      inside: all files of the folder.
+      suffixes: as for `find_files`.
+      skipped: counts the others.
+      content: reads a small file.
+    """
+    matches = [path for path in inside if suffixes == ANY or text_files.suffix(path) in suffixes]
+    if ".arrow" in suffixes:
+        if several := [str(path) for path in inside if str(path).endswith("/dataset_dict.json")]:
+            raise InputError(f"{several[0]}: a data set of several splits; name the folder of one, such as train")
+        states = [path for path in inside if str(path).endswith(f"/{columnar.STATE}")]
+        listed = {
+            f"{str(path).removesuffix(columnar.STATE)}{name}"
+            for path in states
+            for name in columnar.saved_to_disk(content(path), str(path))
+        }
+        folders = tuple(str(path).removesuffix(columnar.STATE) for path in states)
+        matches = [p for p in matches if not str(p).startswith(folders or "\0") or str(p) in listed]
+    if skipped is not None:
+        skipped.update(f"{Path(path).suffix or 'other'} files" for path in set(inside) - set(matches))
+    return matches
 
 
 def _hidden(path: Path) -> bool:
@@ -379,10 +471,15 @@ def _file_documents(files: Files, origin: str) -> Documents:
         raise InputError(f"{origin}: no files; give more files, or name the validation files")
     return Documents(
         origin=origin,
-        read=lambda: ((name, piece) for name, path in files for piece in text_files.pieces(path)),
+        read=lambda: (pair for name, path in files for pair in _whole(name, path)),
         identity=lambda: identity(files, "text_files"),
-        nbytes=sum(path.stat().st_size for _, path in files),
+        nbytes=sum(remote.size(path) for _, path in files),
+        parts=lambda: [Part(n, remote.size(path), functools.partial(_whole, n, path)) for n, path in files],
     )
+
+
+def _whole(name: str, path: remote.File) -> Iterator[tuple[str, str]]:
+    return ((name, piece) for piece in text_files.pieces(path))
 
 
 def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Documents:
@@ -400,7 +497,7 @@ def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Docum
 
     share = 1 - fraction if split == "train" else fraction
     return Documents(
-        origin, read, lambda: identity(files, f"text_files {split} {fraction}"), nbytes=int(path.stat().st_size * share)
+        origin, read, lambda: identity(files, f"text_files {split} {fraction}"), nbytes=int(remote.size(path) * share)
     )
 
 
@@ -421,18 +518,17 @@ def identity(files: Files, how: str) -> str:
     """A hash of the files' names and contents.
 
     If they are larger than READ_TO_IDENTIFY together, it hashes sizes and modification times instead of contents, so
-    that a run over terabytes does not begin by reading them all.
+    that a run over terabytes does not begin by reading them all. Of files at URLs it always hashes what was listed.
 
     Args:
       files: as `find_files` returns them.
       how: whatever else decides the data, such as the column.
     """
-    small = sum(path.stat().st_size for _, path in files) <= READ_TO_IDENTIFY
+    small = sum(remote.size(path) for _, path in files) <= READ_TO_IDENTIFY
     digest = hashlib.sha256(how.encode())
     for name, path in files:
-        stat = path.stat()
-        label = f"\0{name}\0{stat.st_size}\0{'' if small else stat.st_mtime_ns}\0"
+        content = path.read_bytes() if small and isinstance(path, Path) else None
+        label = f"\0{name}\0{remote.size(path)}\0{remote.version(path) if content is None else ''}\0"
         digest.update(label.encode("utf-8", "surrogateescape"))
-        if small:
-            digest.update(path.read_bytes())
+        digest.update(content or b"")
     return digest.hexdigest()

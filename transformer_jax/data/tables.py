@@ -1,6 +1,6 @@
 """Rows of labelled text, from files and from TFDS. A row is a text, or a pair of texts, and a label.
 
-    Table          CSV, TSV and JSONL files with named columns, or with numbered ones if there is no header
+    Table          files of records with named columns, or with numbered ones if a CSV or TSV file has no header
     TfdsTable      a prepared data set of TensorFlow Datasets, read without TensorFlow
 
 A user's own source implements `Source`. Rows are read into memory and checked one by one; an error names the file and
@@ -13,12 +13,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax.data import records, sources
+from transformer_jax.data import records, remote, sources
 from transformer_jax.errors import InputError
 
 Side = Literal["train", "validation", "test"]
@@ -119,14 +118,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """Files of rows: .csv (quoted as in RFC 4180), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+    """Files of rows: .csv, .tsv, .jsonl, .parquet, .arrow and WebDataset's .tar (`records`).
 
     The first line of .csv and .tsv names the columns, unless columns are given by number ("0", "1"). Without
     `validation`, each row is split by a hash of its text, so duplicates are on one side.
     """
 
     train: tuple[str, ...]
-    """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
+    """Files, globs, or folders (all their files of records), local or URLs."""
     validation: tuple[str, ...] = ()
     """Files that choose the checkpoint; empty: a part of `train`."""
     test: tuple[str, ...] = ()
@@ -185,8 +184,9 @@ class Table:
             held = [r for r in held if (sources.position(f"{r.text}\0{r.text_b}") < below) == wanted]
         return Rows(f"{', '.join(own or self.train)} ({side})", held, skipped)
 
-    def _read(self, path: Path, skipped: Counter[str]) -> Iterator[Row]:
-        for line, record in records.read(path, headed=not self.text.isdecimal(), skipped=skipped):
+    def _read(self, path: remote.File, skipped: Counter[str]) -> Iterator[Row]:
+        named = not self.text.isdecimal()
+        for line, record in records.read(path, headed=named, skipped=skipped, columns=self._columns):
             where = f"{path}:{line}"
             text = records.string(record, self.text, where, OPTIONS)
             text_b = records.string(record, self.text_b, where, OPTIONS) if self.text_b else None

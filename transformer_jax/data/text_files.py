@@ -14,13 +14,15 @@ import gzip
 import io
 import itertools
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from transformer_jax import files
+from transformer_jax import extras
+from transformer_jax.data import remote
 from transformer_jax.errors import InputError
 
 PIECE = 1 << 20  # bytes that are read at a time
@@ -36,16 +38,16 @@ MARKS = (  # UTF-32 first: its little-endian mark begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-AS_JSON_LINES = "write it as .jsonl, one JSON object a line, which Jsonl, Table and Columns read"
+BY_COLUMNS = "which Records, Table and Columns read by its columns"
 NO_TEXT = {
-    b"PAR1": f"a Parquet file; {AS_JSON_LINES}",
-    b"ARROW1": f"an Arrow file; {AS_JSON_LINES}",
+    b"PAR1": f"a Parquet file, {BY_COLUMNS}, if its name ends in .parquet",
+    b"ARROW1": f"an Arrow file, {BY_COLUMNS}, if its name ends in .arrow",
     b"PK\x03\x04": "a ZIP archive, as .xlsx and .docx files are; unpack it, or export it as CSV or plain text",
     b"%PDF": "a PDF; extract its text",
 }
 
 
-def suffix(path: str | Path) -> str:
+def suffix(path: str | os.PathLike[str]) -> str:
     """The suffix of a name in lower case, without that of a compression: ".csv" for "A.CSV.gz".
 
     Args:
@@ -55,7 +57,7 @@ def suffix(path: str | Path) -> str:
     return Path(name.stem if name.suffix.lower() in COMPRESSED else name.name).suffix.lower()
 
 
-def pieces(path: Path) -> Iterator[str]:
+def pieces(path: remote.File) -> Iterator[str]:
     """The text of a file in pieces of about PIECE bytes. A piece ends at a line end if it holds one.
 
     Args:
@@ -65,13 +67,13 @@ def pieces(path: Path) -> Iterator[str]:
       InputError: the file cannot be read, or is not text.
     """
     try:
-        with files.opened(path) as file:
+        with remote.opened(path) as file:
             yield from decoded(file, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); looked in {Path.cwd()}") from None
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: remote.File) -> Iterator[str]:
     """The lines of a file without their line ends. A line end at the end of the file adds no empty line.
 
     Args:
@@ -83,7 +85,7 @@ def lines(path: Path) -> Iterator[str]:
     return split(pieces(path), str(path))
 
 
-def whole(path: Path) -> str:
+def whole(path: remote.File) -> str:
     """The text of a file as one string.
 
     Args:
@@ -136,14 +138,14 @@ def decoded(file: Any, where: str) -> Iterator[str]:
     Raises:
       InputError: the stream is not text.
     """
-    unpacked = _unpacked(file, where)
-    head = _read(unpacked, HEAD, where)
+    stream = unpacked(file, where)
+    head = _read(stream, HEAD, where)
     mark, encoding = next(((m, e) for m, e in MARKS if head.startswith(m)), (b"", "utf-8"))
     _check_is_text(head, mark, where)
     decoder = codecs.getincrementaldecoder(encoding)()
     blocks = itertools.chain(
         (head[at : at + PIECE] for at in range(len(mark), len(head), PIECE)),
-        iter(lambda: _read(unpacked, PIECE, where), b""),
+        iter(lambda: _read(stream, PIECE, where), b""),
         (b"",),
     )
     at, line, carried, first = len(mark), 1, "", True
@@ -203,8 +205,13 @@ def _check_is_text(head: bytes, mark: bytes, where: str) -> None:
         )
 
 
-def _unpacked(file: Any, where: str) -> IO[bytes] | BinaryIO:
-    """The decompressed stream, or the stream itself if it is not compressed."""
+def unpacked(file: Any, where: str) -> IO[bytes] | BinaryIO:
+    """The decompressed stream, or the stream itself if it is not compressed.
+
+    Args:
+      file: a binary stream.
+      where: names it in messages.
+    """
     file = file if hasattr(file, "peek") else io.BufferedReader(file)  # stdin of a notebook or a test has no peek
     magic = file.peek(8)[:10]
     if magic.startswith(b"\x1f\x8b"):
@@ -214,13 +221,10 @@ def _unpacked(file: Any, where: str) -> IO[bytes] | BinaryIO:
     if magic.startswith(b"\xfd7zXZ\0"):
         return lzma.LZMAFile(file)
     if magic.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-        except ImportError:
-            raise InputError(
-                f"{where} is compressed by Zstandard, which Python reads from version 3.14 on; unpack it (zstd -d)"
-            ) from None
-        return zstd.ZstdFile(file)
+        extras.need("pyarrow", f"{where}, which is compressed by Zstandard")
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
     return file
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from transformer_jax.data import records, sources, text_files
+from transformer_jax.data import records, remote, sources, text_files
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 
@@ -146,14 +146,14 @@ class Lines:
 
 @dataclass(frozen=True)
 class Columns:
-    """Files of pairs: .csv (quoted as in RFC 4180), .tsv (no quoting: a TAB always ends a field) and .jsonl.
+    """Files of pairs: .csv, .tsv, .jsonl, .parquet, .arrow and WebDataset's .tar (`data.records`).
 
-    The first line of .csv and .tsv names the columns, unless columns are given by number ("0", "1"). In .jsonl,
+    The first line of .csv and .tsv names the columns, unless columns are given by number ("0", "1"). Elsewhere
     "translation.en" is the "en" of the object "translation".
     """
 
     train: tuple[str, ...]
-    """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
+    """Files, globs, or folders (all their files of records), local or URLs."""
     validation: tuple[str, ...] = ()
     """Files that choose the checkpoint; empty: a part of `train`."""
     test: tuple[str, ...] = ()
@@ -207,10 +207,11 @@ class Columns:
         how = f"text_files columns {self.source} {self.target}"
         return _side_of(self, side, f"{', '.join(paths)} ({side})", read, files, how, skipped)
 
-    def _read(self, path: Path, blank: Counter[str]) -> Iterator[Pair]:
-        for line, record in records.read(path, headed=not self.source.isdecimal(), skipped=blank):
+    def _read(self, path: remote.File, blank: Counter[str]) -> Iterator[Pair]:
+        columns = (self.source, self.target)
+        for line, record in records.read(path, headed=not self.source.isdecimal(), skipped=blank, columns=columns):
             where = f"{path}:{line}"
-            source, target = (records.string(record, c, where, OPTIONS) for c in (self.source, self.target))
+            source, target = (records.string(record, c, where, OPTIONS) for c in columns)
             yield Pair(source, target, where)
 
 
@@ -313,7 +314,7 @@ def _side_of(
     def chosen() -> Iterator[Pair]:
         return (pair for pair in read() if (sources.position(pair.source) < below) == (side == "validation"))
 
-    size = sum(path.stat().st_size for _, path in files)
+    size = sum(remote.size(path) for _, path in files)
     return Pairs(
         origin=origin,
         read=chosen if part else read,
