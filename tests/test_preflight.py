@@ -12,8 +12,8 @@ import pytest
 
 from tools import preflight, targets
 from tools.fixtures import make_preflight
-from tools.targets import chips, compiled, footprint, roofline
-from transformer_jax import kernels, models
+from tools.targets import compiled, footprint, roofline
+from transformer_jax import chips, kernels, models
 from transformer_jax.experiment import Experiment, Mesh
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import program as programs
@@ -129,9 +129,10 @@ def test_rooflines_by_hand():
     kernels = count - (50257 + 1024) * 768 - 12 * (4 * 768 + 4 * 768 + 768 + 2 * 2 * 768 + 768) - 2 * 768 + 50257 * 768
     assert plain.flops == pytest.approx(tokens * (6 * kernels + 12 * 12 * 768 * 1024), rel=2e-3)
     assert plain.compute == plain.flops / 197e12
-    # Gradients, summed once: 2 (n - 1) / n of 2 bytes a parameter, over both axes of the torus, two links each.
+    # Gradients, summed once: 2 (n - 1) / n of 2 bytes a parameter, over both axes. 4 x 4 chips do not wrap
+    # around: one link each.
     assert plain.sent["data"].bytes == pytest.approx(2 * 15 / 16 * 2 * count)
-    assert plain.sent["data"].seconds == pytest.approx(plain.sent["data"].bytes / (4 * 50e9))
+    assert plain.sent["data"].seconds == pytest.approx(plain.sent["data"].bytes / (2 * 50e9))
     assert plain.best == max(plain.compute, plain.memory, plain.links) and plain.worst > plain.best
     assert plain.mfu(plain.compute) == pytest.approx(1.0)
     full = rooflines(f"{case} --model.remat full", data=16)
@@ -141,9 +142,10 @@ def test_rooflines_by_hand():
 def test_a_mesh_axis_takes_the_axes_of_the_torus_that_multiply_to_it():
     target = targets.parse("tpu:v5p:4x4x8")
     sizes = dict(zip(("data", "fsdp", "sequence", "tensor"), (4, 4, 1, 8), strict=True))
-    assert roofline.routes(target, sizes) == {"tensor": 1, "fsdp": 1, "data": 1}
-    assert roofline.routes(target, {**sizes, "data": 16, "fsdp": 1}) == {"tensor": 1, "data": 2}
+    assert roofline.routes(target, sizes) == {"tensor": 2, "fsdp": 2, "data": 2}
+    assert roofline.routes(target, {**sizes, "data": 16, "fsdp": 1}) == {"tensor": 2, "data": 4}
     assert roofline.routes(target, {**sizes, "data": 64, "tensor": 2, "fsdp": 1}) == {"tensor": 0, "data": 0}
+    assert roofline.routes(targets.parse("tpu:v5p:2x2x2"), {**sizes, "data": 1, "fsdp": 8, "tensor": 1}) == {"fsdp": 3}
 
 
 def test_what_leaves_a_host_goes_over_its_network():
@@ -206,6 +208,24 @@ def test_targets_read_back_and_grow():
         assert kernels.target_platform() == "tpu"
 
 
+@pytest.mark.parametrize(
+    ("name", "wrap", "machine"),
+    [
+        ("v5p:4x4x4", (True, True, True), (2, 2, 1)),
+        ("v5p:8x8x12", (True, True, True), (2, 2, 1)),
+        ("v5p:2x4x4", (False, False, False), (2, 2, 1)),
+        ("v5p:1x1x1", (False, False, False), (1, 1, 1)),
+        ("v7:4x4x8", (True, True, True), (2, 2, 1)),
+        ("v5e:16x16", (True, True, False), (2, 2, 1)),
+        ("v6e:8x16", (False, True, False), (2, 2, 1)),
+        ("v5e:8x8", (False, False, False), (2, 2, 1)),
+    ],
+)
+def test_slices_wrap_around_as_they_are_built(name, wrap, machine):
+    target = targets.parse(f"tpu:{name}")
+    assert target.chip.wrap(target.shape) == wrap and target.chip.machine(target.shape) == machine
+
+
 def test_every_chip_says_where_its_figures_are_published():
     folder = Path(targets.__file__).parent / "gpus"
     for chip in chips.CHIPS.values():
@@ -234,3 +254,18 @@ def test_the_compiler_agrees_today(name, module):
     step = compiled.compile_step(request.experiment, request.target)
     assert footprint.footprint(request.experiment, request.target).total == pytest.approx(step.total, rel=0.10)
     assert step.sent["fsdp"] > 0 and "data" not in step.sent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tpu:v5p:4x4x4", "tpu:v5e:16x16"])
+def test_fsdp_gathers_weights_on_a_torus(target):
+    """A slice that is described without its links sums whole weights over all chips, which sends twice the bytes."""
+    pytest.importorskip("libtpu", reason="the compiler is not installed: tools/install target-tpu")
+    targets.without_chips()
+    shape = "--model.num-layers 2 --model.embed-dim 1024 --model.num-heads 8 --model.remat full --train.accumulate 1"
+    request = preflight.read(f"{SMALL} --target {target} --mesh.data 1 --mesh.fsdp -1 {shape}".split())
+    step = compiled.compile_step(request.experiment, request.target)
+    weights = 2 * 12 * 1024**2 * 2  # bytes in bfloat16 of the blocks
+    gathered = sum(nbytes for name, (_, nbytes) in step.collectives.items() if name.startswith("all-gather"))
+    summed = sum(nbytes for name, (_, nbytes) in step.collectives.items() if name.startswith("all-reduce"))
+    assert gathered >= 2 * weights > 10 * summed, step.collectives  # forward, and again on the way back

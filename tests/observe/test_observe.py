@@ -232,8 +232,9 @@ def test_peaks_by_device_kind():
     def peak(*kinds):
         return observe.peak_flops([types.SimpleNamespace(device_kind=kind) for kind in kinds])
 
-    assert peak("NVIDIA H200", "NVIDIA H200") == 2 * 989e12
-    assert peak("TPU v5 lite") == 197e12 and peak("TPU v5") == 459e12 and peak("TPU v6 lite") == 918e12
+    assert peak("NVIDIA H200", "NVIDIA H200") == 2 * 989.5e12 and peak("NVIDIA H100 80GB HBM3") == 989.5e12
+    assert peak("TPU v5 lite") == peak("TPU v5e") == 197e12 and peak("TPU v5") == peak("TPU v5p") == 459e12
+    assert peak("TPU v6 lite") == 918e12 and peak("TPU7x", "TPU7x") == 2307e12  # two devices a chip
     assert peak("cpu") is None
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
-from tools.targets.chips import CHIPS, Chip
 from transformer_jax import sharding
+from transformer_jax.chips import CHIPS, Chip
 from transformer_jax.errors import InputError, nearest
 from transformer_jax.mesh import mesh_shape
 
@@ -96,8 +96,18 @@ class Target:
         from jax.experimental import topologies
 
         shape = "x".join(map(str, self.shape))
-        settings: dict[str, Any] = {"platform": "tpu", "topology_name": f"{self.chip.topology}:{shape}"}
-        if self.platform == "gpu":
+        if self.platform == "tpu":
+            # Without its links, libtpu takes a slice for a grid that wraps around nowhere, and sums whole weights where
+            # a torus gathers them.
+            settings: dict[str, Any] = {
+                "platform": "tpu",
+                "topology_name": f"{self.chip.topology}:{shape}",
+                "chip_config_name": self.chip.config,
+                "chips_per_host_bounds": self.chip.machine(self.shape),
+                "num_slices": 1,
+                "wrap": self.chip.wrap(self.shape),
+            }
+        else:
             jax.devices()  # loads the plugins
             text = (Path(__file__).parent / "gpus" / f"{self.chip.name}.txtpb").read_text()
             # One NVLink domain (XLA's "slice") is a host.

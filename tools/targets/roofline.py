@@ -175,25 +175,29 @@ def _stacks(experiment: Experiment) -> list[tuple[int, int]]:
 
 
 def routes(target: Target, sizes: Mapping[str, int]) -> dict[str, int]:
-    """{mesh axis: the number of torus axes that it spans}; 0: it shares one.
+    """{mesh axis: the number of a chip's links that it uses}; 0: it shares a torus axis.
 
     As in JAX's mesh_utils, the last mesh axis chooses first. It takes the fewest torus axes whose product is its size.
+    A ring sends in both directions, over two links. Along an axis that does not wrap around, the chips at the ends
+    receive everything over one.
 
     Args:
       target: the chips.
       sizes: {axis: size} of the mesh.
     """
-    free, found = list(target.shape) if target.chip.torus else [], {}
+    chip, found = target.chip, {}
+    free = list(zip(target.shape, chip.wrap(target.shape), strict=False)) if chip.torus else []
     for axis in reversed(sharding.MESH_AXES):
-        if (size := sizes[axis] // (target.chip.devices if axis == "data" else 1)) <= 1:
+        if (size := sizes[axis] // (chip.devices if axis == "data" else 1)) <= 1:
             continue
         found[axis] = 0
         for count in range(1, len(free) + 1):
-            chosen = next((c for c in itertools.combinations(free, count) if math.prod(c) == size), None)
+            several = itertools.combinations(free, count)
+            chosen = next((c for c in several if math.prod(side for side, _ in c) == size), None)
             if chosen is not None:
-                found[axis] = sum(side > 1 for side in chosen)
-                for side in chosen:
-                    free.remove(side)
+                found[axis] = sum(2 if wraps else 1 for side, wraps in chosen if side > 1)
+                for one in chosen:
+                    free.remove(one)
                 break
     return found
 
@@ -210,8 +214,8 @@ def crossing(target: Target, sizes: Mapping[str, int], axis: str, nbytes: float,
     """
     chip = target.chip
     if target.platform == "tpu":
-        # A ring sends in both directions. A mesh axis that shares a torus axis uses it only part of the time.
-        links = 2 * places[axis] if places.get(axis) else 2
+        # A mesh axis that shares a torus axis uses it only part of the time.
+        links = places.get(axis) or (2 if any(chip.wrap(target.shape)) else 1)
         seconds = nbytes * chip.devices / (links * chip.link)
         return Sent(nbytes, links, seconds, f"{links} links of {chip.link / 1e9:.0f} GB/s")
     inner = math.prod(sizes[name] for name in sharding.MESH_AXES[sharding.MESH_AXES.index(axis) + 1 :])

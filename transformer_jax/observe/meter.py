@@ -2,7 +2,7 @@
 
 FLOPs are those of the model, not of the hardware: recomputation is not counted, and the masked half of causal attention
 is not subtracted (PaLM, appendix B: per token 6 per parameter of a matrix product, and 12*L*N*H*T for attention). MFU
-is their rate divided by the peak dense bfloat16 rate in `PEAK_FLOPS`.
+is their rate divided by the peak dense bfloat16 rate of the chips (`transformer_jax.chips`).
 """
 
 import collections
@@ -13,27 +13,14 @@ from typing import Any
 
 import jax
 
+from transformer_jax import chips
 from transformer_jax.observe.terminal import duration
-
-# Peak dense bfloat16 FLOP/s of one device, by a part of its `device_kind`. The first match counts: longer names first.
-# Sources: cloud.google.com/tpu/docs (system architecture pages), NVIDIA's data sheets (SXM parts, without sparsity).
-PEAK_FLOPS = {
-    "TPU v6": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     """The peak dense bfloat16 FLOP/s of all `devices`; None where it is not known, as for every CPU."""
-    known = next((peak for part, peak in PEAK_FLOPS.items() if part in devices[0].device_kind), None)
-    return None if known is None else known * len(devices)
+    chip = chips.of_kind(devices[0].device_kind)
+    return None if chip is None else chip.flops / chip.devices * len(devices)
 
 
 class Meter:

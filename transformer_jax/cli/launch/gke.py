@@ -22,16 +22,11 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from transformer_jax.chips import CHIPS
 from transformer_jax.cli.launch import words
 
 PORT = 8476
-# name for --tpu -> (GKE's label of the node pool, chips per machine of a multi-host slice)
-TPUS = {
-    "v4": ("tpu-v4-podslice", 4),
-    "v5e": ("tpu-v5-lite-podslice", 4),
-    "v5p": ("tpu-v5p-slice", 4),
-    "v6e": ("tpu-v6e-slice", 4),
-}
+TPUS = {chip.name: chip.gke for chip in CHIPS.values() if chip.gke}  # name for --tpu: label of the node pool
 
 
 def manifest(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any]:
@@ -40,9 +35,8 @@ def manifest(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any
     selector: dict[str, str] = {}
     if options.tpu:
         kind, _, topology = options.tpu.partition(":")
-        label, _ = TPUS[kind]
         chips = math.prod(map(int, topology.split("x"))) // options.hosts
-        selector = {"cloud.google.com/gke-tpu-accelerator": label, "cloud.google.com/gke-tpu-topology": topology}
+        selector = {"cloud.google.com/gke-tpu-accelerator": TPUS[kind], "cloud.google.com/gke-tpu-topology": topology}
         devices, run = {"google.com/tpu": chips}, ["sh", "-c", f"exec {shlex.join(command)}"]
     else:
         # The pods of a JobSet are SET-JOB-JOBINDEX-PODINDEX.SET to each other.
@@ -108,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.hosts < 1:
         parser.error(f"--hosts {options.hosts}: there must be machines")
     if options.tpu:
-        count, of_one = math.prod(map(int, topology.split("x"))), TPUS[kind][1]
+        count, of_one = math.prod(map(int, topology.split("x"))), math.prod(CHIPS[kind].machine((2, 2)))
         if options.hosts > 1 and options.hosts * of_one != count:
             hosts = max(count // of_one, 1)
             parser.error(f"--tpu {options.tpu} is {count} chips, {of_one} on a machine: give --hosts {hosts}")
