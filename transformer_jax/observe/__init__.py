@@ -10,7 +10,7 @@
 """
 
 from transformer_jax.observe.json_lines import JsonLines, read_rows, rows
-from transformer_jax.observe.meter import PEAK_FLOPS, Meter, peak_flops
+from transformer_jax.observe.meter import Meter, peak_flops
 from transformer_jax.observe.observing import DEFAULT, Observing, start
 from transformer_jax.observe.plot import plot_loss
 from transformer_jax.observe.scalars import Scalars
@@ -21,7 +21,6 @@ from transformer_jax.observe.terminal import Terminal, banner, counting, describ
 
 __all__ = [
     "DEFAULT",
-    "PEAK_FLOPS",
     "SERVICES",
     "JsonLines",
     "Meter",
