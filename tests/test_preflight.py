@@ -262,10 +262,11 @@ def test_fsdp_gathers_weights_on_a_torus(target):
     """A slice that is described without its links sums whole weights over all chips, which sends twice the bytes."""
     pytest.importorskip("libtpu", reason="the compiler is not installed: tools/install target-tpu")
     targets.without_chips()
-    shape = "--model.num-layers 2 --model.embed-dim 1024 --model.num-heads 8 --model.remat full --train.accumulate 1"
-    request = preflight.read(f"{SMALL} --target {target} --mesh.data 1 --mesh.fsdp -1 {shape}".split())
+    shape = "--model.num-layers 2 --model.width 1024 --model.num-heads 8 --model.remat full"
+    mesh = "--mesh.data 1 --mesh.fsdp -1 --train.accumulate 1 --train.batch-size 256"
+    request = preflight.read(f"{SMALL} --target {target} {mesh} {shape}".split())
     step = compiled.compile_step(request.experiment, request.target)
     weights = 2 * 12 * 1024**2 * 2  # bytes in bfloat16 of the blocks
     gathered = sum(nbytes for name, (_, nbytes) in step.collectives.items() if name.startswith("all-gather"))
     summed = sum(nbytes for name, (_, nbytes) in step.collectives.items() if name.startswith("all-reduce"))
-    assert gathered >= 2 * weights > 10 * summed, step.collectives  # forward, and again on the way back
+    assert gathered >= 2 * weights and gathered > 2 * summed, step.collectives  # forward, and again on the way back
