@@ -183,8 +183,8 @@ def test_two_files_are_enough(tmp_path):
 
 def test_what_is_no_pair_is_counted(tmp_path):
     columns(tmp_path, "a.tsv", "source\ttarget\n\na\tb\n\n")
-    (tmp_path / "b.parquet").write_bytes(b"")
+    (tmp_path / "b.orc").write_bytes(b"")
     pairs = Columns((str(tmp_path),), (str(tmp_path),)).pairs("train")
     for _ in range(2):  # however often it is read
         assert [pair[:2] for pair in pairs] == [("a", "b")]
-        assert pairs.skipped == {"blank lines": 2, ".parquet files": 1}
+        assert pairs.skipped == {"blank lines": 2, ".orc files": 1}

@@ -100,11 +100,13 @@ def test_a_header_that_lies_is_refused(tmp_path):
     header = json.loads((folder / "header.json").read_text())
     for key in header:
         for lie in (-1, "x", None, 7, [], {}):
+            if header[key] == lie:
+                continue
             (folder / "header.json").write_text(json.dumps(header | {key: lie}))
             with pytest.raises(InputError, match="token file"):
                 tokens.open_file(folder)
             changed = header | {key: lie}  # with a digest that fits: a file from a stranger
-            (folder / "header.json").write_text(json.dumps(changed | {"sha256": tokens._digest(changed)}))
+            (folder / "header.json").write_text(json.dumps(changed | {"sha256": tokens.digest(changed)}))
             if key in ("format", "count", "documents", "itemsize"):
                 with pytest.raises(InputError, match="token file"):
                     tokens.open_file(folder)

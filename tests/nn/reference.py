@@ -166,11 +166,13 @@ def _block(p, cfg, x_TD, allowed_TS, frequencies, bias_NTS=None, memory_SD=None)
 def gpt_logits(params, cfg, tokens_T, segments=None, prefix=0):
     """Logits [T, V] of one sequence."""
     T, N, H = len(tokens_T), cfg.num_heads, cfg.head_dim or cfg.width // cfg.num_heads
+    segments_T = list(np.zeros(T, int) if segments is None else segments)
+    where_T = [t - segments_T.index(segments_T[t]) for t in range(T)]  # positions restart in each segment
     x_TD = params["embed"]["token"]["embedding"][tokens_T]
     if cfg.position == "learned":
-        x_TD = x_TD + params["embed"]["position"]["embedding"][:T]
+        x_TD = x_TD + params["embed"]["position"]["embedding"][where_T]
     if cfg.position == "sinusoidal":
-        x_TD = x_TD + np.stack([sinusoid(t, cfg.width) for t in range(T)])
+        x_TD = x_TD + np.stack([sinusoid(t, cfg.width) for t in where_T])
     bias_NTS = np.zeros((N, T, T))
     for n in range(N):
         for t in range(T):

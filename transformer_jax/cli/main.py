@@ -6,6 +6,7 @@
     inspect PATH [--verify]                                what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or workdir -> folder
     convert average RUN DST [--last N]                     the mean of a run's last checkpoints, as a workdir
+    prepare EXPERIMENT --out PATH [--shards I/N]           its text as a token store, on a disk or in a bucket
     recipes [copy NAME FILE]                               the recipes that ship, and a copy of one to edit
     launch KIND ... EXPERIMENT                             the same training on many machines
     doctor                                                 versions, devices, known-bad pairs, a short smoke step
@@ -36,7 +37,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from transformer_jax import interrupts
 from transformer_jax.errors import InputError, RunError
 
-COMMANDS = ("train", "evaluate", "predict", "inspect", "convert", "recipes", "launch", "doctor", "completion")
+WORK = ("train", "evaluate", "predict", "inspect", "convert", "prepare")
+COMMANDS = (*WORK, "recipes", "launch", "doctor", "completion")
 
 
 def console() -> int:

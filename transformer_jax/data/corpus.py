@@ -9,20 +9,29 @@ targets are the inputs shifted by one token. `sampling` chooses the window of ro
 Validation reads the whole stream in order, in adjacent windows: every token but the first is predicted once. The last
 window is padded with weight 0.
 
+With `documents="packed"` a row holds whole documents instead, as many as fit (`objectives.packing`), and has
+"segments": int32[T], the number of each one's document, from 1; 0 is padding. Attention does not cross them and
+positions restart. A document longer than a row is split. Each token that follows another of its document is predicted
+once, and so is the end of text, where one token both begins and ends documents.
+
+The tokens are tokenised here, into the cache, or are those of a token store that `transformer-jax prepare` has written.
+
 Letters: B rows, T length.
 """
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from transformer_jax.contracts import Source
-from transformer_jax.data import pipeline, sources, tokenizers, tokens
+from transformer_jax.contracts import LAUNCH, Source
+from transformer_jax.data import pipeline, sources, token_store, tokenizers, tokens
 from transformer_jax.errors import InputError
+from transformer_jax.objectives import packing
 
 Sampling = Literal["epochs", "random"]
 
@@ -39,12 +48,26 @@ class TextCorpus:
     """Tokens in a window."""
     sampling: Sampling = "epochs"
     """epochs: every window once per epoch, shuffled; random: windows at random positions (nanoGPT)."""
+    documents: Literal["joined", "packed"] = "joined"
+    """joined: windows of one stream of tokens, across documents; packed: rows of whole documents that do not see each
+    other."""
+    store: str = ""
+    """The folder or URL of a token store (`transformer-jax prepare`), read in place of `source`; empty: `source` is
+    tokenised into this machine's cache."""
+    store_cache: int = field(default=1 << 30, metadata=LAUNCH)
+    """Bytes of a bucket's tokens that each host keeps on its disk for the next epoch."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise InputError(f"data.length = {self.length} must be at least 1")
         if self.sampling not in ("epochs", "random"):
             raise InputError(f"data.sampling = {self.sampling!r} must be 'epochs' or 'random'")
+        if self.documents not in ("joined", "packed"):
+            raise InputError(f"data.documents = {self.documents!r} must be 'joined' or 'packed'")
+        if self.documents == "packed" and self.sampling != "epochs":
+            raise InputError("data.documents packed has no random positions; give --data.sampling epochs")
+        if self.store_cache < 0:
+            raise InputError(f"data.store_cache = {self.store_cache}: must be 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +75,12 @@ class Corpus:
     """A prepared TextCorpus."""
 
     tokenizer: tokenizers.Tokenizer
-    train: "Windows"
-    validation: "Windows"
-    train_tokens: tokens.TokenFile
-    validation_tokens: tokens.TokenFile
+    train: "Windows | Packed"
+    validation: "Windows | Packed"
+    train_tokens: tokens.TokenFile | token_store.TokenStore
+    validation_tokens: tokens.TokenFile | token_store.TokenStore
+    validation_documents: sources.Documents | None
+    """The text, where it was tokenised here."""
 
 
 def prepare(
@@ -72,19 +97,105 @@ def prepare(
     Raises:
       InputError: a missing, empty or too short corpus.
     """
+    if corpus.store:
+        return _of_store(corpus, seed, tokenizer)
     cache = cache or tokens.cache_dir()
-    train_documents = corpus.source.documents("train")
-    validation_documents = corpus.source.documents("validation")
-    tokenizer = tokenizers.build(corpus.tokenizer, train_documents, cache, given=tokenizer)
-    train = tokens.prepare(train_documents, tokenizer, cache)
-    validation = tokens.prepare(validation_documents, tokenizer, cache)
-    return Corpus(
-        tokenizer=tokenizer,
-        train=training_windows(train, corpus.length, corpus.sampling, seed, train_documents.origin),
-        validation=validation_windows(validation, corpus.length, validation_documents.origin),
-        train_tokens=train,
-        validation_tokens=validation,
-    )
+    documents = {side: corpus.source.documents(side) for side in token_store.SIDES}
+    tokenizer = tokenizers.build(corpus.tokenizer, documents["train"], cache, given=tokenizer)
+    made = {side: tokens.prepare(documents[side], tokenizer, cache) for side in token_store.SIDES}
+    origins = {side: documents[side].origin for side in token_store.SIDES}
+    return _examples(corpus, seed, tokenizer, made, origins, documents["validation"])
+
+
+def _of_store(corpus: TextCorpus, seed: int, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
+    """The examples of the store that `corpus` names, which must be of the `tokenizer` of the run that is continued."""
+    made = {side: token_store.open_store(corpus.store, side, corpus.store_cache) for side in token_store.SIDES}
+    own = token_store.tokenizer_of(corpus.store)
+    if tokenizer is not None and tokenizer.fingerprint != made["train"].tokenizer:
+        raise InputError(
+            f"data.store {corpus.store} was written with another tokenizer than this run's; prepare it with the run's: "
+            "--data.tokenizer.path WORKDIR/tokenizer"
+        )
+    origins = {side: f"{corpus.store} ({side})" for side in token_store.SIDES}
+    return _examples(corpus, seed, own if tokenizer is None else tokenizer, made, origins, None)
+
+
+def _examples(
+    corpus: TextCorpus,
+    seed: int,
+    tokenizer: tokenizers.Tokenizer,
+    made: Mapping[str, Any],
+    origins: Mapping[str, str],
+    validation_documents: sources.Documents | None,
+) -> Corpus:
+    if corpus.documents == "packed":
+        rows, others = (_packed(made[side], tokenizer, corpus.length, origins[side]) for side in token_store.SIDES)
+        train: Windows | Packed = dataclasses.replace(rows, order=pipeline.epochs(len(rows.rows), seed))
+        validation: Windows | Packed = others
+    else:
+        train = training_windows(made["train"], corpus.length, corpus.sampling, seed, origins["train"])
+        validation = validation_windows(made["validation"], corpus.length, origins["validation"])
+    return Corpus(tokenizer, train, validation, made["train"], made["validation"], validation_documents)
+
+
+# ---- Packed documents ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(pipeline.StackedExamples):
+    """Random-access rows of whole documents: `packed[i]` is example i."""
+
+    tokens: "np.ndarray | token_store.Stream"
+    starts: np.ndarray
+    """int64 [documents]: the position of each one's first token."""
+    rows: packing.Packing
+    """The pieces of each row, as inputs: an input's target is the token after it."""
+    order: Sequence[int]
+    """Example -> row."""
+    length: int
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in all rows."""
+        return 1 - int(self.rows.pieces[:, 2].sum()) / max(1, len(self.rows) * self.length)
+
+    def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """A batch: "inputs", "targets" and "segments" int32[B, T], "weights" float32[B, T]."""
+        pieces_B = [self.rows[self.order[i]] for i in numbers]
+        pieces = np.concatenate(pieces_B)
+        read = token_store.windows(self.tokens, self.starts[pieces[:, 0]] + pieces[:, 1], self.length + 1)
+        shape = (len(numbers), self.length)
+        inputs_BT, targets_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))
+        piece = 0
+        for b, of_row in enumerate(pieces_B):
+            at = 0
+            for segment, size in enumerate(of_row[:, 2].tolist(), 1):
+                inputs_BT[b, at : at + size] = read[piece, :size]
+                targets_BT[b, at : at + size] = read[piece, 1 : size + 1]
+                segments_BT[b, at : at + size] = segment
+                at, piece = at + size, piece + 1
+        weights_BT = (segments_BT > 0).astype(np.float32)
+        return {"inputs": inputs_BT, "targets": targets_BT, "segments": segments_BT, "weights": weights_BT}
+
+
+def _packed(file: Any, tokenizer: tokenizers.Tokenizer, length: int, origin: str) -> Packed:
+    """The packed rows of a token file or store, each once, in order."""
+    if not tokens.frame(tokenizer)[0]:
+        raise InputError(
+            "data.documents packed needs a tokenizer with a beginning-of-text or end-of-text token, from which the "
+            "first token of each document is predicted; choose another tokenizer, or --data.documents joined"
+        )
+    lengths = file.lengths()
+    starts = np.cumsum(lengths) - lengths
+    # Where a document begins with the token that also ends it, the first token of the next is its last target.
+    joined = tokens.frame(tokenizer) == ([tokenizer.eos_id], [])
+    inputs = lengths - 1
+    if joined:
+        inputs[:-1] += 1
+    rows = packing.pack(np.maximum(inputs, 0), length)
+    if not len(rows):
+        raise InputError(f"{origin}: no document has two tokens, and predicting one needs at least 2; give more text")
+    return Packed(file.tokens, starts, rows, range(len(rows)), length)
 
 
 # ---- Windows -------------------------------------------------------------------------------------------------------
@@ -94,27 +205,29 @@ def prepare(
 class Windows(pipeline.StackedExamples):
     """Random-access windows of a token stream: `windows[i]` is example i."""
 
-    tokens: np.ndarray
+    tokens: "np.ndarray | token_store.Stream"
     order: Sequence[int]
     """Example -> position of the window's first input in `tokens`."""
     length: int
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """A batch of examples: {"inputs": int32[B, T], "targets": int32[B, T], "weights": float32[B, T]}."""
-        start_B1 = np.array([self.order[i] for i in numbers], np.int64)[:, None]
-        offset_T = np.arange(self.length + 1)
-        at_BT = start_B1 + offset_T  # one wider than T: inputs and targets
-        inside_BT = at_BT < len(self.tokens)
-        window_BT = np.where(inside_BT, self.tokens[np.minimum(at_BT, len(self.tokens) - 1)], 0).astype(np.int32)
+        start_B = np.array([self.order[i] for i in numbers], np.int64)
+        window_BT = token_store.windows(self.tokens, start_B, self.length + 1)  # one wider: inputs and targets
+        inside_BT = start_B[:, None] + np.arange(1, self.length + 1) < len(self.tokens)
         return {
             "inputs": np.ascontiguousarray(window_BT[:, :-1]),
             "targets": np.ascontiguousarray(window_BT[:, 1:]),
-            "weights": inside_BT[:, 1:].astype(np.float32),
+            "weights": inside_BT.astype(np.float32),
         }
 
 
 def training_windows(
-    file: tokens.TokenFile, length: int, sampling: Sampling, seed: int, origin: str = "the training text"
+    file: tokens.TokenFile | token_store.TokenStore,
+    length: int,
+    sampling: Sampling,
+    seed: int,
+    origin: str = "the training text",
 ) -> Windows:
     """An endless stream of full windows.
 
@@ -142,7 +255,9 @@ def training_windows(
     return Windows(file.tokens, _Random(count - length, seed), length)
 
 
-def validation_windows(file: tokens.TokenFile, length: int, origin: str = "the validation text") -> Windows:
+def validation_windows(
+    file: tokens.TokenFile | token_store.TokenStore, length: int, origin: str = "the validation text"
+) -> Windows:
     """Adjacent windows that predict every token but the first once, in order; the last one is padded.
 
     Args:

@@ -16,13 +16,14 @@ relative path (of a record, of its text) decides. So the split depends neither o
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ class Part:
     nbytes: int
     """An estimate of the bytes of text."""
     read: Callable[[], Iterator[tuple[str, str]]]
+    dropped: Counter[str] = field(default_factory=Counter)
+    """What the last reading dropped, by reason."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class Documents:
     """An estimate of the bytes of text, for progress bars."""
     parts: Callable[[], list[Part]] | None = None
     """The same documents in parts, in order; None: they cannot be read in parts."""
+    deduplicate: bool = False
+    """Whether documents are dropped whose text was seen before, when they are tokenised."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """What the last reading dropped, by reason."""
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return self.read()
@@ -84,6 +91,25 @@ def in_memory(pairs: Iterable[tuple[str, str]], origin: str = "the documents giv
         identity=lambda: hashlib.sha256(json.dumps(held).encode()).hexdigest(),
         nbytes=sum(len(text) for _, text in held),
     )
+
+
+def whole(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(name, text) of each document, its pieces joined.
+
+    Args:
+      documents: (name, piece).
+
+    Raises:
+      InputError: a document of more than `text_files.LONGEST_TEXT` characters.
+    """
+    for name, pieces in itertools.groupby(documents, key=lambda pair: pair[0]):
+        held, size = [], 0
+        for _, piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size > text_files.LONGEST_TEXT:
+                raise InputError(f"{name} has more than {text_files.LONGEST_TEXT:,} characters; divide the file")
+        yield name, "".join(held)
 
 
 # ---- The sources ---------------------------------------------------------------------------------------------------

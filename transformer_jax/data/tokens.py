@@ -29,7 +29,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,12 @@ class TokenFile:
     """SHA-256 of the text: a byte 0xFF before the UTF-8 of each document."""
     folder: Path
     """The folder of the file."""
+    header: dict[str, Any]
+    """The object in its header.json."""
+
+    def lengths(self) -> np.ndarray:
+        """int64 [documents]: the tokens of each document."""
+        return np.diff(self.starts, append=len(self.tokens))
 
 
 def cache_dir() -> Path:
@@ -113,8 +119,8 @@ def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | No
         _sweep(parent)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=parent))
         try:
-            _write(documents, tokenizer, temporary)
-            _rename(temporary, folder)
+            write(documents, tokenizer, temporary)
+            rename(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
@@ -124,11 +130,12 @@ def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | No
     return open_file(folder)
 
 
-def open_file(folder: Path) -> TokenFile:
+def open_file(folder: Path, *, may_be_empty: bool = False) -> TokenFile:
     """The token file in a folder, checked against its digests.
 
     Args:
-      folder: CACHE/tokens/KEY.
+      folder: CACHE/tokens/KEY, or a shard of a store.
+      may_be_empty: whether it may have no token, as a shard may.
 
     Raises:
       InputError: the file is damaged, or of another version.
@@ -140,7 +147,7 @@ def open_file(folder: Path) -> TokenFile:
             raise InputError(f"token file {folder} is damaged: {error}") from None
         if header["format"] != FORMAT:
             raise InputError(f"token file {folder} has format {header['format']}, this version reads {FORMAT}")
-        if header["sha256"] != _digest(header):
+        if header["sha256"] != digest(header):
             raise InputError(f"token file {folder}: header.json is damaged, its values do not match its sha256")
         arrays = {}
         for name, dtype, count in (
@@ -150,10 +157,9 @@ def open_file(folder: Path) -> TokenFile:
             path = folder / f"{name}.bin"
             files.opened(path, inside=folder).close()
             size, expected = path.stat().st_size, count * dtype.itemsize
-            if size != expected or count < 1:
+            if size != expected or (count < 1 and not may_be_empty):
                 raise InputError(f"token file {path} has {size:,} bytes, its header says {expected:,}: it is damaged")
-            # A plain ndarray over the map, because indexing np.memmap itself is several times slower.
-            arrays[name] = np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
+            arrays[name] = _mapped(path, dtype, count)
             if _digest_array(arrays[name]) != header["digests"][name]:
                 raise InputError(f"token file {path} is damaged: its bytes are not those that were written")
         _refuse_unknown(arrays["tokens"], header["vocab_size"], f"token file {folder}")
@@ -166,11 +172,19 @@ def open_file(folder: Path) -> TokenFile:
             tokenizer=header["tokenizer"],
             content=header["content"],
             folder=folder,
+            header=header,
         )
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"token file {folder} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
+    """A memory map as a plain ndarray, because indexing np.memmap itself is several times slower."""
+    if not count:  # nothing can be mapped
+        return np.zeros(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
 
 
 def _refuse_unknown(ids: np.ndarray, vocab_size: int, where: str) -> None:
@@ -188,7 +202,8 @@ def _digest_array(array: np.ndarray) -> str:
         return hashlib.sha256(b"".join(blocks)).hexdigest()
 
 
-def _digest(header: dict[str, Any]) -> str:
+def digest(header: Mapping[str, Any]) -> str:
+    """SHA-256 of all values of `header` but its "sha256"."""
     rest = {key: value for key, value in header.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -196,22 +211,40 @@ def _digest(header: dict[str, Any]) -> str:
 # ---- Writing -------------------------------------------------------------------------------------------------------
 
 
-def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the files of a token file into a temporary folder."""
+def write(
+    documents: sources.Documents,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    repeated: frozenset[int] | None = None,
+    may_be_empty: bool = False,
+) -> None:
+    """Writes the files of a token file into a temporary folder, header.json last.
+
+    Args:
+      documents: the corpus, or the part of it that is a shard of a store.
+      tokenizer: encodes it.
+      folder: exists and is empty.
+      repeated: the numbers of documents to drop as duplicates; None: found here, if the source drops them.
+      may_be_empty: whether there may be no text at all.
+
+    Raises:
+      InputError: bad text, or none.
+    """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     head, tail = ([np.array(ids, np.int32)] if ids else [] for ids in frame(tokenizer))
     content = hashlib.sha256()
     count = text_bytes = document_count = first_bytes = 0
     last_name: str | None = None
-    spelled: collections.Counter[str] = collections.Counter()
+    spelled, dropped = collections.Counter[str](), collections.Counter[str]()
+    kept = _without_repeated(documents, repeated, dropped) if repeated or documents.deduplicate else documents
     progress = _progress(documents.nbytes, documents.origin)
     with progress as advance, (folder / "tokens.bin").open("wb") as out, (folder / "documents.bin").open("wb") as index:
-        for batch in _batches(documents):
+        for batch in _batches(kept):
             row: list[np.ndarray] = []
             starts: list[int] = []
             batch_bytes = 0
-            encoded = _encode(tokenizer, batch)
-            for (name, text), ids in zip(batch, encoded, strict=True):
+            for (name, text), ids in zip(batch, _encode(tokenizer, batch), strict=True):
                 if not count and not head:
                     first_bytes = len(tokenizer.decode(ids[:1]).encode())
                 if name != last_name:
@@ -241,15 +274,9 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
             count += len(tail)
         _sync(out)
         _sync(index)
-    if not text_bytes:
+    if not text_bytes and not may_be_empty:
         raise InputError(f"{documents.origin}: the corpus is empty; it has no character")
-    if spelled:
-        times = ", ".join(f"{token} {count:,} times" for token, count in spelled.most_common(5))
-        print(
-            f"{documents.origin}: the text spells special tokens ({times}); this tokenizer encodes them as text. "
-            "--data.tokenizer.special-tokens read encodes them as tokens",
-            file=sys.stderr,
-        )
+    _report_spelled(spelled, documents.origin)
     header: dict[str, Any] = {
         "format": FORMAT,
         "count": count,
@@ -261,16 +288,57 @@ def _write(documents: sources.Documents, tokenizer: Tokenizer, folder: Path) -> 
         "tokenizer": tokenizer.fingerprint,
         "content": content.hexdigest(),
         "origin": documents.origin,
+        "dropped": dict(sorted((dropped + documents.dropped).items())),
     }
-    header["digests"] = {
-        name: _digest_array(np.asarray(np.memmap(folder / f"{name}.bin", np.uint8, mode="r")))
-        for name in ("tokens", "documents")
-    }
-    header["sha256"] = _digest(header)
+    _seal(folder, header)
+
+
+def _seal(folder: Path, header: dict[str, Any]) -> None:
+    """Adds the digests of the files in a folder to their header, and writes it."""
+    paths = {name: folder / f"{name}.bin" for name in ("tokens", "documents")}
+    written = {name: _mapped(path, np.uint8, path.stat().st_size) for name, path in paths.items()}
+    header["digests"] = {name: _digest_array(data) for name, data in written.items()}
+    # What buckets report of their objects.
+    header["md5"] = {name: hashlib.md5(data.data, usedforsecurity=False).hexdigest() for name, data in written.items()}
+    header["sha256"] = digest(header)
     with (folder / "header.json").open("wb") as file:
         file.write(json.dumps(header, indent=1).encode())
         _sync(file)
     files.sync(folder)
+
+
+def _report_spelled(spelled: Mapping[str, int], origin: str) -> None:
+    """Prints the special tokens that a text spells, if there are any."""
+    if spelled:
+        most = sorted(spelled.items(), key=lambda one: -one[1])[:5]
+        times = ", ".join(f"{token} {count:,} times" for token, count in most)
+        print(
+            f"{origin}: the text spells special tokens ({times}); this tokenizer encodes them as text. "
+            "--data.tokenizer.special-tokens read encodes them as tokens",
+            file=sys.stderr,
+        )
+
+
+def _without_repeated(
+    documents: sources.Documents, repeated: frozenset[int] | None, dropped: collections.Counter[str]
+) -> Iterator[tuple[str, str]]:
+    """The documents whose text was not seen before. Those without text have no number."""
+    seen: set[bytes] = set()
+    number = -1
+    for name, text in sources.whole(documents):
+        if not text:
+            continue
+        number += 1
+        if repeated is None:
+            one = hashlib.sha256(text.encode()).digest()[:16]
+            again = one in seen
+            seen.add(one)
+        else:
+            again = number in repeated
+        if again:
+            dropped["duplicates"] += 1
+        else:
+            yield name, text
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -329,7 +397,8 @@ def _encode(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> list[np.ndarr
         raise
 
 
-def _rename(temporary: Path, folder: Path) -> None:
+def rename(temporary: Path, folder: Path) -> None:
+    """Renames the finished folder `temporary` to `folder`, unless another process has made it meanwhile."""
     try:
         temporary.rename(folder)
     except OSError:

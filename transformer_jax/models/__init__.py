@@ -42,6 +42,7 @@ MODULES = {
     "randaugment": "augment.randaugment",
     "corpus": "data.corpus",
     "sources": "data.sources",
+    "cleaning": "data.cleaning",
     "tokenizers": "data.tokenizers",
     "tables": "data.tables",
     "images": "data.images",

@@ -120,8 +120,8 @@ def hidden(
       params: of `init`.
       cfg: the model's config.
       tokens_BT: integers below V.
-      segments: [B, T], integers that separate packed documents in attention; positions do not restart. None: nothing
-        is packed.
+      segments: [B, T], integers that separate packed documents: attention does not cross them and positions restart.
+        None: nothing is packed.
       prefix: [B], the number of first tokens that every token sees (prefix-LM); None: causal.
       key: of dropout; None: evaluation.
 
@@ -129,7 +129,8 @@ def hidden(
       ValueError: T > cfg.max_length.
     """
     mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix, window=_distance(cfg))
-    return _forward(params, cfg, tokens_BT, jnp.arange(tokens_BT.shape[1]), mask, key)[0]
+    where = jnp.arange(tokens_BT.shape[1]) if segments is None else positions.restarted(segments)
+    return _forward(params, cfg, tokens_BT, where, mask, key)[0]
 
 
 def head(params: Params, cfg: Config) -> jax.Array:

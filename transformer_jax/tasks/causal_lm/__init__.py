@@ -118,6 +118,8 @@ class CausalLM(TextTask):
         """The shapes and dtypes of one example, [T]."""
         T = data.length
         dtypes = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        if data.documents == "packed":
+            dtypes["segments"] = np.int32
         return {name: jax.ShapeDtypeStruct((T,), dtype) for name, dtype in dtypes.items()}
 
     def prepare(self, data: corpus.TextCorpus, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
@@ -132,7 +134,7 @@ class CausalLM(TextTask):
                 f"the tokenizer has ids up to {made.tokenizer.vocab_size - 1}, but model.vocab_size is "
                 f"{model_cfg.vocab_size}; give --model.vocab-size {made.tokenizer.vocab_size} or more"
             )
-        validation = data.source.documents("validation")
+        validation = made.validation_documents
         facts: dict[str, Any] = {
             "vocabulary": made.tokenizer.vocab_size,
             "training_tokens": len(made.train_tokens.tokens),
@@ -140,7 +142,9 @@ class CausalLM(TextTask):
             "validation_tokens": len(made.validation_tokens.tokens),
             "validation_bytes": made.validation_tokens.bytes,
         }
-        if validation.nbytes <= GZIP_AT_MOST:
+        if isinstance(made.train, corpus.Packed):
+            facts["padding"] = round(made.train.padding, 4)
+        if validation is not None and validation.nbytes <= GZIP_AT_MOST:
             facts["gzip_bits_per_byte"] = gzip_bits_per_byte(validation)
         reference = Reference(made.validation_tokens.predicted_bytes, facts.get("gzip_bits_per_byte"))
         return Prepared(
