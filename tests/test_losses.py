@@ -90,6 +90,24 @@ def test_tiled_is_plain():
             np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
 
 
+def test_capped_logits_in_tiles_are_capped_logits():
+    """And the cap matters: the logits reach 2 and are capped at 1."""
+
+    def plain(x, kernel, bias):
+        logits = jnp.tanh(x @ kernel + bias)
+        return cross_entropy(logits, LABELS, WEIGHTS, **SMOOTH)[0]
+
+    def tiled(x, kernel, bias):
+        return linear_cross_entropy(x, kernel, LABELS, WEIGHTS, bias_V=bias, cap=1.0, **SMOOTH, **tiles(3))[0]
+
+    args = f32(X, KERNEL, BIAS)
+    one, two = jax.jit(lambda *args: [jax.value_and_grad(f, (0, 1, 2))(*args) for f in (plain, tiled)])(*args)
+    np.testing.assert_allclose(jax.jit(tiled)(*args), one[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    assert np.abs(X @ KERNEL + BIAS).max() > 2
+
+
 def test_what_is_reported_trains_nothing():
     """One pass over the logits: the sums with and without smoothing, of which only the first has gradients."""
     x, kernel, logits = f32(X, KERNEL, X @ KERNEL)

@@ -6,7 +6,7 @@ add up to the same mean, and padding has weight 0.
 B batch, T length, D width, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ def linear_cross_entropy(
     weights_BT: jax.Array | None = None,
     *,
     bias_V: jax.Array | None = None,
+    cap: float = 0.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     tile_bytes: int | None = None,
@@ -76,6 +77,7 @@ def linear_cross_entropy(
       labels_BT: as for `cross_entropy`.
       weights_BT: likewise.
       bias_V: of the logits.
+      cap: the soft cap of the logits (`kernels.soft_cap`); 0: none.
       label_smoothing: as for `cross_entropy`.
       z_loss: likewise.
       tile_bytes: of float32 logits that exist at once on a device, at least one position of the batch; None: by the
@@ -85,7 +87,8 @@ def linear_cross_entropy(
       InputError: as `cross_entropy`.
     """
     labels_BT, weights_BT = _targets(labels_BT, weights_BT, kernel_DV.shape[1])
-    kernel_DV, options = kernel_DV.astype(x_BTD.dtype), {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    kernel_DV = kernel_DV.astype(x_BTD.dtype)
+    options: Any = {"cap": cap, "label_smoothing": label_smoothing, "z_loss": z_loss}
     with jax.named_scope("loss"):
         total, plain = _linear_sums(x_BTD, kernel_DV, bias_V, labels_BT, weights_BT, **options, tile_bytes=tile_bytes)
     return CrossEntropy(total, jnp.sum(weights_BT), jax.lax.stop_gradient(plain))
@@ -99,6 +102,7 @@ def _linear_sums(
     labels_BT: jax.Array,
     weights_BT: jax.Array,
     *,
+    cap: float,
     label_smoothing: float,
     z_loss: float,
     tile_bytes: int | None,
@@ -106,6 +110,7 @@ def _linear_sums(
     axes = ("batch", "length", "vocab")
     logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=axes, dtype=jnp.float32)
     logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
+    logits_BTV = kernels.soft_cap(logits_BTV, cap) if cap else logits_BTV
     return _sums(logits_BTV, labels_BT, weights_BT, label_smoothing, z_loss)
 
 

@@ -21,11 +21,11 @@ from transformer_jax import hub
 from transformer_jax.errors import InputError
 from transformer_jax.hub import mapping
 from transformer_jax.models import gpt
-from transformer_jax.models.gpt import gpt2, llama
+from transformer_jax.models.gpt import gemma, gpt2, llama
 from transformer_jax.nn import params as param_tree
 
 FIXTURES = Path(__file__).parents[1] / "data" / "hf"
-NAMES = ("gpt2", "gpt2_sharded", "llama", "llama3_rope", "qwen2", "qwen3", "mistral", "gemma")
+NAMES = ("gpt2", "gpt2_sharded", "llama", "llama3_rope", "qwen2", "qwen3", "mistral", "gemma", "gemma2")
 
 
 def snapshot(tmp_path: Path, name: str = "gpt2", **settings) -> Path:
@@ -71,9 +71,10 @@ def test_logits_are_transformers(name):
     np.testing.assert_array_equal(tokenizer.encode(str(expected["text"])), expected["text_ids"])
 
 
-def test_decoding_with_a_window_gives_the_same_logits():
-    config, params, _ = hub.load(FIXTURES / "mistral")
-    with np.load(FIXTURES / "mistral" / "expected.npz", allow_pickle=False) as file:
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_decoding_with_a_window_gives_the_same_logits(name):
+    config, params, _ = hub.load(FIXTURES / name)
+    with np.load(FIXTURES / name / "expected.npz", allow_pickle=False) as file:
         tokens, expected = file["tokens"][:, :12], file["logits"]
     _, cache = gpt.prefill(params, config, tokens[:, :4], gpt.init_cache(config, 2, 12))
     step = jax.jit(gpt.decode_step, static_argnums=1)
@@ -140,6 +141,26 @@ def test_published_parameter_count_llama():
     config = llama.read_config(LLAMA_3_2_1B, (), "config.json")
     assert param_tree.count(gpt.declare(config)) == 1_235_814_400
     assert config.rope_scaling is not None and config.rope_scaling.factor == 32.0 and config.rope_theta == 500_000.0
+
+
+def test_published_parameter_count_gemma_2():
+    """2B, as its config.json states it; 2.6 billion by Transformers' own count."""
+    config = gemma.read_config(
+        {
+            "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+            "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+            "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "initializer_range": 0.02,
+            "intermediate_size": 9216, "max_position_embeddings": 8192, "model_type": "gemma2",
+            "num_attention_heads": 8, "num_hidden_layers": 26, "num_key_value_heads": 4, "pad_token_id": 0,
+            "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+            "torch_dtype": "float32", "transformers_version": "4.42.4", "use_cache": True, "vocab_size": 256000,
+        },
+        (),
+        "config.json",
+    )  # fmt: skip
+    assert param_tree.count(gpt.declare(config)) == 2_614_341_888
+    assert (config.window, config.global_every, config.score_cap, config.logit_cap) == (4096, 2, 50.0, 30.0)
 
 
 # ---- Names, types and files that snapshots come in -------------------------------------------------------------------
@@ -235,6 +256,10 @@ def test_export_then_import_is_the_identity(tmp_path, name, shard_bytes):
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma", {"hidden_activation": "silu"}, "hidden_activation"),
         ("gemma", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma2", {"sliding_window": None}, '"sliding_window" is None'),
+        ("gemma2", {"layer_types": ["full_attention"] * 3}, '"layer_types" is'),
+        ("gemma2", {"hidden_act": "silu"}, "hidden_act"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "score_width is 0"),
     ],
 )
 def test_settings_of_mistral_and_gemma_that_are_not_computed(tmp_path, name, settings, says):
@@ -259,7 +284,9 @@ def test_export_writes_what_transformers_wrote(tmp_path, name):
     ours = load_file(tmp_path / "new" / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for k in theirs:  # Gemma's norms, to which 1 was added, lose a bit
-        np.testing.assert_allclose(ours[k], theirs[k], rtol=0, atol=6e-8 if name == "gemma" and "norm" in k else 0)
+        np.testing.assert_allclose(
+            ours[k], theirs[k], rtol=0, atol=6e-8 if name.startswith("gemma") and "norm" in k else 0
+        )
 
 
 def test_export_keeps_bfloat16_to_the_bit(tmp_path):

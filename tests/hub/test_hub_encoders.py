@@ -21,7 +21,7 @@ from transformer_jax import hub
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
-from transformer_jax.models.bert import albert, distilbert, electra, modernbert, mpnet, roberta
+from transformer_jax.models.bert import albert, deberta, distilbert, electra, modernbert, mpnet, roberta
 from transformer_jax.models.bert import bert as bert_format
 from transformer_jax.nn import params as param_tree
 
@@ -74,6 +74,12 @@ HEADS = {
     "MPNetForTokenClassification": ("tokens",),
     "MPNetForQuestionAnswering": ("span",),
     "MPNetForMultipleChoice": (*POOLED, "choice"),
+    "DebertaV2Model": (),
+    "DebertaV2ForMaskedLM": ("mlm",),
+    "DebertaV2ForSequenceClassification": (*POOLED, "classification"),
+    "DebertaV2ForTokenClassification": ("tokens",),
+    "DebertaV2ForQuestionAnswering": ("span",),
+    "DebertaV2ForMultipleChoice": (*POOLED, "choice"),
     "XLMRobertaForMaskedLM": ("mlm",),
     "CamembertForTokenClassification": ("tokens",),
 }
@@ -231,6 +237,13 @@ MODERNBERT = {
     "sep_token_id": 50282, "sparse_pred_ignore_index": -100, "sparse_prediction": False, "tie_word_embeddings": True,
     "torch_dtype": "float32", "transformers_version": "4.47.0.dev0", "vocab_size": 50368,
 }  # fmt: skip
+DEBERTA_V3 = {
+    "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "initializer_range": 0.02,
+    "layer_norm_eps": 1e-07, "max_position_embeddings": 512, "max_relative_positions": -1, "model_type": "deberta-v2",
+    "norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "position_biased_input": False, "position_buckets": 256,
+    "relative_attention": True, "share_att_key": True, "type_vocab_size": 0, "vocab_size": 128100,
+}  # fmt: skip
+LM_PREDICTIONS = "lm_predictions.lm_head.bias"
 POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "discriminator_predictions.dense.bias"
 
 
@@ -244,6 +257,7 @@ POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "disc
         (distilbert, DISTILBERT, (), "vocab_projector.bias", 66_985_530),
         (mpnet, MPNET, (768, 12, 12, 3072), LM_HEAD, 109_518_527),
         (modernbert, MODERNBERT, (), "decoder.bias", 149_655_232 + 768),  # and ours has a norm that nothing reads
+        (deberta, DEBERTA_V3, (768, 12, 12, 3072), LM_PREDICTIONS, 184_551_780),
         (albert, ALBERT, (768, 12, 12, 3072, 128), "albert.pooler.bias", 11_683_584),
         (albert, ALBERT, (1024, 24, 16, 4096, 128), "albert.pooler.bias", 17_683_968),
         (albert, ALBERT, (2048, 24, 16, 8192, 128), "albert.pooler.bias", 58_724_864),
@@ -254,6 +268,7 @@ POOLER, LM_HEAD, DISCRIMINATOR = "bert.pooler.dense.bias", "lm_head.bias", "disc
     ],
     ids=[
         *("bert-base", "bert-large", "roberta-base", "roberta-large", "distilbert", "mpnet", "modernbert"),
+        "deberta-v3-base",
         *("albert-base", "albert-large", "albert-xlarge", "albert-xxlarge"),
         *("electra-small", "electra-base", "electra-large"),
     ],
@@ -278,6 +293,25 @@ def like_bert_base_uncased(tensors):
         "cls.predictions.decoder.bias": tensors["cls.predictions.bias"],
     }
     return old | copies | {"bert.embeddings.position_ids": np.arange(20)[None]}
+
+
+def test_the_published_deberta_file(tmp_path):
+    """v3's files name the masked-LM head otherwise, hold the head of another pre-training, and a table of positions."""
+
+    def published(tensors):
+        names = {"cls.predictions.bias": "lm_predictions.lm_head.bias"}
+        renamed = {
+            names.get(name, name.replace("cls.predictions.transform", "lm_predictions.lm_head")): x
+            for name, x in tensors.items()
+        }
+        more = {"mask_predictions.dense.bias": np.zeros(16, np.float32)}
+        return renamed | more | {"deberta.embeddings.position_embeddings.weight": np.zeros((20, 16), np.float32)}
+
+    name = "DebertaV2ForMaskedLM"
+    folder = snapshot(tmp_path, name, published, drop=("legacy",), pos_att_type="p2c|c2p", max_relative_positions=20)
+    config, params, _ = hub.load(folder)
+    assert config == hub.load(FIXTURES / name)[0]
+    assert_equal(params, hub.load(FIXTURES / name)[1])
 
 
 def test_the_published_bert_file(tmp_path):
@@ -423,7 +457,7 @@ def test_export_then_import_is_the_identity(tmp_path, name):
     assert hub.labels(tmp_path / "new") == labels
     settings = json.loads((tmp_path / "new" / "config.json").read_text())
     named = re.sub("^(XLMRoberta|Camembert)", "Roberta", name)  # without a tokenizer, by which they differ
-    model_type = named.split("For")[0].lower().removesuffix("model")
+    model_type = named.split("For")[0].lower().removesuffix("model").replace("debertav2", "deberta-v2")
     assert settings["architectures"] == [named] and settings["model_type"] == model_type
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (FIXTURES / name, tmp_path / "new"))
     if name.endswith("Model"):  # exported with the prefix, which a trunk of theirs is saved without
@@ -657,6 +691,15 @@ def test_wrong_tensors_are_named(tmp_path, name, change, says):
         ("ModernBertModel", {"rope_scaling": {"factor": 2}}, "rope_scaling"),
         ("ModernBertForQuestionAnswering", {"architectures": None}, "what kind of head"),
         ("MPNetModel", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets"),
+        ("DebertaV2Model", {"relative_attention": False}, '"relative_attention" is False'),
+        ("DebertaV2Model", {"share_att_key": None}, '"share_att_key" is False'),
+        ("DebertaV2Model", {"pos_att_type": "c2p"}, "\"pos_att_type\" is \\['c2p'\\]"),
+        ("DebertaV2Model", {"norm_rel_ebd": "none"}, '"norm_rel_ebd" is .none'),
+        ("DebertaV2Model", {"conv_kernel_size": 3}, '"conv_kernel_size" is 3; only 0'),
+        ("DebertaV2Model", {"max_relative_positions": 8}, '"max_relative_positions" is 8'),
+        ("DebertaV2Model", {"position_buckets": None}, 'lacks "position_buckets"'),
+        ("DebertaV2Model", {"position_buckets": 5}, "distance_buckets is 5"),
+        ("DebertaV2Model", {"max_position_embeddings": 4}, "model.max_length, 4, at least"),
         ("MPNetForMaskedLM", {"hidden_act": "relu"}, "masked-LM head of this model type"),
         ("XLMRobertaForMaskedLM", {"hidden_act": "relu"}, "masked-LM head of this model type"),
         ("ElectraForMultipleChoice", {"summary_type": "mean"}, "'mean'"),
@@ -695,7 +738,7 @@ def test_notes_of_people_and_training_scripts_do_not_keep_a_model_from_loading(t
     "name",
     [
         *("BertForTokenClassification", "AlbertForSequenceClassification", "DistilBertForSequenceClassification"),
-        "DistilBertForMaskedLM",
+        *("DistilBertForMaskedLM", "RobertaForMaskedLM", "RobertaForTokenClassification"),
     ],
 )
 def test_what_the_first_versions_of_transformers_wrote(tmp_path, name):
@@ -704,7 +747,7 @@ def test_what_the_first_versions_of_transformers_wrote(tmp_path, name):
     old = {"finetuning_task": "mnli", "output_past": True, "pruned_heads": {}, "torchscript": False}
     old |= {"use_bfloat16": False, "eos_token_ids": 0, "is_decoder": False, "xla_device": None, "length_penalty": 1.0}
     drop = {"model_type", "transformers_version", "dtype", "problem_type"}
-    drop |= {"architectures"} if name == "DistilBertForMaskedLM" else set()
+    drop |= {"architectures"} if name.endswith("ForMaskedLM") else set()
     labels = labels if "Classification" in name else {}
     folder = snapshot(tmp_path, name, drop=drop, **old, **labels)
     assert hub.is_snapshot(folder)

@@ -1,4 +1,4 @@
-"""ViTs and DeiTs that Transformers wrote give Transformers' hidden states, attention and logits, at their own
+"""ViTs, DeiTs and DINOv2s that Transformers wrote give Transformers' hidden states, attention and logits, at their own
 resolution and at another; exports come back to the bit; settings that we do not compute are refused in one line.
 
 The fixtures in tests/data/hf/vision are made by tools/fixtures/make_hf_vit.py, which also checks that Transformers
@@ -24,10 +24,12 @@ from transformer_jax import hub
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.models import vit
+from transformer_jax.models.vit import dinov2
 from transformer_jax.nn import params as param_tree
 
 FIXTURES = Path(__file__).parents[1] / "data" / "hf" / "vision"
 LABELS = ("crane", "lantern", "teapot")
+DINO = {"mlp_width": 64, "layer_scale": 1.0, "norm_eps": 1e-6, "interpolate": "bicubic"}
 CASES = {  # what the tensors and settings of each say
     "ViTForImageClassification": {"num_classes": 3},
     "ViTModel": {"num_classes": 0, "pre_logits": 10, "qkv_bias": False, "channels": 1},
@@ -35,6 +37,11 @@ CASES = {  # what the tensors and settings of each say
     "DeiTForImageClassification": {"num_classes": 3, "distillation": "token"},
     "DeiTForImageClassificationWithTeacher": {"num_classes": 3, "distillation": "head", "norm_eps": 1e-6},
     "DeiTModel": {"num_classes": 0, "distillation": "token", "pre_logits": 16},
+    "Dinov2ForImageClassification": DINO
+    | {"num_classes": 3, "pool": "both", "gated": True, "mlp_width": 48, "activation": "silu", "layer_scale": 0.5},
+    "Dinov2Model": DINO | {"num_classes": 0},
+    "Dinov2WithRegistersForImageClassification": DINO
+    | {"num_classes": 3, "pool": "both", "num_registers": 2, "interpolate": "antialiased"},
 }
 
 
@@ -78,15 +85,16 @@ def outputs(params, cfg, images):
 def test_all_states_weights_and_logits_are_transformers(name):
     config, params, tokenizer = hub.load(FIXTURES / name)
     assert tokenizer is None
-    wanted = vit.Config(
-        image_size=24, patch_size=8, width=16, num_layers=2, num_heads=2, mlp_width=24, norm_eps=1e-12, init_std=0.03
-    )
-    assert config == dataclasses.replace(wanted, initializer="normal", **CASES[name])
+    wanted = {"mlp_width": 24, "norm_eps": 1e-12, "init_std": 0.03, "initializer": "normal"} | CASES[name]
+    assert config == vit.Config(image_size=24, patch_size=8, width=16, num_layers=2, num_heads=2, **wanted)
     expected = expected_of(name)
     assert 0.5 < expected["hidden"].std() < 2, "the bound below means something at this scale only"
     found = outputs(params, config, expected["images"])
-    larger = outputs(*vit.resample_positions(params, config, 40), expected["larger"])
-    found |= {f"larger_{key}": larger[key] for key in ("hidden", "logits") if key in larger}
+    interpolates = config.interpolate != "never"
+    resized = (params, config) if interpolates else vit.resample_positions(params, config, 40)
+    found["larger_hidden"] = jax.jit(vit.hidden, static_argnums=1)(*resized, expected["larger"])
+    if config.num_classes:
+        found["larger_logits"] = vit.head_logits(*resized, found["larger_hidden"])
     assert expected.keys() - found.keys() == {"images", "larger", "versions"} and found.keys() <= expected.keys()
     for key, value in found.items():
         np.testing.assert_allclose(value, expected[key], rtol=0, atol=2e-5, err_msg=key)
@@ -103,6 +111,29 @@ def test_positions_from_224_to_384_are_transformers():
         assert new == dataclasses.replace(cfg, image_size=size)
         found = resized["embed"]["position"]["embedding"]
         np.testing.assert_allclose(found, tables[str(size)], rtol=0, atol=1e-5)
+        plain = dataclasses.replace(cfg, distillation="none", interpolate="antialiased")
+        found, _ = vit.resample_positions({"embed": {"position": {"embedding": tables["224"][1:]}}}, plain, size)
+        expected = tables[f"antialiased_{size}"]
+        np.testing.assert_allclose(found["embed"]["position"]["embedding"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),  # Transformers' own counts, without the mask token
+    [((384, 12, 6, False), 22_056_192), ((1536, 40, 24, True), 1_136_479_232)],
+    ids=["dinov2-small", "dinov2-giant"],
+)
+def test_published_parameter_counts(sizes, count):
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "use_swiglu_ffn")
+    settings = {  # as in the published files
+        "apply_layernorm": True, "architectures": ["Dinov2Model"], "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0, "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "image_size": 518,
+        "initializer_range": 0.02, "layer_norm_eps": 1e-06, "layerscale_value": 1.0, "mlp_ratio": 4,
+        "model_type": "dinov2", "num_channels": 3, "out_features": ["stage12"], "patch_size": 14, "qkv_bias": True,
+        "reshape_hidden_states": True, "stage_names": ["stem", "stage1"], "torch_dtype": "float32",
+        "transformers_version": "4.32.0.dev0",
+    }  # fmt: skip
+    config = dinov2.read_config(settings | dict(zip(names, sizes, strict=True)), (), "config.json")
+    assert param_tree.count(vit.declare(config)) == count
 
 
 # ---- Names, labels, there and back -----------------------------------------------------------------------------------
@@ -118,9 +149,9 @@ def test_an_export_comes_back_to_the_bit(name, tmp_path):
     assert back == config
     assert_equal(returned, params)
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (FIXTURES / name, tmp_path / "out"))
-    assert {k.removeprefix("vit.").removeprefix("deit."): v.shape for k, v in ours.items()} == {
-        k.removeprefix("vit.").removeprefix("deit."): v.shape for k, v in theirs.items()
-    }
+    trunk = re.compile(r"^(vit|deit|dinov2|dinov2_with_registers)\.")
+    theirs, ours = ({trunk.sub("", name): x.shape for name, x in one.items()} for one in (theirs, ours))
+    assert ours == theirs
     assert hub.labels(tmp_path / "out") == labels and hub.preprocessing(tmp_path / "out") == preprocess
     said = json.loads((FIXTURES / name / "config.json").read_text())
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -156,6 +187,8 @@ def test_what_nothing_reads_may_be_there(tmp_path):
         ("ViTModel", None, {"patch_size": 7}, "model.patch_size 7 does not divide model.image_size 24"),
         ("ViTModel", None, {"pooler_act": "relu"}, "\"pooler_act\" is 'relu'; only 'tanh' is supported"),
         ("ViTModel", None, {"use_swiglu_ffn": True}, '"use_swiglu_ffn": True is an unknown setting'),
+        ("Dinov2Model", None, {"layerscale_value": 0.0}, '"layerscale_value" is 0.0; it must be above 0'),
+        ("Dinov2Model", None, {"use_swiglu_ffn": True}, "lacks dinov2.encoder.layer.0.mlp.weights_in.bias"),
         ("ViTModel", None, {"num_channels": 3}, "has shape (16, 1, 8, 8), but its config.json implies (16, 3, 8, 8)"),
         (
             "DeiTModel",
@@ -179,6 +212,8 @@ def test_what_is_not_computed_is_refused(name, change, settings, message, tmp_pa
         ({"layer_scale": 0.1}, "cannot express layer_scale=0.1"),
         ({"qk_norm": True}, "cannot express qk_norm=True"),
         ({"pre_logits": 8}, "cannot express pre_logits=8"),
+        (DINO | {"mlp_width": 40, "pool": "both"}, "the model type dinov2 cannot express mlp_width=40"),
+        (DINO | {"pool": "class"}, "the model type dinov2 cannot express pool='class' (it means 'both')"),
     ],
 )
 def test_what_the_format_cannot_say_is_not_exported(change, message, tmp_path):
@@ -214,6 +249,12 @@ IMAGENET: Any = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
         ),
         ({"image_processor_type": "DeiTImageProcessor"}, Preprocess(resize=256, resample="bicubic")),
         ({"do_normalize": False}, Preprocess(mean=(0.0,) * 3, std=(1.0,) * 3)),
+        (  # facebook/dinov2-base, whose model has positions for 518 pixels
+            {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "do_convert_rgb": True,
+             "image_mean": [0.485, 0.456, 0.406], "image_processor_type": "BitImageProcessor", "resample": 3,
+             "image_std": [0.229, 0.224, 0.225], "size": {"shortest_edge": 256}},
+            Preprocess(resize=256, fit="shortest", resample="bicubic", **IMAGENET),
+        ),
     ],
 )  # fmt: skip
 def test_published_preprocessing(settings, expected, tmp_path):

@@ -88,6 +88,27 @@ def test_relative_bias_looks_up_each_heads_bucket():
     assert both_NTS[0].tolist() == [[0, 34, 36], [2, 0, 34]]
 
 
+def test_debertas_buckets_as_published():
+    """256 on each side for distances up to 511: one for each distance up to 128, then growing (Transformers' rows)."""
+    distances = np.array([-511, -129, -1, 0, 1, 128, 129, 200, 300, 400, 511])
+    rows = positions.log_buckets(distances, span=256, max_distance=512)
+    np.testing.assert_array_equal(rows, [1, 127, 255, 256, 257, 384, 385, 425, 463, 489, 511])
+
+
+def test_disentangled_bias_compares_with_the_distance():
+    rng = np.random.default_rng(0)
+    B, T, N, H = 2, 5, 3, 4
+    q_BTNH, k_BTNH = rng.standard_normal((2, B, T, N, H))
+    key_dNH, query_dNH = rng.standard_normal((2, 2 * T - 1, N, H))
+    found = positions.disentangled_bias(*(np.float32(x) for x in (q_BTNH, k_BTNH, key_dNH, query_dNH)))
+    for t in range(T):
+        for s in range(T):
+            row = T - 1 - (t - s)  # the first row is of distance T - 1
+            expected = np.einsum("bnh,nh->bn", q_BTNH[:, t], key_dNH[row])
+            expected += np.einsum("bnh,nh->bn", k_BTNH[:, s], query_dNH[row])
+            np.testing.assert_allclose(found[:, :, t, s], expected, atol=1e-5)
+
+
 def test_alibi_slopes_as_published():
     """Press et al. 2022, section 3: 8 heads have 1/2, 1/4, ..., 1/256; 16 heads start at 2^-0.5; 12 mix the two."""
     eighths = [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]

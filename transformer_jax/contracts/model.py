@@ -49,8 +49,9 @@ class Format(Protocol):
 
     MODEL_TYPES: tuple[str, ...]
     """The values of "model_type" in config.json that this format reads."""
-    SIGNS: ClassVar[tuple[str, ...]] = ()
-    """The settings by which a config.json without "model_type" is recognised as the first of these types; (): none."""
+    SIGNS: ClassVar[tuple[str | tuple[str, Any], ...]] = ()
+    """The settings, or (setting, its value), by which a config.json without "model_type" is recognised as the first of
+    these types; (): none."""
     IMAGE_PROCESSORS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """{image processor of preprocessor_config.json: the defaults of its own}: {"ViT": {"size": 224, ...}}."""
 

@@ -27,8 +27,8 @@ from transformer_jax.hub import settings as hub_settings
 from transformer_jax.hub.writing import export as export
 
 TOKENIZER_FILES = (
-    *("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "source.spm"),
-    *("bytes.json", "characters.json"),
+    *("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model"),
+    *("source.spm", "bytes.json", "characters.json"),
 )
 UNREAD_TOKENIZER_FILE = "tokenizer.model"  # Llama's, a BPE of SentencePiece
 
@@ -171,8 +171,12 @@ def _model_type(given: Mapping[str, Any]) -> str | None:
     found = hub_settings.model_type(given, models.FORMATS)
     if found is not None or given.get("model_type") is not None:
         return found
+
+    def has(sign: str | tuple[str, Any]) -> bool:
+        return sign in given if isinstance(sign, str) else given.get(sign[0]) == sign[1]
+
     signs = {format.MODEL_TYPES[0]: getattr(format, "SIGNS", ()) for format in models.formats()}
-    return next((name for name, keys in signs.items() if keys and all(key in given for key in keys)), None)
+    return next((name for name, held in signs.items() if held and all(map(has, held))), None)
 
 
 def _processors() -> dict[str, Mapping[str, Any]]:

@@ -56,6 +56,7 @@ class Table(NamedTuple):
       buffers: a pattern of tensors that are not parameters, which are ignored.
       tied: {copy: original}; a checkpoint may hold one of the two, or both if they are equal.
       old_names: {pattern of an old ending: its replacement}.
+      zeros: {name: shape} of tensors that nothing here reads, which Transformers expects. They are written as zeros.
     """
 
     rows: Sequence[Row]
@@ -63,6 +64,7 @@ class Table(NamedTuple):
     buffers: str
     tied: Mapping[str, str]
     old_names: Mapping[str, str] = {}
+    zeros: Mapping[str, tuple[int, ...]] = {}
 
 
 def dense(leaf: str, tensor: str) -> tuple[Row, ...]:
@@ -256,4 +258,7 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
         itemsize = leaves[held[0].row.leaf].dtype.itemsize
         nbytes = int(np.prod(_their_shape(held, shapes))) * itemsize
         tensors[name] = (nbytes, functools.partial(make, held))
+    dtype = next(iter(leaves.values())).dtype
+    for name, shape in table.zeros.items():
+        tensors[name] = (int(np.prod(shape)) * dtype.itemsize, functools.partial(np.zeros, shape, dtype))
     return tensors

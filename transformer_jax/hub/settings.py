@@ -36,7 +36,7 @@ _DESCRIPTIVE = """
     length_penalty max_length min_length model_max_length n_ctx no_repeat_ngram_size num_beam_groups num_beams
     num_return_sequences pad_token_id prefix remove_invalid_values repetition_penalty sep_token_id suppress_tokens
     task_specific_params temperature top_k top_p typical_p
-    eos_token_ids n_special predict_special_tokens use_bfloat16 xla_device
+    cache_implementation eos_token_ids n_special predict_special_tokens use_bfloat16 xla_device
 """
 DESCRIPTIVE = frozenset(_DESCRIPTIVE.split())
 

@@ -146,7 +146,8 @@ def _label_settings(config: Any, labels: Sequence[str]) -> dict[str, Any]:
 def _check_preprocess(preprocess: Preprocess, config: Any, processor: str) -> None:
     if not processor or not hasattr(config, "image_size"):
         raise InputError("preprocessing of images is given to export, but the model takes no images; leave it out")
-    if (preprocess.size, len(preprocess.mean)) != (config.image_size, config.channels):
+    fixed = getattr(config, "interpolate", "never") == "never"
+    if len(preprocess.mean) != config.channels or (fixed and preprocess.size != config.image_size):
         raise InputError(
             f"preprocessing to export makes images of {preprocess.size} pixels and {len(preprocess.mean)} channels; "
             f"the model takes {config.image_size} and {config.channels}"

@@ -96,3 +96,8 @@ def target_chip() -> str:
 def row_sums(x: jax.Array) -> jax.Array:
     """Sums of `x`, float32, over its last axis, which no mesh axis should shard."""
     return jnp.sum(x, axis=-1)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap), which is x where |x| is small and stays within (-cap, cap) (Bello et al. 2017)."""
+    return cap * jnp.tanh(x / cap)

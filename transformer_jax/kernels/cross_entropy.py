@@ -32,6 +32,7 @@ class Settings(NamedTuple):
     """What is static."""
 
     tiles: int
+    cap: float
     label_smoothing: float
     z_loss: float
 
@@ -44,6 +45,7 @@ def linear_cross_entropy(
     labels_BT: jax.Array,
     weights_BT: jax.Array,
     *,
+    cap: float,
     label_smoothing: float,
     z_loss: float,
     tile_bytes: int | None,
@@ -57,6 +59,7 @@ def linear_cross_entropy(
       bias_V: of the logits.
       labels_BT: int32, each below V.
       weights_BT: float32.
+      cap: the soft cap of the logits; 0: none.
       label_smoothing: the share of the uniform distribution in the target.
       z_loss: the factor of log(Z)^2.
       tile_bytes: of float32 logits of a tile on one device; None: by the chip (`num_tiles`).
@@ -66,7 +69,7 @@ def linear_cross_entropy(
     columns = kernel_DV.shape[1] // sharding.shards("vocab")
     tiles = num_tiles(rows, length, columns, kernels.target_platform(), kernels.target_chip(), tile_bytes)
     operands = vary_alike(x_BTD, kernel_DV, bias_V, labels_BT, weights_BT)
-    return _tiled(Settings(tiles, label_smoothing, z_loss), *operands)
+    return _tiled(Settings(tiles, cap, label_smoothing, z_loss), *operands)
 
 
 def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, tile_bytes: int | None = None) -> int:
@@ -101,6 +104,7 @@ def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, ti
 class _Tile(NamedTuple):
     """What one pass over a tile's logits gives. On a CPU each further pass is a twentieth of the head's time."""
 
+    logits_BtV: jax.Array  # after the cap
     losses_Bt: jax.Array
     plain_Bt: jax.Array
     exps_BtV: jax.Array  # of the logits minus their maximum: the softmax without its denominator
@@ -112,14 +116,17 @@ def _tile(settings: Settings, x_BtD, kernel_DV, kernel_mean_D, bias_V, labels_Bt
     axes = ("batch", "length", "vocab")
     logits_BtV = sharding.einsum("BTD,DV->BTV", x_BtD, kernel_DV, out=axes, dtype=jnp.float32)
     logits_BtV = logits_BtV if bias_V is None else logits_BtV + bias_V.astype(jnp.float32)
+    logits_BtV = kernels.soft_cap(logits_BtV, settings.cap) if settings.cap else logits_BtV
     top_Bt = jnp.max(logits_BtV, axis=-1)
     exps_BtV = jnp.exp(logits_BtV - top_Bt[..., None])
     replicated = sharding.shards("vocab") == 1  # else each device has a part of each sum
     z_Bt = kernels.row_sums(exps_BtV) if replicated else jnp.sum(exps_BtV, axis=-1)
     log_z_Bt = top_Bt + jnp.log(z_Bt)
-    # The mean of the logits is the product with the mean of the kernel, which needs no pass over the logits.
-    mean_Bt = jnp.sum(x_BtD.astype(jnp.float32) * kernel_mean_D, axis=-1)
-    mean_Bt += 0.0 if bias_V is None else jnp.mean(bias_V.astype(jnp.float32))
+    if settings.cap:
+        mean_Bt = jnp.mean(logits_BtV, axis=-1)
+    else:  # the product with the mean of the kernel, which needs no pass over the logits
+        mean_Bt = jnp.sum(x_BtD.astype(jnp.float32) * kernel_mean_D, axis=-1)
+        mean_Bt += 0.0 if bias_V is None else jnp.mean(bias_V.astype(jnp.float32))
     if replicated:
         picked_Bt = jnp.take_along_axis(logits_BtV, labels_Bt[..., None], axis=-1, mode="clip")[..., 0]
     else:
@@ -129,7 +136,7 @@ def _tile(settings: Settings, x_BtD, kernel_DV, kernel_mean_D, bias_V, labels_Bt
         losses_Bt = losses_Bt + settings.label_smoothing * (picked_Bt - mean_Bt)
     if settings.z_loss:
         losses_Bt = losses_Bt + settings.z_loss * jnp.square(log_z_Bt)
-    return _Tile(losses_Bt, plain_Bt, exps_BtV, z_Bt, log_z_Bt)
+    return _Tile(logits_BtV, losses_Bt, plain_Bt, exps_BtV, z_Bt, log_z_Bt)
 
 
 def _is_label(labels_BT: jax.Array, vocab_size: int) -> jax.Array:
@@ -161,7 +168,7 @@ def _tiled(settings: Settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
 
 def _tiled_forward(settings: Settings, x_BTD, kernel_DV, bias_V, labels_BT, weights_BT):
     """The sums, and the gradients of the first. Each tile's logits become their gradient, which is used at once."""
-    tiles, label_smoothing, z_loss = settings
+    tiles, cap, label_smoothing, z_loss = settings
     kernel_DV = sharding.constrain(kernel_DV, (None, "vocab"))
     V, mean_D = kernel_DV.shape[1], _kernel_mean(kernel_DV)
 
@@ -172,6 +179,8 @@ def _tiled_forward(settings: Settings, x_BTD, kernel_DV, bias_V, labels_BT, weig
         target_BtV = jnp.where(_is_label(labels_Bt, V), 1.0 - label_smoothing, 0.0) + label_smoothing / V
         weight_Bt1, scale_Bt = weights_Bt[..., None], (1.0 + 2.0 * z_loss * made.log_z_Bt) * weights_Bt / made.z_Bt
         d_logits_BtV = made.exps_BtV * scale_Bt[..., None] - target_BtV * weight_Bt1
+        if cap:  # the slope of cap * tanh(x / cap)
+            d_logits_BtV *= 1.0 - jnp.square(made.logits_BtV / cap)
         narrow_BtV = d_logits_BtV.astype(x_BtD.dtype)
         d_x_BtD = sharding.einsum("BTV,DV->BTD", narrow_BtV, kernel_DV, out=("batch", "length", None))
         d_kernel += _kernel_gradient(x_BtD, narrow_BtV, parts)

@@ -162,6 +162,7 @@ def self_attention(
     *,
     rope: Any,
     bias_NTS: jax.Array | None,
+    distances_dD: jax.Array | None,
     num_outputs: int | None,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -170,21 +171,26 @@ def self_attention(
     x is then read once, not three times, and its gradient written once.
 
     Args:
-      plain: for the other cases: positions that rotate heads, norms of heads, grouped heads, an Explicit mesh.
+      plain: for the other cases: positions that rotate heads, norms of heads, grouped heads, capped scores, an Explicit
+        mesh.
       p: parameters of the sublayer.
       cfg: the block's config.
       x_BTD: what the sublayer reads.
       mask: an `nn.masks.Mask`.
       rope: (cos, sin) of rotary positions; None: others.
       bias_NTS: added to the scores.
+      distances_dD: vectors of distances; None: there is none.
       num_outputs: how many tokens are queries; None: all.
       key: of dropout; None: without.
     """
     heads = jax.ShapeDtypeStruct((*x_BTD.shape[:2], cfg.num_heads, cfg.head_width), x_BTD.dtype)
-    case: Any = {"bias": bias_NTS is not None, "dropout": key is not None and cfg.attention_dropout > 0.0}
+    biased = bias_NTS is not None or distances_dD is not None
+    case: Any = {"bias": biased, "dropout": key is not None and cfg.attention_dropout > 0.0}
     as_projected = rope is None and num_outputs is None and not cfg.qk_norm and cfg.kv_heads == cfg.num_heads
+    as_projected &= not cfg.score_cap
     if not as_projected or cfg.attention not in ("auto", "tpu") or not fused_fits(heads, mask, **case):
-        return plain(p, cfg, x_BTD, mask, rope=rope, bias_NTS=bias_NTS, num_outputs=num_outputs, key=key)
+        options: Any = {"rope": rope, "bias_NTS": bias_NTS, "distances_dD": distances_dD}
+        return plain(p, cfg, x_BTD, mask, **options, num_outputs=num_outputs, key=key)
     qkv_3BTD = _fused_dense([p[name] for name in ("query", "key", "value")], x_BTD, out="heads")
     a_BTD = attend_fused(qkv_3BTD, mask, head_width=cfg.head_width, scale=cfg.score_scale)
     return a_BTD.reshape(heads.shape), qkv_3BTD[1].reshape(heads.shape), qkv_3BTD[2].reshape(heads.shape)

@@ -88,7 +88,9 @@ FORMATS = {
     "qwen2": "gpt.llama",
     "qwen3": "gpt.llama",
     "mistral": "gpt.llama",
-    "gemma": "gpt.llama",
+    "gemma": "gpt.gemma",
+    "gemma2": "gpt.gemma",
+    "deberta-v2": "bert.deberta",
     "albert": "bert.albert",
     "mpnet": "bert.mpnet",
     "roberta": "bert.roberta",
@@ -105,6 +107,8 @@ FORMATS = {
     "marian": "seq2seq.marian",
     "vit": "vit.vit",
     "deit": "vit.deit",
+    "dinov2": "vit.dinov2",
+    "dinov2_with_registers": "vit.dinov2",
 }
 
 

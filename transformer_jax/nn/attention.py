@@ -5,6 +5,7 @@ R rows of a reordered cache.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -30,6 +31,7 @@ def attend(
     *,
     bias_NTS: jax.Array | None = None,
     scale: float | None = None,
+    cap: float = 0.0,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     implementation: str = "auto",
@@ -43,8 +45,9 @@ def attend(
       k_BSKH: keys; K divides N (grouped-query attention, Ainslie et al. 2023).
       v_BSKH: values.
       mask: who may attend to whom.
-      bias_NTS: added to the scores.
+      bias_NTS: added to the scores; one for all rows, or [B, N, T, S].
       scale: of the scores; None: 1/sqrt(H).
+      cap: the soft cap of the scores before the mask (`kernels.soft_cap`), for which the plain form runs; 0: none.
       dropout_rate: of the probabilities.
       key: of dropout; None: without.
       implementation: a name of `IMPLEMENTATIONS`. "auto" is the platform's kernel where it computes this case, and
@@ -63,15 +66,15 @@ def attend(
 
     def refuse(*operands: Any, **options: Any) -> jax.Array:
         hidden_by = [name for name, value in vars(mask).items() if value is not None and value is not False]
-        case = {"num_keys": k_BSKH.shape[1], "bias": bias_NTS is not None, "dropout": key is not None}
+        case = {"num_keys": k_BSKH.shape[1], "bias": bias_NTS is not None, "dropout": key is not None, "cap": cap}
         raise ValueError(
             f"attention {implementation!r} does not compute this case ({q_BTNH.dtype}, head width {q_BTNH.shape[-1]}, "
             f"mask by {hidden_by}, {case}); 'auto' picks an implementation that does"
         )
 
-    kernel = kernels.find("attention", IMPLEMENTATIONS.get(implementation, "plain"))
+    kernel = None if cap else kernels.find("attention", IMPLEMENTATIONS.get(implementation, "plain"))
     local = implementation == "cpu" and key is None and mask.local_block(q_BTNH.shape[1]) is not None
-    plain = _attend if implementation in ("auto", "xla") or local else refuse
+    plain = functools.partial(_attend, cap=cap) if implementation in ("auto", "xla") or local else refuse
     operands = (q_BTNH, k_BSKH, v_BSKH, mask)
     return plain(*operands, **options) if kernel is None else kernel(plain, *operands, **options)
 
@@ -86,6 +89,7 @@ def _attend(
     scale: float,
     dropout_rate: float,
     key: jax.Array | None,
+    cap: float,
 ) -> jax.Array:
     """The plain form."""
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
@@ -94,9 +98,9 @@ def _attend(
         k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
         block = mask.local_block(T) if bias_NTS is None and sharding.shards("length") == 1 else None
         if block is None:
-            out_BKGTH = _heads_first(q_BKGTH, k_BKSH, v_BKSH, mask.dense(T, S), bias_NTS, scale, dropout_rate, key)
+            out_BKGTH = _heads_first(q_BKGTH, k_BKSH, v_BKSH, mask.dense(T, S), bias_NTS, scale, cap, dropout_rate, key)
         else:
-            out_BKGTH = _local(q_BKGTH, k_BKSH, v_BKSH, mask, block, scale, dropout_rate, key)
+            out_BKGTH = _local(q_BKGTH, k_BKSH, v_BKSH, mask, block, scale, cap, dropout_rate, key)
         return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
 
 
@@ -107,6 +111,7 @@ def _local(
     mask: Mask,
     block: int,
     scale: float,
+    cap: float,
     dropout_rate: float,
     key: jax.Array | None,
 ) -> jax.Array:
@@ -146,7 +151,7 @@ def _local(
     keys_n = None if key is None else jax.random.split(key, n)
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, key: jax.Array | None) -> jax.Array:
-        return _heads_first(q, k, v, allowed, None, scale, dropout_rate, key)
+        return _heads_first(q, k, v, allowed, None, scale, cap, dropout_rate, key)
 
     in_axes = (3, 2, 2, 1, None if key is None else 0)
     each = jax.vmap(one, in_axes=in_axes, out_axes=3)
@@ -161,6 +166,7 @@ def _heads_first(
     mask_BTS: jax.Array | None,
     bias_NTS: jax.Array | None,
     scale: float,
+    cap: float,
     dropout_rate: float,
     key: jax.Array | None,
 ) -> jax.Array:
@@ -169,7 +175,8 @@ def _heads_first(
     # The scale is applied to the queries, the smaller operand.
     scores_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH * scale, k_BKSH, preferred_element_type=jnp.float32)
     if bias_NTS is not None:
-        scores_BKGTS += bias_NTS.reshape(K, G, T, S)
+        scores_BKGTS += bias_NTS.reshape(-1, K, G, T, S)
+    scores_BKGTS = kernels.soft_cap(scores_BKGTS, cap) if cap else scores_BKGTS
     if mask_BTS is not None:
         # A finite low value: the result of a query that sees no key (a padded one) is not used, but must not be NaN.
         scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -1e30)
@@ -186,6 +193,7 @@ def attend_cached(
     *,
     bias_NS: jax.Array | None = None,
     scale: float | None = None,
+    cap: float = 0.0,
 ) -> jax.Array:
     """Attention of one query for each row to a layer's cache, [B, N, H].
 
@@ -196,13 +204,14 @@ def attend_cached(
       mask: which slots are filled.
       bias_NS: added to the scores.
       scale: of the scores; None: 1/sqrt(H).
+      cap: as for `attend`.
     """
     B, N, H = q_BNH.shape
     K, S = k_BKSH.shape[1:3]
     q_BKGTH = q_BNH.reshape(B, K, N // K, 1, H)
     bias_NTS = None if bias_NS is None else bias_NS[:, None, :]
     scale = 1.0 / math.sqrt(H) if scale is None else scale
-    return _heads_first(q_BKGTH, k_BKSH, v_BKSH, mask.dense(1, S), bias_NTS, scale, 0.0, None).reshape(B, N, H)
+    return _heads_first(q_BKGTH, k_BKSH, v_BKSH, mask.dense(1, S), bias_NTS, scale, cap, 0.0, None).reshape(B, N, H)
 
 
 # --------------------------------------------------------------------------------------------------------------- cache

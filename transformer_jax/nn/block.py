@@ -68,14 +68,17 @@ def declare(cfg: Config, *, cross: bool = False, layer_scale: float = 0.0) -> di
             return {}
         return {"layer_scale": {"scale": Param((D,), (None,), lambda key, shape: jnp.full(shape, layer_scale))}}
 
+    def output_norm() -> dict[str, Any]:
+        return {"output_norm": norm()} if cfg.output_norm else {}
+
     norms = {name: layers.declare_norm(H, "rms", bias=False) for name in ("query_norm", "key_norm") if cfg.qk_norm}
     mlp = layers.declare_mlp(D, cfg.mlp_features, gated=cfg.gated, bias=cfg.bias, std=std, out_std=out_std)
     return {
         "attention_norm": norm(),
-        "attention": heads() | norms | factors(),
+        "attention": heads() | norms | output_norm() | factors(),
         **({"cross_norm": norm(), "cross": heads()} if cross else {}),
         "mlp_norm": norm(),
-        "mlp": mlp | factors(),
+        "mlp": mlp | output_norm() | factors(),
     }
 
 
@@ -91,6 +94,7 @@ def apply(
     mask: Mask,
     rope: Rope | None = None,
     bias_NTS: jax.Array | None = None,
+    distances_dD: jax.Array | None = None,
     cross: Cross | None = None,
     drop_path: jax.Array | float | None = None,
     num_outputs: int | None = None,
@@ -106,6 +110,7 @@ def apply(
       mask: who may attend to whom.
       rope: (cos, sin) of `positions.rotary_angles`; None: positions are not rotary.
       bias_NTS: added to the scores.
+      distances_dD: vectors of the distances T - 1 to 1 - T, for `positions.disentangled_bias`; None: there is none.
       cross: what cross-attention reads; None: there is none.
       drop_path: the probability that a row skips a sublayer (stochastic depth, Huang et al. 2016); None: there is none.
       num_outputs: how many of the first tokens are returned, [B, num_outputs, D]; None: all. The others are keys and
@@ -121,8 +126,9 @@ def apply(
     h_BTD = _before(p["attention_norm"], cfg, x_BTD)
     h_BTD = h_BTD if unnormed is False else jnp.where(unnormed, x_BTD, h_BTD)
     x_BTD = x_BTD if num_outputs is None else x_BTD[:, :num_outputs]
+    options: Any = {"rope": rope, "bias_NTS": bias_NTS, "distances_dD": distances_dD}
     a_BTNH, k_BTKH, v_BTKH = self_attention(
-        p["attention"], cfg, h_BTD, mask, rope=rope, bias_NTS=bias_NTS, num_outputs=num_outputs, key=attention_key
+        p["attention"], cfg, h_BTD, mask, **options, num_outputs=num_outputs, key=attention_key
     )
     return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, scale_2B11), (k_BTKH, v_BTKH)
 
@@ -136,6 +142,7 @@ def self_attention(
     *,
     rope: Rope | None,
     bias_NTS: jax.Array | None,
+    distances_dD: jax.Array | None,
     num_outputs: int | None,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -148,12 +155,17 @@ def self_attention(
       mask: as for `apply`.
       rope: likewise.
       bias_NTS: likewise.
+      distances_dD: likewise.
       num_outputs: likewise.
       key: of the probabilities' dropout.
     """
     q_BTNH, k_BTKH, v_BTKH = _project(p, cfg, x_BTD, rope, num_outputs)
+    if distances_dD is not None:
+        with sharding.rules({**sharding.current_rules(), "batch": None, "length": None}):
+            key_dNH, query_dNH = (_heads(p, cfg, distances_dD[None], name)[0] for name in ("key", "query"))
+        bias_NTS = positions.disentangled_bias(q_BTNH, k_BTKH, key_dNH, query_dNH) * cfg.score_scale
     options: Any = {"bias_NTS": bias_NTS, "key": key, "implementation": cfg.attention}
-    options |= {"scale": cfg.score_scale, "dropout_rate": cfg.attention_dropout}
+    options |= {"scale": cfg.score_scale, "cap": cfg.score_cap, "dropout_rate": cfg.attention_dropout}
     return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask, **options), k_BTKH, v_BTKH
 
 
@@ -170,7 +182,7 @@ def _finish(
     """From the attended values to the block's output: projection, residual, cross-attention, MLP, residual."""
     key_1, key_2, *cross_keys = keys
     scale_1, scale_2 = (None, None) if scale_2B11 is None else (scale_2B11[0], scale_2B11[1])
-    y_BTD = _layer_scaled(p["attention"], _out(p["attention"], a_BTNH))
+    y_BTD = _adjusted(p["attention"], cfg, _out(p["attention"], a_BTNH))
     x_BTD = _after(p["attention_norm"], cfg, x_BTD, y_BTD, key_1, scale_1)
     if cross is not None:
         attention_key, key_3 = cross_keys
@@ -178,7 +190,7 @@ def _finish(
         a_BTNH = _attend_cross(p["cross"], cfg, h_BTD, cross, attention_key, implementation)
         x_BTD = _after(p["cross_norm"], cfg, x_BTD, _out(p["cross"], a_BTNH), key_3)
     h_BTD = _before(p["mlp_norm"], cfg, x_BTD)
-    y_BTD = _layer_scaled(p["mlp"], layers.mlp(p["mlp"], h_BTD, cfg.activation))
+    y_BTD = _adjusted(p["mlp"], cfg, layers.mlp(p["mlp"], h_BTD, cfg.activation))
     return _after(p["mlp_norm"], cfg, x_BTD, y_BTD, key_2, scale_2)
 
 
@@ -206,8 +218,9 @@ def _add(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
     return x_BTD + y_BTD
 
 
-def _layer_scaled(p: dict[str, Any], y_BTD: jax.Array) -> jax.Array:
-    """A sublayer's output times its LayerScale, where it has one."""
+def _adjusted(p: dict[str, Any], cfg: Config, y_BTD: jax.Array) -> jax.Array:
+    """A sublayer's output after its norm and times its LayerScale, where it has them."""
+    y_BTD = layers.norm(p["output_norm"], y_BTD, cfg.norm, cfg.norm_eps) if "output_norm" in p else y_BTD
     return y_BTD * p["layer_scale"]["scale"].astype(y_BTD.dtype) if "layer_scale" in p else y_BTD
 
 
@@ -315,6 +328,7 @@ def apply_cached(
     *,
     rope: Rope | None = None,
     bias_NS: jax.Array | None = None,
+    window: int | None = None,
     cross: Cross | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """One new token of each row (T = 1) after the block, and the cache with its keys and values in slot `index`.
@@ -327,14 +341,17 @@ def apply_cached(
       layer: this layer's number; it may be traced.
       rope: as for `apply`.
       bias_NS: added to the scores.
+      window: how many tokens before it the new one sees; None: all.
       cross: as for `apply`.
     """
     q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
     cache = attention.write(cache, layer, k_BTKH, v_BTKH)
-    mask = Mask(start_B=cache.start_B, end_B=(cache.index + 1)[None])
+    start_B = cache.start_B if window is None else jnp.maximum(cache.start_B, cache.index - window)
+    mask = Mask(start_B=start_B, end_B=(cache.index + 1)[None])
     k_BKSH = jax.lax.dynamic_index_in_dim(cache.k_LBKSH, layer, keepdims=False)
     v_BKSH = jax.lax.dynamic_index_in_dim(cache.v_LBKSH, layer, keepdims=False)
-    a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, bias_NS=bias_NS, scale=cfg.score_scale)
+    options: Any = {"bias_NS": bias_NS, "scale": cfg.score_scale, "cap": cfg.score_cap}
+    a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, **options)
     # Plain cross-attention: for one query in each row, the kernels would first copy the keys to another layout.
     return _finish(p, cfg, x_BTD, a_BNH[:, None], cross, _keys(None, cross)[1:], "xla"), cache
 

@@ -68,6 +68,16 @@ class Config:
         return False
 
     @property
+    def output_norm(self) -> bool:
+        """Whether each sublayer's output has a norm before it is added."""
+        return False
+
+    @property
+    def score_cap(self) -> float:
+        """The soft cap of the attention scores; 0: none."""
+        return 0.0
+
+    @property
     def attention_dropout(self) -> float:
         """The dropout rate of the attention probabilities."""
         return self.dropout

@@ -1,4 +1,4 @@
-"""How a model encodes the position of a token: five published ways beside a learned table.
+"""How a model encodes the position of a token: six published ways beside a learned table.
 
 A learned table is declared by the families. The others are functions of the positions:
 
@@ -7,9 +7,10 @@ A learned table is declared by the families. The others are functions of the pos
 - rotary        queries and keys rotated by an angle; Su et al. 2021 (arXiv 2104.09864), in the "rotate half" pairing
                 of GPT-NeoX and Llama, with Llama 3.1's frequency scaling
 - relative      a learned bias on the scores per bucket of distance; Raffel et al. 2020 (T5), section 2.1
+- disentangled  queries and keys are also compared with learned vectors of their distance; He et al. 2021 (DeBERTa)
 - ALiBi         a fixed linear bias on the scores; Press et al. 2022 (arXiv 2108.12409), section 3
 
-B batch, T queries, S keys, D width, N heads, H head width.
+B batch, T queries, S keys, D width, N heads, H head width, d distances.
 """
 
 import math
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax import sharding
 from transformer_jax.errors import InputError
@@ -177,6 +179,50 @@ def relative_bias(
         bidirectional=bidirectional,
     )
     return jnp.moveaxis(table[buckets_TS], -1, 0)
+
+
+def log_buckets(distance: np.ndarray, *, span: int, max_distance: int) -> np.ndarray:
+    """DeBERTa's bucket of each distance, int32 from 0 to 2 span - 1, `span` for distance 0.
+
+    The nearest span / 2 distances of each side have a bucket each. The others share buckets that grow logarithmically.
+
+    Args:
+      distance: query position - key position, integers of any shape.
+      span: buckets of each side.
+      max_distance: the distance of the last bucket, about.
+    """
+    exact, far = span // 2, np.abs(distance)
+    # In float32 and in this order, as the published models were trained: another rounding moves a distance by a bucket.
+    ratio = np.log(np.float32((max_distance - 1) / exact))
+    steps = np.log(np.maximum(far, exact).astype(np.float32) / np.float32(exact)) / ratio
+    shared = np.ceil(steps * np.float32(exact - 1)) + exact
+    bucket = np.where(far <= exact, distance, shared * np.sign(distance))
+    return np.clip(bucket + span, 0, 2 * span - 1).astype(np.int32)
+
+
+def disentangled_bias(q_BTNH: jax.Array, k_BTNH: jax.Array, key_dNH: jax.Array, query_dNH: jax.Array) -> jax.Array:
+    """What DeBERTa adds to the product of queries and keys, float32 [B, N, T, T]: each query's product with the key of
+    its distance to each position, and each key's product with the query of that distance (He et al. 2021, equation 4).
+
+    Args:
+      q_BTNH: queries.
+      k_BTNH: keys.
+      key_dNH: of the distances T - 1, T - 2, ..., 1 - T, query position less key position.
+      query_dNH: of the same distances.
+    """
+    axes = ("batch", "heads", None, None)
+    with sharding.replicated_length():
+        at_key = sharding.einsum("BTNH,dNH->BNTd", q_BTNH, key_dNH, out=axes, dtype=jnp.float32)
+        at_query = sharding.einsum("BTNH,dNH->BNTd", k_BTNH, query_dNH[::-1], out=axes, dtype=jnp.float32)
+    return _by_position(at_key) + jnp.swapaxes(_by_position(at_query), 2, 3)
+
+
+def _by_position(x_BNTd: jax.Array) -> jax.Array:
+    """x[..., t, T - 1 - t + s] for each t and s, [B, N, T, T], by reshapes alone: each row starts one later than the
+    one above it (Dai et al. 2019, appendix B). Indexing would cost a scatter in the gradient."""
+    B, N, T, d = x_BNTd.shape
+    flat = jnp.pad(x_BNTd, [(0, 0)] * 3 + [(0, 1)]).reshape(B, N, -1)
+    return flat[..., T - 1 : T - 1 + T * d].reshape(B, N, T, d)[..., :T]
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

@@ -243,6 +243,23 @@ def albert_steps(settings: Mapping[str, Any]) -> list[Any]:
     return steps + [normalizers.Lowercase()] * bool(switch(settings, "do_lower_case", True))
 
 
+def _deberta(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    spellings = [piece for piece, _ in parts.vocabulary]
+    unknown = spellings.index(roles["unk"]) if roles["unk"] in spellings else 1
+    inner = Tokenizer(models.Unigram(parts.vocabulary, unk_id=unknown, byte_fallback=False))
+    lower = [normalizers.Lowercase()] * bool(switch(settings, "do_lower_case", False))
+    one_space = normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " ")
+    inner.normalizer = normalizers.Sequence([*lower, one_space, normalizers.NFC(), normalizers.Strip(left=False)])
+    scheme = "always" if switch(settings, "add_prefix_space", True) else "first"
+    apart = [pre_tokenizers.Punctuation(behavior="isolated")] * bool(switch(settings, "split_by_punct", False))
+    spaces = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([*apart, spaces])
+    inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
+    return inner
+
+
 def _mbart(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
     from tokenizers import Tokenizer, models
 
@@ -298,6 +315,11 @@ def _camembert(pieces: Any, settings: Mapping[str, Any], roles: Mapping[str, str
     return [*first, ("<unk>NOTUSED", -100.0), *list(pieces)[1:], (roles["mask"], 0.0)]
 
 
+def _with_mask(pieces: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    """The `from_pieces` of DeBERTa, whose file lacks the mask."""
+    return [*pieces, *[(roles["mask"], 0.0)] * all(piece != roles["mask"] for piece, _ in pieces)]
+
+
 def sentinels(settings: Mapping[str, Any]) -> list[str]:
     """T5's sentinels <extra_id_0>, ...
 
@@ -349,6 +371,9 @@ CLASSES = {
         _albert,
         "spiece.model",
         cls_sep,
+    ),
+    "DebertaV2Tokenizer": TokenizerClass(
+        _BERT | {"bos": "[CLS]", "eos": "[SEP]"}, _deberta, "spm.model", cls_sep, _with_mask
     ),
     "XLMRobertaTokenizer": TokenizerClass(
         _ROBERTA,
@@ -403,6 +428,6 @@ BY_MODEL_TYPE = {
     **{"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer"},
     **{"mbart": "MBartTokenizer", "marian": "MarianTokenizer", "xlm-roberta": "XLMRobertaTokenizer"},
     **{"camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer", "modernbert": "TokenizersBackend"},
-    **{"mpnet": "MPNetTokenizer"},
+    **{"mpnet": "MPNetTokenizer", "gemma2": "GemmaTokenizer", "deberta-v2": "DebertaV2Tokenizer"},
 }
 MISNAMED = ("qwen2", "modernbert")

@@ -21,7 +21,7 @@ import numpy as np
 from transformer_jax.data.tokenizers.spm_text import Normalizer
 from transformer_jax.errors import InputError
 
-FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+FILES = ("spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 UNIGRAM, BPE = 1, 2  # types of models

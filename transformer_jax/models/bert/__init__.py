@@ -12,6 +12,7 @@ them, whose parameters are in the tree when `Config.heads` names them.
     ALBERT      embedding_width=128, share_layers=True, activation="gelu_tanh" (Lan et al. 2020)
     DistilBERT  num_types=0, pooler_activation="relu" (Sanh et al. 2019)
     MPNet       position_offset=2, num_types=0, relative_bias=True (Song et al. 2020)
+    DeBERTa v3  position="none", distance_buckets=256, num_types=0, pooler_activation="gelu" (He et al. 2021)
     ELECTRA     embedding_width, pooler_activation="gelu", heads=("discriminator",) (Clark et al. 2020)
     ModernBERT  norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
                 global_every=3, first_attention_norm=False, head_transform=True (Warner et al. 2024)
@@ -20,11 +21,13 @@ B batch, T length, D width, E embedding width, C labels, V vocabulary, L layers.
 """
 
 import functools
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax import sharding
 from transformer_jax.contracts import RUN, TRAINING
@@ -72,7 +75,7 @@ __all__ = [
 
 Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator"]
 HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
-TRUNK = ("embed", "blocks", "relative_bias", "final_norm")  # the parts of the tree that are no head
+TRUNK = ("embed", "blocks", "relative_bias", "distances", "final_norm")  # the parts of the tree that are no head
 RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 LABEL_HEADS = ("classification", "tokens")
 
@@ -93,11 +96,16 @@ class Config(config.TextConfig):
     """E, the width of the embeddings, projected to `width` where it is another; None: width (ALBERT, section 3.1)."""
     num_types: int = 2
     """Token types, which tell the two texts of a pair apart; 0: none."""
-    position: Literal["learned", "rotary"] = "learned"
+    position: Literal["learned", "rotary", "none"] = "learned"
+    """Learned is added to the embeddings; rotary rotates queries and keys."""
     position_offset: int = 0
     """Row of the position table for the first token: 2 in RoBERTa, whose first rows belong to padding."""
     relative_bias: bool = False
     """A learned bias on the scores by distance, one table for all layers, beside the positions (MPNet)."""
+    distance_buckets: int = 0
+    """Buckets of the distance between two tokens, on each side, with a learned vector each. Queries and keys are also
+    compared with these vectors (`positions.disentangled_bias`), whose norm and table all layers share (DeBERTa). Even;
+    `max_length` is the distance of the last bucket. 0: none."""
     norm_eps: float = 1e-12
     norm_order: Literal["pre", "post"] = "post"
     """Norm after each residual sum (BERT), or before each sublayer and once at the end."""
@@ -139,10 +147,21 @@ class Config(config.TextConfig):
         object.__setattr__(self, "heads", tuple(head for head in HEADS if head in asked))  # one spelling of one set
         for name, least in (
             *(("embed_features", 1), ("num_types", 0), ("position_offset", 0), ("local_window", 0)),
-            *(("global_every", 1), ("num_labels", 1)),
+            *(("global_every", 1), ("num_labels", 1), ("distance_buckets", 0)),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least {least}")
+
+        if self.distance_buckets and (self.distance_buckets % 2 or self.max_length < self.distance_buckets // 2 + 2):
+            raise InputError(
+                f"model.distance_buckets is {self.distance_buckets}; it must be even, and model.max_length, "
+                f"{self.max_length}, at least half of it and 2"
+            )
+
+    @property
+    def score_scale(self) -> float:
+        """What the attention scores are multiplied by: with distances they are sums of three products."""
+        return 1.0 / math.sqrt(self.head_width * (3 if self.distance_buckets else 1))
 
     @property
     def embed_features(self) -> int:
@@ -176,6 +195,9 @@ def declare(cfg: Config) -> dict[str, Any]:
         tree["relative_bias"] = {
             "embedding": Param((RELATIVE_BUCKETS, cfg.num_heads), (None, None), params_lib.normal(std))
         }
+    if cfg.distance_buckets:
+        vectors = Param((2 * cfg.distance_buckets, D), (None, "embed"), params_lib.normal(std))
+        tree["distances"] = {"embedding": vectors, "norm": layers.declare_norm(D, cfg.norm, bias=cfg.bias)}
     if cfg.norm_order == "pre":
         tree["final_norm"] = layers.declare_norm(D, cfg.norm, bias=cfg.bias)
     bias = Param((cfg.vocab_size,), ("vocab",), zeros)
@@ -249,13 +271,15 @@ def apply(
     if cfg.relative_bias:
         table = params["relative_bias"]["embedding"]
         bias_NTS = positions.relative_bias(table, columns_T, columns_T, bidirectional=True)
+    distances_dD = _distances(params["distances"], cfg, T) if cfg.distance_buckets else None
     shared = jax.tree.map(lambda leaf: leaf[0], params["blocks"]) if cfg.share_layers else None
 
     def one(is_global: bool, p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None) -> jax.Array:
         p = p if shared is None else shared
         mask, own_rope = (everywhere, rope) if is_global else (local, local_rope)
         unnormed = not cfg.first_attention_norm and layer == 0
-        return block.apply(p, cfg, x_BTD, mask=mask, rope=own_rope, bias_NTS=bias_NTS, unnormed=unnormed, key=key)[0]
+        options: Any = {"rope": own_rope, "bias_NTS": bias_NTS, "distances_dD": distances_dD, "unnormed": unnormed}
+        return block.apply(p, cfg, x_BTD, mask=mask, **options, key=key)[0]
 
     kinds = range(cfg.global_every if cfg.local_window else 1)
     x_BTD = stack.run(
@@ -294,6 +318,15 @@ def _embed(
     x_BTE = layers.norm(p["norm"], x_BTE, cfg.norm, cfg.norm_eps)
     x_BTE = layers.dropout(x_BTE, cfg.dropout, key)
     return layers.dense(p["project"], x_BTE, out=None) if "project" in p else x_BTE
+
+
+def _distances(p: Any, cfg: Config, length: int) -> jax.Array:
+    """The vectors of the distances T - 1, ..., 1 - T, [2 T - 1, D]."""
+    rows = positions.log_buckets(
+        np.arange(length - 1, -length, -1), span=cfg.distance_buckets, max_distance=cfg.max_length
+    )
+    vectors_RD = layers.norm(p["norm"], sharding.constrain(p["embedding"], (None, None)), cfg.norm, cfg.norm_eps)
+    return vectors_RD.astype(cfg.dtype)[rows]
 
 
 def _rope(cfg: Config, where: jax.Array, theta: float) -> tuple[jax.Array, jax.Array] | None:

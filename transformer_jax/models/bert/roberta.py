@@ -20,6 +20,7 @@ from transformer_jax.models.bert import encoders
 
 STEMS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 MODEL_TYPES = tuple(STEMS)
+SIGNS = ("hidden_act", ("type_vocab_size", 1))
 BY_TOKENIZER = {"XLMRobertaTokenizer": "xlm-roberta", "CamembertTokenizer": "camembert"}
 
 TRUNK = (*encoders.embeddings("roberta"), *encoders.blocks("roberta"))

@@ -12,13 +12,16 @@ B batch, T length, S cache slots, D width, N query heads, K key/value heads, H h
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.contracts import TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.nn import attention, block, config, layers, positions, stack
@@ -56,8 +59,18 @@ class Config(config.TextConfig):
     """Llama 3.1's scaling of the frequencies; None: no scaling."""
     window: int = 0
     """How many tokens a query sees: itself and those right before it; 0: all before it (Mistral)."""
+    global_every: int = 0
+    """With a window, layers n-1, 2n-1, ... see all tokens before them (Gemma 2: n = 2); 0: no layer does."""
     scale_embedding: bool = False
     """Token embeddings times sqrt(width) (Gemma)."""
+    output_norm: bool = False
+    """A norm of each sublayer's output before it is added, in addition to the other norms (Gemma 2)."""
+    score_width: int | None = field(default=None, metadata={"means": "score_scale"})
+    """The attention scores are divided by its square root; None: the width of a head."""
+    score_cap: float = 0.0
+    """c of c tanh(score / c), the soft cap of the attention scores (Gemma 2); 0: none."""
+    logit_cap: float = 0.0
+    """The same of the output logits."""
     dropout: float = field(default=0.0, metadata=TRAINING)
     """The rate for embeddings, attention probabilities and sublayers' outputs; applied only when a key is given."""
 
@@ -65,8 +78,15 @@ class Config(config.TextConfig):
         config.check(self)
         if self.position == "sinusoidal" and self.width % 2:
             raise InputError(f"sinusoidal positions need an even model.width; it is {self.width}")
-        if self.window < 0:
-            raise InputError(f"model.window is {self.window}; it must be at least 0")
+        for name in ("window", "global_every", "score_cap", "logit_cap"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.global_every and not self.window:
+            raise InputError(
+                f"model.global_every is {self.global_every} without a model.window; set one, or set it to 0"
+            )
+        if self.score_width is not None and self.score_width < 1:
+            raise InputError(f"model.score_width is {self.score_width}; it must be at least 1")
         if self.rope_scaling is not None and self.position != "rotary":
             raise InputError(f"model.rope_scaling needs model.position rotary; it is {self.position}")
 
@@ -74,6 +94,11 @@ class Config(config.TextConfig):
     def kv_heads(self) -> int:
         """K."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def score_scale(self) -> float:
+        """What the attention scores are multiplied by."""
+        return 1.0 / math.sqrt(self.head_width if self.score_width is None else self.score_width)
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -128,7 +153,7 @@ def hidden(
     Raises:
       ValueError: T > cfg.max_length.
     """
-    mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix, window=_distance(cfg))
+    mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix)
     where = jnp.arange(tokens_BT.shape[1]) if segments is None else positions.restarted(segments)
     return _forward(params, cfg, tokens_BT, where, mask, key)[0]
 
@@ -200,7 +225,7 @@ def prefill(
     if start_B is not None:
         where = jnp.maximum(where - start_B[:, None], 0)
         cache = dataclasses.replace(cache, start_B=start_B.astype(jnp.int32))
-    mask = Mask(causal=True, start_B=start_B, window=_distance(cfg))
+    mask = Mask(causal=True, start_B=start_B)
     x_BTD, filled = _forward(params, cfg, tokens_BT, where, mask, None, cache)
     assert filled is not None
     last_BD = sharding.constrain(x_BTD, ("batch", None, None))[:, -1]
@@ -221,18 +246,18 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
     slots_S = jnp.arange(cache.k_LBKSH.shape[3])
     bias = _bias(params, cfg, cache.index[None], slots_S)
     bias_NS = None if bias is None else bias[:, 0]
-    seen_B = jnp.maximum(cache.start_B, cache.index + 1 - cfg.window) if cfg.window else cache.start_B
 
-    def step(p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
+    def step(window: int | None, p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
         x_BTD, cache = carry
-        return block.apply_cached(p, cfg, x_BTD, cache, layer, rope=rope, bias_NS=bias_NS)
+        return block.apply_cached(p, cfg, x_BTD, cache, layer, rope=rope, bias_NS=bias_NS, window=window)
 
     settings: Any = {"num_layers": cfg.num_layers, "scan": cfg.scan_layers, "remat": "none", "key": None}
     with sharding.replicated_length():
-        carry = (_embed(params, cfg, token_B[:, None], where_B1), dataclasses.replace(cache, start_B=seen_B))
-        x_BTD, filled = stack.run(step, params["blocks"], carry, **settings)
+        carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
+        steps = [functools.partial(step, window) for window in _windows(cfg)]
+        x_BTD, filled = stack.run(steps, params["blocks"], carry, **settings)
         x_BTD = _final_norm(params, cfg, x_BTD)
-    filled = dataclasses.replace(filled, index=cache.index + 1, start_B=cache.start_B)
+    filled = dataclasses.replace(filled, index=cache.index + 1)
     return _next_logits(params, cfg, x_BTD[:, 0]), filled
 
 
@@ -273,7 +298,7 @@ def _forward(
 ) -> tuple[jax.Array, KVCache | None]:
     """Embeddings, blocks and final norm; each layer's keys and values are written to the cache, if there is one.
 
-    `where`: the tokens' positions, [T] or [B, T].
+    `where`: the tokens' positions, [T] or [B, T]. `mask`: of a layer without a window.
     """
     _check_length(cfg, tokens_BT.shape[1])
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
@@ -282,13 +307,14 @@ def _forward(
     columns_T = jnp.arange(tokens_BT.shape[1])
     bias_NTS = _bias(params, cfg, columns_T, columns_T)
 
-    def one(p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
+    def one(window: int | None, p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
         x_BTD, cache = carry
-        x_BTD, (k_BTKH, v_BTKH) = block.apply(p, cfg, x_BTD, mask=mask, rope=rope, bias_NTS=bias_NTS, key=key)
+        seen = mask.replace(window=window)  # type: ignore[attr-defined]
+        x_BTD, (k_BTKH, v_BTKH) = block.apply(p, cfg, x_BTD, mask=seen, rope=rope, bias_NTS=bias_NTS, key=key)
         return x_BTD, None if cache is None else attention.write(cache, layer, k_BTKH, v_BTKH)
 
     x_BTD, cache = stack.run(
-        one,
+        [functools.partial(one, window) for window in _windows(cfg)],
         params["blocks"],
         (x_BTD, cache),
         num_layers=cfg.num_layers,
@@ -313,9 +339,11 @@ def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, where: jax.Array) 
     return x_BTD
 
 
-def _distance(cfg: Config) -> int | None:
-    """How far a query sees back; None: to the first token."""
-    return cfg.window - 1 if cfg.window else None
+def _windows(cfg: Config) -> Sequence[int | None]:
+    """How many tokens before it a query sees (None: all), by the layer's number modulo the length of the list."""
+    if not cfg.window or not cfg.global_every:
+        return [cfg.window - 1 if cfg.window else None]
+    return [cfg.window - 1] * (cfg.global_every - 1) + [None]
 
 
 def _rope(cfg: Config, where: jax.Array) -> tuple[jax.Array, jax.Array] | None:
@@ -339,7 +367,9 @@ def _final_norm(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 
 def _logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
     kernel_DV = head(params, cfg).astype(x_BTD.dtype)
-    return sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=("batch", "length", "vocab"), dtype=jnp.float32)
+    axes = ("batch", "length", "vocab")
+    logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=axes, dtype=jnp.float32)
+    return kernels.soft_cap(logits_BTV, cfg.logit_cap) if cfg.logit_cap else logits_BTV
 
 
 def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
@@ -347,7 +377,8 @@ def _next_logits(params: Params, cfg: Config, x_BD: jax.Array) -> jax.Array:
     if not cfg.tie_embeddings:
         with sharding.replicated_length():
             return _logits(params, cfg, x_BD[:, None])[:, 0]
-    return layers.tied_logits(params["embed"]["token"], x_BD)
+    logits_BV = layers.tied_logits(params["embed"]["token"], x_BD)
+    return kernels.soft_cap(logits_BV, cfg.logit_cap) if cfg.logit_cap else logits_BV
 
 
 def _check_length(cfg: Config, length: int) -> None:

@@ -1,10 +1,9 @@
-"""Llama (Touvron et al. 2023, Dubey et al. 2024), Qwen 2 and 3, Mistral and Gemma as Hugging Face stores them.
+"""Llama (Touvron et al. 2023, Dubey et al. 2024), Qwen 2 and 3, and Mistral as Hugging Face stores them.
 
 Their kernels are torch's `Linear`, stored [out, in]. The rotary pairing in this format is ours, column i with
 i + H/2, so the query and key kernels need no permutation. Qwen 2 has biases on query, key and value; Qwen 3 normalises
 each head's queries and keys instead, and its heads have a width of their own. Mistral (Jiang et al. 2023) sees a window
-of tokens; where it is null the model is a Llama, and exported as one. Gemma (2024, the first) scales the embeddings,
-and stores the scales of its norms less 1.
+of tokens; where it is null the model is a Llama, and exported as one.
 """
 
 import math
@@ -22,7 +21,7 @@ from transformer_jax.tasks.causal_lm import CausalLM, Sample
 
 ARCHITECTURES = {
     **{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"},
-    **{"mistral": "MistralForCausalLM", "gemma": "GemmaForCausalLM"},
+    "mistral": "MistralForCausalLM",
 }
 MODEL_TYPES = tuple(ARCHITECTURES)
 
@@ -50,7 +49,6 @@ TABLE = Table(
     buffers=r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # written by old versions
     tied={"lm_head.weight": "model.embed_tokens.weight"},
 )
-GEMMA_TABLE = TABLE._replace(rows=[row._replace(plus=float("norm" in row.leaf)) for row in TABLE.rows])
 
 DEFAULTS = {
     "vocab_size": settings.REQUIRED,
@@ -81,15 +79,13 @@ NEUTRAL = {
 }
 UNUSED_WINDOW = ("sliding_window", "max_window_layers")
 # What config.json may leave out.
-HEAD_DIMS = {"qwen3": 128, "gemma": 256}
+HEAD_DIMS = {"qwen3": 128}
 MISTRAL_WINDOW = 4096
-GEMMA_DEFAULTS = DEFAULTS | {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-GEMMA_NEUTRAL = NEUTRAL | {"use_bidirectional_attention": False, "hidden_activation": "gelu_pytorch_tanh"}
 
 
 def table(cfg: gpt.Config) -> Table:
     """Where each leaf lives: `mapping` leaves out the rows of what `cfg` has not."""
-    return GEMMA_TABLE if cfg.scale_embedding else TABLE
+    return TABLE
 
 
 def read_config(given: Mapping[str, Any], names: Collection[str], where: str) -> gpt.Config:
@@ -106,37 +102,43 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
             raise InputError(f'{where}: "sliding_window" is {window!r}; it must be a positive integer, or null')
     if model_type in ("qwen2", "qwen3"):
         known = {name: value for name, value in known.items() if name not in UNUSED_WINDOW}
-    if model_type == "gemma" and known.get("hidden_act") == "gelu":  # the first files mean the approximation
-        del known["hidden_act"]
-    defaults, neutral = (GEMMA_DEFAULTS, GEMMA_NEUTRAL) if model_type == "gemma" else (DEFAULTS, NEUTRAL)
-    s = settings.read(known, defaults, neutral, where)
+    s = settings.read(known, DEFAULTS, NEUTRAL, where)
+    of_type = {"qkv_bias": model_type == "qwen2", "qk_norm": model_type == "qwen3", "window": window}
+    return gpt.Config(**read_fields(s, where, HEAD_DIMS.get(model_type)) | of_type)
+
+
+def read_fields(s: Mapping[str, Any], where: str, head_dim: int | None) -> dict[str, Any]:
+    """The fields of `gpt.Config` that Gemma has as well.
+
+    Args:
+      s: config.json's settings, of `settings.read`.
+      where: names the file in messages.
+      head_dim: the width of a head where config.json states none; None: by the model's width.
+    """
     theta, scaling = _read_rope(s, where)
-    return gpt.Config(
-        vocab_size=s["vocab_size"],
-        max_length=s["max_position_embeddings"],
-        width=s["hidden_size"],
-        num_layers=s["num_hidden_layers"],
-        num_heads=s["num_attention_heads"],
-        num_kv_heads=s["num_key_value_heads"],
-        head_dim=s["head_dim"] or HEAD_DIMS.get(model_type),
-        mlp_width=s["intermediate_size"],
-        activation=settings.activation(s["hidden_act"], "hidden_act", where),
-        gated=True,
-        norm="rms",
-        norm_eps=s["rms_norm_eps"],
-        norm_order="pre",
-        bias=False,
-        qkv_bias=model_type == "qwen2",
-        qk_norm=model_type == "qwen3",
-        position="rotary",
-        rope_theta=theta,
-        rope_scaling=scaling,
-        window=window,
-        scale_embedding=model_type == "gemma",
-        tie_embeddings=s["tie_word_embeddings"],
-        dropout=0.0,
-        init_std=s["initializer_range"],
-    )
+    return {
+        "vocab_size": s["vocab_size"],
+        "max_length": s["max_position_embeddings"],
+        "width": s["hidden_size"],
+        "num_layers": s["num_hidden_layers"],
+        "num_heads": s["num_attention_heads"],
+        "num_kv_heads": s["num_key_value_heads"],
+        "head_dim": s["head_dim"] or head_dim,
+        "mlp_width": s["intermediate_size"],
+        "activation": settings.activation(s["hidden_act"], "hidden_act", where),
+        "gated": True,
+        "norm": "rms",
+        "norm_eps": s["rms_norm_eps"],
+        "norm_order": "pre",
+        "bias": False,
+        "qkv_bias": False,
+        "position": "rotary",
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "tie_embeddings": s["tie_word_embeddings"],
+        "dropout": 0.0,
+        "init_std": s["initializer_range"],
+    }
 
 
 def _read_rope(s: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
@@ -167,31 +169,38 @@ def _read_rope(s: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
 
 def holds(cfg: Any) -> bool:
     """Whether this is the format to try for a config."""
-    return isinstance(cfg, gpt.Config) and cfg.position == "rotary"
+    return isinstance(cfg, gpt.Config) and cfg.position == "rotary" and not cfg.scale_embedding
 
 
 def write_config(cfg: gpt.Config) -> dict[str, Any]:
     """config.json's settings for `cfg`, of those that these models have, in the form that all versions read."""
-    model_type = "gemma" if cfg.scale_embedding else "mistral" if cfg.window else "llama"
-    model_type = "qwen3" if cfg.qk_norm else "qwen2" if cfg.has_qkv_bias else model_type
-    scaling = cfg.rope_scaling
+    model_type = "qwen3" if cfg.qk_norm else "qwen2" if cfg.has_qkv_bias else "mistral" if cfg.window else "llama"
     # Transformers derives a head width that is absent, but not one that is null, except where its default is a number.
     head_dim = cfg.head_width if model_type in HEAD_DIMS else cfg.head_dim
-    activation = settings.THEIR_ACTIVATIONS[cfg.activation]
-    if model_type == "gemma":
-        activation = {"gelu_new": "gelu_pytorch_tanh"}.get(activation, activation)
     stated = {"head_dim": head_dim} if head_dim is not None else {}
     stated |= {"sliding_window": cfg.window} if model_type == "mistral" else {}
-    return stated | {
+    activation = settings.THEIR_ACTIVATIONS[cfg.activation]
+    return write_fields(cfg, model_type, ARCHITECTURES[model_type]) | {"hidden_act": activation} | stated
+
+
+def write_fields(cfg: gpt.Config, model_type: str, architecture: str) -> dict[str, Any]:
+    """The settings that `read_fields` reads, without the head's width and the activation.
+
+    Args:
+      cfg: the model's config.
+      model_type: of config.json.
+      architecture: likewise.
+    """
+    scaling = cfg.rope_scaling
+    return {
         "model_type": model_type,
-        "architectures": [ARCHITECTURES[model_type]],
+        "architectures": [architecture],
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.width,
         "intermediate_size": cfg.mlp_features,
         "num_hidden_layers": cfg.num_layers,
         "num_attention_heads": cfg.num_heads,
         "num_key_value_heads": cfg.kv_heads,
-        "hidden_act": activation,
         "max_position_embeddings": cfg.max_length,
         "rms_norm_eps": cfg.norm_eps,
         "initializer_range": cfg.init_std,

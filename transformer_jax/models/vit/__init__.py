@@ -11,6 +11,8 @@ pre-norm blocks, a linear head that starts at zero.
     big_vision    position="sincos2d", pool="mean" or "map", activation="gelu_tanh" (Beyer et al. 2022)
     registers     num_registers=4 (Darcet et al. 2024)
     DeiT III      layer_scale=1e-4, stochastic_depth up to 0.5 (Touvron et al. 2022)
+    DINOv2        layer_scale=1, pool="both", interpolate="bicubic"; giant: gated=True, activation="silu" (Oquab et al.
+                  2023)
 
 The paper's code and big_vision compute GELU by its approximation ("gelu_tanh"), timm and Transformers exactly.
 
@@ -87,21 +89,26 @@ class Config(config.Config):
     """C, of the images."""
     num_classes: int = field(default=1000, metadata=RUN)
     """K; 0: no head, features only. In an experiment the task's labels replace the default."""
-    pool: Literal["class", "mean", "map"] = "class"
-    """The head's input: a class token, the mean of the patches, or attention pooling by a learned query (Zhai et al.
-    2022, section 3.3). There is a class token only with "class"."""
+    pool: Literal["class", "mean", "both", "map"] = "class"
+    """The head's input: a class token, the mean of the patches, both side by side, or attention pooling by a learned
+    query (Zhai et al. 2022, section 3.3). There is a class token only with "class" and "both"."""
     distillation: Literal["none", "token", "head"] = "none"
     """DeiT's second token: none; a token without a head; or with a head of its own, for a teacher's labels."""
     num_registers: int = 0
     """Further tokens, without positions, that no head reads (Darcet et al. 2024)."""
     position: Literal["learned", "sincos2d"] = "learned"
     """A table with a row for each class or distillation token and patch, or sines and cosines for the patches alone."""
+    interpolate: Literal["never", "bicubic", "antialiased"] = "never"
+    """How learned positions fit images of another size: never, so that such images are refused, or interpolated in each
+    call (`resolution`)."""
     pre_logits: int = field(default=0, metadata=RUN)
     """Width of a tanh layer before the head, which the paper uses in pre-training; 0: none."""
     qkv_bias: bool = True
     """Biases in the query, key and value projections."""
     qk_norm: bool = False
     """RMSNorm of each head's queries and keys."""
+    gated: bool = False
+    """Multiply the MLP's hidden layer by a gate: SwiGLU with activation "silu"."""
     layer_scale: float = 0.0
     """Initial value of a learned factor for each feature that a sublayer adds, such as 1e-4; 0: there is none."""
     norm_eps: float = 1e-6
@@ -135,7 +142,7 @@ class Config(config.Config):
             )
         if self.position == "sincos2d" and (self.width % 4 or self.width < 8):
             raise InputError(f"sincos2d positions need a width that is a multiple of 4 from 8 on; it is {self.width}")
-        if self.distillation != "none" and self.pool != "class":
+        if self.distillation != "none" and not self.has_class_token:
             raise InputError(
                 f"model.distillation is {self.distillation!r} with model.pool {self.pool!r}; the distillation token "
                 "stands beside a class token, so set model.pool to 'class'"
@@ -151,9 +158,19 @@ class Config(config.Config):
         return self.image_size // self.patch_size
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the first token is no patch but learned, for the head to read."""
+        return self.pool in ("class", "both")
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what the pooling gives."""
+        return self.width * (2 if self.pool == "both" else 1)
+
+    @property
     def num_positioned(self) -> int:
         """Special tokens that have a position in the table: class and distillation."""
-        return (self.pool == "class") + (self.distillation != "none")
+        return self.has_class_token + (self.distillation != "none")
 
     @property
     def num_special(self) -> int:
@@ -186,7 +203,7 @@ def declare(cfg: Config) -> dict[str, Any]:
     D, std, patch_values = cfg.width, cfg.init_std, cfg.channels * cfg.patch_size**2
     patch_std = patch_values**-0.5 if cfg.initializer == "xavier" else std
     embed = {"patch": layers.declare_dense(patch_values, D, (None, "embed"), bias=True, std=patch_std)}
-    if cfg.pool == "class":
+    if cfg.has_class_token:
         embed["class"] = _declare_tokens(1, D, zeros)
     if cfg.distillation != "none":
         embed["distillation"] = _declare_tokens(1, D, normal(std))
@@ -209,7 +226,7 @@ def declare(cfg: Config) -> dict[str, Any]:
             "mlp": one["mlp"],
         }
     if cfg.pre_logits:
-        rest["pre_logits"] = layers.declare_dense(D, cfg.pre_logits, ("embed", None), bias=True, std=std)
+        rest["pre_logits"] = layers.declare_dense(cfg.pooled_width, cfg.pre_logits, ("embed", None), bias=True, std=std)
 
     def initialized(path: Any, p: Param) -> Param:
         draw = params_lib.xavier if cfg.initializer == "xavier" else normal(std)
@@ -225,7 +242,7 @@ def _declare_tokens(count: int, width: int, init: params_lib.Initializer) -> dic
 
 
 def _declare_head(cfg: Config) -> dict[str, Param]:
-    kernel = Param((cfg.pre_logits or cfg.width, cfg.num_classes), ("embed", None), zeros)
+    kernel = Param((cfg.pre_logits or cfg.pooled_width, cfg.num_classes), ("embed", None), zeros)
     return {"kernel": kernel, "bias": Param((cfg.num_classes,), (None,), zeros)}
 
 

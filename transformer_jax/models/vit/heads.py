@@ -31,7 +31,7 @@ def apply(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Arr
 
 
 def features(params: Params, cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
-    """The head's input, [B, D] or [B, pre_logits]: `pooled` of the `hidden` states.
+    """The head's input, [B, D], [B, 2 D] or [B, pre_logits]: `pooled` of the `hidden` states.
 
     Args:
       params: as for `hidden`.
@@ -49,22 +49,22 @@ def _num_outputs(cfg: "Config") -> int | None:
 
 
 def pooled(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
-    """The head's input, [B, D] or [B, pre_logits]: class token, mean of patches or attention pooling, then tanh layer.
+    """The head's input, [B, D], [B, 2 D] or [B, pre_logits]: what `cfg.pool` names, then a tanh layer if there is one.
 
     Args:
       params: as for `hidden`.
       cfg: likewise.
       x_BTD: of `hidden`.
     """
+    parts_B1D = [layers.token(x_BTD, 0)] if cfg.has_class_token else []
     if cfg.num_special and cfg.pool != "class":  # without the special tokens a sharded length would not divide
         x_BTD = sharding.constrain(x_BTD, ("batch", None, None))[:, cfg.num_special :]
-    if cfg.pool == "class":
-        x_B1D = layers.token(x_BTD, 0)
-    elif cfg.pool == "mean":
-        x_B1D = sharding.constrain(jnp.mean(x_BTD, axis=1, keepdims=True), ("batch", None, None))
+    if cfg.pool in ("mean", "both"):
+        parts_B1D.append(sharding.constrain(jnp.mean(x_BTD, axis=1, keepdims=True), ("batch", None, None)))
     with sharding.replicated_length():
         if cfg.pool == "map":
-            x_B1D = _probed(params["pool"], cfg, sharding.constrain(x_BTD, ("batch", None, None)))
+            parts_B1D = [_probed(params["pool"], cfg, sharding.constrain(x_BTD, ("batch", None, None)))]
+        x_B1D = parts_B1D[0] if len(parts_B1D) == 1 else jnp.concatenate(parts_B1D, axis=-1)
         if cfg.pre_logits:
             x_B1D = jnp.tanh(layers.dense(params["pre_logits"], x_B1D, out=None))
     return x_B1D[:, 0]

@@ -3,6 +3,7 @@
 L layers, B batch, N heads, T and S and U tokens, P patches, D width.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,5 +72,6 @@ def rollout(w_LBNTT: jax.Array, cfg: "Config") -> jax.Array:
     B, T = w_LBNTT.shape[1], w_LBNTT.shape[-1]
     flow_BTT = jax.lax.scan(further, jnp.broadcast_to(jnp.eye(T), (B, T, T)), w_LBNTT)[0]
     to_patches_BTP = flow_BTT[:, :, cfg.num_special :]
-    read_BP = to_patches_BTP[:, 0] if cfg.pool == "class" else jnp.mean(to_patches_BTP[:, cfg.num_special :], axis=1)
-    return read_BP.reshape(B, cfg.grid, cfg.grid)
+    read_BP = to_patches_BTP[:, 0] if cfg.has_class_token else jnp.mean(to_patches_BTP[:, cfg.num_special :], axis=1)
+    side = math.isqrt(read_BP.shape[1])
+    return read_BP.reshape(B, side, side)

@@ -17,8 +17,8 @@ def resample_positions(params: Params, cfg: "Config", image_size: int) -> "tuple
     """(params, cfg) of the same model for images of another size, with interpolated positions.
 
     Interpolation is bicubic without antialiasing, with half-pixel centres, as in PyTorch and so in DINO and in
-    Transformers' `interpolate_pos_encoding` (big_vision's is linear, timm's antialiased). sincos2d positions are
-    functions of the new size.
+    Transformers' `interpolate_pos_encoding` (big_vision's is linear, timm's antialiased), or with antialiasing where
+    `cfg.interpolate` says so. sincos2d positions are functions of the new size.
 
     Args:
       params: of `init`.
@@ -31,7 +31,8 @@ def resample_positions(params: Params, cfg: "Config", image_size: int) -> "tuple
     new = dataclasses.replace(cfg, image_size=image_size)
     if cfg.position != "learned" or new.grid == cfg.grid:
         return params, new
-    table, weights = params["embed"]["position"]["embedding"], _bicubic(cfg.grid, new.grid)
+    weights = (_antialiased if cfg.interpolate == "antialiased" else _bicubic)(cfg.grid, new.grid)
+    table = params["embed"]["position"]["embedding"]
     special, patches = table[: cfg.num_positioned], table[cfg.num_positioned :]
     patches_YXD = jnp.reshape(patches, (cfg.grid, cfg.grid, -1))
     patches_yxD = jnp.einsum("yY,xX,YXD->yxD", weights, weights, patches_YXD, precision="highest")
@@ -47,16 +48,28 @@ def resized(params: Params, cfg: "Config", wanted: "Config", log: Callable[[str]
     return resample_positions(params, cfg, wanted.image_size)[0]
 
 
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """The weight of a neighbour by its distance, 0 from 2 on (Keys 1981)."""
+    d = np.abs(distance)
+    inner, outer = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
+    return np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
+
+
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """The matrix float32 [new, old] that interpolates `old` values at `new` places (Keys 1981, with PyTorch's a of
-    -3/4). The value at the border is repeated beyond it."""
-    a = -0.75
+    """The matrix float32 [new, old] that interpolates `old` values at `new` places, with PyTorch's a of -3/4. The value
+    at the border is repeated beyond it."""
     at = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
         neighbour = np.floor(at) + tap
-        d = np.abs(at - neighbour)
-        inner = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        outer = a * (d**3 - 5 * d**2 + 8 * d - 4)
-        np.add.at(weights, (np.arange(new), np.clip(neighbour, 0, old - 1).astype(int)), np.where(d <= 1, inner, outer))
+        np.add.at(weights, (np.arange(new), np.clip(neighbour, 0, old - 1).astype(int)), _cubic(at - neighbour, -0.75))
     return weights.astype(np.float32)
+
+
+def _antialiased(old: int, new: int) -> np.ndarray:
+    """The same with a of -1/2, with a wider kernel where there are fewer places than values, and nothing beyond the
+    border, as in Pillow and in PyTorch with `antialias`."""
+    scale = old / new
+    distance = np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * scale
+    weights = _cubic(distance / max(scale, 1.0), -0.5)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from transformer_jax import sharding
 from transformer_jax.errors import InputError
+from transformer_jax.models.vit.resolution import resample_positions
 from transformer_jax.nn import block, layers, positions, stack
 from transformer_jax.nn.masks import Mask
 
@@ -33,7 +34,7 @@ def hidden(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Ar
       key: of dropout, stochastic depth and patch dropout; None: evaluation.
 
     Raises:
-      InputError: images of another size than the config's, or integers.
+      InputError: images of another size than the config's, where positions are not interpolated, or integers.
     """
     return trunk(params, cfg, images_BYXC, key)
 
@@ -80,6 +81,9 @@ def embed(p: Any, cfg: "Config", images_BYXC: jax.Array, key: jax.Array | None) 
       images_BYXC: as for `hidden`.
       key: likewise.
     """
+    if cfg.interpolate != "never" and images_BYXC.ndim == 4 and images_BYXC.shape[1] != cfg.image_size:
+        resized, cfg = resample_positions({"embed": p}, cfg, images_BYXC.shape[1])
+        p = resized["embed"]
     _check_images(cfg, images_BYXC)
     dropout_key, patches_key = (None, None) if key is None else jax.random.split(key)
     with sharding.replicated_length():  # the parts that are concatenated need not divide

@@ -53,7 +53,7 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
 
 def holds(cfg: Any) -> bool:
     """Whether this is the format to try for a config."""
-    return isinstance(cfg, vit.Config) and cfg.distillation == "none"
+    return isinstance(cfg, vit.Config) and cfg.distillation == "none" and cfg.interpolate == "never"
 
 
 def write_config(cfg: vit.Config) -> dict[str, Any]:
@@ -72,24 +72,14 @@ def make_table(cfg: vit.Config, trunk: str, heads: tuple[Row, ...]) -> Table:
       trunk: with which the trunk's tensors begin.
       heads: their rows.
     """
-    layer, side = f"{trunk}.encoder.layer.{{}}", cfg.patch_size
-    projection, conv = f"{trunk}.embeddings.patch_embeddings.projection", (cfg.channels, side, side)
+    layer = f"{trunk}.encoder.layer.{{}}"
     return Table(
         rows=(
-            Row("embed/patch/kernel", f"{projection}.weight", transpose=True, unfolded=conv),
-            Row("embed/patch/bias", f"{projection}.bias"),
-            Row("embed/class/embedding", f"{trunk}.embeddings.cls_token", one_row=True),
-            Row("embed/distillation/embedding", f"{trunk}.embeddings.distillation_token", one_row=True),
-            Row("embed/position/embedding", f"{trunk}.embeddings.position_embeddings", one_row=True),
+            *common_rows(cfg, trunk),
             *norm("blocks/attention_norm", f"{layer}.layernorm_before"),
-            *dense("blocks/attention/query", f"{layer}.attention.attention.query"),
-            *dense("blocks/attention/key", f"{layer}.attention.attention.key"),
-            *dense("blocks/attention/value", f"{layer}.attention.attention.value"),
-            *dense("blocks/attention/out", f"{layer}.attention.output.dense"),
             *norm("blocks/mlp_norm", f"{layer}.layernorm_after"),
             *dense("blocks/mlp/up", f"{layer}.intermediate.dense"),
             *dense("blocks/mlp/down", f"{layer}.output.dense"),
-            *norm("final_norm", f"{trunk}.layernorm"),
             *dense("pre_logits", f"{trunk}.pooler.dense"),
             *heads,
         ),
@@ -97,6 +87,30 @@ def make_table(cfg: vit.Config, trunk: str, heads: tuple[Row, ...]) -> Table:
         buffers=rf"({trunk}\.)?"
         + ("embeddings.mask_token" if cfg.pre_logits else r"(embeddings\.mask_token|pooler\..*)"),
         tied={},
+    )
+
+
+def common_rows(cfg: vit.Config, trunk: str) -> tuple[Row, ...]:
+    """The rows of the embeddings, the attention and the final norm, which DINOv2 has as well.
+
+    Args:
+      cfg: the model's config.
+      trunk: with which the trunk's tensors begin.
+    """
+    layer, side = f"{trunk}.encoder.layer.{{}}", cfg.patch_size
+    projection, conv = f"{trunk}.embeddings.patch_embeddings.projection", (cfg.channels, side, side)
+    return (
+        Row("embed/patch/kernel", f"{projection}.weight", transpose=True, unfolded=conv),
+        Row("embed/patch/bias", f"{projection}.bias"),
+        Row("embed/class/embedding", f"{trunk}.embeddings.cls_token", one_row=True),
+        Row("embed/distillation/embedding", f"{trunk}.embeddings.distillation_token", one_row=True),
+        Row("embed/registers/embedding", f"{trunk}.embeddings.register_tokens", one_row=True),
+        Row("embed/position/embedding", f"{trunk}.embeddings.position_embeddings", one_row=True),
+        *dense("blocks/attention/query", f"{layer}.attention.attention.query"),
+        *dense("blocks/attention/key", f"{layer}.attention.attention.key"),
+        *dense("blocks/attention/value", f"{layer}.attention.attention.value"),
+        *dense("blocks/attention/out", f"{layer}.attention.output.dense"),
+        *norm("final_norm", f"{trunk}.layernorm"),
     )
 
 
@@ -110,19 +124,32 @@ def read_fields(given: Mapping[str, Any], names: Collection[str], where: str, *,
       classifies: whether the architecture has a head.
     """
     known = {name: value for name, value in given.items() if name not in UNREAD}
-    known |= {name: _side(given[name], name, where) for name in ("image_size", "patch_size") if name in given}
+    known |= {name: side(given[name], name, where) for name in ("image_size", "patch_size") if name in given}
     s = settings.read(known, DEFAULTS, NEUTRAL, where)
     pools = not classifies and any(name.endswith("pooler.dense.weight") for name in names)
+    num_classes = len(settings.label_names(given, where)) if classifies else 0
+    return common_fields(s, num_classes, where) | {
+        "mlp_width": s["intermediate_size"],
+        "pre_logits": (s["pooler_output_size"] or s["hidden_size"]) if pools else 0,
+    }
+
+
+def common_fields(s: Mapping[str, Any], num_classes: int, where: str) -> dict[str, Any]:
+    """The fields that DINOv2 has as well.
+
+    Args:
+      s: config.json's settings, of `settings.read`.
+      num_classes: of the head; 0: none.
+      where: names the file in messages.
+    """
     return {
         "image_size": s["image_size"],
         "patch_size": s["patch_size"],
         "channels": s["num_channels"],
-        "num_classes": len(settings.label_names(given, where)) if classifies else 0,
+        "num_classes": num_classes,
         "width": s["hidden_size"],
         "num_layers": s["num_hidden_layers"],
         "num_heads": s["num_attention_heads"],
-        "mlp_width": s["intermediate_size"],
-        "pre_logits": (s["pooler_output_size"] or s["hidden_size"]) if pools else 0,
         "activation": settings.activation(s["hidden_act"], "hidden_act", where),
         "qkv_bias": s["qkv_bias"],
         "norm_eps": s["layer_norm_eps"],
@@ -133,8 +160,17 @@ def read_fields(given: Mapping[str, Any], names: Collection[str], where: str, *,
     }
 
 
-def _side(value: Any, name: str, where: str) -> Any:
-    """One number, which may be given twice, in a list."""
+def side(value: Any, name: str, where: str) -> Any:
+    """One number, which may be given twice, in a list.
+
+    Args:
+      value: of the setting.
+      name: of the setting.
+      where: names the file in messages.
+
+    Raises:
+      InputError: two numbers.
+    """
     if isinstance(value, list):
         if len(value) != 2 or value[0] != value[1]:
             raise InputError(f'{where}: "{name}" is {value!r}; only squares are supported')

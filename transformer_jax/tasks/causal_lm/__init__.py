@@ -169,6 +169,7 @@ class CausalLM(TextTask):
             kernel_DV,
             batch["targets"],
             batch["weights"],
+            cap=getattr(model_cfg, "logit_cap", 0.0),
             label_smoothing=self.label_smoothing,
         )
         return total, weight, {"loss": (plain, weight)}

@@ -96,7 +96,7 @@ class ImageClassification(Task):
         """Refuses a model that does not suit the images."""
         if not hasattr(model_cfg, "image_size") or not isinstance(data, images.ImageSet):
             raise InputError("task ImageClassification needs a model of images, vit.Config, and an images.ImageSet")
-        if model_cfg.image_size != self.preprocess.size:
+        if model_cfg.image_size != self.preprocess.size and getattr(model_cfg, "interpolate", "never") == "never":
             raise InputError(
                 f"model.image_size is {model_cfg.image_size}, but task.preprocess.size is {self.preprocess.size}; set "
                 "one to the other"
