@@ -2,18 +2,17 @@
 
     TFDS_DATA_DIR=/data transformer-jax train mlm.modernbert_base --workdir runs/modern
     TFDS_DATA_DIR=/data transformer-jax train mlm.modernbert_base long --workdir runs/modern-8k --init-from runs/modern
-    TFDS_DATA_DIR=/data transformer-jax train mlm.modernbert_base long --workdir runs/modern-end \
-        --init-from runs/modern-8k --train.steps 10596 --optim.lr-schedule linear --optim.final-lr-fraction 0
-    transformer-jax predict runs/modern-end "Paris is the [MASK] of France."
+    transformer-jax predict runs/modern-8k "Paris is the [MASK] of France."
 
 `downloads/ModernBERT-base` is the Hugging Face folder with the published tokenizer (tokenizer.json is enough).
 
 Reproduces: Warner et al. 2024 (arXiv 2412.13663), section 2.2, and yamls/modernbert/modernbert-base-pretrain.yaml of
 AnswerDotAI/ModernBERT: 1,719 billion tokens in batches of 4,608 rows of 1,024, learning rate 8e-4 after 3 billion
 tokens of warm-up and then constant, beta 0.9 and 0.98, epsilon 1e-6, 30 % of the tokens masked, packed rows. Then
-`long`: 250 billion tokens in rows of 8,192, constant at 3e-4, with the rotary base of the global layers at 160,000; and
-50 billion more over which the learning rate falls, the third command. Their weight decay of 1e-5 is not multiplied by
-the learning rate, and ours is: 1e-5 / 8e-4.
+`long`: 250 billion tokens in rows of 8,192, constant at 3e-4, with the rotary base of the global layers at 160,000. For
+their last 50 billion, over which the learning rate falls, run `long` once more with --train.steps 10596
+--optim.lr-schedule linear --optim.final-lr-fraction 0. Their weight decay of 1e-5 is not multiplied by the learning
+rate, and ours is: 1e-5 / 8e-4.
 
 Different here: their data (2 trillion tokens of web, code and papers, not published) is C4. Their StableAdamW is AdamW
 with the gradient's norm clipped to 1. Their batch grows to its size over 50 billion tokens and the last learning rates

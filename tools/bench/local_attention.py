@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 def step(mask: Mask, q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array) -> Any:
     """The sum of the squared results, and its gradients."""
 
-    def loss(*qkv: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.square(attention.attend(*qkv, mask).astype(jnp.float32)))
+    def loss(q_BTNH: jax.Array, k_BTNH: jax.Array, v_BTNH: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(attention.attend(q_BTNH, k_BTNH, v_BTNH, mask).astype(jnp.float32)))
 
     return jax.value_and_grad(loss, (0, 1, 2))(q_BTNH, k_BTNH, v_BTNH)
 
@@ -77,11 +77,11 @@ def check_values(qkv: jax.Array, window: int, length: int = 1024) -> None:
       window: the reach on each side.
       length: of the part.
     """
-    part = qkv[:, :, :length]
+    q, k, v = qkv[:, :, :length]
     near = np.abs(np.arange(length)[:, None] - np.arange(length)) <= window
     bias_NTS = jnp.broadcast_to(jnp.where(near, 0.0, -1e30), (qkv.shape[3], length, length))
-    ours = attention.attend(*part, Mask(window=window))
-    theirs = attention.attend(*part, Mask(), bias_NTS=bias_NTS, implementation="xla")
+    ours = attention.attend(q, k, v, Mask(window=window))
+    theirs = attention.attend(q, k, v, Mask(), bias_NTS=bias_NTS, implementation="xla")
     print(f"values: at most {float(jnp.max(jnp.abs(ours - theirs))):.1e} from the definition")
 
 
@@ -109,7 +109,8 @@ def for_target(target: targets.Target, steps: dict[str, Any], operand: jax.Shape
 
 def temporaries(compiled: jax.stages.Compiled) -> int:
     """Bytes of `compiled`."""
-    return compiled.memory_analysis().temp_size_in_bytes
+    memory: Any = compiled.memory_analysis()
+    return memory.temp_size_in_bytes
 
 
 if __name__ == "__main__":

@@ -77,6 +77,21 @@ def dense(leaf: str, tensor: str) -> tuple[Row, ...]:
     return Row(f"{leaf}/kernel", f"{tensor}.weight", transpose=True), Row(f"{leaf}/bias", f"{tensor}.bias")
 
 
+def fused(leaf: str, tensor: str, part: int, parts: int) -> tuple[Row, ...]:
+    """The rows of one of several products that a torch Linear computes at once.
+
+    Args:
+      leaf: our path.
+      tensor: the name of the Linear.
+      part: the number of this product.
+      parts: how many there are.
+    """
+    return (
+        Row(f"{leaf}/kernel", f"{tensor}.weight", transpose=True, part=part, parts=parts),
+        Row(f"{leaf}/bias", f"{tensor}.bias", part=part, parts=parts),
+    )
+
+
 def norm(leaf: str, tensor: str) -> tuple[Row, ...]:
     """The rows of a torch LayerNorm.
 

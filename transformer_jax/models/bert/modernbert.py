@@ -14,7 +14,7 @@ from typing import Any
 
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
-from transformer_jax.hub.mapping import Row, Table, dense, norm
+from transformer_jax.hub.mapping import Row, Table, dense, fused, norm
 from transformer_jax.models import bert
 from transformer_jax.models.bert import encoders
 
@@ -23,25 +23,18 @@ MODEL_TYPES = ("modernbert",)
 LAYER = "model.layers.{}"
 
 
-def _fused(leaf: str, tensor: str, part: int, parts: int) -> tuple[Row, ...]:
-    return (
-        Row(f"{leaf}/kernel", f"{tensor}.weight", transpose=True, part=part, parts=parts),
-        Row(f"{leaf}/bias", f"{tensor}.bias", part=part, parts=parts),
-    )
-
-
 TRUNK = (
     Row("embed/token/embedding", "model.embeddings.tok_embeddings.weight"),
     *norm("embed/norm", "model.embeddings.norm"),
     Row("blocks/attention_norm/scale", f"{LAYER}.attn_norm.weight", begins=1),
     Row("blocks/attention_norm/bias", f"{LAYER}.attn_norm.bias", begins=1),
-    *_fused("blocks/attention/query", f"{LAYER}.attn.Wqkv", 0, 3),
-    *_fused("blocks/attention/key", f"{LAYER}.attn.Wqkv", 1, 3),
-    *_fused("blocks/attention/value", f"{LAYER}.attn.Wqkv", 2, 3),
+    *fused("blocks/attention/query", f"{LAYER}.attn.Wqkv", 0, 3),
+    *fused("blocks/attention/key", f"{LAYER}.attn.Wqkv", 1, 3),
+    *fused("blocks/attention/value", f"{LAYER}.attn.Wqkv", 2, 3),
     *dense("blocks/attention/out", f"{LAYER}.attn.Wo"),
     *norm("blocks/mlp_norm", f"{LAYER}.mlp_norm"),
-    *_fused("blocks/mlp/gate", f"{LAYER}.mlp.Wi", 0, 2),
-    *_fused("blocks/mlp/up", f"{LAYER}.mlp.Wi", 1, 2),
+    *fused("blocks/mlp/gate", f"{LAYER}.mlp.Wi", 0, 2),
+    *fused("blocks/mlp/up", f"{LAYER}.mlp.Wi", 1, 2),
     *dense("blocks/mlp/down", f"{LAYER}.mlp.Wo"),
     *norm("final_norm", "model.final_norm"),
     *dense("transform/dense", "head.dense"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
-from transformer_jax.hub.mapping import Row, Table, dense, norm
+from transformer_jax.hub.mapping import Row, Table, dense, fused, norm
 from transformer_jax.models import vit
 from transformer_jax.models.vit import vit as vit_format
 
@@ -48,11 +48,9 @@ def table(cfg: vit.Config) -> Table:
     """The table of this format."""
     trunk = "dinov2_with_registers" if cfg.num_registers else "dinov2"
     layer = f"{trunk}.encoder.layer.{{}}"
-    kernel = {"tensor": f"{layer}.mlp.weights_in.weight", "transpose": True, "parts": 2}
-    bias = {"tensor": f"{layer}.mlp.weights_in.bias", "parts": 2}
     gated = (
-        *(Row(f"blocks/mlp/{name}/kernel", **kernel, part=i) for i, name in enumerate(("gate", "up"))),
-        *(Row(f"blocks/mlp/{name}/bias", **bias, part=i) for i, name in enumerate(("gate", "up"))),
+        *fused("blocks/mlp/gate", f"{layer}.mlp.weights_in", 0, 2),
+        *fused("blocks/mlp/up", f"{layer}.mlp.weights_in", 1, 2),
         *dense("blocks/mlp/down", f"{layer}.mlp.weights_out"),
     )
     plain = (*dense("blocks/mlp/up", f"{layer}.mlp.fc1"), *dense("blocks/mlp/down", f"{layer}.mlp.fc2"))
