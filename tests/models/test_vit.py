@@ -230,7 +230,7 @@ def test_weight_decay_is_for_kernels():
         ({"patch_size": 5}, "model.patch_size 5 does not divide model.image_size 12; change one of them"),
         ({"channels": 0}, "model.channels is 0; it must be at least 1"),
         ({"num_heads": 3}, "model.num_heads 3 does not divide model.width 16"),
-        ({"pool": "gap"}, "model.pool is 'gap'; it is one of class, mean, map"),
+        ({"pool": "gap"}, "model.pool is 'gap'; it is one of class, mean, both, map"),
         ({"num_registers": -1}, "model.num_registers is -1; it must be at least 0"),
         ({"stochastic_depth": 1.0}, "model.stochastic_depth is 1.0; it must be in"),
         ({"position": "sincos2d", "width": 18, "num_heads": 2}, "multiple of 4 from 8 on; it is 18"),

@@ -99,5 +99,5 @@ def row_sums(x: jax.Array) -> jax.Array:
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
-    """cap * tanh(x / cap), which is x where |x| is small and stays within (-cap, cap) (Bello et al. 2017)."""
+    """`cap` tanh(`x` / `cap`), which is x where it is small and stays within (-cap, cap) (Bello et al. 2017)."""
     return cap * jnp.tanh(x / cap)

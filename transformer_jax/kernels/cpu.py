@@ -16,7 +16,6 @@ from transformer_jax.kernels.gradients import add_bias, collapses, gelu, gelu_ta
 
 __all__ = [
     "attention",
-    "attention_block",
     "attention_fits",
     "decoding_layout",
     "dense",
@@ -189,34 +188,3 @@ def attention(
         allowed_BTS = mask.replace(causal=mask.causal and not causal).dense(T, S)
         out_BKGTH = cpu_attention.attention(q_BKGTH, k_BKSH, v_BKSH, allowed_BTS, causal, scale)
         return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
-
-
-def attention_block(
-    plain: Callable[..., jax.Array],
-    q_BKGtH: jax.Array,
-    k_BKsH: jax.Array,
-    v_BKsH: jax.Array,
-    allowed_Bts: jax.Array,
-    *,
-    scale: float,
-    cap: float,
-    dropout_rate: float,
-    key: jax.Array | None,
-) -> jax.Array:
-    """One block of `nn.attention`'s local attention, with fewer passes over the scores (`cpu_attention`).
-
-    Args:
-      plain: for capped scores, dropout, and other dtypes than float32.
-      q_BKGtH: the block's queries.
-      k_BKsH: the keys in their reach.
-      v_BKsH: values.
-      allowed_Bts: booleans, [1 or B, t, s].
-      scale: of the scores.
-      cap: the soft cap of the scores; 0: none.
-      dropout_rate: of the probabilities.
-      key: of dropout; None: without.
-    """
-    if cap or key is not None or q_BKGtH.dtype != jnp.float32:
-        options: Any = {"scale": scale, "cap": cap, "dropout_rate": dropout_rate, "key": key}
-        return plain(q_BKGtH, k_BKsH, v_BKsH, allowed_Bts, **options)
-    return cpu_attention.attention(q_BKGtH, k_BKsH, v_BKsH, allowed_Bts, False, scale)

@@ -313,6 +313,7 @@ def _kernel(operands: tuple[jax.Array, ...], head_width: int, mask: Any, scale: 
             causal=mask.causal,
             scale=scale,
             chip=chip,
+            narrow=isinstance(mask.window, int) and mask.window <= tpu_attention.NARROW,
             interpret=interpret,
         )
 

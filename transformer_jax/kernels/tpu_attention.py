@@ -34,6 +34,7 @@ LANES = 128
 HIDDEN = -1e30  # finite: the result of a query that sees no key is not used, but must not be NaN
 FEW = 8  # with fewer queries or keys than a register has rows the kernel gains nothing
 LARGEST_BLOCK = 1024  # queries or keys, where no smaller size divides them
+NARROW = 128  # a window up to here has blocks of at most 256: of larger ones, most pairs would be hidden
 # Bytes of the vector memory in which a kernel works; later chips have 64 MiB or more.
 SMALL_VMEM = {"TPU v4": 16 * 2**20}
 
@@ -45,18 +46,23 @@ class Shape(NamedTuple):
     scale: float
     causal: bool
     local: bool  # whether there is a window
+    narrow: bool  # whether it is known to be at most `NARROW`
     fused: bool  # whether queries, keys and values are one array [3, B, T, D], and so their gradients
     chip: str
     interpret: bool
 
 
-def block(length: int) -> int | None:
-    """The queries or keys of a block of a sequence of this `length`; None where no block divides it."""
+def block(length: int, narrow: bool = False) -> int | None:
+    """The queries or keys of a block of a sequence of this `length`; None where no block divides it.
+
+    Args:
+      length: of the sequence.
+      narrow: whether a window hides all but few keys.
+    """
     if length <= 256:
         return length
-    return next(
-        (size for size in (512, 384, 256, 128) if length % size == 0), length if length <= LARGEST_BLOCK else None
-    )
+    sizes = (256, 128) if narrow else (512, 384, 256, 128)
+    return next((size for size in sizes if length % size == 0), length if length <= LARGEST_BLOCK else None)
 
 
 def fits(
@@ -117,6 +123,7 @@ def attention(
     causal: bool,
     scale: float,
     chip: str,
+    narrow: bool = False,
     interpret: bool = False,
 ) -> jax.Array:
     """softmax(q k^T scale) v of every head, [B, T, N * H], for one device's arrays, whose sizes `fits` accepts.
@@ -130,9 +137,10 @@ def attention(
       causal: whether a query sees keys at its own position and before alone.
       scale: of the scores.
       chip: `jax.Device.device_kind`.
+      narrow: whether the window is known to be at most `NARROW`.
       interpret: run on a CPU, slowly.
     """
-    shape = Shape(head_width, scale, causal, window is not None, len(operands) == 1, chip, interpret)
+    shape = Shape(head_width, scale, causal, window is not None, narrow, len(operands) == 1, chip, interpret)
     where = jnp.stack([jnp.asarray(offset, jnp.int32), jnp.asarray(0 if window is None else window, jnp.int32)])
     rows: tuple[jax.Array, ...] = ()
     if segments is not None:
@@ -250,7 +258,7 @@ BITS = {2: jnp.uint16, 4: jnp.uint32}
 def _forward(shape: Shape, operands, where_2, rows):
     (B, T, D), S, H = operands[0].shape[-3:], operands[-1].shape[-2], shape.head_width
     C = _columns(D // H, H)
-    t, s = block(T), block(S)
+    t, s = block(T, shape.narrow), block(S, shape.narrow)
     assert t is not None and s is not None
     J, P, keys = D // C, C // H, S // s
     q, k, v = operands * 3 if shape.fused else operands
@@ -319,7 +327,7 @@ def _forward(shape: Shape, operands, where_2, rows):
 
 def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
     """The kernel for T queries and S keys, C columns at a time; `num_ids`: 2 with segments, else 0."""
-    H, t, s = shape.head_width, block(T), block(S)
+    H, t, s = shape.head_width, block(T, shape.narrow), block(S, shape.narrow)
     assert t is not None and s is not None
     queries = T // t
 
@@ -382,7 +390,7 @@ def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
 def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD):
     (B, T, D), S, H = operands[0].shape[-3:], operands[-1].shape[-2], shape.head_width
     C = _columns(D // H, H)
-    s = block(S)
+    s = block(S, shape.narrow)
     assert s is not None
     J, P = D // C, C // H
     q, k, v = operands * 3 if shape.fused else operands
@@ -443,6 +451,7 @@ def _parameters(shape: Shape) -> Any:
 def _cost(shape: Shape, B: int, T: int, S: int, D: int, *, products: int, arrays: int) -> pl.CostEstimate:
     """For the compiler's scheduler, which does not see into the kernel."""
     share = 0.5 if shape.causal else 1.0
+    share = min(share, 3 * 256 / S) if shape.narrow else share  # a block of queries visits three of keys
     return pl.CostEstimate(
         flops=int(2 * products * B * T * S * D * share),
         transcendentals=int(B * T * S * D // shape.head_width * share),

@@ -151,27 +151,12 @@ def _local(
     keys_n = None if key is None else jax.random.split(key, n)
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, key: jax.Array | None) -> jax.Array:
-        return _one_block(q, k, v, allowed, scale=scale, cap=cap, dropout_rate=dropout_rate, key=key)
+        return _heads_first(q, k, v, allowed, None, scale, cap, dropout_rate, key)
 
     in_axes = (3, 2, 2, 1, None if key is None else 0)
     each = jax.vmap(one, in_axes=in_axes, out_axes=3)
     out_BKGntH = each(q_BKGntH, in_reach(k_BKSH, 2), in_reach(v_BKSH, 2), allowed_Bnts, keys_n)
     return out_BKGntH.reshape(q_BKGTH.shape)[..., :T, :]
-
-
-@kernels.choose("attention_block")
-def _one_block(
-    q_BKGtH: jax.Array,
-    k_BKsH: jax.Array,
-    v_BKsH: jax.Array,
-    allowed_Bts: jax.Array,
-    *,
-    scale: float,
-    cap: float,
-    dropout_rate: float,
-    key: jax.Array | None,
-) -> jax.Array:
-    return _heads_first(q_BKGtH, k_BKsH, v_BKsH, allowed_Bts, None, scale, cap, dropout_rate, key)
 
 
 def _heads_first(
