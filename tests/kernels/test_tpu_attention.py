@@ -49,7 +49,13 @@ def run(implementation, mask, q, k, v, d_out):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """16 queries and keys to a block, so that 32 are several: loops, skipped blocks and the online softmax are used."""
-    monkeypatch.setattr(tpu_attention, "block", lambda length: 16)
+    monkeypatch.setattr(tpu_attention, "block", lambda length, narrow=False: 16)
+
+
+def test_a_narrow_window_has_smaller_blocks():
+    """A block of 8,192 queries visits 3 of 32 blocks of keys; of 512, it would visit 3 of 16."""
+    assert tpu_attention.block(8192) == 512 and tpu_attention.block(8192, narrow=True) == 256
+    assert tpu_attention.block(384, narrow=True) == 128 and tpu_attention.block(200, narrow=True) == 200
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -62,7 +68,7 @@ def test_it_is_the_plain_attention(name, small_blocks):
 
 @pytest.mark.parametrize("name", [name for name, ((T, S, N, K, _), _) in CASES.items() if (T, N) == (S, K)])
 def test_queries_keys_and_values_may_be_one_array(name, monkeypatch):
-    monkeypatch.setattr(tpu_attention, "block", lambda length: 32 if name == "a head of 128" else 16)
+    monkeypatch.setattr(tpu_attention, "block", lambda length, narrow=False: 32 if name == "a head of 128" else 16)
     (T, _, N, _, H), mask = CASES[name]
     q, k, v, d_out = operands(T, T, N, N, H)
     qkv_3BTD = jnp.stack([x.reshape(2, T, N * H) for x in (q, k, v)])
