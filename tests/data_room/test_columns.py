@@ -12,8 +12,10 @@ import pytest
 from pyarrow import parquet
 
 from tools.drills import bucket
-from transformer_jax.data import columnar, records, remote, sources, tables, webdataset
+from transformer_jax.data import columnar, image_records, records, remote, sources, tables, webdataset
 from transformer_jax.errors import InputError
+from transformer_jax.tasks.span_qa import questions
+from transformer_jax.tasks.tagging import tagged
 
 TEXTS = [f"text {i}: Grüße, 世界\n" * (1 + i % 5) for i in range(40)]
 LABELS = [i % 2 for i in range(40)]
@@ -188,3 +190,58 @@ def test_another_scheme_and_a_package_that_is_missing(monkeypatch):
     with pytest.raises(InputError, match=r"s3://: s3fs is not installed; pip install 'transformer-jax\[s3\]'"):
         remote.found("s3://bucket/x")
     assert records.SUFFIXES[-1] == ".tar"
+
+
+def labelled_tables(folder) -> None:
+    words = pa.table({"tokens": [["Ann", "left"], [], ["Rome"]], "ner_tags": [[1, 0], [], [2]]})
+    names = {"ner_tags": [{"_type": "ClassLabel", "names": ["O", "B-PER", "B-LOC"]}]}
+    parquet.write_table(
+        words.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": names}})}),
+        folder / "words.parquet",
+    )
+    answers = [{"text": ["a pen"], "answer_start": [4]}]
+    asked = {"id": ["q1"], "question": ["What?"], "context": ["It, a pen."], "answers": answers}
+    parquet.write_table(pa.table(asked), folder / "questions.parquet")
+
+
+def test_tags_and_questions_have_columns(tmp_path):
+    labelled_tables(tmp_path)
+    path = (str(tmp_path / "words.parquet"),)
+    sentences = tagged.TagRecords(path, path).sentences("train") or []
+    assert [sentence[:2] for sentence in sentences] == [(("Ann", "left"), ("B-PER", "O")), (("Rome",), ("B-LOC",))]
+    with pytest.raises(InputError, match=r"words.parquet:1: no column 'ner'; there are 'tokens', 'ner_tags'"):
+        tagged.TagRecords(path, path, tags="ner").sentences("train")
+    source = questions.SquadRecords((str(tmp_path / "questions.parquet"),), (str(tmp_path / "questions.parquet"),))
+    assert source.questions("validation") == [questions.Question("q1", "What?", "It, a pen.", ("a pen",), (4,))]
+    with pytest.raises(InputError, match=r"words.parquet:1: no column 'id'"):
+        questions.SquadRecords(path, path).questions("train")
+
+
+def test_images_of_records_are_copied_once_and_read_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFORMER_JAX_CACHE", str(tmp_path / "cache"))
+    images = [bytes([i]) * (i + 1) for i in range(30)]
+    column = pa.array([{"bytes": image, "path": None} for image in images])
+    made = pa.table({"image": column, "label": [i % 3 for i in range(30)]})
+    parquet.write_table(made, tmp_path / "a.parquet", row_group_size=4)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i, image in enumerate(images):
+            for ending, data in (("jpg", image), ("cls", b"%d" % (i % 3))):
+                member = tarfile.TarInfo(f"{i:03}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    for name, columns in (("a.parquet", ("image", "label")), ("a.tar", ("jpg", "cls"))):
+        source = image_records.ImageRecords((str(tmp_path / name),), image=columns[0], label=columns[1])
+        assert source.classes() == ("0", "1", "2")
+        sides = [source.images(side) for side in ("train", "validation")]
+        items = [item for side in sides if side for item in reversed(side.read(range(side.count)))]
+        assert sorted(item.data for item in items) == sorted(images)
+        assert all(item.label == images.index(item.data) % 3 for item in items)
+        assert {item.where for item in items} == {f"{name}:{i}" for i in range(1, 31)}
+    assert source.images("test") is None
+    with pytest.raises(InputError, match=r"a.parquet:1: column 'label' holds int, not the bytes of an image"):
+        image_records.ImageRecords((str(tmp_path / "a.parquet"),), image="label").classes()
+    for file in (tmp_path / "cache/images").glob("*/images.bin"):
+        file.write_bytes(b"short")
+    image_records._copied.cache_clear()
+    with pytest.raises(InputError, match="is damaged: its files have"):
+        source.classes()

@@ -2,6 +2,7 @@
 
 Digits         1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn: no file, no network
 Folder         a folder of class folders with JPEG, PNG and WebP files
+               (`image_records.ImageRecords` reads Parquet, Arrow and WebDataset)
 TfdsImages     a prepared data set of TensorFlow Datasets, read without TensorFlow: cifar10, imagenet2012, ...
 """
 

@@ -111,6 +111,26 @@ def string(record: dict[str, Any], column: str, where: str, options: str) -> str
     return value
 
 
+def texts(record: dict[str, Any], column: str, where: str, options: str) -> tuple[str, ...]:
+    """The texts of a list in a column of a record.
+
+    Args:
+      record: one of `read`.
+      column: its name; "answers.text" may be the "text" of the object "answers".
+      where: names the record in messages.
+      options: the flags that choose the columns, for messages.
+
+    Raises:
+      InputError: no such column, or a value that is not a list of texts.
+    """
+    inner, name = within(record, column, where, options)
+    value = inner[name]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        held = sorted({type(one).__name__ for one in value}) if isinstance(value, list) else type(value).__name__
+        raise InputError(f"{where}: column {column!r} holds {held}, not a list of texts")
+    return tuple(value)
+
+
 def within(record: dict[str, Any], column: str, where: str, options: str) -> tuple[dict[str, Any], str]:
     """(the object that holds a column, the column's name there): objects may be nested.
 

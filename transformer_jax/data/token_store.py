@@ -40,7 +40,7 @@ from transformer_jax.data.tokenizers import Tokenizer, load
 from transformer_jax.errors import InputError
 
 FORMAT = 1
-SHARD = 1 << 28  # bytes of text in a shard, at least
+SHARD = 1 << 26  # bytes of the input in a shard, at least
 SIDES = ("train", "validation")
 REQUESTS = 32  # to a bucket at the same time
 PARTS = ("tokens.bin", "documents.bin", "header.json")  # of a shard, in the order in which they are written

@@ -47,6 +47,7 @@ MODULES = {
     "tables": "data.tables",
     "images": "data.images",
     "image_sources": "data.image_sources",
+    "image_records": "data.image_records",
     "preprocess": "data.preprocess",
     "labelled": "tasks.classification.labelled",
     "stdlib_topics": "tasks.classification.stdlib_topics",

@@ -1,6 +1,7 @@
 """Questions whose answer is a span of a context, as random-access examples for extractive question answering.
 
     SquadJson   files in the format of SQuAD v1.1
+    SquadRecords  files of records with SQuAD's columns (`data.records`), as on the Hugging Face Hub
     TfdsSquad   a prepared data set of TensorFlow Datasets with SQuAD's features, read without TensorFlow
 
 An example is a window: {"tokens": int32[T], "types": int32[T], "lengths", "starts", "ends": int32[], "weights":
@@ -20,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from transformer_jax.data import inputs as asked
-from transformer_jax.data import pipeline, sources, text_files, tfds_store, tokenizers, tokens
+from transformer_jax.data import pipeline, records, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
 
@@ -128,6 +129,44 @@ def _get(tree: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(tree[key], kind):
         raise InputError(f"{where}: {key!r} holds {type(tree[key]).__name__}, not {kind.__name__}")
     return tree[key]
+
+
+@dataclass(frozen=True)
+class SquadRecords:
+    """Files of records with the columns id, question, context and answers {text, answer_start}: .parquet, ..."""
+
+    train: tuple[str, ...]
+    """Files, globs, or folders (all their files of records), local or URLs."""
+    validation: tuple[str, ...]
+    """Files that choose the checkpoint."""
+    test: tuple[str, ...] = ()
+    """Files that the chosen checkpoint is reported on; empty: none."""
+
+    def of_files(self, files: tuple[str, ...]) -> "SquadRecords":
+        return SquadRecords(files, files)
+
+    def questions(self, side: Side) -> list[Question] | None:
+        """The questions of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
+        if side == "test" and not self.test:
+            return None
+        made, has = [], "SQuAD's columns id, question, context and answers, which it must have"
+        for _, path in sources.find_files(getattr(self, side), side, records.SUFFIXES):
+            for number, record in records.read(path, headed=True, columns=("id", "question", "context", "answers")):
+                where = f"{path}:{number}"
+                id, question, context = (records.string(record, c, where, has) for c in ("id", "question", "context"))
+                texts = records.texts(record, "answers.text", where, has)
+                holder, name = records.within(record, "answers.answer_start", where, has)
+                starts = holder[name]
+                if not isinstance(starts, list) or [type(s) for s in starts] != [int] * len(texts):
+                    raise InputError(f"{where}: answers.answer_start is not a list of {len(texts)} whole numbers")
+                made.append(
+                    _checked(Question(id, question, context, texts, tuple(starts)), f"{where}: question {id!r}")
+                )
+        return made
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Tagged words as random-access examples for token classification.
 
     Conll       files with a word and its tags per line and an empty line between sentences (CoNLL-2002, -2003, ...)
+    TagRecords  files of records with a column of words and one of their tags (`data.records`)
     TfdsTags    a prepared data set of TensorFlow Datasets, read without TensorFlow
 
 Tags mark entities in the IOB2 scheme: "O", "B-TYPE" for an entity's first word, "I-TYPE" for its others. In BIOES the
@@ -25,11 +26,12 @@ import numpy as np
 
 from transformer_jax import metrics
 from transformer_jax.data import inputs as asked
-from transformer_jax.data import pipeline, sources, text_files, tfds_store, tokenizers, tokens
+from transformer_jax.data import pipeline, records, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
 
 Side = Literal["train", "validation", "test"]
+RECORD_OPTIONS = "--data.source.tokens and --data.source.tags"
 
 
 class Sentence(NamedTuple):
@@ -119,6 +121,44 @@ def _conll(path: Path, token_column: int, tag_column: int) -> Iterator[Sentence]
             if words:
                 yield Sentence(tuple(words), tuple(tags), f"{path}:{first}")
             words, tags, first = [], [], number + 1
+
+
+@dataclass(frozen=True)
+class TagRecords:
+    """Files of records with lists of words and of tags: .jsonl, .parquet, .arrow (`save_to_disk`), as on the Hub."""
+
+    train: tuple[str, ...]
+    """Files, globs, or folders (all their files of records), local or URLs."""
+    validation: tuple[str, ...]
+    """Files that choose the checkpoint."""
+    test: tuple[str, ...] = ()
+    """Files that the chosen checkpoint is reported on; empty: none."""
+    tokens: str = "tokens"
+    """The column of the words."""
+    tags: str = "ner_tags"
+    """The column of their tags: names, or a ClassLabel."""
+
+    def of_files(self, files: tuple[str, ...]) -> "TagRecords":
+        return dataclasses.replace(self, train=files, validation=files, test=())
+
+    def sentences(self, side: Side) -> list[Sentence] | None:
+        """The sentences of a side; None if there is no test set.
+
+        Args:
+          side: "train", "validation" or "test".
+        """
+        if side == "test" and not self.test:
+            return None
+        columns, made = (self.tokens, self.tags), []
+        for _, path in sources.find_files(getattr(self, side), side, records.SUFFIXES):
+            for number, record in records.read(path, headed=True, columns=columns):
+                where = f"{path}:{number}"
+                words, tags = (records.texts(record, c, where, RECORD_OPTIONS) for c in columns)
+                if len(words) != len(tags):
+                    raise InputError(f"{where}: {len(words)} words and {len(tags)} tags")
+                if words:
+                    made.append(Sentence(words, tags, where))
+        return made
 
 
 @dataclass(frozen=True)
