@@ -40,7 +40,7 @@ def train(folder: Path, name: str, seed: int = 0) -> int:
 def losses(folder: Path, name: str) -> np.ndarray:
     """[step, training loss or validation loss] of each row."""
     rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-    return np.array([[row["step"], row.get("loss", row.get("validation/loss_nats_per_byte"))] for row in rows], float)
+    return np.array([[row["step"], row.get("loss", row.get("validation/bits_per_byte"))] for row in rows], float)
 
 
 @pytest.fixture(scope="module")

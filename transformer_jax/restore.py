@@ -31,7 +31,7 @@ from transformer_jax import experiment as experiments
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, saved, store, versions
+from transformer_jax.runs import checkpoint, mirror, saved, store, versions
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -127,9 +127,9 @@ def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any) -
     unused = None if only is None else lambda name: not _chosen(name, only)
     params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False, unused=unused)
     workdir = store.absolute(folder).parent.parent  # `folder` is WORKDIR/checkpoints/STEP
-    with store.near(workdir, ("tokenizer/",)) as (near, _):
+    with mirror.local_mirror(workdir, ("tokenizer/",)) as (local, _):
         spec = getattr(experiment.data, "tokenizer", None)
-        tokenizer = tokenizers.load(near / "tokenizer", spec) if (near / "tokenizer").is_dir() else None
+        tokenizer = tokenizers.load(local / "tokenizer", spec) if (local / "tokenizer").is_dir() else None
     return Loaded(family, config, params, tokenizer, experiment.task, meta["step"], bytes_read)
 
 

@@ -24,7 +24,7 @@ from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Sample,
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.runs import lock, manifest, owners, saved, store, store_lock, writer
+from transformer_jax.runs import lock, manifest, mirror, owners, saved, store, store_lock, writer
 from transformer_jax.train import loop
 from transformer_jax.train import state as state_lib
 
@@ -363,7 +363,7 @@ def test_what_is_not_allowed_is_said_with_the_role_that_is_missing(server, monke
 
 
 def test_only_whole_files_are_uploaded(server):
-    with store.near(store.path("gs://drill/near")) as (folder, publish):
+    with mirror.local_mirror(store.path("gs://drill/near")) as (folder, publish):
         (folder / "numbers.json").write_text("{}")
         (folder / "more.json.part").write_text("{")
         publish()
@@ -374,5 +374,5 @@ def test_only_whole_files_are_uploaded(server):
 def test_local_paths_stay_what_they_are(tmp_path):
     assert store.path("runs/a") == Path("runs/a") and not store.remote(tmp_path)
     assert store.absolute(Path("runs/a")) == Path(os.getcwd()) / "runs/a"
-    with store.near(tmp_path) as (folder, publish):
+    with mirror.local_mirror(tmp_path) as (folder, publish):
         assert folder == tmp_path and publish() is None

@@ -266,9 +266,9 @@ def snapshot(source: Path, target: Path) -> None:
             shutil.copytree(source, target, symlinks=True)
         if _names(source) == before:
             break
-    with contextlib.suppress(OSError, ValueError):  # its owner is dead then
-        lock = json.loads((target / "lock").read_text())
-        (target / "lock").write_text(json.dumps(lock | {"born": "0"}))
+    for lock in target.glob("lock*"):  # also of a process that was about to take it
+        with contextlib.suppress(ValueError):
+            lock.write_text(json.dumps(json.loads(lock.read_text()) | {"born": "0"}))  # its owner is dead then
 
 
 def _names(folder: Path) -> dict[str, tuple[int, int]]:

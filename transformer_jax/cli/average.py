@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from transformer_jax import config_json, files, models
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import checkpoint, identity, saved, store
+from transformer_jax.runs import checkpoint, identity, mirror, saved
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
 
@@ -88,12 +88,12 @@ def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        with store.near(run, ("config.json", "tokenizer/", "code/")) as (near, _):
-            beside = [path for name in ("tokenizer", "code") for path in sorted((near / name).rglob("*"))]
-            for path in [near / "config.json", *(path for path in beside if not path.is_dir())]:
-                target = part / path.relative_to(near)
+        with mirror.local_mirror(run, ("config.json", "tokenizer/", "code/")) as (local, _):
+            beside = [path for name in ("tokenizer", "code") for path in sorted((local / name).rglob("*"))]
+            for path in [local / "config.json", *(path for path in beside if not path.is_dir())]:
+                target = part / path.relative_to(local)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                files.copy(path, target, COPIED_BYTES, inside=near)
+                files.copy(path, target, COPIED_BYTES, inside=local)
         facts = {"family": meta["family"], "config": meta["config"], "run": identity.run_id(part)}
         facts["code"] = meta.get("code", {})
         with Writer(part / "checkpoints", averaged=chosen, **facts) as writer:

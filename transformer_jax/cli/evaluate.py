@@ -72,24 +72,24 @@ def main(arguments: list[str]) -> int:
     sets = {"given" if files else "validation": prepared.validation, "test": prepared.test}
     of = where if loaded.step is None else f"step {loaded.step:,}"
     reports = {}
-    with _kept(folder, stores=loaded.step is not None) as (near, publish):
-        log = lambda line: print(line.replace(str(near), str(folder)))  # noqa: E731
+    with _kept(folder, stores=loaded.step is not None) as (local, publish):
+        log = lambda line: print(line.replace(str(local), str(folder)))  # noqa: E731
         for name, examples in sets.items():
             if examples is None:
                 continue
             numbers, outputs = evaluator.numbers(loaded.params, examples)
-            scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, near, name, log=log)
+            scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, local, name, log=log)
             reports[name] = {**numbers, **scores}
             what = ", ".join(files) or f"{name} set"
             print(f"{of}, {what}, {len(examples.examples):,} examples\n{observe.table(reports[name])}")
             if publish:
-                for picture in asked.task.pictures(outputs, examples, near, name):
+                for picture in asked.task.pictures(outputs, examples, local, name):
                     log(f"picture: {picture}")
         if publish:
             first, *others = reports
             others_by_name = {name: reports[name] for name in others}
             made = {"step": loaded.step, "report": reports[first], **others_by_name, "overrides": rest}
-            workdirs.write_json(near / "evaluation.json", made)
+            workdirs.write_json(local / "evaluation.json", made)
             publish()
     return 0
 
@@ -132,7 +132,7 @@ def _experiment(loaded: Any, where: str) -> Experiment:
 def _kept(folder: Path, *, stores: bool) -> Iterator[tuple[Path, Callable[[], None] | None]]:
     """A folder to write into, and what uploads it; None where nothing is kept: a Hugging Face folder is not ours, and a
     folder on a disk that is read-only keeps nothing."""
-    from transformer_jax.runs import store
+    from transformer_jax.runs import mirror, store
 
     if stores and not store.remote(folder):
         try:
@@ -141,8 +141,8 @@ def _kept(folder: Path, *, stores: bool) -> Iterator[tuple[Path, Callable[[], No
             stores = False
             print(f"{folder} cannot be written ({error.strerror}): the numbers are printed and not stored there")
     if stores:
-        with store.near(folder) as (near, publish):
-            yield near, publish
+        with mirror.local_mirror(folder) as (local, publish):
+            yield local, publish
     else:
         with tempfile.TemporaryDirectory() as nowhere:
             yield Path(nowhere), None

@@ -14,8 +14,8 @@ So the folder of a run becomes a prefix of names, and
    expecting none, after all it lists was written and read back; and deleted first, so that no half of a step is one.
    (Uploads that outlive their process cannot be distinguished from those of the next one; they are seen as damage.)
  - `store_lock` keeps the lock: an object that its owner writes again and again, each time expecting its own generation.
- - What grows or is replaced, such as metrics.jsonl, is written on this machine (`near`) and uploaded as whole objects:
-   before a step becomes one, and in the end.
+ - What grows or is replaced, such as metrics.jsonl, is written on this machine (`mirror.py`) and uploaded as whole
+   objects: before a step becomes one, and in the end.
 
 Orbax and TensorStore read and write gs:// by themselves, several hosts at once; these names are read through etils'
 `Path`, and what needs a condition, the store's clock or an exact error goes through gcsfs, here. What may pass (429,
@@ -32,7 +32,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,7 +46,6 @@ TIMEOUT = 60.0  # seconds for one request
 PART = 2**24  # bytes of an object that are in memory at once while it is digested
 TRIES = 3  # of a request that is not answered
 THREADS = 16  # requests at once
-NEAR_BYTES = 2**30  # of a file that is copied to this machine, such as a long metrics.jsonl
 CRASHING = ((3, 12, 0), (3, 12, 1))  # its garbage collector, where io.BytesIO.getbuffer is part of a cycle
 
 
@@ -236,11 +234,11 @@ def get(path: Path) -> tuple[bytes, Seen]:
 
 def there(path: Path) -> bool:
     """Whether the object `path` is there."""
-    return _size(path) is not None
+    return size(path) is not None
 
 
-def _size(path: Path) -> int | None:
-    """The bytes of an object; None where it is not there."""
+def size(path: Path) -> int | None:
+    """The bytes of the object `path`; None where it is not there."""
     bucket, key = _split(path)
     with _explained(path, "read"), contextlib.suppress(FileNotFoundError):
         _, facts = _call("GET", "b/{}/o/{}", bucket, key)
@@ -353,58 +351,3 @@ def explain(error: BaseException) -> str | None:
     theirs = rooms & {"gcsfs", "aiohttp", "google", "requests"} or isinstance(error, TimeoutError)
     forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
     return _why(error) if theirs or forbidden else None
-
-
-# ------------------------------------------------------------------------------------- files beside the checkpoints
-
-
-@contextlib.contextmanager
-def near(folder: Path, fetch: Collection[str] = ()) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A folder of this machine for what a run in `folder` writes beside its checkpoints, and a function that uploads
-    what has changed in it. Of a local folder it is the folder itself, and there is nothing to upload.
-
-    Args:
-      folder: the run's.
-      fetch: the objects to have there from the beginning; "tokenizer/" stands for all below it.
-    """
-    if not remote(folder):
-        yield folder, lambda: None
-        return
-    uploaded: dict[str, tuple[int, int]] = {}
-
-    def state(name: str) -> tuple[int, int]:
-        found = (here / name).stat()
-        return found.st_mtime_ns, found.st_size
-
-    def publish() -> None:
-        # *.part is being written, and renamed at any moment.
-        found = (p for p in here.rglob("*") if p.suffix != ".part" and p.is_file())
-        files = sorted(p.relative_to(here).as_posix() for p in found)
-        for name in files:
-            now = state(name)  # before it is read: what is written meanwhile is for the next time
-            if uploaded.get(name) != now:
-                put(folder / name, (here / name).read_bytes())
-                uploaded[name] = now
-
-    with tempfile.TemporaryDirectory(prefix="transformer_jax-") as temporary:
-        here = Path(temporary)
-        for name, size in _chosen(folder, fetch).items():
-            if name.startswith("/") or ".." in name.split("/"):  # an object may be called anything
-                raise InputError(f"{folder}/{name} is not the name of a file in this folder; delete it")
-            if size > NEAR_BYTES:
-                raise InputError(f"{folder}/{name} has {size:,} bytes; more than {NEAR_BYTES:,} are not read")
-            (here / name).parent.mkdir(parents=True, exist_ok=True)
-            (here / name).write_bytes(get(folder / name)[0])
-            uploaded[name] = state(name)
-        yield here, publish
-
-
-def _chosen(folder: Path, names: Collection[str]) -> dict[str, int]:
-    """{name: bytes} of those objects that are there, and of all below the names that end in a slash."""
-    found: dict[str, int] = {}
-    for name in names:
-        if name.endswith("/"):
-            found |= {f"{name}{x}": size for x, size in sizes(folder / name.rstrip("/")).items()}
-        elif (size := _size(folder / name)) is not None:
-            found[name] = size
-    return found

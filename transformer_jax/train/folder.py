@@ -14,7 +14,7 @@ from transformer_jax import brought, config_json, files, hosts, observe
 from transformer_jax.contracts import Prepared
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import Experiment
-from transformer_jax.runs import fingerprint, lock, saved, store, store_lock
+from transformer_jax.runs import fingerprint, lock, mirror, saved, store, store_lock
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import start
 
@@ -103,7 +103,7 @@ def enter(
     if (results := _complete(experiment, saved_step, done)) is not None:
         return RunFolder(experiment, path, path, lambda: None, saved_step, False, seen, done=results)
 
-    local, publish = stack.enter_context(store.near(path, ("metrics.jsonl", "tokenizer/")))
+    local, publish = stack.enter_context(mirror.local_mirror(path, ("metrics.jsonl", "tokenizer/")))
     is_new = "config.json" not in seen
     folder = RunFolder(experiment, path, local, publish, None, is_new, seen)
     if not is_new:  # a new folder is created and locked later, when all checks have passed
