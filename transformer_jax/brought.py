@@ -11,6 +11,7 @@ it: the caller provides the types.
 import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -161,7 +162,12 @@ def _strangers(folder: Path, name: str) -> list[Path]:
 def _file(module: ModuleType | None) -> Path | None:
     """The file that a module was read from; None where there is none."""
     file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
-    return Path(file).resolve() if isinstance(file, str) else None
+    return _resolved(file) if isinstance(file, str) else None
+
+
+@functools.cache  # a program has thousands of modules
+def _resolved(file: str) -> Path:
+    return Path(file).resolve()
 
 
 def _label(file: Path) -> str:
@@ -171,8 +177,8 @@ def _label(file: Path) -> str:
 
 def _is_brought(module: ModuleType) -> bool:
     """Whether a module is the user's: not of this package, Python's library or an installed library."""
-    file = _file(module)
-    if file is None or module.__name__.partition(".")[0] in (PACKAGE, *sys.stdlib_module_names):
+    name = module.__name__.partition(".")[0]
+    if name == PACKAGE or name in sys.stdlib_module_names or (file := _file(module)) is None:
         return module.__name__ == "__main__"
     return not {"site-packages", "dist-packages"} & set(file.parts)
 
@@ -240,13 +246,10 @@ def _neighbours(module: ModuleType) -> list[ModuleType]:
     root = file.parents[module.__name__.count(".") + hasattr(module, "__path__")]
     found: dict[Path, ModuleType] = {}
     for name, other in list(sys.modules.items()):
-        stem = root.joinpath(*name.split("."))
-        candidates = (stem.with_name(f"{stem.name}.py"), stem / "__init__.py")
-        if Path(str(getattr(other, "__file__", ""))).name not in (candidates[0].name, "__init__.py"):
-            continue  # skips most modules without resolving a path
         if (is_inside and name.partition(".")[0] != package) or not _is_brought(other):
             continue
-        other_file = _file(other)
+        stem, other_file = root.joinpath(*name.split(".")), _file(other)
+        candidates = (stem.with_name(f"{stem.name}.py"), stem / "__init__.py")
         if other_file not in (None, file) and other_file in [candidate.resolve() for candidate in candidates]:
             found.setdefault(other_file, other)
     return list(found.values())

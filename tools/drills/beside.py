@@ -1,6 +1,6 @@
 """Drills of several processes in one folder: readers beside a trainer, and trainers that all want it.
 
-What trains here does nothing but save, as fast as it can: what is drilled is the folder.
+What trains here does nothing but save, at every step: what is drilled is the folder.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from tools.drills.trainer import Job, Row
 
 BUCKET = "gs://drill/run"
 READERS = 2
+STEP = 0.1  # seconds of a step; a save, and the deletion of the one before, take longer
 OWNERS = 4
 WATCHED = 2.0  # seconds, in place of `lock.STALE`
 OWNERS_SECONDS = 600  # for each kind of file system
@@ -162,13 +163,13 @@ def _numbers(folder: Path) -> list[int]:
 
 def _experiment() -> Any:
     from transformer_jax import errors
-    from transformer_jax.data import corpus, sources
+    from transformer_jax.data import corpus, sources, tokenizers
     from transformer_jax.experiment import Experiment
     from transformer_jax.models import gpt
 
     return Experiment(
         model=gpt.Config(vocab_size=257, max_length=16, width=16, num_layers=1, num_heads=2),
-        data=corpus.TextCorpus(sources.TextFiles((errors.__file__,)), length=16),
+        data=corpus.TextCorpus(sources.TextFiles((errors.__file__,)), tokenizers.Bytes(), length=16),
     )
 
 
@@ -197,6 +198,7 @@ def save(workdir: Path, last: int = 10**9) -> None:
                 params = jax.tree.map(lambda x: jnp.full(x.shape, step, x.dtype), shapes)  # noqa: B023
                 state = states.create(params, optax.identity())
                 writer.save(dataclasses.replace(state, step=jnp.int32(step)), rows=step)
+                time.sleep(STEP)
                 if step == 2:
                     print("saving", flush=True)
 

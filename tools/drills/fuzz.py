@@ -264,6 +264,7 @@ class Watch:
         self.inside: Path | None = None
         self.seen: list[str] = []
         self.code = [str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, DATA.parents[2])] + ["<frozen"]
+        list(models.formats())  # a reader may import any of them, and their dataclasses execute code
         sys.addaudithook(self._note)
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
