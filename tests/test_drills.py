@@ -38,8 +38,8 @@ def test_a_drill(job, drill, tries):
 # On a full disk the TensorBoard writer fails, and its file is left to the garbage collector.
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_runs_that_are_interrupted_report_what_the_whole_one_does(tmp_path, monkeypatch):
-    """A kill and a full disk at drawn instants, and SIGTERM in step 7 of 8: its save takes no other's room (every third,
-    two are kept)."""
+    """A kill and a full disk at drawn instants, and SIGTERM in step 7 of 8: its save takes no other's room (every
+    third, two are kept)."""
     monkeypatch.setenv("TRANSFORMER_JAX_CACHE", str(tmp_path / "cache"))
     job = equal.experiment("gpt")
     job = dataclasses.replace(
