@@ -178,13 +178,14 @@ def test_of_several_who_succeed_a_dead_owner_one_has_the_folder(tmp_path, links,
 
 def test_what_killed_processes_left_while_they_waited_is_removed(tmp_path, other):
     """That of a dead process of this machine; of another machine, what is hours older than our own file."""
-    for name, dead in (("dead", True), ("old", False), ("young", False), ("after-old", False)):
-        owner = json.loads((tmp_path / "run" / "lock").read_text()) | {"born": "0"} if dead else {"host": "elsewhere"}
-        (tmp_path / f"lock.{name}").write_text(json.dumps(owner | {"pid": 7}))
-        if "old" in name:
+    dead, old, young = ("d" * 32, "0" * 32, "1" * 32)
+    for name in (dead, old, young, f"after-{old}", "old.txt"):
+        owner = json.loads((tmp_path / "run" / "lock").read_text()) | {"born": "0"} if name == dead else {"pid": 7}
+        (tmp_path / f"lock.{name}").write_text(json.dumps(owner))
+        if "old" in name or old in name:
             os.utime(tmp_path / f"lock.{name}", (time.time() - 7200,) * 2)
     with lock.hold(tmp_path, print):
-        assert sorted(path.name for path in tmp_path.glob("lock*")) == ["lock", "lock.young"]
+        assert sorted(path.name for path in tmp_path.glob("lock*")) == sorted(["lock", "lock.old.txt", f"lock.{young}"])
 
 
 def test_who_was_frozen_and_taken_over_saves_no_more(tmp_path):

@@ -87,11 +87,8 @@ def owners(job: Job, tries: int) -> Iterator[Row]:
 
 
 def _owners(forks: Any, folder: Path, name: str, settings: dict[str, Any], tries: int) -> Iterator[Row]:
-    row, rng, kills = Row(name), random.Random(0), 0
-    where = BUCKET if settings.get("bucket") else str(folder)
-    evaluating = _started("evaluate", where, environment=settings.get("environment", {}))
-    first = _line(evaluating)  # it has imported everything, and compiled
-    began = time.monotonic()
+    row, evaluations, rng, kills = Row(name), Row(f"{name}: evaluations beside them"), random.Random(0), 0
+    log = folder.with_name(f"{folder.name}.evaluations")
     longest = 2.5 if settings.get("machines") else 0.2  # a dead owner of another machine is watched for `WATCHED`
 
     def start(i: int) -> Any:
@@ -99,21 +96,25 @@ def _owners(forks: Any, folder: Path, name: str, settings: dict[str, Any], tries
         process.start()
         return process
 
-    processes = [start(i) for i in range(OWNERS)]
-    while kills < tries and time.monotonic() - began < OWNERS_SECONDS and row.tries == row.survived:
-        time.sleep(rng.uniform(0.02, longest))
-        i = rng.randrange(OWNERS)
-        if not processes[i].is_alive():
-            row.count(f"an owner ended by itself, with code {processes[i].exitcode}")
-        processes[i].kill()
-        processes[i].join()
-        kills += 1
-        processes[i] = start(i)
-        times = len(_lines(folder / "owned")) - row.survived
-        row.tries, row.survived = row.tries + times, row.survived + times
-    for process in processes:
-        process.kill()
-        process.join()
+    where = BUCKET if settings.get("bucket") else str(folder)
+    with _process("evaluate", where, str(log), environment=settings.get("environment")) as evaluating:
+        while not _lines(log) and evaluating.poll() is None:  # it imports everything, and compiles
+            time.sleep(0.1)
+        processes, began = [start(i) for i in range(OWNERS)], time.monotonic()
+        while kills < tries and time.monotonic() - began < OWNERS_SECONDS and row.tries == row.survived:
+            time.sleep(rng.uniform(0.02, longest))
+            i = rng.randrange(OWNERS)
+            if not processes[i].is_alive():
+                row.count(f"an owner ended by itself, with code {processes[i].exitcode}")
+            processes[i].kill()
+            processes[i].join()
+            kills += 1
+            processes[i] = start(i)
+            times = len(_lines(folder / "owned")) - row.survived
+            row.tries, row.survived = row.tries + times, row.survived + times
+        for process in processes:
+            process.kill()
+            process.join()
     for problem in _lines(folder / "problems"):
         row.count(problem)
     for line in _lines(folder / "owned"):
@@ -121,11 +122,9 @@ def _owners(forks: Any, folder: Path, name: str, settings: dict[str, Any], tries
             row.count(f"lost or torn: {line!r}")
     row.remarks.append(f"{kills} SIGKILLs, clocks {', '.join(f'{c:+}' for c in CLOCKS)} s")
     yield row
-    evaluations = Row(f"{name}: evaluations beside them")
-    evaluating.terminate()
-    lines = [first, *(evaluating.communicate()[0].splitlines(keepends=True))]
-    for line in lines if lines[-1].endswith("\n") else lines[:-1]:
-        evaluations.count(None if line == first and line.startswith("{") else f"{line.strip()}, the first was {first}")
+    lines = _lines(log) or ["no evaluation has ended"]
+    for line in lines:
+        evaluations.count(None if line == lines[0] and line.startswith("{") else line)
     yield evaluations
 
 
@@ -139,8 +138,8 @@ def _started(*words: str, environment: Mapping[str, str] | None = None) -> subpr
 
 
 @contextlib.contextmanager
-def _process(*words: str) -> Iterator[subprocess.Popen[str]]:
-    process = _started(*words)
+def _process(*words: str, environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    process = _started(*words, environment=environment)
     try:
         yield process
     finally:
@@ -229,9 +228,9 @@ def read(workdir: Path, count: int) -> None:
     print(json.dumps(counts), flush=True)
 
 
-def evaluate(workdir: str) -> None:
-    """Evaluates the run again and again, by the command that a user gives; prints a line for each: the numbers, as
-    printed, or what went wrong."""
+def evaluate(workdir: str, log: Path) -> None:
+    """Evaluates the run again and again, by the command that a user gives; adds a line to `log` for each: the numbers,
+    as printed, or what went wrong."""
     from transformer_jax.cli import main
 
     while True:
@@ -239,7 +238,9 @@ def evaluate(workdir: str) -> None:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(wrong):
             code = main.main(["evaluate", workdir])
         numbers = [line for line in output.getvalue().splitlines() if not line.startswith("picture")]
-        print(json.dumps({"numbers": numbers}) if code == 0 else f"exit code {code}: {wrong.getvalue()!r}", flush=True)
+        line = json.dumps({"numbers": numbers}) if code == 0 else f"exit code {code}: {wrong.getvalue()[-300:]!r}"
+        with log.open("a") as file:
+            file.write(line + "\n")
         time.sleep(0.5)
 
 
@@ -306,6 +307,6 @@ if __name__ == "__main__":
     if what == "save":
         save(Path(where), *map(int, rest))
     elif what == "evaluate":
-        evaluate(where)
+        evaluate(where, Path(rest[0]))
     else:
         read(Path(where), int(rest[0]))

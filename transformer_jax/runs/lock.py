@@ -25,6 +25,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ STALE = 60.0  # seconds without one, after which the owner counts as gone
 ORPHANS = 10.0  # seconds that the children of a killed owner may take to end: they hold the kernel's lock with it
 LEFT = 3600.0  # seconds after which a waiting process's file counts as left behind; none waits nearly as long
 MAX_BYTES = 4096
+_OURS = re.compile(rf"{NAME}\.(after-)?[0-9a-f]{{32}}")  # the files of processes that want the lock
 
 # What a file system answers that has no locks, or no hard links.
 _NOT_THERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EMLINK)
@@ -156,7 +158,7 @@ def _remove_left(path: Path, made: Path, descriptor: int) -> None:
     """
     ours = os.fstat(descriptor).st_mtime_ns
     for left in path.parent.glob(f"{NAME}.*"):
-        if left == made or (other := _look(left)) is None or other.locked:
+        if left == made or not _OURS.fullmatch(left.name) or (other := _look(left)) is None or other.locked:
             continue
         if owners.ended(other.owner) or ours - other.state[1] > LEFT * 10**9:
             left.unlink(missing_ok=True)
