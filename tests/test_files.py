@@ -147,11 +147,12 @@ NEW_FOLDERS = {
     "data/tokenizers/marian.py": "`save`, into a new folder",
     "data/tokenizers/special.py": "`save`, into a new folder",
     "data/tokenizers/subwords.py": "`save`, into a new folder",
+    "data/token_store.py": "temporary folders, of which a shard is renamed when it is whole",
     "data/tokens.py": "a temporary folder, renamed when it is whole",
     "hub/weights.py": "a temporary folder, renamed when it is whole",
     "hub/writing.py": "a temporary folder, renamed when it is whole",
     "observe/json_lines.py": "the path that `files.replacing` gives",
-    "runs/store.py": "the local copy of an object, in a temporary folder",
+    "runs/mirror.py": "the local copy of an object, in a temporary folder",
 }
 
 
