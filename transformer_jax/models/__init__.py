@@ -92,6 +92,7 @@ FORMATS = {
     "gemma": "gpt.gemma",
     "gemma2": "gpt.gemma",
     "deberta-v2": "bert.deberta",
+    "esm": "bert.esm",
     "albert": "bert.albert",
     "mpnet": "bert.mpnet",
     "roberta": "bert.roberta",

@@ -13,6 +13,8 @@ them, whose parameters are in the tree when `Config.heads` names them.
     DistilBERT  num_types=0, pooler_activation="relu" (Sanh et al. 2019)
     MPNet       position_offset=2, num_types=0, relative_bias=True (Song et al. 2020)
     DeBERTa v3  position="none", distance_buckets=256, num_types=0, pooler_activation="gelu" (He et al. 2021)
+    ESM-2       norm_order="pre", position="rotary", embedding_norm=False, num_types=0, zeroed_token=32 (Lin et al.
+                2023)
     ELECTRA     embedding_width, pooler_activation="gelu", heads=("discriminator",) (Clark et al. 2020)
     ModernBERT  norm_order="pre", position="rotary", gated=True, num_types=0, bias=False, local_window=64,
                 global_every=3, first_attention_norm=False, head_transform=True (Warner et al. 2024)
@@ -77,6 +79,7 @@ Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "cho
 HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
 TRUNK = ("embed", "blocks", "relative_bias", "distances", "final_norm")  # the parts of the tree that are no head
 RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
+UNMASKED_IN_TRAINING = 1.0 - 0.15 * 0.8  # of ESM: 80 % of the chosen 15 % are masked
 LABEL_HEADS = ("classification", "tokens")
 
 
@@ -94,6 +97,11 @@ class Config(config.TextConfig):
     """The longest sequence, in tokens."""
     embedding_width: int | None = field(default=None, metadata={"means": "embed_features"})
     """E, the width of the embeddings, projected to `width` where it is another; None: width (ALBERT, section 3.1)."""
+    embedding_norm: bool = True
+    """A norm right after the embeddings."""
+    zeroed_token: int | None = None
+    """The id whose embedding counts as zero, the mask's. The others are scaled by 0.88, the share of tokens that are
+    not masked in training, over this share of the row, in evaluation too (ESM's token dropout). None: none."""
     num_types: int = 2
     """Token types, which tell the two texts of a pair apart; 0: none."""
     position: Literal["learned", "rotary", "none"] = "learned"
@@ -180,8 +188,9 @@ def declare(cfg: Config) -> dict[str, Any]:
     D, E, std = cfg.width, cfg.embed_features, cfg.init_std
     embed: dict[str, Any] = {
         "token": layers.declare_embedding(cfg.vocab_size, E, "vocab", std=std),
-        "norm": layers.declare_norm(E, cfg.norm, bias=cfg.bias),
     }
+    if cfg.embedding_norm:
+        embed["norm"] = layers.declare_norm(E, cfg.norm, bias=cfg.bias)
     if cfg.position == "learned":
         rows = cfg.max_length + cfg.position_offset
         embed["position"] = layers.declare_embedding(rows, E, "position", std=std)
@@ -261,9 +270,13 @@ def apply(
     """
     if (T := tokens_BT.shape[1]) > cfg.max_length:
         raise ValueError(f"{T} tokens are more than the model's max_length of {cfg.max_length}")
+    if cfg.zeroed_token is not None and segments is not None:
+        raise ValueError(
+            "with model.zeroed_token a row's embeddings depend on all of it, so documents cannot be packed"
+        )
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
     where = jnp.arange(T) if segments is None else positions.restarted(segments)
-    x_BTD = _embed(params["embed"], cfg, tokens_BT, types, where, embed_key)
+    x_BTD = _embed(params["embed"], cfg, tokens_BT, types, where, lengths, embed_key)
     everywhere = Mask(segment_BT=segments, end_B=lengths)
     local = everywhere.replace(window=cfg.local_window)  # type: ignore[attr-defined]
     rope, local_rope = _rope(cfg, where, cfg.rope_theta), _rope(cfg, where, cfg.local_rope_theta)
@@ -297,10 +310,18 @@ def apply(
 
 
 def _embed(
-    p: Any, cfg: Config, tokens_BT: jax.Array, types_BT: jax.Array | None, where: jax.Array, key: jax.Array | None
+    p: Any,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    types_BT: jax.Array | None,
+    where: jax.Array,
+    lengths_B: jax.Array | None,
+    key: jax.Array | None,
 ) -> jax.Array:
     """Token, position and type embeddings, normed and projected to the model's width, [B, T, D]."""
     x_BTE = layers.embed(p["token"], tokens_BT, cfg.dtype)
+    if cfg.zeroed_token is not None:
+        x_BTE = x_BTE * _token_scales(cfg.zeroed_token, tokens_BT, lengths_B)[..., None].astype(x_BTE.dtype)
     if cfg.position == "learned":
         table = p["position"]["embedding"].astype(cfg.dtype)
         if where.ndim == 1:
@@ -315,9 +336,19 @@ def _embed(
         else:  # the table is tiny: a product with one-hot rows needs no gather, and its gradient no scatter
             one_hot = jax.nn.one_hot(types_BT, cfg.num_types, dtype=cfg.dtype)
             x_BTE = x_BTE + layers.dense({"kernel": table}, one_hot, out=None)
-    x_BTE = layers.norm(p["norm"], x_BTE, cfg.norm, cfg.norm_eps)
+    x_BTE = layers.norm(p["norm"], x_BTE, cfg.norm, cfg.norm_eps) if "norm" in p else x_BTE
     x_BTE = layers.dropout(x_BTE, cfg.dropout, key)
     return layers.dense(p["project"], x_BTE, out=None) if "project" in p else x_BTE
+
+
+def _token_scales(zeroed: int, tokens_BT: jax.Array, lengths_B: jax.Array | None) -> jax.Array:
+    """The factor of each token's embedding, float32 [B, T]: see `Config.zeroed_token`."""
+    T = tokens_BT.shape[1]
+    is_zeroed_BT = sharding.constrain(tokens_BT, ("batch", None)) == zeroed
+    length_B = jnp.full(len(tokens_BT), T) if lengths_B is None else jnp.maximum(lengths_B, 1)
+    masked_B = jnp.sum(is_zeroed_BT & (jnp.arange(T) < length_B[:, None]), axis=1) / length_B
+    scale_B1 = (UNMASKED_IN_TRAINING / jnp.maximum(1.0 - masked_B, 1.0 / T))[:, None]
+    return sharding.constrain(jnp.where(is_zeroed_BT, 0.0, scale_B1), ("batch", "length"))
 
 
 def _distances(p: Any, cfg: Config, length: int) -> jax.Array:
