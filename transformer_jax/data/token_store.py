@@ -426,6 +426,7 @@ def write_shard(work: Work, side: str, number: int) -> None:
     try:
         if not url:
             Path(work.out, side).mkdir(parents=True, exist_ok=True)
+            tokens.sweep(Path(work.out, side))
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=None if url else Path(work.out, side)))
         try:
             tokens.write(documents, work.tokenizer, temporary, repeated=repeated, may_be_empty=True)

@@ -116,7 +116,7 @@ def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | No
             shutil.rmtree(folder)
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(parent)
+        sweep(parent)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=parent))
         try:
             write(documents, tokenizer, temporary)
@@ -412,8 +412,8 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sweep(parent: Path) -> None:
-    """Deletes the temporary folders of killed writers."""
+def sweep(parent: Path) -> None:
+    """Deletes the temporary folders of killed writers in the folder `parent`."""
     for folder in parent.glob(".*"):
         with contextlib.suppress(OSError):  # another process may be sweeping too
             if time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir())) > ABANDONED:
