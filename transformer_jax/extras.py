@@ -21,6 +21,7 @@ EXTRAS = {
     "rouge_score": ("rouge-score", "metrics"),
     "matplotlib": ("matplotlib", "plots"),
     "tensorboardX": ("tensorboardX", "logging"),
+    "jinja2": ("Jinja2", "chat"),
     "gcsfs": ("gcsfs", "gcs"),
     "s3fs": ("s3fs", "s3"),
     "aiohttp": ("aiohttp", "http"),

@@ -56,6 +56,11 @@ MODULES = {
     "parallel": "tasks.translation.parallel",
     "bitext": "tasks.translation.bitext",
     "cldr": "tasks.translation.cldr",
+    "chat": "tasks.chat",
+    "chats": "tasks.chat.packed",
+    "cldr_dates": "tasks.chat.cldr",
+    "conversations": "data.conversations",
+    "chat_templates": "data.chat_templates",
 }
 # Names that old config.json files hold for types that have another name today.
 RENAMED = {

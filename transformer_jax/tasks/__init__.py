@@ -1,6 +1,7 @@
 """The tasks. The folder of each has its data, loss, reported numbers and predictions."""
 
 from transformer_jax.tasks.causal_lm import CausalLM
+from transformer_jax.tasks.chat import Chat
 from transformer_jax.tasks.classification import Classification
 from transformer_jax.tasks.denoising import Denoising
 from transformer_jax.tasks.image_classification import ImageClassification
@@ -11,6 +12,7 @@ from transformer_jax.tasks.translation import Translation
 
 __all__ = [
     "CausalLM",
+    "Chat",
     "Classification",
     "Denoising",
     "ImageClassification",

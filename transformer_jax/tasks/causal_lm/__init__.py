@@ -41,11 +41,9 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The text printed when training ends, and the defaults of `predict` (see `decode.Sampling`)."""
+class Drawn:
+    """How the tokens of a text are drawn (see `decode.Sampling`)."""
 
-    prompt: str = ""
-    """Text to continue; empty: the end-of-text token, or a newline where the tokenizer has none."""
     max_new_tokens: int = 200
     """The most new tokens; 0: no sample."""
     temperature: float = 0.8
@@ -83,6 +81,14 @@ class Sample:
             repetition_penalty=self.repetition_penalty,
             stop_ids=stop_ids,
         )
+
+
+@dataclass(frozen=True)
+class Sample(Drawn):
+    """The text printed when training ends, and the defaults of `predict`."""
+
+    prompt: str = ""
+    """Text to continue; empty: the end-of-text token, or a newline where the tokenizer has none."""
 
 
 @dataclass(frozen=True)
