@@ -1,7 +1,7 @@
 """Chat: fine-tuning on conversations, with the loss on the assistant's tokens alone.
 
-It reports nats per assistant token, beside those of the tokens' frequencies alone. With `metrics`, the assistant's turns are generated at the end, each after the true
-turns before it, and compared with what the conversation holds.
+It reports nats per assistant token, beside those of the tokens' frequencies alone. With `metrics`, the assistant's
+turns are generated at the end, each after the true turns before it, and compared with what the conversation holds.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from transformer_jax import files, metrics, models, sharding
 from transformer_jax.contracts import LAUNCH, Evaluation, Input, Outputs, Prepared, Progress, Sums, no_progress
 from transformer_jax.data import chat_templates
 from transformer_jax.data.chat_templates import Template
+from transformer_jax.data.conversations import Messages
 from transformer_jax.decoding import decode, sets
 from transformer_jax.errors import InputError
 from transformer_jax.nn import config
@@ -81,13 +82,13 @@ class Chat(CausalLM):
             if metric != "exact_match":
                 raise InputError(f"task.metrics has {metric!r}; there is exact_match")
 
-    def example(self, data: Chats) -> dict[str, jax.ShapeDtypeStruct]:
+    def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example, [T]."""
         T = data.length
         shapes = {name: jax.ShapeDtypeStruct((T,), np.int32) for name in ("inputs", "targets", "segments")}
         return shapes | {"weights": jax.ShapeDtypeStruct((T,), np.float32)}
 
-    def prepare(self, data: Chats, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
+    def prepare(self, data: Any, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
         """The encoded and packed conversations.
 
         Raises:
@@ -182,17 +183,15 @@ class Chat(CausalLM):
 
     # ---- Talking
 
-    def default_sample(self) -> Turns:
+    def default_sample(self) -> Any:
         """The default sampling settings."""
         return self.defaults
 
-    def default_data(self, tokenizer: Any, model_cfg: Any) -> Chats:
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> Any:
         """Files that the user must provide."""
-        from transformer_jax.data.conversations import Messages
-
         return Chats(Messages(("chats.jsonl",)), tokenizer, length=min(model_cfg.max_length, 1024))
 
-    def predict_options(self, defaults: Any) -> Reply:
+    def predict_options(self, defaults: Any) -> Any:
         """The sampling settings, the seed and the system message."""
         return Reply(**{f.name: getattr(defaults, f.name) for f in dataclasses.fields(Turns) if f.name != "inputs"})
 
@@ -205,7 +204,7 @@ class Chat(CausalLM):
     ) -> Iterator[str]:
         """The replies to the user's turns, streamed; without inputs, a conversation in the terminal."""
         template = chat_templates.of(self.template, loaded.tokenizer)
-        turns = talk.terminal() if inputs[0].query == "-" else talk.given([one.query for one in inputs])
+        turns = talk.terminal() if inputs[0].query == "-" else talk.given([str(one.query) for one in inputs])
         return talk.converse(
             loaded.params,
             loaded.config,
