@@ -15,13 +15,13 @@ from PIL import Image
 from transformer_jax import brought, config_json, models, restore, sharding
 from transformer_jax import experiment as experiments
 from transformer_jax.cli import process
-from transformer_jax.data import corpus, image_sources, images, sources, tables, tokenizers
+from transformer_jax.data import conversations, corpus, image_sources, images, sources, tables, tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Sample, Train
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Train
 from transformer_jax.models import gpt, seq2seq
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import MaskedLM, tagging
+from transformer_jax.tasks import MaskedLM, chat, tagging
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.tagging import tagged
@@ -270,7 +270,9 @@ def test_the_full_size_step_lowers_for_256_devices_without_arrays(recipe):
     assert mesh.size == 256 and program.model.dtype == "bfloat16"
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.sharding.use_abstract_mesh(mesh):
-        lowered = program.step.trace(program.state, program.batch, key).lower(lowering_platforms=("tpu",))
+        lowered = program.step.trace(program.state, program.batch, key, *program.frozen).lower(
+            lowering_platforms=("tpu",)
+        )
     new_state, metrics = lowered.out_info
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), program.state
@@ -298,6 +300,12 @@ def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
         pairs = "b" if experiment.data.source.pairs else ""
         small = tables.Table((str(table),), test=(str(table),), text_b=pairs)
         return labelled.LabelledText(small, tokenizers.TrainWordPiece(60), 16)
+    if isinstance(experiment.data, chat.Chats):
+        lines, turns = text.with_suffix(".jsonl"), [("user", "a rose is a"), ("assistant", "rose")]
+        messages = [{"role": role, "content": said} for role, said in turns]
+        lines.write_text(json.dumps({"messages": messages}) + "\n")
+        spec = dataclasses.replace(experiment.data.tokenizer, vocab_size=259)
+        return chat.Chats(conversations.Messages((str(lines),), validation=(str(lines),)), spec, length=32)
     if isinstance(experiment.model, seq2seq.Config):
         special = BART if experiment.model.eos_id == 2 else tokenizers.t5_special(8)
         spec = tokenizers.TrainBPE(280, special=special)
@@ -378,10 +386,12 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         mlp_width=32,
     )
     data = shrink_data(experiment, text, write_tfds)
-    if pairs:
+    if isinstance(experiment.data, chat.Chats):
+        model = dataclasses.replace(model, vocab_size=259, max_length=32)
+    if pairs or isinstance(experiment.data, chat.Chats):
         task = experiment.task
         task = dataclasses.replace(task, metrics=()) if hasattr(task, "metrics") else task
-        experiment = dataclasses.replace(experiment, task=task, sample=Predict())
+        experiment = dataclasses.replace(experiment, task=task, sample=Predict() if pairs else None)
     return shrink_run(dataclasses.replace(experiment, model=model, data=data))
 
 
@@ -393,7 +403,9 @@ def shrink_run(experiment: Experiment) -> Experiment:
             steps=2, batch_size=8 * min(experiment.train.accumulate, 2), accumulate=min(experiment.train.accumulate, 2)
         ),
         evaluate=Evaluate(batch_size=8),
-        sample=Sample(max_new_tokens=0) if isinstance(experiment.sample, Sample) else experiment.sample,
+        sample=dataclasses.replace(experiment.sample, max_new_tokens=0)
+        if hasattr(experiment.sample, "max_new_tokens")
+        else experiment.sample,
         init_from="",
     )
 

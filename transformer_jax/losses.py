@@ -94,6 +94,39 @@ def linear_cross_entropy(
     return CrossEntropy(total, jnp.sum(weights_BT), jax.lax.stop_gradient(plain))
 
 
+def log_likelihoods(
+    x_BTD: jax.Array, kernel_DV: jax.Array, labels_BT: jax.Array, *, bias_V: jax.Array | None = None, chunk: int = 256
+) -> jax.Array:
+    """log softmax(x @ kernel + bias)[label] at each position, float32 [B, T], for losses of whole sequences.
+
+    The logits exist for `chunk` positions at a time, and are recomputed for the gradient.
+
+    Args:
+      x_BTD: hidden states in the compute dtype.
+      kernel_DV: the output matrix.
+      labels_BT: integers in [0, V).
+      bias_V: of the logits.
+      chunk: positions; a length that it does not divide is computed at once.
+    """
+
+    @jax.checkpoint
+    def of(x_BTD: jax.Array, labels_BT: jax.Array) -> jax.Array:
+        axes = ("batch", "length", "vocab")
+        kernel = kernel_DV.astype(x_BTD.dtype)
+        logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel, out=axes, dtype=jnp.float32)
+        logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
+        is_label_BTV = labels_BT[..., None] == jnp.arange(logits_BTV.shape[-1], dtype=jnp.int32)
+        picked_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)
+        return picked_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+
+    B, T = labels_BT.shape
+    if chunk >= T or T % chunk:
+        return of(x_BTD, labels_BT)
+    parts = lambda x: jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)  # noqa: E731
+    _, made = jax.lax.scan(lambda none, part: (none, of(*part)), None, (parts(x_BTD), parts(labels_BT)))
+    return jnp.moveaxis(made, 0, 1).reshape(B, T)
+
+
 @kernels.choose("linear_cross_entropy")
 def _linear_sums(
     x_BTD: jax.Array,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from transformer_jax import sharding
 from transformer_jax.contracts import Evaluation, Input
 from transformer_jax.data.chat_templates import Template
 from transformer_jax.data.conversations import Messages
@@ -16,6 +17,7 @@ from transformer_jax.data.tokenizers import TrainBPE
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 from transformer_jax.restore import Loaded
+from transformer_jax.tasks.causal_lm import CausalLM, Continue
 from transformer_jax.tasks.chat import Chat, Chats, Reply, Turns
 from transformer_jax.tasks.chat.cldr import CldrDates
 
@@ -27,7 +29,7 @@ CFG = gpt.Config(vocab_size=300, max_length=64, width=16, num_layers=1, num_head
 def _data(tmp_path, *conversations, length=40) -> Chats:
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
-    return Chats(Messages((str(path),), validation=(str(path),)), TrainBPE(270, special=SPECIAL), length)
+    return Chats(Messages((str(path),), validation=(str(path),)), TrainBPE(259, special=SPECIAL), length)
 
 
 def _turns(*texts: str) -> list[dict[str, str]]:
@@ -81,19 +83,25 @@ def test_replies(tmp_path, monkeypatch, capsys):
     made = TASK.prepare(_data(tmp_path, *CHATS), CFG, seed=0)
     params = gpt.init(jax.random.key(0), CFG)
     loaded = Loaded(gpt, CFG, params, made.tokenizer, TASK, 0, 0)
-    options = Reply(max_new_tokens=8, temperature=0.0)
+    options = Reply(max_new_tokens=10, temperature=0.0)
     given = [Input(text, "", {}) for text in ("a?", "d?")]
     said = "".join(TASK.respond(loaded, given, options))
     first = said.removeprefix("> a?\n").partition("\n> d?\n")[0]
     monkeypatch.setattr(sys, "stdin", io.StringIO("a?\n\nd?\n"))
     assert "".join(TASK.respond(loaded, TASK.read([], options), options)) == said
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    files = {"tokenizer_config.json": json.dumps({"chat_template": template}).encode()}
+    snapshot = dataclasses.replace(loaded, tokenizer=made.tokenizer.replace(files=files), task=CausalLM())
+    talking = Continue(max_new_tokens=10, temperature=0.0, chat=True)
+    assert "".join(snapshot.task.respond(snapshot, given, talking)) == said
     long = [Input("x" * 25, "", {})] * 3
     assert "".join(TASK.respond(loaded, long, options)).count("> ") == 3 and "forgotten" in capsys.readouterr().err
     with pytest.raises(InputError, match="say less"):
         list(TASK.respond(loaded, [Input("x" * 70, "", {})], options))
 
     held = dataclasses.replace(made.validation.reference, conversations=made.validation.reference.conversations[:2])
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     lines = []
     evaluation = Evaluation(made.validation.examples, held)
     scores = TASK.score(params, CFG, made.tokenizer, evaluation, tmp_path, "test", mesh=mesh, log=lines.append)
@@ -122,4 +130,4 @@ def test_settings_that_are_refused():
     for wrong, message in ((dict(train_on="user"), "train_on"), (dict(metrics=("bleu",)), "there is exact_match")):
         with pytest.raises(InputError, match=message):
             Chat(**wrong)
-    assert TASK.predict_options(Turns(("a",), max_new_tokens=3)) == Reply(max_new_tokens=3)
+    assert TASK.predict_options(Turns(inputs=("a",), max_new_tokens=3)) == Reply(max_new_tokens=3)

@@ -53,7 +53,7 @@ def child(layers: int, scan: bool) -> dict[str, float]:
         batches = bench_step.random_batches(program.batch, experiment.model, [])
         jax.block_until_ready((state, batches))
         prepared = time.perf_counter()
-        lowered = program.step.lower(program.state, program.batch, key)
+        lowered = program.step.lower(program.state, program.batch, key, *program.frozen)
         traced = time.perf_counter()
         lowered.compile()
         compiled = time.perf_counter()

@@ -36,7 +36,7 @@ def prepare(experiment: Experiment, rows: list[Row]) -> tuple[Block, dict[str, A
     key = jax.random.key(experiment.seed)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = program.step.lower(program.state, program.batch, key)
+        lowered = program.step.lower(program.state, program.batch, key, *program.frozen)
         traced = time.perf_counter()
         compiled = lowered.compile()
         built = time.perf_counter()

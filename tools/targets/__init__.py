@@ -4,7 +4,7 @@
     mesh = target.mesh(fsdp=16)                          # the compiler's own devices: lower and compile for them
     mesh = target.abstract_mesh(fsdp=16)                 # needs no compiler: trace and lower
     program = program.make(experiment, mesh, platform=target.platform)
-    with jax.set_mesh(mesh): program.step.lower(program.state, program.batch, key).compile()
+    with jax.set_mesh(mesh): program.step.lower(program.state, program.batch, key, *program.frozen).compile()
 
 A TPU target has the slice's shape in chips, a GPU target hosts x GPUs per host. Call `without_chips` before JAX starts
 a backend, so that the process itself computes on the CPU.

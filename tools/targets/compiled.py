@@ -80,7 +80,7 @@ def compile_step(experiment: Experiment, target: Target) -> Step:
     key = jax.eval_shape(lambda: jax.random.key(0))
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = program.step.lower(program.state, program.batch, key)
+        lowered = program.step.lower(program.state, program.batch, key, *program.frozen)
         try:
             step = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -169,7 +169,7 @@ def saved(experiment: Experiment, target: Target, *, everything: bool = False) -
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.sharding.use_abstract_mesh(mesh), _without_cudnn(), _keeping(everything):
-        leaves = jax.tree.leaves(jax.eval_shape(backward, program.state.params, program.batch, key))
+        leaves = jax.tree.leaves(jax.eval_shape(backward, program.state.params, program.rows, key))
         model = experiment.model
         parameters = _shapes(program.declaration)
         vocabulary = getattr(model, "vocab_size", None)

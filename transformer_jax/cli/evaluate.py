@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
     from transformer_jax import observe, sharding
     from transformer_jax.runs import workdir as workdirs
     from transformer_jax.train import evaluate as evaluation
+    from transformer_jax.train import program as programs
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
     if loaded is None or mesh.size > 1:
@@ -68,7 +69,8 @@ def main(arguments: list[str]) -> int:
     model = _model(loaded.config, stored, asked)
     prepared = asked.task.prepare(asked.data, model, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
-    evaluator = evaluation.make(asked.task, asked.data, model, mesh, batch_size=size)
+    frozen = programs.load_frozen(asked, model, mesh, restore.load)
+    evaluator = evaluation.make(asked.task, asked.data, model, mesh, batch_size=size, frozen=frozen)
     sets = {"given" if files else "validation": prepared.validation, "test": prepared.test}
     of = where if loaded.step is None else f"step {loaded.step:,}"
     reports = {}

@@ -14,6 +14,7 @@ from transformer_jax.contracts.text import Source, Tokenizer, TokenizerSpec
 from transformer_jax.contracts.training import EvaluatesOther, Observer, Optimizer, ScalesRates
 from transformer_jax.contracts.values import (
     Evaluation,
+    Frozen,
     Input,
     Outputs,
     Prepared,
@@ -38,6 +39,7 @@ __all__ = [
     "Evaluation",
     "Family",
     "Format",
+    "Frozen",
     "Input",
     "Observer",
     "Optimizer",

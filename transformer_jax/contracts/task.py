@@ -102,6 +102,17 @@ class Task(Protocol):
         """
         ...
 
+    def frozen(self, model_cfg: Any) -> Mapping[str, tuple[str, Any]]:
+        """{name: (path, Config)} of further models that `loss` and `evaluate` read: `batch[name]` is a `Frozen`.
+
+        They are loaded from a run, a step or a Hugging Face folder when a run starts, sharded like a model that is
+        trained, and are no part of its checkpoints. The Config describes a model that is not loaded yet, to a compiler.
+
+        Args:
+          model_cfg: the Config of the model that is trained.
+        """
+        return {}
+
     # ---- Numbers
 
     def loss(
@@ -112,7 +123,7 @@ class Task(Protocol):
         Args:
           params: the family's parameter tree.
           model_cfg: the family's Config.
-          batch: {name: [B, ...]}, the examples of a step.
+          batch: {name: [B, ...]}, the examples of a step; and a `Frozen` for each name of `frozen`.
           key: switches dropout on.
         """
         ...
@@ -123,7 +134,7 @@ class Task(Protocol):
         Args:
           params: the family's parameter tree.
           model_cfg: the family's Config.
-          batch: {name: [B, ...]}.
+          batch: as for `loss`.
 
         Returns:
           {name: (sum, weight)}, added up over the set; and {name: [B, ...]}, kept for each example.

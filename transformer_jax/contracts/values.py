@@ -52,6 +52,19 @@ class TrainState:
     recent: Any = None
 
 
+@struct.dataclass
+class Frozen:
+    """A model that a loss reads and training never changes: a teacher, or the reference of DPO.
+
+    Attributes:
+      params: its parameter tree, in the run's compute dtype.
+      config: its Config.
+    """
+
+    params: Any
+    config: Any = struct.field(pytree_node=False)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A finite set to evaluate on.

@@ -1,6 +1,6 @@
 """Conversations, from lines of {"messages": [{"role": "user", "content": "..."}, ...]}.
 
-    Messages       .jsonl files, the format of OpenAI's fine-tuning and of TRL
+    Messages       files of records (.jsonl, .parquet), the format of OpenAI's fine-tuning and of TRL
 
 A user's own source implements `Source`. Conversations are read into memory and checked one by one; an error names the
 file and the line. `chat_templates` makes tokens of them.
@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from transformer_jax.data import records, sources
@@ -49,13 +48,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Messages:
-    """Files of conversations, a JSON object on each line.
+    """Files of conversations, one in each record, such as a line of .jsonl.
 
-    Without `validation`, each conversation is split by a hash of its line, so duplicates are on one side.
+    Without `validation`, each conversation is split by a hash of its record, so duplicates are on one side.
     """
 
     train: tuple[str, ...]
-    """Files, globs, or folders (their *.jsonl)."""
+    """Files, globs, or folders."""
     validation: tuple[str, ...] = ()
     """Files that choose the checkpoint; empty: a part of `train`."""
     test: tuple[str, ...] = ()
@@ -63,7 +62,7 @@ class Messages:
     field: str = "messages"
     """The key of the list of messages."""
     validation_fraction: float = 0.1
-    """The share of the lines held out of `train` where there is no `validation`."""
+    """The share of the records held out of `train` where there is no `validation`."""
 
     def __post_init__(self) -> None:
         sources.settle_paths(self, "train", "validation", "test")
@@ -87,34 +86,34 @@ class Messages:
           side: "train", "validation" or "test".
 
         Raises:
-          InputError: a bad line, or no conversations.
+          InputError: a bad record, or no conversations.
         """
         return side_of(self, side, lambda record, where: Conversation(checked(record, self.field, where), where))
 
 
 def side_of(source: Any, side: Side, read: Callable[[dict[str, Any], str], One]) -> list[One]:
-    """What `read` makes of each line of a side of .jsonl files.
+    """What `read` makes of each record of a side of files.
 
     Args:
       source: has `train`, `validation`, `test` and `validation_fraction`.
       side: "train", "validation" or "test".
-      read: (the object of a line, the line's name) -> what it holds.
+      read: (a record, its name) -> what it holds.
 
     Raises:
-      InputError: a bad line, or a side without lines.
+      InputError: a bad record, or a side without records.
     """
     own = getattr(source, side)
     made, skipped = [], Counter[str]()
-    for _, path in sources.find_files(own or source.train, side, (".jsonl",), skipped):
-        for number, record in records.json_lines(Path(path), skipped):
+    for _, path in sources.find_files(own or source.train, side, records.SUFFIXES, skipped):
+        for number, record in records.read(path, headed=True, skipped=skipped):
             if source.validation or side == "test":
                 made.append(read(record, f"{path}:{number}"))
                 continue
-            held_out = sources.position(json.dumps(record, sort_keys=True)) < source.validation_fraction
+            held_out = sources.position(json.dumps(record, sort_keys=True, default=str)) < source.validation_fraction
             if held_out == (side == "validation"):
                 made.append(read(record, f"{path}:{number}"))
     if not made:
-        raise InputError(f"{', '.join(own or source.train)} ({side}): no lines; add some, or name another file")
+        raise InputError(f"{', '.join(own or source.train)} ({side}): no records; add some, or name another file")
     return made
 
 
@@ -122,7 +121,7 @@ def checked(record: dict[str, Any], key: str, where: str) -> list[Message]:
     """The list of messages in a record.
 
     Args:
-      record: the object of a line.
+      record: as `records.read` gives it.
       key: of the list.
       where: names the record.
 

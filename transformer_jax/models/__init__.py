@@ -60,6 +60,8 @@ MODULES = {
     "chats": "tasks.chat.packed",
     "cldr_dates": "tasks.chat.cldr",
     "conversations": "data.conversations",
+    "preferences": "tasks.preferences",
+    "pairs": "tasks.preferences.pairs",
     "chat_templates": "data.chat_templates",
 }
 # Names that old config.json files hold for types that have another name today.

@@ -6,11 +6,13 @@ from transformer_jax.tasks.classification import Classification
 from transformer_jax.tasks.denoising import Denoising
 from transformer_jax.tasks.image_classification import ImageClassification
 from transformer_jax.tasks.masked_lm import MaskedLM
+from transformer_jax.tasks.preferences import DPO
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.tagging import Tagging
 from transformer_jax.tasks.translation import Translation
 
 __all__ = [
+    "DPO",
     "CausalLM",
     "Chat",
     "Classification",

@@ -8,6 +8,7 @@ of weight 0, never dropped. The training loop and the command `evaluate` both us
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ class Evaluator:
         return {}
 
 
-def make(task: Task, data: Any, model: Any, mesh: Mesh, *, batch_size: int) -> Evaluator:
+def make(
+    task: Task, data: Any, model: Any, mesh: Mesh, *, batch_size: int, frozen: Mapping[str, Any] | None = None
+) -> Evaluator:
     """An evaluator of a task's model.
 
     Args:
@@ -124,18 +127,19 @@ def make(task: Task, data: Any, model: Any, mesh: Mesh, *, batch_size: int) -> E
       model: the model's config.
       mesh: the devices.
       batch_size: rows of the global batch.
+      frozen: further models that the task reads; None: none.
 
     Raises:
       InputError: the batch does not divide over the mesh.
     """
     shardings = batch_lib.shardings(task.example(data), batch_size, mesh)
-    step = make_eval_step(lambda params, rows: task.evaluate(params, model, rows))
+    jitted = jax.jit(lambda params, rows, frozen: task.evaluate(params, model, {**rows, **frozen}))
+    step = functools.partial(_evaluated, jitted, frozen or {})
     return Evaluator(task, model, mesh, batch_size, shardings, step)
 
 
-def make_eval_step(evaluate: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`evaluate`, a function (params, batch) -> (sums, outputs), jitted."""
-    return jax.jit(evaluate)
+def _evaluated(jitted: Callable[..., Any], frozen: Mapping[str, Any], params: Any, rows: Any) -> Any:
+    return jitted(params, rows, dict(frozen))
 
 
 def evaluate(
@@ -151,7 +155,7 @@ def evaluate(
     """({name: (sum, weight)}, {name: [examples, ...]}): sums over all examples in float64, and each example's outputs.
 
     Args:
-      eval_step: from `make_eval_step`.
+      eval_step: (params, batch) -> (sums, outputs), jitted.
       params: the parameter tree, on the devices.
       examples: a finite dataset; each example has "weights".
       batch_size: rows of the global batch; every batch has this size, so there is one compilation.

@@ -1,10 +1,10 @@
 """The functions that an experiment computes on a mesh. No array exists yet: they can be traced, lowered and compiled.
 
 program = program.make(experiment, mesh)                     # the mesh may be an abstract one
-program.step.lower(program.state, program.batch, key)        # the whole train step, without data or devices
+program.step.lower(program.state, program.batch, key, *program.frozen)      # the train step, without data or devices
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from transformer_jax import experiment as experiments
 from transformer_jax import models, optim, sharding
-from transformer_jax.contracts import EvaluatesOther
+from transformer_jax.contracts import EvaluatesOther, Frozen
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
@@ -36,6 +36,7 @@ class Program:
       step: (state, batch, key) -> (state, metrics), jitted; the state is donated.
       state: the step's first argument, as `jax.ShapeDtypeStruct`s with shardings.
       batch: its second argument, in the same form.
+      frozen: (its fourth argument,) in the same form; () where the task reads no further models.
     """
 
     family: str
@@ -47,6 +48,12 @@ class Program:
     step: Any
     state: state_lib.TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
+    frozen: tuple[dict[str, Frozen], ...] = ()
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """What the loss receives as its batch."""
+        return self.batch | (self.frozen[0] if self.frozen else {})
 
     def create(self, params: Any) -> state_lib.TrainState:
         """The state before the first step, with the given `params`."""
@@ -57,20 +64,26 @@ class Program:
         return make(params)
 
 
-def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None = None) -> Program:
+def make(
+    experiment: Experiment,
+    mesh: Mesh | AbstractMesh,
+    platform: str | None = None,
+    *,
+    frozen: Mapping[str, Frozen] | None = None,
+) -> Program:
     """The functions of an experiment on a mesh.
 
     Args:
       experiment: the recipe.
       mesh: the devices; an abstract mesh is enough.
       platform: "cpu", "gpu" or "tpu", which decides the compute dtype; None: that of this process.
+      frozen: the further models of the task, where they are loaded; None: as the task describes them.
 
     Raises:
       InputError: a parameter or the batch does not divide over the mesh, or the schedule does not fit the run.
     """
     train = experiment.train
-    model: Any = experiment.model
-    model = experiments.computed_in(model, experiments.compute_dtype(experiment.precision, platform))
+    model = computed(experiment, platform)
     family = models.family(model)
     declaration = family.declare(model)
     optimizer = optim.make(experiment.optim, train.steps, declaration)
@@ -83,6 +96,10 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
     example = experiment.task.example(experiment.data)
     batch_shardings = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
+    described = experiment.task.frozen(model) if frozen is None else {}
+    frozen = frozen or {name: _described(cfg, model, mesh) for name, (_, cfg) in described.items()}
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(frozen))
+    further = (abstract,) if abstract else ()
     for name, (axis, size) in models.hook(model, "mesh_sizes")(model).items():
         sharding.partition_spec((axis,), (size,), mesh, name=f"model.{name}")
 
@@ -112,7 +129,52 @@ def make(experiment: Experiment, mesh: Mesh | AbstractMesh, platform: str | None
         optimizer=optimizer,
         loss=loss,
         evaluate=evaluate,
-        step=step_lib.jit_step(step, state_shardings, batch_shardings),
+        step=step_lib.jit_step(
+            step, state_shardings, batch_shardings, *jax.tree.map(lambda leaf: leaf.sharding, further)
+        ),
         state=state,
         batch=batch_lib.abstract(example, train.batch_size, batch_shardings),
+        frozen=further,
     )
+
+
+def computed(experiment: Experiment, platform: str | None = None) -> Any:
+    """The Config of an experiment's model with its compute dtype.
+
+    Args:
+      experiment: the recipe.
+      platform: as for `make`.
+    """
+    model: Any = experiment.model
+    return experiments.computed_in(model, experiments.compute_dtype(experiment.precision, platform))
+
+
+def load_frozen(experiment: Experiment, model: Any, mesh: Mesh, load: Callable[..., Any]) -> dict[str, Frozen]:
+    """{name: the further models that the task reads}, on the devices of a mesh.
+
+    Args:
+      experiment: its task names them; `init_from` is where the task names no path.
+      model: the Config that is trained, with its compute dtype.
+      mesh: the devices.
+      load: `transformer_jax.load`.
+
+    Raises:
+      InputError: a path that is not a model.
+    """
+    found = {}
+    for name, (path, _) in experiment.task.frozen(model).items():
+        if not (path or experiment.init_from):
+            raise InputError(f"task.{name} is empty, and so is init_from; give one a run, a step or a folder")
+        loaded = load(path or experiment.init_from, dtype=getattr(model, "dtype", None), sharding=mesh)
+        found[name] = Frozen(loaded.params, loaded.config)
+    return found
+
+
+def _described(cfg: Any, model: Any, mesh: Mesh | AbstractMesh) -> Frozen:
+    """A further model as `jax.ShapeDtypeStruct`s."""
+    cfg = experiments.computed_in(cfg, getattr(model, "dtype", "float32"))
+    declaration = models.family(cfg).declare(cfg)
+    shardings = params_lib.shardings(declaration, mesh)
+    leaf = lambda p, place: jax.ShapeDtypeStruct(p.shape, getattr(cfg, "dtype", "float32"), sharding=place)  # noqa: E731
+    is_param = lambda node: isinstance(node, params_lib.Param)  # noqa: E731
+    return Frozen(jax.tree.map(leaf, declaration, shardings, is_leaf=is_param), cfg)

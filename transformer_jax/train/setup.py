@@ -54,6 +54,7 @@ class Run:
     batches: Iterator[Any] = field(default_factory=lambda: iter(()))
     stop: Any = None
 
+    frozen: tuple[Any, ...] = ()  # ({name: Frozen},), the step's fourth argument, where the task reads other models
     state: Any = None
     step: int = 0
     rows: int = 0  # examples consumed: all that the input pipeline needs to resume
@@ -102,7 +103,9 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
         loaded = load(experiment.init_from, dtype="float32", sharding=mesh)
         experiment = start.adopt(experiment, loaded.config, lambda line: banner(2, line), task=loaded.task)
         folder.experiment = experiment
-    program = programs.make(experiment, mesh)
+    model = programs.computed(experiment)
+    frozen = programs.load_frozen(experiment, model, mesh, load)
+    program = programs.make(experiment, mesh, frozen=frozen)
     used = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     dtype = experiment_dtype(program.model)
     banner(2, f"{jax.device_count()} x {jax.devices()[0].device_kind} ({used}), compute in {dtype}")
@@ -118,7 +121,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
     compiling = time.perf_counter()
     with jax.set_mesh(mesh):
         # The compiled step refuses any other shape, so that no step is ever compiled twice.
-        step_fn = program.step.lower(program.state, program.batch, train_key).compile()
+        step_fn = program.step.lower(program.state, program.batch, train_key, *program.frozen).compile()
     compile_seconds = time.perf_counter() - compiling
     banner(5, f"compiled in {compile_seconds:.1f} s")
     train, task, first_step = experiment.train, experiment.task, folder.saved_step or 0
@@ -128,7 +131,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
         folder,
         mesh,
         program,
-        evaluation.make(task, experiment.data, program.model, mesh, batch_size=size),
+        evaluation.make(task, experiment.data, program.model, mesh, batch_size=size, frozen=frozen),
         prepared,
         train_key,
         step_fn,
@@ -142,6 +145,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
         ),
         began,
         compile_seconds,
+        frozen=(frozen,) if frozen else (),
         state=state,
         step=first_step,
         rows=rows,
@@ -202,9 +206,9 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
         banner(4, f"{fact.replace('_', ' ')}: {value:{form}}")
     with jax.set_mesh(mesh):
         if brought.is_foreign(type(task)):
-            checks.check_loss(task, jax.eval_shape(program.loss, program.state.params, program.batch, None))
-            checks.check_evaluate(task, jax.eval_shape(program.evaluate, program.state.params, program.batch))
-        arguments = (program.evaluate, program.state.params, program.batch)
+            checks.check_loss(task, jax.eval_shape(program.loss, program.state.params, program.rows, None))
+            checks.check_evaluate(task, jax.eval_shape(program.evaluate, program.state.params, program.rows))
+        arguments = (program.evaluate, program.state.params, program.rows)
         reported = evaluation.reported(*arguments, task, prepared.validation)
     if metric not in reported:
         raise InputError(

@@ -25,7 +25,7 @@ Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 """{name: (sum, weight)}."""
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, Sums]]
-Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]
+Step = Callable[..., tuple[TrainState, dict[str, Any]]]
 
 RECENT = 64  # losses that a new one is compared with, to detect a spike
 
@@ -53,18 +53,22 @@ def make_step(
       skip_spikes: a step is skipped whose loss is this many `deviations` above the recent ones; 0: none is.
 
     Returns:
-      step(state, batch, key) -> (state, metrics), where `key` is the run's key: the step folds in its number. The
+      step(state, batch, key) -> (state, metrics), where `key` is the run's key: the step folds in its number. A fourth
+      argument, {name: `Frozen`}, is added to the batch that the loss reads, whole in every micro-batch. The
       metrics are scalars on the device: "loss" (nats per unit of weight), "weight", "grad_norm" (before clipping),
       "learning_rate" (of this update), "skipped" (steps so far, int32), and "sums", {name: (sum, weight)}; with
       `recent` losses in the state also "deviations".
     """
     optimizer = skippable(optimizer)
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+    def step(
+        state: TrainState, batch: Batch, key: jax.Array, *frozen: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, Any]]:
         if (state.ema is None) != (ema_decay == 0):
             raise ValueError(f"ema_decay {ema_decay} with a state whose ema is {'off' if state.ema is None else 'on'}")
         step_key = jax.random.fold_in(key, state.step)
-        (loss_sum, (weight, sums)), grads = _gradients(loss, state.params, batch, step_key, accumulate)
+        of_rows: Loss = (lambda params, rows, key: loss(params, {**rows, **frozen[0]}, key)) if frozen else loss
+        (loss_sum, (weight, sums)), grads = _gradients(of_rows, state.params, batch, step_key, accumulate)
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         mean_loss = loss_sum * scale
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -178,13 +182,14 @@ def micro_batches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any) -> jax.stages.Wrapped:
+def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any, *frozen: Any) -> jax.stages.Wrapped:
     """The step under `jax.jit`, with the state's buffers donated to the new state.
 
     Args:
       step: from `make_step`.
       state_shardings: a tree like the state.
       batch_sharding: one sharding for every leaf of the batch, or a tree of them.
+      *frozen: the shardings of the step's fourth argument, where it has one.
     """
-    in_shardings, out_shardings = (state_shardings, batch_sharding, None), (state_shardings, None)
+    in_shardings, out_shardings = (state_shardings, batch_sharding, None, *frozen), (state_shardings, None)
     return jax.jit(step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0)

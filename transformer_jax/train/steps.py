@@ -50,7 +50,7 @@ def steps(run: Run, *, profile: tuple[int, int] | None = None, debug_nans: bool 
     while not run.complete and not run.stop():
         run.step += 1
         trace.begin(run.step)
-        run.state, metrics = run.step_fn(run.state, batch, run.train_key)
+        run.state, metrics = run.step_fn(run.state, batch, run.train_key, *run.frozen)
         run.rows += train.batch_size
         unread.append((run.step, metrics))
         # While the device computes this step, the host makes the next batch and reads the previous step's metrics.
@@ -184,7 +184,7 @@ def diagnosed(run: Run, watch: diagnose.Watch, step: int) -> RunError:
     found = diagnose.diagnose(
         programs.make(plain, run.mesh).loss,
         run.state.params,
-        batch_lib.place(again, shardings),
+        batch_lib.place(again, shardings) | (run.frozen[0] if run.frozen else {}),
         jax.random.fold_in(run.train_key, step - 1),
         declaration=run.program.declaration,
         copies=run.mesh.shape["data"] * run.mesh.shape["fsdp"],

@@ -97,6 +97,10 @@ class Continue(Sample):
 
     seed: int = 0
     """Of the sampled text."""
+    chat: bool = False
+    """Hold a conversation, by the tokenizer's own chat template: each input is what the user says, a terminal asks."""
+    system: str = ""
+    """A system message before the conversation; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -220,14 +224,23 @@ class CausalLM(TextTask):
         """The sampling settings and the seed."""
         return Continue(**dataclasses.asdict(defaults))
 
+    def read(self, given: Sequence[str], options: Any) -> Sequence[Input] | None:
+        """ "-" for a conversation whose turns are read from the terminal one by one."""
+        return [Input("-", "stdin", {})] if options.chat and list(given) in ([], ["-"]) else None
+
     def respond(
         self, loaded: Any, inputs: Sequence[Input], options: Any, *, progress: Progress = no_progress
     ) -> Iterator[str]:
-        """The prompt and its continuation, streamed.
+        """The prompt and its continuation, streamed; or a conversation.
 
         Raises:
           InputError: several prompts.
         """
+        if options.chat:
+            from transformer_jax.tasks.chat import talk  # it builds on this task
+
+            yield from talk.respond(loaded, inputs, options, stop_ids=self.stop_ids)
+            return
         if len(inputs) > 1:
             raise InputError(
                 f"a language model continues one prompt, but {len(inputs)} are given; quote a prompt with spaces"

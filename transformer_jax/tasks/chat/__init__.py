@@ -151,7 +151,9 @@ class Chat(CausalLM):
         references = [reference for _, reference in asked]
         longest = max(len(ids) for ids in tokenizer.encode_batch(references))
         sampling = decode.Sampling(
-            min(longest + 8, model_cfg.max_length), temperature=0.0, stop_ids=self._stops(held.template, tokenizer)
+            min(longest + 8, model_cfg.max_length),
+            temperature=0.0,
+            stop_ids=talk.stops(held.template, tokenizer, self.stop_ids),
         )
         prompts = held.template.prompts(tokenizer, [messages for messages, _ in asked])
         with jax.set_mesh(mesh):
@@ -203,17 +205,7 @@ class Chat(CausalLM):
         self, loaded: Any, inputs: Sequence[Input], options: Any, *, progress: Progress = no_progress
     ) -> Iterator[str]:
         """The replies to the user's turns, streamed; without inputs, a conversation in the terminal."""
-        template = chat_templates.of(self.template, loaded.tokenizer)
-        turns = talk.terminal() if inputs[0].query == "-" else talk.given([str(one.query) for one in inputs])
-        return talk.converse(
-            loaded.params,
-            loaded.config,
-            loaded.tokenizer,
-            template,
-            turns,
-            options,
-            stop_ids=self._stops(template, loaded.tokenizer),
-        )
+        return talk.respond(loaded, inputs, options, template=self.template, stop_ids=self.stop_ids)
 
     def check_sample(self, model_cfg: Any, tokenizer: Any, options: Any) -> None:
         """Refuses a model that cannot decode."""
@@ -232,9 +224,5 @@ class Chat(CausalLM):
             template,
             talk.given(options.inputs),
             dataclasses.replace(self.predict_options(options), seed=seed),
-            stop_ids=self._stops(template, tokenizer),
+            stop_ids=talk.stops(template, tokenizer, self.stop_ids),
         )
-
-    def _stops(self, template: Any, tokenizer: Any) -> tuple[int, ...]:
-        ends = [template.end_id(tokenizer), *self.stop_ids]
-        return tuple(dict.fromkeys([*ends, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]))

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from transformer_jax import models
-from transformer_jax.data import tokenizers
+from transformer_jax.contracts import Input
+from transformer_jax.data import chat_templates, tokenizers
+from transformer_jax.data.chat_templates import Template
 from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
 from transformer_jax.nn import config
@@ -17,6 +19,44 @@ from transformer_jax.tasks.causal_lm import DECODES
 
 SHORTEST = 64  # columns that a prompt is padded to at least, so that the first turns share one compilation
 PROMPT = "> "
+
+
+def respond(
+    loaded: Any,
+    inputs: Sequence[Input],
+    options: Any,
+    *,
+    template: Template | None = None,
+    stop_ids: tuple[int, ...] = (),
+) -> Iterator[str]:
+    """Yields the text of a conversation, as the command `predict` prints it.
+
+    Args:
+      loaded: a `restore.Loaded`.
+      inputs: what the user says, turn by turn; one "-" for the turns of the terminal.
+      options: as for `converse`.
+      template: of the run; None: the tokenizer's own.
+      stop_ids: further tokens that end a reply.
+
+    Raises:
+      InputError: there is no template, and what `converse` refuses.
+    """
+    written = chat_templates.of(template or Template(), loaded.tokenizer)
+    turns = terminal() if inputs[0].query == "-" else given([str(one.query) for one in inputs])
+    stop_ids = stops(written, loaded.tokenizer, stop_ids)
+    return converse(loaded.params, loaded.config, loaded.tokenizer, written, turns, options, stop_ids=stop_ids)
+
+
+def stops(template: Any, tokenizer: Any, more: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The tokens that end a reply: the template's, the tokenizer's end of text, and `more`.
+
+    Args:
+      template: writes the conversation.
+      tokenizer: has the tokens.
+      more: of the task.
+    """
+    eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return tuple(dict.fromkeys((template.end_id(tokenizer), *more, *eos)))
 
 
 def terminal() -> Iterator[tuple[str, str]]:
