@@ -304,7 +304,7 @@ def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
         lines, turns = text.with_suffix(".jsonl"), [("user", "a rose is a"), ("assistant", "rose")]
         messages = [{"role": role, "content": said} for role, said in turns]
         lines.write_text(json.dumps({"messages": messages}) + "\n")
-        spec = dataclasses.replace(experiment.data.tokenizer, vocab_size=259)
+        spec: Any = dataclasses.replace(experiment.data.tokenizer, vocab_size=259)  # type: ignore[type-var]
         return chat.Chats(conversations.Messages((str(lines),), validation=(str(lines),)), spec, length=32)
     if isinstance(experiment.model, seq2seq.Config):
         special = BART if experiment.model.eos_id == 2 else tokenizers.t5_special(8)

@@ -1,6 +1,7 @@
 """How dates are written in 26 languages, asked in turns: a chat that runs on every machine.
 
     tools/run experiments.chat.cldr
+    transformer-jax train chat.cldr --workdir runs/chat-cldr
     transformer-jax predict runs/chat-cldr                       # a conversation in the terminal
     transformer-jax predict runs/chat-cldr "How is May 7, 2026 written in French?" "And in Polish?"
 
@@ -9,7 +10,7 @@ conversation, and so no reply, occurs in training. A follow-up leaves out the da
 Model: 4 layers of 128, rotary positions; the loss is that of the assistant's tokens.
 
 Hardware and time: 2 CPU cores.
-Expected: to be measured.
+Expected (estimated): more than 90 % of the turns exact on unseen dates.
 """
 
 from transformer_jax.data.chat_templates import Template

@@ -27,7 +27,9 @@ def _tokenizer(template: str, **settings: str | None) -> SubwordTokenizer:
 def _folder(name: str) -> tuple[SubwordTokenizer, FolderTemplate]:
     found = FIXTURE["templates"][name]
     tokenizer = _tokenizer(found["template"], bos_token=found["bos_token"], eos_token=found["eos_token"])
-    return tokenizer, FolderTemplate.read(tokenizer)
+    template = FolderTemplate.read(tokenizer)
+    assert template is not None
+    return tokenizer, template
 
 
 def _said(tokenizer, ids, trained) -> list[str]:
@@ -99,7 +101,7 @@ INSIDE_A_TOKEN = """{% for m in messages %}{{ m.role[0] }}{{ m.content }}
 def test_bad_templates_are_refused_in_a_line(template, message):
     tokenizer = _tokenizer(template)
     with pytest.raises(InputError, match=message) as refused:
-        chat_templates.FolderTemplate.read(tokenizer).encode(tokenizer, [Conversation(TURN, "c:1")])
+        FolderTemplate(template, {}).encode(tokenizer, [Conversation(TURN, "c:1")])
     assert str(refused.value).startswith("c:1") and "\n" not in str(refused.value)
 
 

@@ -17,7 +17,7 @@ that escapes nothing, and {% generation %} blocks, whose text is marked here by 
 import datetime
 import json
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 from transformer_jax import extras
 
@@ -41,7 +41,7 @@ def environment(date: datetime.date) -> Any:
     class Generation(Extension):
         """Marks the text of {% generation %} ... {% endgeneration %}, the assistant's."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

@@ -56,7 +56,7 @@ def continuations(
             cfg,
             model.init_cache(cfg, batch_size, columns + new - 1),
             decode.left_pad([fitted[row] for row in padded], length=columns),
-            decode.row_keys(key, padded),
+            decode.row_keys(key, padded.tolist()),
             decode.replace(sampling, max_new_tokens=new),
         )
         tokens_BM, length_B = np.asarray(state.tokens_BM), np.asarray(state.length_B)

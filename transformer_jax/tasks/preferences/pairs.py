@@ -211,11 +211,9 @@ def _pair(record: dict[str, Any], where: str) -> Pair:
     for name in REPLIES:
         if name not in record:
             raise InputError(f"{where}: no {name!r}; a record has prompt, chosen and rejected")
-    prompt, *replies = (
-        _messages(record, name, role, where)
-        for name, role in (("prompt", "user"), *((n, "assistant") for n in REPLIES))
-    )
-    return Pair(prompt, *replies, where)
+    prompt = _messages(record, "prompt", "user", where)
+    chosen, rejected = (_messages(record, name, "assistant", where) for name in REPLIES)
+    return Pair(prompt, chosen, rejected, where)
 
 
 def _messages(record: dict[str, Any], name: str, role: str, where: str) -> list[Message]:
