@@ -21,7 +21,7 @@ from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precisi
 from transformer_jax.models import gpt, seq2seq
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import MaskedLM, chat, tagging
+from transformer_jax.tasks import Distillation, MaskedLM, chat, tagging
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.tagging import tagged
@@ -315,7 +315,7 @@ def shrink_data(experiment: Any, text: Path, write_tfds) -> Any:
         other.write_text(text.read_text())
         both = (str(text), str(other))
         return parallel.ParallelText(bitext.Lines(both, both), spec, source_length=16, target_length=16)
-    if isinstance(experiment.task, MaskedLM):
+    if isinstance(getattr(experiment.task, "of", experiment.task), MaskedLM):
         folder = text.with_suffix("")
         folder.mkdir()
         for i in range(40):  # several on each side: next_sentence wants another document
@@ -411,7 +411,7 @@ def shrink_run(experiment: Experiment) -> Experiment:
 
 
 # With little of everything these are others: imagenet_s16, wmt14_base, cldr and glue.
-ALIKE = ("imagenet_b16", "wmt14_big", "multi30k", "sst2")
+ALIKE = ("imagenet_b16", "wmt14_big", "multi30k", "sst2", "distilbert_base")
 
 
 @pytest.mark.parametrize(
@@ -422,6 +422,10 @@ def test_a_shrunken_one_trains(path, tmp_path, write_tfds):
     text = tmp_path / "text.txt"
     text.write_text("a rose is a rose is a rose\n" * 30)
     experiment = process.variants(brought.read(str(path))[0])["experiment"]()
-    results = loop.run(shrink(experiment, text, write_tfds), tmp_path / "run", load=restore.load)
+    small = shrink(experiment, text, write_tfds)
+    if isinstance(small.task, Distillation):  # the same model without a teacher is the teacher
+        loop.run(dataclasses.replace(small, task=small.task.of), tmp_path / "teacher", load=restore.load)
+        small = dataclasses.replace(small, task=dataclasses.replace(small.task, teacher=str(tmp_path / "teacher")))
+    results = loop.run(small, tmp_path / "run", load=restore.load)
     assert results.step == 2 and np.isfinite(results.report[experiment.checkpoint.best_metric])
     assert results.report.get("bits_per_byte", 0) < 9

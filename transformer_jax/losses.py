@@ -94,10 +94,25 @@ def linear_cross_entropy(
     return CrossEntropy(total, jnp.sum(weights_BT), jax.lax.stop_gradient(plain))
 
 
+def logits(x_BTD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None = None, *, cap: float = 0.0) -> jax.Array:
+    """The logits x @ kernel + bias, float32 [B, T, V], all at once.
+
+    Args:
+      x_BTD: hidden states in the compute dtype.
+      kernel_DV: the output matrix.
+      bias_V: of the logits.
+      cap: their soft cap (`kernels.soft_cap`); 0: none.
+    """
+    axes, kernel_DV = ("batch", "length", "vocab"), kernel_DV.astype(x_BTD.dtype)
+    logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=axes, dtype=jnp.float32)
+    logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
+    return kernels.soft_cap(logits_BTV, cap) if cap else logits_BTV
+
+
 def log_likelihoods(
-    x_BTD: jax.Array, kernel_DV: jax.Array, labels_BT: jax.Array, *, bias_V: jax.Array | None = None, chunk: int = 256
+    x_BTD: jax.Array, kernel_DV: jax.Array, labels_BT: jax.Array, *, cap: float = 0.0, chunk: int = 256
 ) -> jax.Array:
-    """log softmax(x @ kernel + bias)[label] at each position, float32 [B, T], for losses of whole sequences.
+    """log softmax(x @ kernel)[label] at each position, float32 [B, T], for losses of whole sequences.
 
     The logits exist for `chunk` positions at a time, and are recomputed for the gradient.
 
@@ -105,16 +120,13 @@ def log_likelihoods(
       x_BTD: hidden states in the compute dtype.
       kernel_DV: the output matrix.
       labels_BT: integers in [0, V).
-      bias_V: of the logits.
+      cap: the soft cap of the logits; 0: none.
       chunk: positions; a length that it does not divide is computed at once.
     """
 
     @jax.checkpoint
     def of(x_BTD: jax.Array, labels_BT: jax.Array) -> jax.Array:
-        axes = ("batch", "length", "vocab")
-        kernel = kernel_DV.astype(x_BTD.dtype)
-        logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel, out=axes, dtype=jnp.float32)
-        logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
+        logits_BTV = logits(x_BTD, kernel_DV, cap=cap)
         is_label_BTV = labels_BT[..., None] == jnp.arange(logits_BTV.shape[-1], dtype=jnp.int32)
         picked_BT = jnp.sum(jnp.where(is_label_BTV, logits_BTV, 0.0), axis=-1)
         return picked_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
@@ -140,11 +152,7 @@ def _linear_sums(
     z_loss: float,
     tile_bytes: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    axes = ("batch", "length", "vocab")
-    logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=axes, dtype=jnp.float32)
-    logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
-    logits_BTV = kernels.soft_cap(logits_BTV, cap) if cap else logits_BTV
-    return _sums(logits_BTV, labels_BT, weights_BT, label_smoothing, z_loss)
+    return _sums(logits(x_BTD, kernel_DV, bias_V, cap=cap), labels_BT, weights_BT, label_smoothing, z_loss)
 
 
 def _sums(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from transformer_jax.contracts.values import Evaluation, Input, Outputs, Prepared, Progress, Sums, no_progress
+from transformer_jax.contracts.values import Evaluation, Frozen, Input, Outputs, Prepared, Progress, Sums, no_progress
 from transformer_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,6 +113,15 @@ class Task(Protocol):
         """
         return {}
 
+    def initial(self, params: Any, frozen: Mapping[str, Frozen]) -> Any:
+        """The parameters of a run from scratch, where the task reads further models.
+
+        Args:
+          params: as the family initialises them.
+          frozen: the further models.
+        """
+        return params
+
     # ---- Numbers
 
     def loss(
@@ -140,6 +149,21 @@ class Task(Protocol):
           {name: (sum, weight)}, added up over the set; and {name: [B, ...]}, kept for each example.
         """
         return self.loss(params, model_cfg, batch)[2], {}
+
+    def logits_and_states(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, "jax.Array"], *, key: "jax.Array | None" = None
+    ) -> tuple[Any, Any, Any]:
+        """(logits float32 [..., V], last hidden states [B, T, D], their mask float32 [B, T]), for a student to learn.
+
+        The weights of the batch have the leading dimensions of the logits.
+
+        Args:
+          params: the family's parameter tree.
+          model_cfg: the family's Config.
+          batch: as for `loss`.
+          key: as for `loss`.
+        """
+        raise InputError(f"{type(self).__name__} defines no logits_and_states, from which a student would learn")
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """The numbers of an evaluation by name; the name states the unit.

@@ -61,6 +61,7 @@ MODULES = {
     "cldr_dates": "tasks.chat.cldr",
     "conversations": "data.conversations",
     "preferences": "tasks.preferences",
+    "distillation": "tasks.distillation",
     "pairs": "tasks.preferences.pairs",
     "chat_templates": "data.chat_templates",
 }

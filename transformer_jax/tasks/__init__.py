@@ -4,6 +4,7 @@ from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.chat import Chat
 from transformer_jax.tasks.classification import Classification
 from transformer_jax.tasks.denoising import Denoising
+from transformer_jax.tasks.distillation import Distillation
 from transformer_jax.tasks.image_classification import ImageClassification
 from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.preferences import DPO
@@ -17,6 +18,7 @@ __all__ = [
     "Chat",
     "Classification",
     "Denoising",
+    "Distillation",
     "ImageClassification",
     "MaskedLM",
     "SpanQA",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from transformer_jax import models
 from transformer_jax.errors import InputError
@@ -72,6 +73,20 @@ def hidden(params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: 
         segments=batch.get("segments"),
         key=key,
     )
+
+
+def mask(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """float32 [B, T]: 1 for a token, 0 for padding.
+
+    Args:
+      batch: as for `hidden`.
+    """
+    tokens_BT = batch["tokens"]
+    if "segments" in batch:
+        return (batch["segments"] > 0).astype(jnp.float32)
+    if "lengths" in batch:
+        return (jnp.arange(tokens_BT.shape[1]) < batch["lengths"][:, None]).astype(jnp.float32)
+    return jnp.ones(tokens_BT.shape, jnp.float32)
 
 
 def flops(model_cfg: Any, length: int) -> float:

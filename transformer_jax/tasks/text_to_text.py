@@ -70,15 +70,7 @@ def loss(
       key: switches dropout on; None: no dropout.
     """
     family = models.family(model_cfg)
-    x_BTD = family.hidden(
-        params,
-        model_cfg,
-        batch["source"],
-        batch["inputs"],
-        source_segments=batch["source_segments"],
-        target_segments=batch["target_segments"],
-        key=key,
-    )
+    x_BTD = _states(params, model_cfg, batch, key)
     total, weight, plain = losses.linear_cross_entropy(
         x_BTD,
         family.head(params, model_cfg),
@@ -88,6 +80,35 @@ def loss(
         label_smoothing=label_smoothing,
     )
     return total, weight, {"loss": (plain, weight)}
+
+
+def logits_and_states(
+    params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+) -> tuple[Any, Any, Any]:
+    """(logits [B, T, V] of the target tokens, the decoder's states [B, T, D], the weights [B, T]).
+
+    Args:
+      params: of the encoder-decoder.
+      model_cfg: the encoder-decoder.
+      batch: see `example`.
+      key: switches dropout on; None: no dropout.
+    """
+    family = models.family(model_cfg)
+    x_BTD = _states(params, model_cfg, batch, key)
+    made = losses.logits(x_BTD, family.head(params, model_cfg), family.head_bias(params, model_cfg))
+    return made, x_BTD, batch["weights"]
+
+
+def _states(params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
+    return models.family(model_cfg).hidden(
+        params,
+        model_cfg,
+        batch["source"],
+        batch["inputs"],
+        source_segments=batch["source_segments"],
+        target_segments=batch["target_segments"],
+        key=key,
+    )
 
 
 def report(sums: Sums) -> dict[str, float]:

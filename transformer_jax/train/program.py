@@ -173,8 +173,5 @@ def load_frozen(experiment: Experiment, model: Any, mesh: Mesh, load: Callable[.
 def _described(cfg: Any, model: Any, mesh: Mesh | AbstractMesh) -> Frozen:
     """A further model as `jax.ShapeDtypeStruct`s."""
     cfg = experiments.computed_in(cfg, getattr(model, "dtype", "float32"))
-    declaration = models.family(cfg).declare(cfg)
-    shardings = params_lib.shardings(declaration, mesh)
-    leaf = lambda p, place: jax.ShapeDtypeStruct(p.shape, getattr(cfg, "dtype", "float32"), sharding=place)  # noqa: E731
-    is_param = lambda node: isinstance(node, params_lib.Param)  # noqa: E731
-    return Frozen(jax.tree.map(leaf, declaration, shardings, is_leaf=is_param), cfg)
+    dtype = getattr(cfg, "dtype", "float32")
+    return Frozen(params_lib.abstract(models.family(cfg).declare(cfg), mesh, dtype), cfg)

@@ -112,7 +112,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
     banner(2, f"{program.family}: {params_lib.count(program.declaration):,} parameters")
 
     init_key, train_key = jax.random.split(jax.random.key(experiment.seed))
-    state, tokenizer, rows = _initial_state(folder, program, mesh, loaded, init_key)
+    state, tokenizer, rows = _initial_state(folder, program, mesh, loaded, init_key, frozen)
     loaded = None  # frees the checkpoint's copy of the parameters
     prepared = _prepare_data(experiment, program, mesh, tokenizer)
     _report_changed_data(folder, prepared)
@@ -159,7 +159,9 @@ def experiment_dtype(model: Any) -> str:
     return model.dtype if "dtype" in {f.name for f in dataclasses.fields(model)} else "float32"
 
 
-def _initial_state(folder: RunFolder, program: programs.Program, mesh: Mesh, loaded: Any, key: jax.Array) -> Any:
+def _initial_state(
+    folder: RunFolder, program: programs.Program, mesh: Mesh, loaded: Any, key: jax.Array, frozen: Any
+) -> Any:
     """(state, tokenizer, rows consumed): resumed, else from `init_from`, else from scratch."""
     experiment = folder.experiment
     task, train = experiment.task, experiment.train
@@ -192,6 +194,8 @@ def _initial_state(folder: RunFolder, program: programs.Program, mesh: Mesh, loa
     log(f"from scratch, seed {experiment.seed}")
     has_ema, recent = program.state.ema is not None, step_lib.RECENT * (train.spike > 0)
     state = state_lib.init(key, program.declaration, program.optimizer, mesh, ema=has_ema, recent=recent)
+    if frozen:
+        state = program.create(task.initial(state.params, frozen))
     return state, None, 0
 
 

@@ -184,6 +184,15 @@ class CausalLM(TextTask):
         )
         return total, weight, {"loss": (plain, weight)}
 
+    def logits_and_states(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> tuple[Any, Any, Any]:
+        """(logits [B, T, V], hidden states [B, T, D], the weights of the targets [B, T])."""
+        family = models.family(model_cfg)
+        x_BTD = family.hidden(params, model_cfg, batch["inputs"], segments=batch.get("segments"), key=key)
+        made = losses.logits(x_BTD, family.head(params, model_cfg), cap=getattr(model_cfg, "logit_cap", 0.0))
+        return made, x_BTD, batch["weights"]
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats and perplexity per token, and bits per byte of the text."""
         nats, reference = sums["loss"][0] / sums["loss"][1], evaluation.reference

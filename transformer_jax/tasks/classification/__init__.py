@@ -104,11 +104,18 @@ class Classification(TextTask):
           batch: see `example`.
           key: switches dropout on; None: no dropout.
         """
+        return self.logits_and_states(params, model_cfg, batch, key=key)[0]
+
+    def logits_and_states(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> tuple[Any, Any, Any]:
+        """(logits [B, C], hidden states [B, T, D], the mask of the tokens [B, T])."""
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
         means = getattr(model_cfg, "pooling", "first") == "mean"
         lengths = {"lengths": batch["lengths"]} if means else {}
-        return models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key, **lengths)
+        logits_BC = models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key, **lengths)
+        return logits_BC, x_BTD, encoder.mask(batch)
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight), "accuracy": (right, examples)}) in nats, or squared errors."""

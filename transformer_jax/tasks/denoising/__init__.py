@@ -83,6 +83,12 @@ class Denoising(TextTask):
         """(sum, weight, {"loss": (sum, weight)}) in nats over the target tokens of a batch."""
         return text_to_text.loss(params, model_cfg, batch, key=key)
 
+    def logits_and_states(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> tuple[Any, Any, Any]:
+        """See `text_to_text.logits_and_states`."""
+        return text_to_text.logits_and_states(params, model_cfg, batch, key=key)
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats and perplexity per target token, and the baseline's nats."""
         return text_to_text.report(sums) | {"unigram_loss_nats_per_token": evaluation.reference}

@@ -126,6 +126,18 @@ class MaskedLM(TextTask):
         right = _right(h_BPE, kernel_EV, bias_V, batch["labels"], batch["weights"])
         return sums | {"accuracy": (right, jnp.sum(batch["weights"]))}, {}
 
+    def logits_and_states(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> tuple[Any, Any, Any]:
+        """(logits [B, P, V] of the masked tokens, hidden states [B, T, D], the mask of the tokens [B, T])."""
+        family = models.family(model_cfg)
+        x_BTD = encoder.hidden(params, model_cfg, batch, key=key)
+        x_BPD = layers.gather(x_BTD, batch["positions"], out=("batch", None, None))
+        kernel_EV, bias_V = family.mlm_kernel(params, model_cfg)
+        with sharding.replicated_length():
+            h_BPE = family.mlm_states(params, model_cfg, x_BPD)
+            return losses.logits(h_BPE, kernel_EV, bias_V), x_BTD, encoder.mask(batch)
+
     def _losses(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Any:
         """((sum, weight, sums), h_BPE)."""
         family = models.family(model_cfg)

@@ -130,6 +130,7 @@ def log_likelihoods(
         return rows.reshape(-1, rows.shape[-1])
 
     x_BTD = family.hidden(params, model_cfg, both("inputs"), key=key)
-    log_likelihoods_BT = losses.log_likelihoods(x_BTD, family.head(params, model_cfg), both("targets"))
+    cap = getattr(model_cfg, "logit_cap", 0.0)
+    log_likelihoods_BT = losses.log_likelihoods(x_BTD, family.head(params, model_cfg), both("targets"), cap=cap)
     total_B2 = (log_likelihoods_BT * both("weights")).sum(axis=-1).reshape(-1, 2)
     return total_B2[:, 0], total_B2[:, 1]

@@ -89,18 +89,21 @@ class Tagging(TextTask):
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
         """(sum, weight, {"loss": (sum, weight), "token_accuracy": (right, weight)}) in nats over the words."""
-        logits_BTC = self._logits(params, model_cfg, batch, key)
+        logits_BTC = self.logits_and_states(params, model_cfg, batch, key=key)[0]
         return self._scored(logits_BTC, batch)
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
         """The sums of `loss`, and {"tags": int32 [B, T]}, the likeliest tag of each token."""
-        logits_BTC = self._logits(params, model_cfg, batch, None)
+        logits_BTC = self.logits_and_states(params, model_cfg, batch)[0]
         return self._scored(logits_BTC, batch)[2], {"tags": jnp.argmax(logits_BTC, -1).astype(jnp.int32)}
 
-    def _logits(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
+    def logits_and_states(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> tuple[Any, Any, Any]:
+        """(logits [B, T, C], hidden states [B, T, D], the mask of the tokens [B, T])."""
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
-        return models.family(model_cfg).tag(params, model_cfg, x_BTD, key=head_key)
+        return models.family(model_cfg).tag(params, model_cfg, x_BTD, key=head_key), x_BTD, encoder.mask(batch)
 
     def _scored(self, logits_BTC: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
         total, weight, _ = losses.cross_entropy(logits_BTC, batch["labels"], batch["weights"])

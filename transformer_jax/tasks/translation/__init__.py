@@ -109,6 +109,12 @@ class Translation(TextTask):
         """(sum, weight, {"loss": (sum, weight)}), see `text_to_text.loss`."""
         return text_to_text.loss(params, model_cfg, batch, label_smoothing=self.label_smoothing, key=key)
 
+    def logits_and_states(
+        self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None
+    ) -> tuple[Any, Any, Any]:
+        """See `text_to_text.logits_and_states`."""
+        return text_to_text.logits_and_states(params, model_cfg, batch, key=key)
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats and perplexity per target token."""
         return text_to_text.report(sums)
