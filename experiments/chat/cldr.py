@@ -13,15 +13,19 @@ Hardware and time: 2 CPU cores.
 Expected (estimated): more than 90 % of the turns exact on unseen dates.
 """
 
+import dataclasses
+
 from transformer_jax.data.chat_templates import Template
 from transformer_jax.data.tokenizers import TrainBPE
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Train
 from transformer_jax.models import gpt
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import Chat
+from transformer_jax.tasks import DPO, Chat
 from transformer_jax.tasks.chat import Turns
 from transformer_jax.tasks.chat.cldr import CldrDates
 from transformer_jax.tasks.chat.packed import Chats
+from transformer_jax.tasks.preferences.cldr import CldrReplies
+from transformer_jax.tasks.preferences.pairs import Preferences
 
 
 def experiment() -> Experiment:
@@ -52,6 +56,21 @@ def experiment() -> Experiment:
             temperature=0.0,
             max_new_tokens=48,
         ),
+    )
+
+
+def preferences() -> Experiment:
+    """DPO of the trained model, `--init-from runs/chat-cldr`, on right and wrong replies."""
+    base = experiment()
+    return dataclasses.replace(
+        base,
+        data=Preferences(CldrReplies(), base.data.tokenizer, length=64),
+        task=DPO(template=base.task.template, sft_weight=1.0),
+        optim=Optim(peak_lr=3e-4, warmup_steps=10, final_lr_fraction=0.02, beta2=0.98, weight_decay=0.0),
+        train=Train(steps=100, batch_size=16, log_every=10),
+        evaluate=Evaluate(every=50, batch_size=16),
+        checkpoint=Checkpoint(every=50, best_metric="loss_nats_per_pair"),
+        init_from="runs/chat-cldr",
     )
 
 

@@ -18,11 +18,13 @@ Expected (measured, Python 3.11; test set, seeds 0, 1, 2, 300 steps each): from 
 frequent topic is right in 6 % of the passages.
 """
 
-from transformer_jax.data.tokenizers import TrainBPE
+import dataclasses
+
+from transformer_jax.data.tokenizers import TokenizerFile, TrainBPE
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import Classification
+from transformer_jax.tasks import Classification, Distillation
 from transformer_jax.tasks.classification.labelled import LabelledText
 from transformer_jax.tasks.classification.stdlib_topics import TOPICS, StdlibTopics
 
@@ -57,6 +59,20 @@ def experiment() -> Experiment:
         checkpoint=Checkpoint(every=100, best_metric="f1_macro", best="highest"),
         sample=Predict(inputs=("data = self.sock.recv(bufsize)", "return self.numerator * other.denominator"), top=3),
     )
+
+
+def student() -> Experiment:
+    """Half of the layers, without a teacher."""
+    base = experiment()
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, num_layers=2))
+
+
+def distilled() -> Experiment:
+    """The same student from a teacher, `--task.teacher runs/finetune-stdlib_topics`, and its tokenizer."""
+    base = student()
+    task = Distillation(of=base.task, teacher="runs/finetune-stdlib_topics", hard=0.5, start="layers")
+    tokenizer = TokenizerFile("runs/finetune-stdlib_topics/tokenizer")
+    return dataclasses.replace(base, task=task, data=dataclasses.replace(base.data, tokenizer=tokenizer))
 
 
 if __name__ == "__main__":

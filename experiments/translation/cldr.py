@@ -15,6 +15,8 @@ seed 0, Python 3.11, Babel 2.18; sacreBLEU 13a, cased); BLEU 93.6 and chrF 97.0 
 sums were rounded otherwise. What goes wrong is mostly a digit or a name in a list.
 """
 
+import dataclasses
+
 from transformer_jax.data.tokenizers import TrainBPE
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
@@ -22,6 +24,7 @@ from transformer_jax.models import seq2seq
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Translation
 from transformer_jax.tasks.translation.cldr import Cldr
+from transformer_jax.tasks.translation.mixture import Mixture
 from transformer_jax.tasks.translation.parallel import ParallelText
 
 
@@ -63,6 +66,23 @@ def experiment() -> Experiment:
             ),
             top=1,
         ),
+    )
+
+
+LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "pl": "Polish"}
+
+
+def mixture() -> Experiment:
+    """English into four languages by one model, each with its prefix, as T5."""
+    base = experiment()
+    source = Mixture(
+        sources=tuple(Cldr(target_language=code) for code in LANGUAGES),
+        names=tuple(LANGUAGES),
+        prefixes=tuple(f"{name}: " for name in LANGUAGES.values()),
+    )
+    inputs = tuple(f"{name}: Thursday, May 7, 2026, 3:05\u202fPM" for name in LANGUAGES.values())
+    return dataclasses.replace(
+        base, data=dataclasses.replace(base.data, source=source), sample=Predict(inputs=inputs, top=1)
     )
 
 

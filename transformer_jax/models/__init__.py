@@ -55,6 +55,7 @@ MODULES = {
     "questions": "tasks.span_qa.questions",
     "parallel": "tasks.translation.parallel",
     "bitext": "tasks.translation.bitext",
+    "mixture": "tasks.translation.mixture",
     "cldr": "tasks.translation.cldr",
     "chat": "tasks.chat",
     "chats": "tasks.chat.packed",
@@ -63,6 +64,7 @@ MODULES = {
     "preferences": "tasks.preferences",
     "distillation": "tasks.distillation",
     "pairs": "tasks.preferences.pairs",
+    "cldr_replies": "tasks.preferences.cldr",
     "chat_templates": "data.chat_templates",
 }
 # Names that old config.json files hold for types that have another name today.

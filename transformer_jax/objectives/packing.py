@@ -7,6 +7,7 @@ Best fit: each text is put into the fullest row that still has room for it (Krel
 packing without cross-contamination"). The same lengths give the same rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,17 @@ def pack_pairs(sizes_P2: np.ndarray, room_2: tuple[int, int]) -> Packing:
     row = np.empty(len(sizes_P2), np.int64)
     row[order] = _best_fit_pairs(sizes_P2[order].tolist(), *room_2)
     return Packing(np.argsort(row, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row))]))
+
+
+def joined(packings: Sequence[Packing]) -> Packing:
+    """The rows of several packings, one after another.
+
+    Args:
+      packings: of pieces of one kind.
+    """
+    begins = np.cumsum([0, *(len(one.pieces) for one in packings)])
+    starts = [one.starts[:-1] + begin for one, begin in zip(packings, begins, strict=False)]
+    return Packing(np.concatenate([one.pieces for one in packings]), np.concatenate([*starts, begins[-1:]]))
 
 
 def _best_fit_pairs(sizes: list[list[int]], source_room: int, target_room: int) -> np.ndarray:

@@ -13,7 +13,9 @@ conversation occurs in training. A follow-up leaves out the language or the date
 
 import datetime
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformer_jax import extras
 from transformer_jax.data import conversations, sources
@@ -65,42 +67,71 @@ class CldrDates:
         Raises:
           InputError: Babel is not installed, or lacks a language.
         """
-        extras.need("babel", "the dates of CLDR")
-        import babel
-
-        locales = []
-        for name in self.languages:
-            try:
-                locales.append(babel.Locale.parse(name))
-            except (babel.UnknownLocaleError, ValueError):
-                raise InputError(f"data.source.languages has {name!r}, which is no locale of Babel") from None
+        known = locales(self.languages)
         rng = random.Random(f"chats {side}")
         made = []
         for number in range(getattr(self, side)):
-            messages = _conversation(rng, locales, self.turns, side)
+            messages = _conversation(rng, known, self.turns, side)
             made.append(Conversation(messages, f"CLDR dates ({side}):{number + 1}"))
         return made
 
 
-def _conversation(rng: random.Random, locales: list, turns: int, side: Side) -> list[Message]:
-    day, style = _day(rng, side), rng.choice(("long", "full"))
-    language, messages = rng.choice(locales), list[Message]()
+def _conversation(rng: random.Random, known: list, turns: int, side: Side) -> list[Message]:
+    day, style = day_of(rng, side), rng.choice(("long", "full"))
+    language, messages = rng.choice(known), list[Message]()
     for turn in range(turns):
         if turn == 0:
-            asked = f"How is {_written(day, style, 'en')} written in {_name(language)}?"
+            asked = question(day, style, language)
         elif rng.random() < 0.5:
-            language = rng.choice([other for other in locales if other != language] or locales)
-            asked = f"And in {_name(language)}?"
+            language = rng.choice([other for other in known if other != language] or known)
+            asked = f"And in {name(language)}?"
         else:
-            day = _day(rng, side)
-            asked = f"And {_written(day, style, 'en')}?"
+            day = day_of(rng, side)
+            asked = f"And {written(day, style, 'en')}?"
         messages.append({"role": "user", "content": asked})
-        messages.append({"role": "assistant", "content": _written(day, style, language)})
+        messages.append({"role": "assistant", "content": written(day, style, language)})
     return messages
 
 
-def _day(rng: random.Random, side: Side) -> datetime.date:
-    """A day of this side, by a hash of the day."""
+def question(day: datetime.date, style: str, language: Any) -> str:
+    """The first question of a conversation.
+
+    Args:
+      day: the date.
+      style: "long" or "full".
+      language: a locale of Babel.
+    """
+    return f"How is {written(day, style, 'en')} written in {name(language)}?"
+
+
+def locales(languages: Sequence[str]) -> list[Any]:
+    """Babel's locales.
+
+    Args:
+      languages: their names.
+
+    Raises:
+      InputError: Babel is not installed, or lacks a language.
+    """
+    extras.need("babel", "the dates of CLDR")
+    import babel
+
+    found = []
+    for language in languages:
+        try:
+            found.append(babel.Locale.parse(language))
+        except (babel.UnknownLocaleError, ValueError):
+            raise InputError(f"data.source.languages has {language!r}, which is no locale of Babel") from None
+    return found
+
+
+def day_of(rng: random.Random, side: Side) -> datetime.date:
+    """A random day of a side, by a hash of the day.
+
+    Args:
+      rng: draws it.
+      side: "train", "validation" or "test".
+    """
     while True:
         day = FIRST + datetime.timedelta(rng.randrange(DAYS))
         share = sources.position(day.isoformat())
@@ -108,12 +139,24 @@ def _day(rng: random.Random, side: Side) -> datetime.date:
             return day
 
 
-def _name(locale: object) -> str:
-    return locale.get_display_name("en")  # type: ignore[attr-defined]
+def name(language: Any) -> str:
+    """The English name of a locale.
+
+    Args:
+      language: a locale of Babel.
+    """
+    return language.get_display_name("en")
 
 
-def _written(day: datetime.date, style: str, locale: object) -> str:
+def written(day: datetime.date, style: str, language: Any) -> str:
+    """A date as a language writes it.
+
+    Args:
+      day: the date.
+      style: "long" or "full".
+      language: a locale of Babel, or its name.
+    """
     extras.need("babel", "the dates of CLDR")
     from babel import dates
 
-    return dates.format_date(day, style, locale=locale)  # type: ignore[arg-type]
+    return dates.format_date(day, style, locale=language)

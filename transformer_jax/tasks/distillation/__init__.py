@@ -56,6 +56,10 @@ class Distillation(Task):
         """The task with the settings that the data decide."""
         return replace(self, of=self.of.settle(data))
 
+    def check(self, model_cfg: Any, data: Any) -> None:
+        """The checks of the task."""
+        self.of.check(model_cfg, data)
+
     def frozen(self, model_cfg: Any) -> Mapping[str, tuple[str, Any]]:
         """The teacher, which to a compiler is the student with twice the layers."""
         layers = {"num_layers": 2 * model_cfg.num_layers} if hasattr(model_cfg, "num_layers") else {}
@@ -157,10 +161,11 @@ def _delegate(name: str) -> Any:
     return of_task
 
 
+def _constant(name: str) -> Any:
+    return property(lambda self: getattr(self.of, name))
+
+
 # Everything else that a task may define is the task's own.
 for _name in contracts.defaults(Task):
     if _name not in vars(Distillation):
-        is_method = callable(getattr(Task, _name))
-        setattr(
-            Distillation, _name, _delegate(_name) if is_method else property(lambda self, n=_name: getattr(self.of, n))
-        )
+        setattr(Distillation, _name, (_delegate if callable(getattr(Task, _name)) else _constant)(_name))

@@ -165,7 +165,7 @@ class Tagging(TextTask):
         ignored, because a word has one tag.
         """
         length = min(PART, model_cfg.max_length)
-        compiled = jax.jit(lambda params, batch: jax.nn.softmax(self._logits(params, model_cfg, batch, None)))
+        compiled = jax.jit(lambda params, batch: jax.nn.softmax(self.logits_and_states(params, model_cfg, batch)[0]))
         shares = partial(compiled, params)
         for given in inputs:
             text, places = _placed(given)

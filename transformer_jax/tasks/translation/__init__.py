@@ -31,6 +31,7 @@ from transformer_jax.tasks.translation import bitext, parallel
 Metric = Literal["bleu", "chrf", "rouge", "exact_match"]
 
 EXAMPLES = 10  # translations that `score` logs
+MAIN = {"rouge": "rougeL"}  # the number of a metric that is reported for each part of a mixture
 PREDICT_LINES = 4096  # inputs that `predict` sorts by length and searches together
 
 
@@ -169,6 +170,10 @@ class Translation(TextTask):
         scores: dict[str, float | str] = {}
         for metric in self.metrics:
             scores |= getattr(metrics, metric)(hypotheses, references)
+            for part, of in enumerate(held.names):
+                rows = [i for i, other in enumerate(held.parts) if other == part]
+                found_of, wanted = [hypotheses[i] for i in rows], [references[i] for i in rows]
+                scores[f"{metric}_{of}"] = getattr(metrics, metric)(found_of, wanted)[MAIN.get(metric, metric)]
         if process == 0:
             for kind, texts in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
                 files.write(folder / f"{name}.{kind}.txt", "".join(f"{text}\n" for text in texts))

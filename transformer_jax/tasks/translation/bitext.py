@@ -23,11 +23,13 @@ OPTIONS = "--data.source.source and --data.source.target"
 
 
 class Pair(NamedTuple):
-    """A source text and its target; `where` names the pair in messages and is unique."""
+    """A source text and its target; `where` names the pair in messages and is unique; `part`, of a mixture, counts its
+    sources."""
 
     source: str
     target: str
     where: str
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Pairs:
     """An estimate of the bytes of text, for progress bars."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Counts of what was skipped, after all pairs have been read: {"blank lines": 2}."""
+    names: tuple[str, ...] = ()
+    """The names of the parts of a mixture; (): there are none."""
+    rates: tuple[float, ...] = ()
+    """The share of the rows that each part gives."""
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read()

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transformer_jax import files, objectives
-from transformer_jax.data import pipeline, records, sources, tokenizers, tokens
+from transformer_jax.data import mixtures, pipeline, records, sources, tokenizers, tokens
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import packing
@@ -87,6 +87,10 @@ class Held:
     sources: list[str]
     """Without the prefix."""
     references: list[str]
+    names: tuple[str, ...] = ()
+    """The names of the parts of a mixture."""
+    parts: Sequence[int] = ()
+    """The part of each pair."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +138,7 @@ def prepare(
     frame = framing(tokenizer, model_cfg)
     texts = {side: _tokenised(pairs, tokenizer, prefix, cache) for side, pairs in found.items()}
 
-    train, filtered = _training_rows(*texts["train"], frame, data, seed)
+    train, filtered = _training_rows(*texts["train"], frame, data, seed, found["train"])
     facts: dict[str, Any] = {
         "vocabulary": tokenizer.vocab_size,
         "training_pairs": len(train.packing.pieces),
@@ -266,7 +270,7 @@ def _special(frame: Framing) -> np.ndarray:
 
 
 def _training_rows(
-    source: Texts, target: Texts, frame: Framing, data: ParallelText, seed: int
+    source: Texts, target: Texts, frame: Framing, data: ParallelText, seed: int, pairs: bitext.Pairs
 ) -> tuple[Rows, dict[str, int]]:
     """(endless rows of the pairs that pass the filters, counts of the others)."""
     sizes_P2 = np.stack([source.sizes_P, target.sizes_P], axis=1)
@@ -290,10 +294,19 @@ def _training_rows(
             "data.source_length or data.target_length"
         )
     source, target = _truncated(source, most_2[0]), _truncated(target, most_2[1])
-    shuffled = objectives.generator(seed, 0).permutation(np.flatnonzero(kept_P))
-    packed = packing.pack_pairs(_framed_sizes(source, target, frame)[shuffled], room_2)
-    packed = packing.Packing(shuffled[packed.pieces], packed.starts)
-    return Rows(source, target, frame, packed, pipeline.epochs(len(packed), seed), *room_2), counts
+    sizes_P2 = _framed_sizes(source, target, frame)
+    parts_P = np.array([pair.part for pair in pairs if not _empty_side(pair)]) if pairs.names else np.zeros(len(kept_P))
+    packed, rows = [], []
+    for part in range(len(pairs.names) or 1):
+        shuffled = objectives.generator(seed, part).permutation(np.flatnonzero(kept_P & (parts_P == part)))
+        if not len(shuffled):
+            raise InputError(f"the filters drop all training pairs of {pairs.names[part]}")
+        one = packing.pack_pairs(sizes_P2[shuffled], room_2)
+        packed.append(packing.Packing(shuffled[one.pieces], one.starts))
+        rows.append(len(one))
+    order = mixtures.Order(tuple(rows), pairs.rates, seed) if pairs.names else pipeline.epochs(rows[0], seed)
+    counts |= {f"of_{name}_rows": count for name, count in zip(pairs.names, rows, strict=False)}
+    return Rows(source, target, frame, packing.joined(packed), order, *room_2), counts
 
 
 def _held(pairs: bitext.Pairs, source: Texts, target: Texts, frame: Framing, data: ParallelText) -> tuple[Held, int]:
@@ -305,7 +318,8 @@ def _held(pairs: bitext.Pairs, source: Texts, target: Texts, frame: Framing, dat
     packed = packing.pack_pairs(_framed_sizes(source, target, frame), room_2)
     texts = [pair for pair in pairs if not _empty_side(pair)]
     rows = Rows(source, target, frame, packed, range(len(packed)), *room_2)
-    return Held(rows, [pair.source for pair in texts], [pair.target for pair in texts]), too_long
+    both = [pair.source for pair in texts], [pair.target for pair in texts]
+    return Held(rows, *both, pairs.names, [pair.part for pair in texts]), too_long
 
 
 def _truncated(texts: Texts, most: int) -> Texts:
