@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from transformer_jax.cli import prepare
+from transformer_jax.cli import evaluate, prepare
 from transformer_jax.cli.main import main
-from transformer_jax.data import token_store
+from transformer_jax.data import corpus, sources, token_store
+from transformer_jax.experiment import Experiment
+from transformer_jax.models import gpt
 
 RECIPE = """
 import dataclasses
@@ -103,6 +105,12 @@ def test_a_run_trains_from_a_store_as_from_the_text(folder):
         rows = [json.loads(line) for line in Path(f"run-{name}/metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])
     assert losses[0] == losses[1] and losses[0]
+
+
+def test_evaluating_other_files_reads_them_and_not_the_store():
+    data = corpus.TextCorpus(store="gs://mine/store")
+    changed = evaluate._reading(Experiment(model=gpt.Config(vocab_size=9), data=data), ("a.txt",)).data
+    assert changed == corpus.TextCorpus(source=sources.TextFiles(("a.txt",), validation=("a.txt",)))
 
 
 @pytest.mark.parametrize(

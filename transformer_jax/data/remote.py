@@ -28,8 +28,8 @@ SCHEMES = {
     "gcs": ("gcsfs", "gcloud auth application-default login"),
     "s3": ("s3fs", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"),
     "hf": ("", "set HF_TOKEN"),
-    "http": ("aiohttp", "only public files are read by http"),
-    "https": ("aiohttp", "only public files are read by https"),
+    "http": ("aiohttp", "only public files are read"),
+    "https": ("aiohttp", "only public files are read"),
 }
 # What a store reports of an object that changes when it is written again, the surest first.
 VERSIONS = ("md5Hash", "etag", "ETag", "sha256", "oid", "blob_id", "generation", "mtime", "LastModified", "created")
@@ -247,6 +247,8 @@ def _why(url: str, error: Exception) -> str:
     first, kind = (lines[0] if lines else type(error).__name__)[:300], type(error).__name__
     code = getattr(error, "code", None) or getattr(error, "status", None)
     log_in = SCHEMES.get(scheme, ("", "see its documentation"))[1]
+    if isinstance(error, FileNotFoundError) and scheme.startswith("http"):  # fsspec raises it for all that fails
+        return f"{url}: there is no such file, or the server cannot be reached; see the URL, which must be public"
     if isinstance(error, FileNotFoundError) or kind == "NoSuchBucket":
         return f"{url}: there is no such file, folder or bucket, or this account may not see it; {log_in}"
     refused = isinstance(error, PermissionError) or first.startswith("Forbidden") or code in (401, 403)
