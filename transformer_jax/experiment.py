@@ -153,8 +153,8 @@ class Experiment:
     order: int = field(default=2, metadata=LAUNCH)
     """The version of the rule by which the seed orders the data (`data.pipeline.epochs`); it never changes in a run."""
     init_from: str = field(default="", metadata=LAUNCH)
-    """A workdir, a step or a Hugging Face folder whose parameters the run starts from; empty: from scratch. Its
-    architecture and tokenizer replace the ones of the experiment."""
+    """A workdir, a step, a Hugging Face folder or its name, hf://org/name@revision, whose parameters the run starts
+    from; empty: from scratch. Its architecture and tokenizer replace the ones of the experiment."""
     fresh: tuple[str, ...] = field(default=(), metadata=LAUNCH)
     """Heads, such as "classification", that are initialised from scratch although `init_from` has them."""
     observers: tuple[contracts.Observer, ...] = field(default=(), metadata=NOT_STORED)

@@ -27,6 +27,7 @@ EXTRAS = {
     "aiohttp": ("aiohttp", "http"),
     "pyarrow": ("pyarrow", "data"),
     "apache_beam": ("apache-beam", "beam"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
 }
 
 

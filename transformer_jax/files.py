@@ -141,7 +141,8 @@ def _is_inside(path: Path, folder: Path) -> bool:
     real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if real.is_relative_to(root):
         return True
-    return root.parent.name == "snapshots" and real.is_relative_to(root.parent.parent / "blobs")
+    snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
+    return snapshots is not None and real.is_relative_to(snapshots.parent / "blobs")
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

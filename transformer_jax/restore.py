@@ -4,6 +4,7 @@
     loaded = transformer_jax.load("runs/a/checkpoints/1200")   # one step; needs nothing around it but the tokenizer
     loaded = transformer_jax.load("gs://bucket/runs/a")        # either of these in an object store
     loaded = transformer_jax.load("downloads/gpt2")            # a Hugging Face snapshot folder
+    loaded = transformer_jax.load("hf://openai-community/gpt2@main")   # the same, downloaded from the Hub
     logits_BTV = loaded.family.apply(loaded.params, loaded.config, tokens_BT)
 
 A step describes itself: its meta holds the resolved experiment, whose type names are looked up in the package's own
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from transformer_jax import brought, config_json, hub, models
+from transformer_jax import brought, config_json, hf, hub, models
 from transformer_jax import experiment as experiments
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
@@ -71,13 +72,13 @@ def load(
     """The model in a workdir (its newest undamaged step), in one step's folder, or in a Hugging Face snapshot folder.
 
     Args:
-      path: a local folder, or one in an object store.
+      path: a local folder, one in an object store, or the name of a model on the Hub (`hf`).
       dtype: of the parameters and of the computation: float32, bfloat16 or float16. None: float32 parameters, and the
         compute dtype of the experiment's precision policy on this machine.
       sharding: a mesh, on which the rule table shards each parameter; one sharding for all parameters; or a tree of
         shardings. None: the first device.
-      verify: first compare the files that are read with the step's manifest. A damaged step of a workdir is skipped
-        with a warning. False: read the files as they are.
+      verify: first compare the files that are read with the step's manifest, or with the digests that the Hub states.
+        A damaged step of a workdir is skipped with a warning. False: read the files as they are.
       types: the user's types that the run's config names: a module, classes, or several of either. Nothing is imported
         because a checkpoint names it.
       only: a part of the model, such as "encoder" or "blocks/attention", or a function of a parameter's path,
@@ -89,7 +90,7 @@ def load(
         has another shape.
       saved.Damaged: an `InputError`; the files of the step are not as they were written.
     """
-    folder = store.path(path)
+    folder = hf.local(path, verify=verify) if hf.named(path) else store.path(path)
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
         raise InputError(f"dtype is {jnp.dtype(dtype).name}; it must be one of {', '.join(DTYPES)}")
     if not folder.is_dir():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformer_jax import brought
+from transformer_jax import brought, hf
 from transformer_jax.errors import InputError
 
 PROGRAM = "transformer-jax"
@@ -57,11 +57,16 @@ def with_types(arguments: list[str]) -> tuple[list[Any], list[str]]:
     return modules, rest
 
 
-def path(text: str) -> Path:
-    """The path `text`, local or in an object store."""
+def path(text: str, *, verify: bool = True) -> Path:
+    """The path `text`, local or in an object store; of a name on the Hub, the downloaded folder.
+
+    Args:
+      text: from the command line.
+      verify: the digests of downloaded files.
+    """
     from transformer_jax.runs import store
 
-    return store.path(text)
+    return hf.local(text, verify=verify) if hf.named(text) else store.path(text)
 
 
 def is_run(config: Path) -> bool:

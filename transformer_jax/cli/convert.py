@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from transformer_jax import config_json, models, overrides
+from transformer_jax import config_json, hf, models, overrides
 from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
@@ -22,14 +22,13 @@ def main(arguments: list[str]) -> int:
         transformer-jax convert hf SRC DST [--no-verify]
         transformer-jax convert average RUN DST [--last N]
 
-    hf: if SRC is a Hugging Face folder, DST becomes a workdir; if SRC is a workdir or a step, DST becomes a Hugging
-      Face
-    folder. Neither torch nor Transformers is needed. A run with a test set is converted from the checkpoint that was
-    evaluated on it, any other run from its newest checkpoint.
+    hf: if SRC is a Hugging Face folder or its name on the Hub, hf://org/name@revision, DST becomes a workdir; if SRC is
+    a workdir or a step, DST becomes a Hugging Face folder. Neither torch nor Transformers is needed. A run with a test
+    set is converted from the checkpoint that was evaluated on it, any other run from its newest checkpoint.
     average: DST becomes a workdir whose parameters are the mean of RUN's newest N checkpoints, by default 5, which RUN
     must have kept (--checkpoint.keep N). DST must not exist.
 
-        transformer-jax convert hf downloads/gpt2 runs/gpt2
+        transformer-jax convert hf hf://openai-community/gpt2 runs/gpt2
         transformer-jax convert hf runs/a exported
         transformer-jax convert average runs/wmt runs/wmt_mean --last 5
     """
@@ -53,9 +52,10 @@ def _convert(source: str, target: str, verify: bool, types: list[Any]) -> int:
     from transformer_jax import hub, restore
     from transformer_jax.runs import workdir as workdirs
 
-    loaded = restore.load(workdirs.chosen(path(source)), verify=verify, types=types)
-    if hub.is_snapshot(source):
-        create(Path(target), loaded)
+    folder = path(source, verify=verify)
+    loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types)
+    if hub.is_snapshot(folder):
+        create(Path(target), loaded, origin=hf.pin(source) if hf.named(source) else "")
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
     else:
         settings = {} if loaded.task is None else loaded.task.snapshot_settings()
@@ -79,7 +79,7 @@ def _average(source: str, target: str, rest: list[str], types: list[Any]) -> int
     return 0
 
 
-def create(folder: Path, loaded: Any) -> None:
+def create(folder: Path, loaded: Any, *, origin: str = "") -> None:
     """Makes a workdir of imported parameters: one checkpoint, step 0, without moments.
 
     Its data are those of `Task.default_data`. A language model, causal or masked, is evaluated on the corpus that the
@@ -89,6 +89,7 @@ def create(folder: Path, loaded: Any) -> None:
     Args:
       folder: the workdir, which must not exist.
       loaded: a `restore.Loaded` with a task and, if the task reads text, a tokenizer.
+      origin: the model's name on the Hub, with its commit; it is stored as `init_from`.
 
     Raises:
       InputError: it has no task, or no tokenizer.
@@ -105,7 +106,7 @@ def create(folder: Path, loaded: Any) -> None:
         loaded.tokenizer.save(part / "tokenizer")
     tokenizer = tokenizers.TokenizerFile(str(folder / "tokenizer"))
     data = loaded.task.default_data(tokenizer, loaded.config)
-    experiment = config_json.to_json(Experiment(model=loaded.config, data=data, task=loaded.task))
+    experiment = config_json.to_json(Experiment(model=loaded.config, data=data, task=loaded.task, init_from=origin))
     write_json(part / "config.json", experiment)
     family = models.name(loaded.config)
     with Writer(part / "checkpoints", family=family, config=experiment, run=run_id(part)) as writer:

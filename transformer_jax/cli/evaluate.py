@@ -27,11 +27,12 @@ def main(arguments: list[str]) -> int:
         transformer-jax evaluate runs/a --evaluate.batch-size 64
 
     --data names files, or a folder of images, to evaluate on instead; they are read as the run's own were, and those
-    need not be there. A translator takes two files, or tables. PATH may then be a Hugging Face folder too; of this
-    nothing is stored.
+    need not be there. A translator takes two files, or tables. PATH may then be a Hugging Face folder too, or its name
+    on the Hub; of this nothing is stored.
 
         transformer-jax evaluate runs/sst2 --data reviews.csv --data.source.text review --data.source.label stars
         transformer-jax evaluate downloads/bert-finetuned-ner --data test.conll
+        transformer-jax evaluate hf://dslim/bert-base-NER --data test.conll
 
     A translator's text is written to WORKDIR/validation.hypotheses.txt and WORKDIR/test.hypotheses.txt, or
     given.hypotheses.txt:
@@ -42,10 +43,11 @@ def main(arguments: list[str]) -> int:
     where, rest = positional(main, arguments, 1)
     verify, rest = verified(rest)
     files, given = _files(rest)
-    folder, loaded = path(where), None
+    folder, loaded = path(where, verify=verify), None
     from transformer_jax import hub, restore
+    from transformer_jax.runs import store
 
-    if "://" not in where and hub.is_snapshot(folder):
+    if not store.remote(folder) and hub.is_snapshot(folder):
         loaded = restore.load(folder)
         stored = _experiment(loaded, where)
     else:

@@ -14,10 +14,10 @@ def main(arguments: list[str]) -> int:
 
         transformer-jax inspect PATH [--verify]
 
-    PATH is a workdir, one step of it, or a Hugging Face folder. It prints the config, every parameter with its dtype
-    and shape, their count, and the steps in the folder. The parameters are read once, so that a missing or misshapen
-    one is reported. With --verify every file of every step is compared with the step's manifest instead; damage is
-    reported, and the exit code is then 1.
+    PATH is a workdir, one step of it, a Hugging Face folder or its name, hf://org/name. It prints the config, every
+    parameter with its dtype and shape, their count, and the steps in the folder. The parameters are read once, so that
+    a missing or misshapen one is reported. With --verify every file of every step is compared with the step's manifest
+    instead; damage is reported, and the exit code is then 1.
 
         transformer-jax inspect runs/a
         transformer-jax inspect runs/a --verify
@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
     began = time.perf_counter()
     loaded = restore.load(where, verify=verify, types=types)
     seconds = time.perf_counter() - began
-    config = path(where) / "config.json"
+    folder = path(where, verify=False)
+    config = folder / "config.json"
     print(
         json.dumps(config_json.to_json(config_json.load(config, types) if is_run(config) else loaded.config), indent=2)
     )
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     print(f"{count:,} parameters, all there; {loaded.bytes_read:,} bytes read in {seconds:.2f} s")
     print(f"tokenizer: {'none' if loaded.tokenizer is None else f'{loaded.tokenizer.vocab_size:,} ids'}")
     if loaded.step is not None:
-        steps = saved.steps(path(where) / "checkpoints")
+        steps = saved.steps(folder / "checkpoints")
         print(f"step {loaded.step:,}" + (f"; in the folder: {', '.join(map(str, steps))}" if steps else ""))
     return 0
 

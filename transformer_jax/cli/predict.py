@@ -19,8 +19,8 @@ def main(arguments: list[str]) -> int:
 
         transformer-jax predict PATH [INPUT ...] [--FIELD VALUE ...]
 
-    PATH is a run, one of its checkpoints or a Hugging Face folder. Without INPUT, or with -, stdin is read. Of a run
-    with a test set the checkpoint that was evaluated on it is used, otherwise the newest.
+    PATH is a run, one of its checkpoints, a Hugging Face folder or its name, hf://org/name. Without INPUT, or with -,
+    stdin is read. Of a run with a test set the checkpoint that was evaluated on it is used, otherwise the newest.
 
     A language model continues one prompt and prints the text while it is generated. If a prompt leaves no room in the
     context for the new tokens, its beginning is dropped, and a line on stderr reports how much. The fields are those of
@@ -65,12 +65,13 @@ def main(arguments: list[str]) -> int:
     from transformer_jax import observe, restore
     from transformer_jax.runs import workdir as workdirs
 
-    loaded = restore.load(workdirs.chosen(path(where)), verify=verify, types=types)
+    folder = path(where, verify=verify)
+    loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types)
     if loaded.task is None:
         raise InputError(f"{where}: no task here is for {workdirs.kind(loaded)}; it loads as a library")
     if loaded.tokenizer is None and loaded.task.reads_text:
         raise InputError(f"{where} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
-    config = path(where) / "config.json"
+    config = folder / "config.json"
     run = config_json.load(config, types) if is_run(config) else None
     defaults = loaded.task.default_sample() if run is None else run.sample
     options = overrides.override(

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax import brought, config_json, files, hosts, observe
+from transformer_jax import brought, config_json, files, hf, hosts, observe
 from transformer_jax.contracts import Prepared
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import Experiment
@@ -87,9 +87,10 @@ def enter(
     """
     banner(1, f"workdir {path}")
     seen = workdirs.seen(path)
+    stored = workdirs.stored_experiment(path, [brought.types_in(experiment), types])
+    experiment = hf.pinned(experiment, stored, lambda name: hosts.first(f"the commit of {name}", hf.pin(name)))
     experiment = dataclasses.replace(experiment, task=experiment.task.settle(experiment.data))
     config_json.refuse_unreadable(experiment)
-    stored = workdirs.stored_experiment(path, [brought.types_in(experiment), types])
     if stored is not None:
         experiment = dataclasses.replace(experiment, order=stored.order)  # the order of the data must not change
         if experiment.init_from and experiment.init_from == stored.init_from:  # the run adopted these when it began

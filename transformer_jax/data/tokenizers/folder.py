@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax import hf
 from transformer_jax.data.tokenizers import assembly, classes, languages, marian, sentencepiece, special
 from transformer_jax.data.tokenizers.classes import CLASSES, TokenizerClass
 from transformer_jax.data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
@@ -40,13 +41,14 @@ def load(path: str | os.PathLike[str], spec: Any = None) -> Any:
     """The tokenizer in a folder or in a tokenizer.json.
 
     Args:
-      path: a folder that `save` wrote, a Hugging Face snapshot, or a tokenizer.json.
+      path: a folder that `save` wrote, a Hugging Face snapshot, its name on the Hub (hf://org/name), or a
+        tokenizer.json.
       spec: of the experiment. If the folder holds none of the known files, `spec.read(folder)` reads it.
 
     Raises:
       InputError: no tokenizer, or a broken one.
     """
-    given = Path(path).expanduser()
+    given = hf.local(path, hf.TOKENIZER) if hf.named(path) else Path(path).expanduser()
     if given.is_file():
         return read_folder(given.parent, given.name)
     if (given / "bytes.json").is_file():

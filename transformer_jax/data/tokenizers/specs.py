@@ -149,7 +149,7 @@ class TokenizerFile:
     """A tokenizer in a file or a folder."""
 
     path: str
-    """A tokenizer.json, or a folder: a saved tokenizer, or a Hugging Face snapshot."""
+    """A tokenizer.json, or a folder: a saved tokenizer, a Hugging Face snapshot, or its name, hf://org/name."""
     source_language: str = ""
     """For mBART: the code of the source language, such as en_XX; "": as the folder says."""
     target_language: str = ""
