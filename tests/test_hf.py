@@ -17,11 +17,12 @@ from tests import loopback_hub
 from transformer_jax import config_json, hf
 from transformer_jax import hub as hub_folders
 from transformer_jax.__main__ import main
-from transformer_jax.data import corpus, sources, tokenizers
+from transformer_jax.data import corpus, inputs, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Train
 from transformer_jax.models import gpt
 from transformer_jax.train import folder as folders
+from transformer_jax.train import start
 
 SNAPSHOT = Path(__file__).parent / "data" / "hf" / "gpt2"
 FILES = {path.name: path.read_bytes() for path in SNAPSHOT.iterdir()}
@@ -122,6 +123,18 @@ def test_files_of_a_data_set(hub):
     assert not hub.asked("GET", "z.txt")
     assert hf.local("hf://datasets/org/d/z.txt").read_text() == "3"
     assert "datasets/org/d has no nope.txt at commit" in refused("hf://datasets/org/d/nope.txt")
+
+
+def test_sources_and_inputs_read_files_of_data_sets(hub):
+    hub.commit(
+        "datasets/org/d", {"a/x.csv": b"text,label\none,1\n", "a/y.tsv": b"text\tlabel\ntwo\t2\n", "b.txt": b"b\n"}
+    )
+    source = sources.TextFiles(("hf://datasets/org/d/b.txt",), validation=("hf://datasets/org/d/b.txt",))
+    assert [text for _, text in source.documents("train")] == ["b\n"]
+    found = sources.find_files(("hf://datasets/org/d/a",), "train")
+    assert [(name, path.suffix) for name, path in found] == [("x.csv", ".csv"), ("y.tsv", ".tsv")]
+    assert [one.query for one in inputs.lines("hf://datasets/org/d/b.txt")] == ["b"]
+    assert [one.query for one in inputs.table("hf://datasets/org/d/a/y.tsv", ("text",))] == ["two"]
 
 
 def test_a_download_that_was_cut_goes_on_where_it_ended(hub):
@@ -264,7 +277,8 @@ def test_a_run_goes_on_from_the_commit_that_it_began_with(hub, tmp_path):
         begun = folders.enter(experiment, run, stack).experiment
     assert begun.init_from == begun.data.tokenizer.path == pinned
     run.mkdir()
-    config_json.save(dataclasses.replace(begun, model=hub_folders.load(SNAPSHOT)[0]), run / "config.json")
+    adopted = start.adopt(begun, hub_folders.load(SNAPSHOT)[0], lambda line: None)
+    config_json.save(adopted, run / "config.json")
     (run / "results.json").write_text("{}")
     moved = hub.commit("org/gpt2", {"config.json": b"{}"})
     with contextlib.ExitStack() as stack:

@@ -137,6 +137,16 @@ def local(name: str | os.PathLike[str], wanted: Sequence[str] = MODEL, *, verify
     return path
 
 
+def here(path: str | os.PathLike[str], wanted: Sequence[str] = MODEL) -> Path:
+    """A path of this machine; of a name on the Hub, what was downloaded.
+
+    Args:
+      path: a local path, or a name.
+      wanted: as for `local`.
+    """
+    return local(path, wanted) if named(path) else Path(path).expanduser()
+
+
 def pin(name: str) -> str:
     """A name with the commit that its revision is now, so that it means the same files for ever.
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax import extras, files
+from transformer_jax import extras, files, hf
 from transformer_jax.data import image_files, records, sources
 from transformer_jax.errors import InputError
 
@@ -176,7 +176,7 @@ class Folder:
 
 
 def _folder(path: str) -> Path:
-    folder = Path(path).expanduser()
+    folder = hf.here(path)
     if not folder.is_dir():
         raise InputError(f"{path} is no folder (looked in {Path.cwd()}); it holds a folder for each class")
     return folder

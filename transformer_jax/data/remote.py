@@ -1,7 +1,7 @@
 """Files to read wherever they are: on this machine, or at a URL that fsspec opens. The only place that knows.
 
     /data/a.jsonl                       a `Path`
-    gs://BUCKET/a.parquet               a `Url`; so are s3://, hf://datasets/OWNER/NAME/, https:// and fsspec's others
+    gs://BUCKET/a.parquet               a `Url`; so are s3://, https:// and fsspec's others
 
 A file is read in blocks, and any part of it alone, so its size does not matter. Accounts and endpoints are those of the
 store's own tools, or fsspec's settings (FSSPEC_S3_ENDPOINT_URL, FSSPEC_GS_TOKEN=anon). What fails is an `InputError` of

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transformer_jax import hf
 from transformer_jax.data import columnar, records, remote, text_files
 from transformer_jax.errors import InputError
 
@@ -404,7 +405,8 @@ def find_files(
     """The files that the paths name, each once, sorted by name.
 
     Args:
-      paths: files, folders or globs, local or URLs. Hidden files in folders are ignored.
+      paths: files, folders or globs, local, at URLs or on the Hub (hf://datasets/org/name/train.csv), from where they
+        are downloaded. Hidden files in folders are ignored.
       split: names the data in messages.
       suffixes: of the files to find in folders, in lower case; files that are named may have any suffix.
       skipped: counts the other files in folders by suffix; None: they are not counted.
@@ -414,6 +416,8 @@ def find_files(
     """
     found: dict[remote.File, str] = {}
     for given in paths:
+        if hf.named(given):
+            given = str(hf.local(given))
         if remote.is_url(given):
             found |= _at_url(given, split, suffixes, skipped)
             continue
@@ -433,7 +437,10 @@ def find_files(
         if not matches:
             raise _nothing(given, split, suffixes)
         for path in matches:
-            found.setdefault(path.resolve(), path.relative_to(root).as_posix())
+            real = (
+                path.resolve()
+            )  # a file and a link to it count once; files in the Hub's cache are links without suffix
+            found.setdefault(path if real.parent.name == "blobs" else real, path.relative_to(root).as_posix())
     times = Counter(found.values())
     # Two folders may hold files of the same name, but a name means one document.
     named = ((name if times[name] == 1 else str(path), path) for path, name in found.items())

@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str], spec: Any = None) -> Any:
     Raises:
       InputError: no tokenizer, or a broken one.
     """
-    given = hf.local(path, hf.TOKENIZER) if hf.named(path) else Path(path).expanduser()
+    given = hf.here(path, hf.TOKENIZER)
     if given.is_file():
         return read_folder(given.parent, given.name)
     if (given / "bytes.json").is_file():

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from transformer_jax import hf
 from transformer_jax.data import inputs as asked
 from transformer_jax.data import pipeline, records, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
@@ -80,7 +81,7 @@ class SquadJson:
         path = getattr(self, side)
         if not path and side == "test":
             return None
-        return list(_answered(Path(path).expanduser()))
+        return list(_answered(hf.here(path)))
 
 
 def inputs(path: str) -> list[asked.Input]:
@@ -94,7 +95,7 @@ def inputs(path: str) -> list[asked.Input]:
     """
     return [
         asked.text((_get(one, "question", str, of), context), of, {"id": id})
-        for id, one, context, of in _squad_json(Path(path).expanduser())
+        for id, one, context, of in _squad_json(hf.here(path))
     ]
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax import metrics
+from transformer_jax import hf, metrics
 from transformer_jax.data import inputs as asked
 from transformer_jax.data import pipeline, records, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
@@ -85,7 +85,7 @@ class Conll:
         path = getattr(self, side)
         if not path and side == "test":
             return None
-        return list(_conll(Path(path).expanduser(), self.token_column, self.tag_column))
+        return list(_conll(hf.here(path), self.token_column, self.tag_column))
 
 
 def inputs(path: str, token_column: int = 0) -> list[asked.Input]:
@@ -95,7 +95,7 @@ def inputs(path: str, token_column: int = 0) -> list[asked.Input]:
       path: of the file.
       token_column: of the word.
     """
-    sentences = _conll(Path(path).expanduser(), token_column, token_column)
+    sentences = _conll(hf.here(path), token_column, token_column)
     return [asked.text(sentence.words, sentence.where) for sentence in sentences]
 
 

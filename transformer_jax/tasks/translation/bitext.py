@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from transformer_jax import hf
 from transformer_jax.data import records, remote, sources, text_files
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
@@ -331,7 +332,7 @@ def _side_of(
 
 
 def _file(name: str, side: Side) -> Path:
-    path = Path(name).expanduser()
+    path = hf.here(name)
     if not path.is_file():
         held = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{name} {held} (the {side} pairs; looked in {Path.cwd()}); name a file of text")
