@@ -19,7 +19,11 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from huggingface_hub import constants, file_download
 
 LFS_BYTES = 10_000
 TOKEN = "hf_loopback"  # may read and write everything
@@ -255,3 +259,22 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def client(monkeypatch: Any, cache: Path) -> Iterator[Hub]:
+    """A running server that huggingface_hub in this process talks to, with an empty cache."""
+    with serve() as hub:
+        point(monkeypatch, hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what arrived in a smaller part is asked for again
+        monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+        yield hub
+
+
+def point(monkeypatch: Any, url: str) -> None:
+    """As HF_ENDPOINT does, which huggingface_hub reads when it is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")

@@ -5,12 +5,11 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 
 import transformer_jax
 from tests import loopback_hub
@@ -32,20 +31,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A server that has `org/gpt2`, whose cache is a new folder."""
-    with loopback_hub.serve() as hub:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        point(monkeypatch, hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what arrived in a smaller part is asked for again
-        monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    with loopback_hub.client(monkeypatch, tmp_path / "hub") as hub:
         hub.commit("org/gpt2", FILES | {"README.md": b"# gpt2", "onnx/model.onnx": bytes(20_000), "tf_model.h5": b"h5"})
         yield hub
-
-
-def point(monkeypatch, url: str) -> None:
-    """As HF_ENDPOINT does, which huggingface_hub reads when it is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 def refused(name: str) -> str:
@@ -195,7 +183,7 @@ def test_a_server_that_is_down_or_away(hub, monkeypatch):
     hub.down = True
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     assert "answers with status 503" in refused("hf://org/gpt2")
-    point(monkeypatch, "http://127.0.0.1:9")
+    loopback_hub.point(monkeypatch, "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in refused("hf://org/gpt2")
 
 

@@ -199,7 +199,7 @@ def _download(name: Name, patterns: Sequence[str]) -> Path:
     extras.need("huggingface_hub", str(name))
     import huggingface_hub
 
-    with explained(str(name), name.page, name.revision), _quiet(progress=bool(patterns)):
+    with explained(str(name), name.page, name.revision), quiet(progress=bool(patterns)):
         folder = huggingface_hub.snapshot_download(
             name.repository, repo_type=name.kind, revision=name.revision, allow_patterns=list(patterns)
         )
@@ -207,8 +207,12 @@ def _download(name: Name, patterns: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _quiet(*, progress: bool) -> Iterator[None]:
-    """Keeps the warnings of huggingface_hub from the terminal, and its bars from what is no terminal."""
+def quiet(*, progress: bool) -> Iterator[None]:
+    """Keeps the warnings of huggingface_hub from the terminal, and its bars from what is no terminal.
+
+    Args:
+      progress: show bars on a terminal.
+    """
     extras.need("huggingface_hub", SCHEME)
     from huggingface_hub import utils
 

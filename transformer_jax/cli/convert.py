@@ -19,17 +19,20 @@ from transformer_jax.train import state as state_lib
 def main(arguments: list[str]) -> int:
     """Convert between Hugging Face folders and workdirs, or average checkpoints.
 
-        transformer-jax convert hf SRC DST [--no-verify]
+        transformer-jax convert hf SRC DST [--card] [--license ID] [--push ORG/NAME] [--public] [--no-verify]
         transformer-jax convert average RUN DST [--last N]
 
     hf: if SRC is a Hugging Face folder or its name on the Hub, hf://org/name@revision, DST becomes a workdir; if SRC is
     a workdir or a step, DST becomes a Hugging Face folder. Neither torch nor Transformers is needed. A run with a test
     set is converted from the checkpoint that was evaluated on it, any other run from its newest checkpoint.
+    --card writes README.md into the Hugging Face folder, the model card: data, numbers with intervals, settings. --push
+    also uploads the folder to the Hub, after it was read back, as a private repository unless --public is given.
     average: DST becomes a workdir whose parameters are the mean of RUN's newest N checkpoints, by default 5, which RUN
     must have kept (--checkpoint.keep N). DST must not exist.
 
         transformer-jax convert hf hf://openai-community/gpt2 runs/gpt2
-        transformer-jax convert hf runs/a exported
+        transformer-jax convert hf runs/a exported --card --license apache-2.0
+        transformer-jax convert hf runs/a exported --push my-org/my-model
         transformer-jax convert average runs/wmt runs/wmt_mean --last 5
     """
     types, arguments = with_types(arguments)
@@ -39,28 +42,36 @@ def main(arguments: list[str]) -> int:
             f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders) and average (checkpoints)"
         )
     verify, rest = verified(rest) if kind == "hf" else (True, rest)
-    if kind == "hf" and rest:
-        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert hf SRC DST")
     if "://" in target:
         raise InputError(f"{target}: convert makes a folder of this machine; name one, and copy it there afterwards")
     if Path(target).exists():
         raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
-    return _average(source, target, rest, types) if kind == "average" else _convert(source, target, verify, types)
+    return _average(source, target, rest, types) if kind == "average" else _convert(source, target, verify, rest, types)
 
 
-def _convert(source: str, target: str, verify: bool, types: list[Any]) -> int:
+def _convert(source: str, target: str, verify: bool, rest: list[str], types: list[Any]) -> int:
     from transformer_jax import hub, restore
+    from transformer_jax.cli import publish
     from transformer_jax.runs import workdir as workdirs
 
+    program = f"{PROGRAM} convert hf SRC DST"
+    options = overrides.override(publish.Options(), rest, description="A Hugging Face folder.", program=program)
+    publish.check(options)
     folder = path(source, verify=verify)
     loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types)
     if hub.is_snapshot(folder):
+        if options != publish.Options():
+            raise InputError(f"{source} is a Hugging Face folder; a card is made of a run's numbers, so give a workdir")
         create(Path(target), loaded, origin=hf.pin(source) if hf.named(source) else "")
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
     else:
         settings = {} if loaded.task is None else loaded.task.snapshot_settings()
-        hub.export(target, loaded.config, loaded.params, loaded.tokenizer, **settings)
+        readme = publish.card(folder, loaded, options, Path(target).name) if options.card or options.push else None
+        hub.export(target, loaded.config, loaded.params, loaded.tokenizer, readme=readme, **settings)
         print(f"{target}: the Hugging Face folder of {source} at step {loaded.step}")
+        if options.push:
+            publish.refuse_changed(target, loaded)
+            print(publish.push(target, options))
     return 0
 
 

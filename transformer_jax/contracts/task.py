@@ -63,6 +63,8 @@ class Task(Protocol):
     """What `tokens` counts, for people."""
     takes_pairs: ClassVar[bool] = False
     """Whether an input of `predict` may be a pair of texts, separated by a TAB on a line."""
+    pipeline_tag: ClassVar[str] = ""
+    """The Hub's name of the task, for model cards: "text-classification"; "": it has none."""
 
     # ---- Data
 

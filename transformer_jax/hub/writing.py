@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.data.tokenizers.subwords import OWN_SWITCH
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.hub import mapping, preprocessor, search, weights
+from transformer_jax.hub import card, mapping, preprocessor, search, weights
 from transformer_jax.hub import settings as hub_settings
 
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
@@ -36,6 +36,7 @@ def export(
     preprocess: Preprocess | None = None,
     stop_ids: Sequence[int] = (),
     shard_bytes: int = 5_000_000_000,
+    readme: Callable[[dict[str, Any]], str] | None = None,
 ) -> None:
     """Writes a snapshot folder that `load` and Transformers read.
 
@@ -52,6 +53,7 @@ def export(
       preprocess: of images, written as preprocessor_config.json.
       stop_ids: a decoder's tokens that end a text, if there are several.
       shard_bytes: the largest size of a safetensors file, in bytes.
+      readme: the object in config.json -> the text of README.md (`card`); None: there is none.
 
     Raises:
       InputError: the folder is not empty, or no supported model type expresses the config.
@@ -83,6 +85,8 @@ def export(
 
     with _new_folder(folder) as partial:
         _write_json(partial / "config.json", settings)
+        if readme is not None:
+            (partial / card.FILE).write_text(readme(settings), encoding="utf-8")
         if preprocess is not None:
             _write_json(partial / preprocessor.FILE, preprocessor.write(preprocess, processor))
         weights.write_tensors(partial, tensors, shard_bytes)

@@ -1,8 +1,11 @@
 """The end of a run: the last evaluation and save, the test set by the best step, a sample, results.json."""
 
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -108,6 +111,7 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
         "seconds_by_activity": dict(run.meter.spent),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
+        "command": _command(),
     }
     if jax.process_index() == 0:
         workdirs.write_json(folder / "results.json", results)
@@ -124,6 +128,14 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
     banner(8, run.meter.goodput_in_words(seconds))
     banner(8, f"all numbers: {run.folder.path / 'results.json'}")
     return Results(run.step, run.report, test=test)
+
+
+def _command() -> str:
+    """The command line of this process, the program by its name."""
+    program, *rest = sys.orig_argv or [""]
+    if rest and Path(rest[0]).is_absolute():  # python /venv/bin/transformer-jax
+        program, *rest = rest
+    return shlex.join([Path(program).name, *rest])
 
 
 def _plot(run: Run) -> None:

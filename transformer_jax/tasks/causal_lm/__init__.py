@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -107,6 +107,7 @@ class Continue(Sample):
 class CausalLM(TextTask):
     """Cross-entropy of the next token."""
 
+    pipeline_tag: ClassVar[str] = "text-generation"
     label_smoothing: float = 0.0
     """The share of each target that is spread over the vocabulary (Szegedy et al. 2016, section 7). The reported loss
     is without it."""

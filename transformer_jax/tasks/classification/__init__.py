@@ -33,6 +33,7 @@ class Classification(TextTask):
     """Cross-entropy of the label, or the squared error of a value."""
 
     takes_pairs: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str] = "text-classification"
 
     labels: tuple[str, ...] = ("negative", "positive")
     """The names, in the order of the model's outputs; (): labels are numbers (regression)."""

@@ -11,7 +11,7 @@ import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -42,6 +42,7 @@ WIDTH = 4  # beams of a prediction, unless more answers are needed
 class Denoising(TextTask):
     """The cross-entropy of the tokens that fill the gaps."""
 
+    pipeline_tag: ClassVar[str] = "text2text-generation"
     objective: Objective = field(default_factory=spans.SpanCorruption)
     """Chooses the gaps and the target."""
 

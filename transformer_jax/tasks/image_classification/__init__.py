@@ -58,6 +58,7 @@ class ImageClassification(Task):
     """The cross-entropy of the class of an image, or of each class independently."""
 
     unit: ClassVar[str] = "images"
+    pipeline_tag: ClassVar[str] = "image-classification"
 
     labels: tuple[str, ...] = ()
     """The names, in the order of the model's outputs; (): those of the data, filled in when a run begins."""

@@ -10,7 +10,7 @@ Letters: B rows, T length, P predictions of a row, D width, E embedding width, V
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Unigram:
 class MaskedLM(TextTask):
     """The cross-entropy of the hidden tokens, and of the label of a pair."""
 
+    pipeline_tag: ClassVar[str] = "fill-mask"
     masking: Masking = field(default_factory=Masking)
     """Which tokens are hidden, and what replaces them."""
     pairs: Pairs = "none"

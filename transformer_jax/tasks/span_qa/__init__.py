@@ -41,6 +41,7 @@ class SpanQA(TextTask):
     """The mean of two cross-entropies: of the answer's first and last token."""
 
     takes_pairs: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str] = "question-answering"
 
     max_answer_tokens: int = 30
     """The most tokens of an answer."""

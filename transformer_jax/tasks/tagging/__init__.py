@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class Reference:
 class Tagging(TextTask):
     """The cross-entropy of each word's tag at its first token."""
 
+    pipeline_tag: ClassVar[str] = "token-classification"
     labels: tuple[str, ...] = CONLL_2003
     """The tags, in the order of the model's outputs: "O", and "B-TYPE" and "I-TYPE" of each type (IOB2)."""
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import numpy as np
@@ -61,6 +61,7 @@ class Search:
 class Translation(TextTask):
     """The label-smoothed cross-entropy of the target's tokens; the final scores are those of beam search."""
 
+    pipeline_tag: ClassVar[str] = "translation"
     label_smoothing: float = 0.1
     """The share of each target that is spread over the vocabulary (Szegedy et al. 2016, section 7). The reported loss
     is without it."""
