@@ -147,6 +147,7 @@ NEW_FOLDERS = {
     "data/tokenizers/marian.py": "`save`, into a new folder",
     "data/tokenizers/special.py": "`save`, into a new folder",
     "data/tokenizers/subwords.py": "`save`, into a new folder",
+    "data/image_records.py": "a temporary folder, renamed when it is whole",
     "data/token_store.py": "temporary folders, of which a shard is renamed when it is whole",
     "data/tokens.py": "a temporary folder, renamed when it is whole",
     "hub/weights.py": "a temporary folder, renamed when it is whole",
