@@ -108,7 +108,7 @@ def test_a_run_trains_from_a_store_as_from_the_text(folder):
 
 
 def test_evaluating_other_files_reads_them_and_not_the_store():
-    data = corpus.TextCorpus(store="gs://mine/store")
+    data = corpus.TextCorpus(store=("gs://mine/store",))
     changed = evaluate._reading(Experiment(model=gpt.Config(vocab_size=9), data=data), ("a.txt",)).data
     assert changed == corpus.TextCorpus(source=sources.TextFiles(("a.txt",), validation=("a.txt",)))
 

@@ -43,7 +43,7 @@ def write(made: token_store.Work) -> dict:
 
 
 def data(path, **settings) -> corpus.TextCorpus:
-    return corpus.TextCorpus(sources.Embedded(), tokenizers.Bytes(), length=32, store=str(path), **settings)
+    return corpus.TextCorpus(sources.Embedded(), tokenizers.Bytes(), length=32, store=(str(path),), **settings)
 
 
 def test_a_store_of_shards_is_the_one_file_of_the_same_text(texts, tmp_path):
@@ -202,3 +202,35 @@ def test_filters_and_duplicates_are_dropped_and_counted_alike_in_shards(texts, t
     assert one.header["dropped"] == counts
     stream = token_store.open_store(str(tmp_path / "store"), "train").tokens[:]
     assert stream.tolist() == one.tokens.tolist() == [t for text in expected for t in [256, *text.encode()]]
+
+
+@pytest.mark.parametrize("documents", ["joined", "packed"])
+def test_a_mixture_of_stores_has_its_rates_and_every_row_once_an_epoch(texts, tmp_path, documents):
+    names, sizes = ("a", "b", "c"), []
+    for number, name in enumerate(names):  # texts whose characters say the store
+        (tmp_path / name).mkdir()
+        lines = (json.dumps({"text": name * 100 + f"{i:05}"}) for i in range(30 * (number + 1)))
+        (tmp_path / f"{name}/t.jsonl").write_text("\n".join(lines))
+        write(
+            work(
+                sources.Records((str(tmp_path / name),), validation=(str(tmp_path / name),)), tmp_path / f"{name}-store"
+            )
+        )
+        sizes.append(len(token_store.open_store(str(tmp_path / f"{name}-store"), "train").tokens))
+    stores = tuple(str(tmp_path / f"{name}-store") for name in names)
+    mixed = corpus.TextCorpus(store=stores, rates=(6.0, 3.0, 1.0), length=32, documents=documents)
+    made = corpus.prepare(mixed, seed=5)
+    rows = made.train.stacked(range(1000))["inputs"]
+    of = [Counter(chr(token) for token in row.tolist() if chr(token) in "abc") for row in rows]
+    assert all(len(kinds) <= 1 for kinds in of)  # no row has two stores
+    counts = Counter(kind for kinds in of for kind in kinds)
+    assert [counts[name] for name in names] == [600, 300, 100]
+    again = corpus.prepare(mixed, seed=5).train.stacked([7, 77, 777])["inputs"]
+    assert np.array_equal(again, rows[[7, 77, 777]])
+    if documents == "joined":
+        starts = [made.train.order[row] for row in range(1000)]
+        first = [start for start in starts if start < sizes[0]]
+        windows = (sizes[0] - 1) // 32
+        assert len(set(first[:windows])) == windows and len(set(first)) == windows  # once per epoch, then again
+    with pytest.raises(InputError, match=r"data.rates = \(1.0,\): give a positive share for each of 3 stores"):
+        corpus.TextCorpus(store=stores, rates=(1.0,))

@@ -116,7 +116,9 @@ def _reading(experiment: Experiment, files: tuple[str, ...]) -> Experiment:
         raise InputError(
             f"--data: {type(source or experiment.data).__name__} has no of_files, so it reads no other files"
         )
-    changed = {"source": source.of_files(files)} | ({"store": ""} if hasattr(experiment.data, "store") else {})
+    changed = {"source": source.of_files(files)} | (
+        {"store": (), "rates": ()} if hasattr(experiment.data, "store") else {}
+    )
     return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **changed))
 
 

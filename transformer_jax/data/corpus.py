@@ -29,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transformer_jax.contracts import LAUNCH, Source
-from transformer_jax.data import pipeline, sources, token_store, tokenizers, tokens
+from transformer_jax.data import mixtures, pipeline, sources, token_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import packing
 
@@ -51,13 +51,21 @@ class TextCorpus:
     documents: Literal["joined", "packed"] = "joined"
     """joined: windows of one stream of tokens, across documents; packed: rows of whole documents that do not see each
     other."""
-    store: str = ""
-    """The folder or URL of a token store (`transformer-jax prepare`), read in place of `source`; empty: `source` is
-    tokenised into this machine's cache."""
+    store: tuple[str, ...] = ()
+    """The folder or URL of a token store (`transformer-jax prepare`), or several, read in place of `source`; empty:
+    `source` is tokenised into this machine's cache."""
+    rates: tuple[float, ...] = ()
+    """The share of the examples that each of several stores gives; empty: in proportion to their sizes."""
     store_cache: int = field(default=1 << 30, metadata=LAUNCH)
     """Bytes of a bucket's tokens that each host keeps on its disk for the next epoch."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.store, str):  # one, written without the comma of a tuple
+            object.__setattr__(self, "store", (self.store,) if self.store else ())
+        if len(self.rates) not in (0, len(self.store)) or any(rate <= 0 for rate in self.rates):
+            raise InputError(f"data.rates = {self.rates}: give a positive share for each of {len(self.store)} stores")
+        if len(self.store) > 1 and self.sampling != "epochs":
+            raise InputError("data.sampling random reads one store; give --data.sampling epochs, or one store")
         if self.length < 1:
             raise InputError(f"data.length = {self.length} must be at least 1")
         if self.sampling not in ("epochs", "random"):
@@ -98,44 +106,81 @@ def prepare(
       InputError: a missing, empty or too short corpus.
     """
     if corpus.store:
-        return _of_store(corpus, seed, tokenizer)
+        return _of_stores(corpus, seed, tokenizer)
     cache = cache or tokens.cache_dir()
     documents = {side: corpus.source.documents(side) for side in token_store.SIDES}
     tokenizer = tokenizers.build(corpus.tokenizer, documents["train"], cache, given=tokenizer)
-    made = {side: tokens.prepare(documents[side], tokenizer, cache) for side in token_store.SIDES}
+    made = {side: [tokens.prepare(documents[side], tokenizer, cache)] for side in token_store.SIDES}
     origins = {side: documents[side].origin for side in token_store.SIDES}
     return _examples(corpus, seed, tokenizer, made, origins, documents["validation"])
 
 
-def _of_store(corpus: TextCorpus, seed: int, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
-    """The examples of the store that `corpus` names, which must be of the `tokenizer` of the run that is continued."""
-    made = {side: token_store.open_store(corpus.store, side, corpus.store_cache) for side in token_store.SIDES}
-    own = token_store.tokenizer_of(corpus.store)
-    if tokenizer is not None and tokenizer.fingerprint != made["train"].tokenizer:
-        raise InputError(
-            f"data.store {corpus.store} was written with another tokenizer than this run's; prepare it with the run's: "
-            "--data.tokenizer.path WORKDIR/tokenizer"
-        )
-    origins = {side: f"{corpus.store} ({side})" for side in token_store.SIDES}
-    return _examples(corpus, seed, own if tokenizer is None else tokenizer, made, origins, None)
+def _of_stores(corpus: TextCorpus, seed: int, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
+    """The examples of the stores that `corpus` names, which must be of the `tokenizer` of the run that is continued."""
+    tokenizer = token_store.tokenizer_of(corpus.store[0]) if tokenizer is None else tokenizer
+    made: dict[str, list[Any]] = {
+        side: [token_store.open_store(path, side, corpus.store_cache // len(corpus.store)) for path in corpus.store]
+        for side in token_store.SIDES
+    }
+    for path, store in zip(corpus.store, made["train"], strict=True):
+        if store.tokenizer != tokenizer.fingerprint:
+            raise InputError(
+                f"data.store {path} was written with another tokenizer than this run's; prepare it with the run's: "
+                "--data.tokenizer.path WORKDIR/tokenizer"
+            )
+    origins = {side: f"{', '.join(corpus.store)} ({side})" for side in token_store.SIDES}
+    return _examples(corpus, seed, tokenizer, made, origins, None)
 
 
 def _examples(
     corpus: TextCorpus,
     seed: int,
     tokenizer: tokenizers.Tokenizer,
-    made: Mapping[str, Any],
+    made: Mapping[str, list[Any]],
     origins: Mapping[str, str],
     validation_documents: sources.Documents | None,
 ) -> Corpus:
+    """The examples of token files or stores, those of each side one after another."""
+    whole = {side: files[0] if len(files) == 1 else token_store.joined(files) for side, files in made.items()}
     if corpus.documents == "packed":
-        rows, others = (_packed(made[side], tokenizer, corpus.length, origins[side]) for side in token_store.SIDES)
-        train: Windows | Packed = dataclasses.replace(rows, order=pipeline.epochs(len(rows.rows), seed))
-        validation: Windows | Packed = others
+        rows = [_packed(file, tokenizer, corpus.length, origins["train"]) for file in made["train"]]
+        order = _order([len(one.rows) for one in rows], corpus.rates, seed)
+        train: Windows | Packed = dataclasses.replace(_one_after_another(rows, whole["train"]), order=order)
+        validation: Windows | Packed = _packed(whole["validation"], tokenizer, corpus.length, origins["validation"])
+    elif len(made["train"]) == 1:
+        train = training_windows(whole["train"], corpus.length, corpus.sampling, seed, origins["train"])
+        validation = validation_windows(whole["validation"], corpus.length, origins["validation"])
     else:
-        train = training_windows(made["train"], corpus.length, corpus.sampling, seed, origins["train"])
-        validation = validation_windows(made["validation"], corpus.length, origins["validation"])
-    return Corpus(tokenizer, train, validation, made["train"], made["validation"], validation_documents)
+        parts = [training_windows(file, corpus.length, "epochs", seed, origins["train"]) for file in made["train"]]
+        counts = [(len(part.tokens) - 1) // corpus.length for part in parts]
+        firsts = np.cumsum([0, *(len(part.tokens) for part in parts)])
+        starts = [first + corpus.length * np.arange(count) for first, count in zip(firsts, counts, strict=False)]
+        positions = _Chosen(_order(counts, corpus.rates, seed), np.concatenate(starts))
+        train = Windows(whole["train"].tokens, positions, corpus.length)
+        validation = validation_windows(whole["validation"], corpus.length, origins["validation"])
+    return Corpus(tokenizer, train, validation, whole["train"], whole["validation"], validation_documents)
+
+
+def _order(counts: Sequence[int], rates: tuple[float, ...], seed: int) -> Sequence[int]:
+    """An endless order of rows, of one set or of several by their rates."""
+    if len(counts) == 1:
+        return pipeline.epochs(counts[0], seed)
+    return mixtures.Order(tuple(counts), rates or mixtures.rates(counts), seed)
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence[int]):
+    """Row -> the position of the window that `order` gives it."""
+
+    order: Sequence[int]
+    positions: np.ndarray
+    """int64 [windows]."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, row: Any) -> Any:
+        return int(self.positions[self.order[row]])
 
 
 # ---- Packed documents ----------------------------------------------------------------------------------------------
@@ -196,6 +241,19 @@ def _packed(file: Any, tokenizer: tokenizers.Tokenizer, length: int, origin: str
     if not len(rows):
         raise InputError(f"{origin}: no document has two tokens, and predicting one needs at least 2; give more text")
     return Packed(file.tokens, starts, rows, range(len(rows)), length)
+
+
+def _one_after_another(parts: Sequence[Packed], whole: Any) -> Packed:
+    """The rows of several stores as those of one, whose tokens and documents are theirs, one after another."""
+    documents, rows, pieces, starts = 0, [np.zeros(1, np.int64)], [], []
+    position = 0
+    for part in parts:
+        pieces.append(part.rows.pieces + np.array([documents, 0, 0]))
+        rows.append(part.rows.starts[1:] + rows[-1][-1])
+        starts.append(part.starts + position)
+        documents, position = documents + len(part.starts), position + len(part.tokens)
+    packed = packing.Packing(np.concatenate(pieces), np.concatenate(rows))
+    return Packed(whole.tokens, np.concatenate(starts), packed, range(len(packed)), parts[0].length)
 
 
 # ---- Windows -------------------------------------------------------------------------------------------------------

@@ -108,6 +108,20 @@ def open_store(path: str, side: str, cache_bytes: int = 0) -> TokenStore:
     )
 
 
+def joined(stores: Sequence[TokenStore]) -> TokenStore:
+    """Several `stores` of one tokenizer as one: their tokens, one after another."""
+    contents = "".join(store.content for store in stores)
+    return TokenStore(
+        tokens=Stream(tuple(piece for store in stores for piece in store.tokens.pieces)),
+        lengths=lambda: np.concatenate([store.lengths() for store in stores]),
+        bytes=sum(store.bytes for store in stores),
+        predicted_bytes=sum(store.bytes for store in stores[1:]) + stores[0].predicted_bytes,
+        vocab_size=stores[0].vocab_size,
+        tokenizer=stores[0].tokenizer,
+        content=hashlib.sha256(contents.encode()).hexdigest(),
+    )
+
+
 def tokenizer_of(path: str) -> Tokenizer:
     """The tokenizer in the store at `path`.
 
