@@ -135,8 +135,8 @@ def test_hosts_read_a_bucket_each_its_own_rows(texts, tmp_path, server, monkeypa
     here = corpus.prepare(data(tmp_path / "store"), seed=3)
     count = (len(here.train_tokens.tokens) - 1) // 32  # windows in an epoch
     ranges: list[Counter] = []
-    plain = remote.read_range
-    monkeypatch.setattr(remote, "read_range", lambda *key: (ranges[-1].update([key]), plain(*key))[1])
+    plain = remote.read_ranges
+    monkeypatch.setattr(remote, "read_ranges", lambda keys: (ranges[-1].update(keys), plain(keys))[1])
     for hosts, steps in ((1, 2 * count // 8), (2, count // 8)):
         expected = [batch["inputs"] for batch in take(here.train, steps, range(8))]
         got = []

@@ -1,10 +1,13 @@
 """Checks `train --log NAME` with the real packages, offline; tools/drills/check_integrations makes their environment.
 
     python -m tools.drills.integrations wandb mlflow trackio
+    python -m tools.drills.integrations beam
 
 A small real run (experiments.vit.digits) three times: without services; with them, ended by SIGTERM and resumed; with
 them, and in its middle W&B's process is killed and the disk under MLflow's store is full. All three end with the same
 bits. Each service must hold every row of metrics.jsonl, under the one id of the run.
+
+beam: `prepare --beam` by Beam's local runner, in one, two and four processes, writes the bytes of `prepare` without it.
 """
 
 import argparse
@@ -36,8 +39,13 @@ Logged = dict[int, dict[str, float]]  # step -> name -> value
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=sorted(READERS))
+    parser.add_argument("names", nargs="+", choices=sorted([*READERS, "beam"]))
     names = parser.parse_args().names
+    if "beam" in names:
+        prepare_by_beam()
+        names.remove("beam")
+    if not names:
+        return 0
     with tempfile.TemporaryDirectory(prefix="integrations-") as temporary:
         folder = Path(temporary)
         seconds = train(folder / "whole", [])
@@ -64,6 +72,33 @@ def main() -> int:
         if "trackio" in names:
             print(f"  trackio: {compare(store, 'trackio')}")
     return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- Beam
+
+
+def prepare_by_beam() -> None:
+    """Compares the stores that Beam's local runner writes with the one of a single process."""
+    runner = ["--beam", "--runner", "apache_beam.runners.portability.fn_api_runner.FnApiRunner"]
+    with tempfile.TemporaryDirectory(prefix="integrations-") as folder:
+        stores = {}
+        for workers in (0, 1, 2, 4):
+            out = Path(folder, f"store{workers}")
+            flags = ["--direct_num_workers", str(workers), "--direct_running_mode", "multi_processing"]
+            command = [
+                "prepare",
+                "experiments.causal_lm.stdlib",
+                "--out",
+                str(out),
+                *(runner + flags if workers else []),
+            ]
+            began = time.monotonic()
+            subprocess.run([sys.executable, "-m", "transformer_jax", *command], check=True, stdout=subprocess.DEVNULL)
+            stores[workers] = (out / "store.json").read_bytes()
+            how = f"by Beam in {workers} processes" if workers else "without Beam"
+            print(f"prepare {how}: {time.monotonic() - began:.0f} s")
+        assert len(set(stores.values())) == 1, "the stores differ"
+        print("  the same digests")
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs

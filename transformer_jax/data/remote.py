@@ -13,7 +13,7 @@ import glob
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -122,23 +122,29 @@ class _Explained(io.RawIOBase):
         super().close()
 
 
-def read_range(url: str, first: int, past: int) -> bytes:
-    """Some bytes of a file at a URL, by one request.
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Some bytes of files at URLs, by a request for each range, many at the same time.
 
     Args:
-      url: of the file.
-      first: the first byte.
-      past: one past the last byte.
+      ranges: (URL, the first byte, one past the last byte) of each; the URLs are of one store.
 
     Raises:
-      InputError: they cannot be read, or the file is shorter.
+      InputError: some cannot be read, or a file is shorter.
     """
-    with explained(url):
-        fs, path = filesystem(url)
-        data = fs.cat_file(path, start=first, end=past)
-    if len(data) != past - first:
-        raise InputError(f"{url} has no bytes {first:,}-{past:,}: it is truncated; write it again")
-    return data
+    if not ranges:
+        return []
+    urls, firsts, pasts = (list(part) for part in zip(*ranges, strict=True))
+    fs, _ = filesystem(urls[0])
+    with explained(urls[0]):
+        paths = [fs._strip_protocol(url) for url in urls]
+        read = fs.cat_ranges(paths, firsts, pasts, on_error="return")
+    for (url, first, past), data in zip(ranges, read, strict=True):
+        with explained(url):
+            if isinstance(data, Exception):
+                raise data
+        if len(data) != past - first:
+            raise InputError(f"{url} has no bytes {first:,}-{past:,}: it is truncated; write it again")
+    return read
 
 
 def read(url: str) -> bytes | None:

@@ -42,7 +42,7 @@ from transformer_jax.errors import InputError
 FORMAT = 1
 SHARD = 1 << 26  # bytes of the input in a shard, at least
 SIDES = ("train", "validation")
-REQUESTS = 32  # to a bucket at the same time
+REQUESTS = 32  # for small files of a bucket at the same time
 PARTS = ("tokens.bin", "documents.bin", "header.json")  # of a shard, in the order in which they are written
 HASH = 16  # bytes of a document's hash
 
@@ -156,7 +156,7 @@ class Stream:
     def windows(self, start_B: np.ndarray, width: int) -> np.ndarray:
         """The tokens from each position on, int32 [B, width]; zeros beyond the end."""
         made = np.zeros((len(start_B), width), np.int32)
-        waiting = []
+        waiting: list[tuple[_Remote, int, int, np.ndarray]] = []
         for row, start in enumerate(start_B.tolist()):
             past = min(start + width, len(self))
             shard = int(np.searchsorted(self.firsts, start, side="right")) - 1
@@ -165,12 +165,11 @@ class Stream:
                 at, piece = start - int(start_B[row]), self.pieces[shard]
                 into = made[row, at : at + end - start]
                 if isinstance(piece, _Remote):
-                    waiting.append(_requests().submit(piece.read_into, into, start - first, end - first))
+                    waiting.append((piece, start - first, end - first, into))
                 else:
                     into[:] = piece[start - first : end - first]
                 start, shard = end, shard + 1
-        for request in waiting:
-            request.result()
+        _read_remote(waiting)
         return made
 
 
@@ -183,11 +182,6 @@ def windows(row: np.ndarray | Stream, start_B: np.ndarray, width: int) -> np.nda
       width: how many tokens.
     """
     return (row if isinstance(row, Stream) else Stream((row,))).windows(start_B, width)
-
-
-@functools.cache
-def _requests() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(REQUESTS, "tokens")
 
 
 class _Cache:
@@ -229,13 +223,21 @@ class _Remote:
     def __len__(self) -> int:
         return self.count
 
-    def read_into(self, into: np.ndarray, first: int, past: int) -> None:
-        key = (self.url, first * self.dtype.itemsize, past * self.dtype.itemsize)
-        data = self.cache.get(key)
+
+def _read_remote(wanted: Sequence[tuple[_Remote, int, int, np.ndarray]]) -> None:
+    """Reads tokens of shards at URLs: (shard, first token, one past the last, where to put them) of each."""
+    keys = [(of.url, first * of.dtype.itemsize, past * of.dtype.itemsize) for of, first, past, _ in wanted]
+    held = [of.cache.get(key) for (of, *_), key in zip(wanted, keys, strict=True)]
+    stores: dict[str, list[int]] = {}
+    for i, (key, data) in enumerate(zip(keys, held, strict=True)):
         if data is None:
-            data = remote.read_range(*key)
-            self.cache.put(key, data)
-        into[:] = np.frombuffer(data, self.dtype)
+            stores.setdefault(key[0].partition("://")[0], []).append(i)
+    for absent in stores.values():
+        for i, data in zip(absent, remote.read_ranges([keys[i] for i in absent]), strict=True):
+            held[i] = data
+            wanted[i][0].cache.put(keys[i], data)
+    for (of, *_, into), data in zip(wanted, held, strict=True):
+        into[:] = np.frombuffer(data or b"", of.dtype)
 
 
 def _index(path: str, side: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
