@@ -22,7 +22,7 @@ import optax
 from transformer_jax import contracts
 from transformer_jax.data import pipeline
 from transformer_jax.errors import InputError
-from transformer_jax.experiment import Checkpoint, Experiment, Train
+from transformer_jax.experiment import Experiment, Train
 from transformer_jax.nn import params
 from transformer_jax.nn.params import Param
 
@@ -124,6 +124,9 @@ class NextValue(contracts.Task):
         sums = {name: ((weights_B1 * error_BT**2).sum(), weight) for name, error_BT in errors.items()}
         return *sums["squared"], sums
 
+    def best_metric(self) -> str:
+        return "mean_squared_error"
+
     def report(self, sums: contracts.Sums, outputs: Any, evaluation: Any) -> dict[str, float]:
         squared, last = (sums[name][0] / sums[name][1] for name in ("squared", "last"))
         return {"mean_squared_error": squared, "share_of_last_value": squared / last}
@@ -158,7 +161,7 @@ class Bell:  # an observer
 # --8<-- [start:experiment]
 def experiment() -> Experiment:
     parts = {"model": Config(), "data": Series(), "task": NextValue(), "optim": AdaBelief(), "observers": (Bell(),)}
-    return Experiment(**parts, train=Train(200, 16), checkpoint=Checkpoint(best_metric="mean_squared_error"))
+    return Experiment(**parts, train=Train(200, 16))
 
 
 # --8<-- [end:experiment]

@@ -71,6 +71,21 @@ def _refuse_outsiders() -> None:
 _refuse_outsiders()
 
 
+# The files that take longest. They begin first, so that no process is left with one of them at the end.
+LONGEST = (
+    *("tests/test_hosts.py", "tests/test_experiment.py", "tests/pages/test_commands.py", "tests/models/test_vit.py"),
+    *("tests/test_fuzz.py", "tests/test_meshes.py", "tests/test_beam.py", "tests/test_decode.py"),
+    *("tests/train/test_loop.py", "tests/test_examples.py", "tests/models/test_seq2seq.py", "tests/runs/test_store.py"),
+    *("tests/tasks/test_translation.py", "tests/runs/test_checkpoint.py", "tests/test_preflight.py"),
+    *("tests/optim/test_optimizers.py", "tests/nn/test_attention.py", "tests/train/test_step.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.location[0], len(rank)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_token_files(tmp_path_factory):
     """Token files and whatever else the product caches go to a folder of this session, never to the user's cache."""

@@ -4,6 +4,7 @@ The arrows are read from the table in docs/architecture.md, so that the page and
 """
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -30,10 +31,16 @@ def _name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
+@functools.cache
+def _nodes(source: str) -> tuple[ast.AST, ...]:
+    """All nodes of a module's tree; most rules walk over every file."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
 def _imports(source: str, module: str) -> list[tuple[int, str]]:
     """(line, dotted name) of everything a module imports, inside functions too; `from a import b` gives `a.b`."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(source):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -220,7 +227,7 @@ def _not_asked_for(source: str, module: str) -> list[str]:
     optional = [(line, target.partition(".")[0]) for line, target in _imports(source, module)]
     optional = [(line, name) for line, name in optional if name in EXTRAS]
     allowed: set[tuple[int, str]] = set()
-    for function in ast.walk(ast.parse(source)) if optional else ():
+    for function in _nodes(source) if optional else ():
         if isinstance(function, ast.FunctionDef):
             calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
             calls = [call for call in calls if ast.unparse(call.func) == "extras.need"]
@@ -248,7 +255,7 @@ def test_every_optional_package_is_asked_for():
 
 def _functions(source: str) -> list[tuple[str, int]]:
     """(name, lines from `def` to the end) of every function."""
-    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    found = [node for node in _nodes(source) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     return [(node.name, (node.end_lineno or 0) - node.lineno + 1) for node in found]
 
 
@@ -273,7 +280,7 @@ def _named_families(source: str, module: str) -> list[str]:
         for line, target in _imports(source, module)
         if target.split(".")[:2] == ["transformer_jax", "models"] and set(target.split(".")[2:3]) & FAMILY_NAMES
     ]
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(source):
         named = isinstance(node, ast.Attribute) and node.attr in FAMILY_NAMES and ast.unparse(node.value)
         if named and named.split(".")[-1] == "models":
             found.append(f"{module}:{node.lineno} names {ast.unparse(node)}")  # type: ignore[attr-defined]
@@ -312,7 +319,7 @@ def _platforms_read(source: str, module: str) -> list[str]:
     """Where a module asks what it is compiled for, or keeps a compiler from an optimisation."""
     return [
         f"{module}:{node.lineno} reads {ast.unparse(node)}; put what depends on the platform into kernels/"
-        for node in ast.walk(ast.parse(source))
+        for node in _nodes(source)
         if isinstance(node, (ast.Attribute, ast.Name))
         and (node.attr if isinstance(node, ast.Attribute) else node.id) in PLATFORM
     ]
@@ -348,7 +355,7 @@ def _unsafe(source: str, module: str) -> list[str]:
     found = [
         f"{module}:{line} {name}" for line, name in _imports(source, module) if name.split(".")[0] in UNSAFE_MODULES
     ]
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(source):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             if name in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "builtins.eval", "builtins.exec"):

@@ -81,8 +81,8 @@ class Checkpoint:
     """How many of the newest checkpoints to keep."""
     keep_best: int = 1
     """How many of the best evaluated checkpoints, by `best_metric`, to keep in addition."""
-    best_metric: str = "loss_nats_per_token"
-    """The reported number that chooses the best checkpoint. With a test set, the best one is evaluated on it."""
+    best_metric: str = ""
+    """The reported number that chooses the best checkpoint, which is evaluated on the test set; empty: the task's."""
     best: Literal["lowest", "highest"] = "lowest"
     """Whether the lowest or the highest value is best."""
 
@@ -163,6 +163,9 @@ class Experiment:
     def __post_init__(self) -> None:
         self._check_contracts()
         object.__setattr__(self, "model", self.task.sized(self.model))
+        if not self.checkpoint.best_metric:
+            checkpoint = dataclasses.replace(self.checkpoint, best_metric=self.task.best_metric())
+            object.__setattr__(self, "checkpoint", checkpoint)
         if self.sample is None:
             object.__setattr__(self, "sample", self.task.default_sample())
         wanted = type(self.task.default_sample())

@@ -23,7 +23,7 @@ import dataclasses
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.data.sources import TextFiles, Tfds
 from transformer_jax.data.tokenizers import TokenizerFile
-from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
+from transformer_jax.experiment import Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.optim import Lamb
@@ -59,7 +59,6 @@ def experiment() -> Experiment:
         ),
         train=Train(steps=125_000, batch_size=4096, accumulate=128, log_every=10),
         evaluate=Evaluate(every=5000, batch_size=128),
-        checkpoint=Checkpoint(every=1000, best_metric="loss_nats_per_masked_token"),
         sample=Predict(inputs=("Paris is the [MASK] of France.", "The [MASK] barked all night."), top=5),
     )
 

@@ -57,7 +57,7 @@ def experiment() -> Experiment:
         ),
         train=Train(steps=900_000, batch_size=256, log_every=100),
         evaluate=Evaluate(every=25_000, batch_size=256),
-        checkpoint=Checkpoint(every=5000, best_metric="loss_nats_per_masked_token"),
+        checkpoint=Checkpoint(every=5000),
         sample=Predict(inputs=("Paris is the [MASK] of France.", "The [MASK] barked all night."), top=5),
     )
 

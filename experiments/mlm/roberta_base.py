@@ -25,7 +25,7 @@ import dataclasses
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.data.sources import TextFiles, Tfds
 from transformer_jax.data.tokenizers import TokenizerFile
-from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
+from transformer_jax.experiment import Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.optim import Optim
@@ -57,7 +57,6 @@ def experiment() -> Experiment:
         ),
         train=Train(steps=500_000, batch_size=8192, accumulate=256, log_every=10),
         evaluate=Evaluate(every=10_000, batch_size=128),
-        checkpoint=Checkpoint(every=1000, best_metric="loss_nats_per_masked_token"),
         sample=Predict(inputs=("Paris is the <mask> of France.", "The <mask> barked all night."), top=5),
     )
 

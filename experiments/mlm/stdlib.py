@@ -53,7 +53,7 @@ def experiment() -> Experiment:
         optim=Optim(peak_lr=2e-3, warmup_steps=100, final_lr_fraction=0.05, beta2=0.98),
         train=Train(steps=1400, batch_size=16, log_every=20),
         evaluate=Evaluate(every=700, batch_size=32),
-        checkpoint=Checkpoint(every=700, best_metric="loss_nats_per_masked_token"),
+        checkpoint=Checkpoint(every=700),
         sample=Predict(
             inputs=(
                 "def __init__(<mask>, name):",

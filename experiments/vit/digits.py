@@ -49,7 +49,7 @@ def experiment() -> Experiment:
         optim=Optim(peak_lr=3e-3, warmup_steps=100, final_lr_fraction=0.0, beta2=0.99),
         train=Train(steps=2500, batch_size=64, log_every=50),
         evaluate=Evaluate(every=500, batch_size=180),
-        checkpoint=Checkpoint(every=500, best_metric="loss_nats_per_image"),
+        checkpoint=Checkpoint(every=500),
         sample=Predict(top=3),
         ema=Ema(0.99),
     )

@@ -177,6 +177,10 @@ class Task(Protocol):
         """
         ...
 
+    def best_metric(self) -> str:
+        """The number of `report` whose lowest value is the best checkpoint, where the experiment names none."""
+        return "loss_nats_per_token"
+
     def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
         """The paths of the figures that it draws of an evaluation.
 

@@ -3,6 +3,7 @@
 B batch, T length, D and F features, V vocabulary, z rows, N query heads, K key/value heads, H head width.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformer_jax.kernels.gradients import add_bias, collapses, gelu, gelu_ta
 __all__ = [
     "attention",
     "attention_fits",
+    "decoding_config",
     "decoding_layout",
     "dense",
     "gelu",
@@ -81,6 +83,16 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding
+
+
+def decoding_config(plain: Callable[..., Any], cfg: Any) -> Any:
+    """`cfg` with unrolled layers: a scan over layers copies their kernels for every token.
+
+    Args:
+      plain: for a config whose layers cannot be scanned.
+      cfg: a family's Config.
+    """
+    return dataclasses.replace(cfg, scan_layers=False) if hasattr(cfg, "scan_layers") else plain(cfg)
 
 
 def decoding_layout(plain: Callable[..., Any], blocks: Any) -> Any:

@@ -1,10 +1,10 @@
 """The settings of a block, and those of text models: what every family's `Config` inherits."""
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from transformer_jax import kernels
 from transformer_jax.contracts import LAUNCH, RUN, TRAINING
 from transformer_jax.errors import InputError
 
@@ -135,9 +135,10 @@ def attention_width(cfg: Any) -> int:
     return cfg.num_layers * cfg.num_heads * cfg.head_width if isinstance(cfg, Config) else 0
 
 
-def unrolled(cfg: Any) -> Any:
-    """`cfg` with its layers unrolled, where they can be scanned."""
-    return dataclasses.replace(cfg, scan_layers=False) if isinstance(cfg, Config) else cfg
+@kernels.choose("decoding_config")
+def for_decoding(cfg: Any) -> Any:
+    """`cfg` as the platform generates tokens with it; any other form computes the same."""
+    return cfg
 
 
 def mesh_sizes(cfg: Config) -> dict[str, tuple[str, int]]:

@@ -217,7 +217,7 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
     if metric not in reported:
         raise InputError(
             f"checkpoint.best_metric is {metric!r}; this task reports {', '.join(reported)}; name one of these with "
-            "--checkpoint.best-metric"
+            f"--checkpoint.best-metric, or return it from {type(task).__name__}.best_metric"
         )
     task.check_sample(program.model, prepared.tokenizer, experiment.sample)
     if not hosts.alone():

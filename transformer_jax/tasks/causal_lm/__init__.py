@@ -274,8 +274,7 @@ class CausalLM(TextTask):
         if asked == 0:
             return
         models.require(model_cfg, SAMPLES, DECODES)
-        if jax.default_backend() == "cpu":  # on a CPU, a scan over layers copies their weights for every token
-            model_cfg = config.unrolled(model_cfg)
+        model_cfg = config.for_decoding(model_cfg)
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         stop_ids = tuple(dict.fromkeys((*eos, *self.stop_ids)))
         ids = tokenizers.prompt_ids(tokenizer, options.prompt)

@@ -139,6 +139,10 @@ class Classification(TextTask):
         logits_BC = self.logits(params, model_cfg, batch)
         return self._losses(logits_BC, batch)[2], {"logits": logits_BC}
 
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "mean_squared_error" if self.is_regression else "loss_nats_per_example"
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """The loss and the scores of `metrics.classification`, or the scores of `metrics.regression`."""
         if self.is_regression:

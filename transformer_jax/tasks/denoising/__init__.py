@@ -122,8 +122,7 @@ class Denoising(TextTask):
         known = corrupted.marks(tokenizer, self.objective, model_cfg, raw=2)
         asked = [tokenizer.encode_prompt(text) for text in texts]
         sources = [known.frame(ids) for ids in asked if len(ids)]
-        if jax.default_backend() == "cpu":  # on a CPU, a scan over layers copies their weights for every token
-            model_cfg = config.unrolled(model_cfg)
+        model_cfg = config.for_decoding(model_cfg)
         found = translate.translate(
             models.family(model_cfg),
             params,

@@ -201,6 +201,10 @@ class ImageClassification(Task):
         outputs = {"logits": logits_BK, "labels": batch["labels"], "weights": batch["weights"]}
         return self._losses(logits_BK, targets_BK, batch["weights"])[2], outputs
 
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "loss_nats_per_image"
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """The loss, the accuracy with its 95 % interval, top-5 accuracy, and expected calibration error in 15 bins.
 

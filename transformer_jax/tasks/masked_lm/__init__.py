@@ -162,6 +162,10 @@ class MaskedLM(TextTask):
         total = nats + pair_nats * weight / jnp.maximum(count, 1.0)
         return (total, weight, jax.lax.stop_gradient(sums)), h_BPE
 
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "loss_nats_per_masked_token"
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats, perplexity and accuracy per masked token, those of the baseline, and the pairs' loss and accuracy."""
         nats = sums["loss"][0] / sums["loss"][1]

@@ -99,6 +99,10 @@ class SpanQA(TextTask):
             total, weight, _ = losses.cross_entropy(logits_B2T, labels_B2, weights_B2)
         return total, weight, {"loss": (total, weight)}
 
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "loss_nats_per_window"
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats per window, and exact match and F1 of the questions in percent."""
         reference = evaluation.reference

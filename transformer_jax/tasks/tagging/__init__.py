@@ -111,6 +111,10 @@ class Tagging(TextTask):
         right = jnp.sum(batch["weights"] * (jnp.argmax(logits_BTC, -1) == batch["labels"]))
         return total, weight, {"loss": (total, weight), "token_accuracy": (right, weight)}
 
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "loss_nats_per_word"
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats per word with a token, conlleval's scores of the entities, and the share of words with the right tag."""
         got = self._tags(outputs, evaluation.reference)

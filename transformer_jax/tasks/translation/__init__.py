@@ -313,8 +313,7 @@ class Translation(TextTask):
             beam = dataclasses.replace(beam, stop_ids=tuple(framing.target_around[1][-1:]))
         if beam.forced_first is None:
             beam = dataclasses.replace(beam, forced_first=framing.forced_first)
-        if jax.default_backend() == "cpu":  # on a CPU, a scan over layers copies their weights for every token
-            model_cfg = config.unrolled(model_cfg)
+        model_cfg = config.for_decoding(model_cfg)
         found = translate.translate(
             models.family(model_cfg),
             params,
