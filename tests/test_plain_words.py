@@ -31,7 +31,7 @@ PACKAGE = ROOT / "transformer_jax"
 STRICT = (
     *("contracts", "sharding.py", "nn/", "kernels/", "models/", "losses.py", "metrics.py", "decoding/", "optim/"),
     *("train/", "runs/", "hosts/", "objectives/", "augment/", "data/", "hub/", "restore.py", "experiment.py"),
-    *("brought.py", "interrupts.py", "files.py", "errors.py", "cli/process.py"),
+    *("brought.py", "interrupts.py", "files.py", "errors.py", "shipped.py", "chips.py", "cli/", "observe/", "tasks/"),
 )
 
 # ---- Files that are not rewritten yet: take yours off the list; the goal is an empty one. ---------------------------
@@ -197,7 +197,8 @@ def _undocumented(source: str, file: str, strict: bool) -> list[str]:
         for node in parent.body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
-            public = contract or (parent is tree and node.name not in HOOKS)
+            is_help = file.startswith("cli/") and node.name == "main"  # its docstring is what `--help` prints
+            public = contract or (parent is tree and node.name not in HOOKS and not is_help)
             if why := _disagreement(node, strict and public):
                 found.append(f"DOCSTRING {file}:{node.lineno} {node.name}: {why}")
     return found

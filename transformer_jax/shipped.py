@@ -26,7 +26,7 @@ def names() -> list[str]:
 
 
 def file(name: str) -> Path:
-    """The file of a recipe.
+    """The file of the recipe `name`.
 
     Raises:
       InputError: where there is none of this name; the message names the nearest.
@@ -38,13 +38,13 @@ def file(name: str) -> Path:
 
 
 def summary(name: str) -> str:
-    """The first line of a recipe's docstring."""
+    """The first line of the docstring of the recipe `name`."""
     text = ast.get_docstring(ast.parse(file(name).read_text(encoding="utf-8")))
     return (text or "").partition("\n")[0]
 
 
 def module(name: str) -> str:
-    """The dotted module of a recipe, which can be imported after this call."""
+    """The dotted module of the recipe `name`, which can be imported after this call."""
     root = file(name).parents[1]
     if root.parent == PACKAGE:
         return f"{PACKAGE.name}.{root.name}.{name}"

@@ -44,7 +44,7 @@ def experiment() -> Experiment:
         train=Train(steps=600, batch_size=8, log_every=20),
         evaluate=Evaluate(batch_size=16),  # at the end alone: it takes as long as 30 steps
         checkpoint=Checkpoint(every=300),
-        sample=Sample(prompt="def add(", max_new_tokens=200, temperature=0.7, top_k=50),
+        sample=Sample(prompt="def add(self", max_new_tokens=200, temperature=0.7, top_k=50),
     )
 
 

@@ -69,7 +69,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """`rows`, in a list."""
+    """The `rows` of the file `path`, in a list."""
     return list(rows(path))
 
 

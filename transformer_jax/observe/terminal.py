@@ -90,7 +90,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def banner(number: int, text: str) -> None:
-    """Prints "[number] text" on process 0: a line of a stage of the run, the stages counted from 1."""
+    """Prints `text` on process 0 after the `number` of the run's stage, counted from 1: "[4] training tokens"."""
     if jax.process_index() == 0:
         print(f"[{number}] {text}", flush=True)
 

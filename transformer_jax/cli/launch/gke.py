@@ -30,7 +30,7 @@ TPUS = {chip.name: chip.gke for chip in CHIPS.values() if chip.gke}  # name for 
 
 
 def manifest(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any]:
-    """The JobSet as a tree."""
+    """The JobSet, as a tree, that runs `train EXPERIMENT ...` with the `options` of the command line."""
     command = ["python", "-m", "transformer_jax", "train", *train]
     selector: dict[str, str] = {}
     if options.tpu:

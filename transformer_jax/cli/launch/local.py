@@ -23,7 +23,15 @@ from transformer_jax.cli.launch import words
 def commands(
     hosts: Sequence[str], coordinator: str, train: Sequence[str], *, python: str, folder: str
 ) -> list[list[str]]:
-    """The command of each process; by ssh where a host is named."""
+    """The command of each process; by ssh where a host is named.
+
+    Args:
+      hosts: one for each process; "" for this machine.
+      coordinator: HOST:PORT of the first process.
+      train: the arguments of `train`.
+      python: the interpreter.
+      folder: the checkout, the same path on all machines.
+    """
     made = []
     for index, host in enumerate(hosts):
         command = [python, "-m", "transformer_jax", "train", *train]

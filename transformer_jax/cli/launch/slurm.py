@@ -20,7 +20,7 @@ from transformer_jax.cli.launch import words
 
 
 def script(options: argparse.Namespace, train: Sequence[str]) -> str:
-    """The sbatch file."""
+    """The sbatch file that runs `train EXPERIMENT ...` with the `options` of the command line."""
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name={options.name}",

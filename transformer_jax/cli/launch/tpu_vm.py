@@ -21,7 +21,7 @@ from transformer_jax.cli.launch import words
 
 
 def command(options: argparse.Namespace, train: Sequence[str]) -> list[str]:
-    """The gcloud command."""
+    """The gcloud command that runs `train EXPERIMENT ...` with the `options` of the command line."""
     there = shlex.join([".venv/bin/python", "-m", "transformer_jax", "train", *train])
     project = ["--project", options.project] if options.project else []
     return [
