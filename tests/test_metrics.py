@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from transformer_jax import metrics
+from transformer_jax import figures, metrics
 
 # ---- Classification
 
@@ -202,11 +202,11 @@ def test_pictures_are_drawn(tmp_path):
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 20, 300), rng.integers(0, 20, 300)
     names = [f"a_long_name_of_$class_{i}$" for i in range(20)]  # dollars are no mathematics
-    metrics.plot_confusion(labels, predicted, names, tmp_path / "confusion.png")
-    metrics.plot_roc(rng.normal(size=300) + (labels > 9), (labels > 9).astype(int), tmp_path / "roc.png")
+    figures.confusion(labels, predicted, names, tmp_path / "confusion.png")
+    figures.roc(rng.normal(size=300) + (labels > 9), (labels > 9).astype(int), tmp_path / "roc.png")
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("confusion.png", "roc.png"))
     with pytest.raises(ValueError, match="two classes"):
-        metrics.plot_roc(np.ones(3), np.ones(3, int), tmp_path / "none.png")
+        figures.roc(np.ones(3), np.ones(3, int), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -280,8 +280,8 @@ def test_texts_without_references_are_refused():
 def test_the_picture_by_length_has_as_many_bars_as_there_are_groups(tmp_path):
     lengths = np.array([1] * 8 + [9])  # of one length mostly
     said = [f"a {i}" for i in range(9)]
-    metrics.plot_by_length(metrics.exact_match, lengths, said, said, tmp_path / "a.png")
-    metrics.plot_by_length(metrics.exact_match, lengths[:1], said[:1], said[:1], tmp_path / "b.png")
+    figures.by_length(metrics.exact_match, lengths, said, said, tmp_path / "a.png")
+    figures.by_length(metrics.exact_match, lengths[:1], said[:1], said[:1], tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
 
 

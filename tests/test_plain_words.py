@@ -18,6 +18,7 @@ but where it is given it agrees with the signature.
 """
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -31,7 +32,8 @@ PACKAGE = ROOT / "transformer_jax"
 STRICT = (
     *("contracts", "sharding.py", "nn/", "kernels/", "models/", "losses.py", "metrics.py", "decoding/", "optim/"),
     *("train/", "runs/", "hosts/", "objectives/", "augment/", "data/", "hub/", "restore.py", "experiment.py"),
-    *("brought.py", "interrupts.py", "files.py", "errors.py", "shipped.py", "chips.py", "cli/", "observe/", "tasks/"),
+    *("brought.py", "interrupts.py", "files.py", "errors.py", "shipped.py", "chips.py", "figures.py"),
+    *("cli/", "observe/", "tasks/"),
 )
 
 # ---- Files that are not rewritten yet: take yours off the list; the goal is an empty one. ---------------------------
@@ -77,7 +79,14 @@ def _matcher(words: dict[str, str], start: str, end: str) -> list[tuple[re.Patte
 
 
 _WORDS = _matcher(WORDS, r"(?<![\w`])", r"(?![\w`])")
+_ANY_WORD = re.compile("|".join(pattern.pattern for pattern, _ in _WORDS), re.IGNORECASE | re.MULTILINE)
 _NAMES = _matcher(NAMES, r"(?:^|_)", r"(?:_|$)")
+
+
+@functools.cache
+def _advice(name: str) -> list[str]:
+    """The words to use in place of those in the name of a function, argument or variable."""
+    return [use for pattern, use in _NAMES if pattern.search(name)]
 
 
 def _docstrings(tree: ast.Module) -> list[tuple[int, str]]:
@@ -109,12 +118,12 @@ def _quaint(source: str, file: str) -> list[str]:
     texts = [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
     found = []
     for line, text in texts + _docstrings(tree):
-        for pattern, use in _WORDS:
+        for pattern, use in _WORDS if _ANY_WORD.search(text) else ():
             for match in pattern.finditer(text):
                 at = line + text[: match.start()].count("\n")
                 found.append(f"WORD {file}:{at} {match[0]!r}: write {use}")
     for line, name in _names(tree):
-        found += [f"WORD {file}:{line} the name {name!r}: write {use}" for p, use in _NAMES if p.search(name)]
+        found += [f"WORD {file}:{line} the name {name!r}: write {use}" for use in _advice(name)]
     return found
 
 

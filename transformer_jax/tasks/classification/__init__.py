@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import contracts, metrics, models
+from transformer_jax import contracts, figures, metrics, models
 from transformer_jax.contracts import Evaluation, Outputs, Prepared, Query, Sums
 from transformer_jax.data import tables
 from transformer_jax.errors import InputError
@@ -157,14 +157,14 @@ class Classification(TextTask):
             return []
         logits_EC, labels_E = outputs["logits"], np.asarray(evaluation.reference)
         confusion, roc = folder / f"{name}_confusion.png", folder / f"{name}_roc.png"
-        metrics.plot_confusion(labels_E, logits_EC.argmax(-1), self.labels, confusion)
+        figures.confusion(labels_E, logits_EC.argmax(-1), self.labels, confusion)
         if len(np.unique(labels_E)) < 2 or not np.isfinite(logits_EC).all():  # then there is no ROC curve
             return [confusion]
         if len(self.labels) == 2:
-            metrics.plot_roc(logits_EC[:, 1] - logits_EC[:, 0], labels_E, roc)
+            figures.roc(logits_EC[:, 1] - logits_EC[:, 0], labels_E, roc)
         else:
             is_label_EC = labels_E[:, None] == np.arange(len(self.labels))
-            metrics.plot_roc(_softmax(logits_EC).ravel(), is_label_EC.ravel().astype(int), roc)
+            figures.roc(_softmax(logits_EC).ravel(), is_label_EC.ravel().astype(int), roc)
         return [confusion, roc]
 
     def flops(self, model_cfg: Any, data: labelled.LabelledText) -> float:

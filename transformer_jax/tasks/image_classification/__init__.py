@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from transformer_jax import augment as augmentations
-from transformer_jax import contracts, metrics, models, sharding
+from transformer_jax import contracts, figures, metrics, models, sharding
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import image_files, image_sources, images
 from transformer_jax.data import inputs as inputs_lib
@@ -249,7 +249,7 @@ class ImageClassification(Task):
         pictures.plot_mistakes([evaluation.examples[int(counted[e])]["images"] for e in worst], titles, paths[1])
         if len(labels) <= CONFUSION:
             paths.insert(0, folder / f"{name}_confusion.png")
-            metrics.plot_confusion(labels_E, predicted_E, labels, paths[0])
+            figures.confusion(labels_E, predicted_E, labels, paths[0])
         return paths
 
     # ------------------------------------------------------------------------------------------------------ throughput

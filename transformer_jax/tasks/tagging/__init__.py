@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import contracts, losses, metrics, models, words
+from transformer_jax import contracts, figures, losses, metrics, models, words
 from transformer_jax.contracts import Answers, Evaluation, Input, Outputs, Prepared, Query, Sums
 from transformer_jax.data import text_files
 from transformer_jax.tasks import encoder
@@ -130,7 +130,7 @@ class Tagging(TextTask):
         """The confusion matrix of the words' tags."""
         path = folder / f"{name}_confusion.png"
         got, wanted = self._tags(outputs, evaluation.reference), evaluation.reference.wanted
-        metrics.plot_confusion(np.concatenate(wanted), np.concatenate(got), self.labels, path)
+        figures.confusion(np.concatenate(wanted), np.concatenate(got), self.labels, path)
         return [path]
 
     def _tags(self, outputs: Outputs, reference: Reference) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax import extras, files, metrics, models, sharding, words
+from transformer_jax import extras, figures, files, metrics, models, sharding, words
 from transformer_jax.contracts import Evaluation, Outputs, Predict, Prepared, Progress, Sums, no_progress
 from transformer_jax.decoding import translate
 from transformer_jax.decoding.beam import Beam
@@ -180,7 +180,7 @@ class Translation(TextTask):
                 files.write(folder / f"{name}.{kind}.txt", "".join(f"{text}\n" for text in texts))
             picture, words_E = folder / f"{name}_by_length.png", np.array([len(words.spoken(text)) for text in sources])
             try:
-                metrics.plot_by_length(getattr(metrics, self.metrics[0]), words_E, hypotheses, references, picture)
+                figures.by_length(getattr(metrics, self.metrics[0]), words_E, hypotheses, references, picture)
             except extras.Missing as missing:
                 log(f"not written: {missing}")
         for i in sorted(set(np.linspace(0, len(sources) - 1, EXAMPLES).astype(int).tolist())):
