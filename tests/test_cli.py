@@ -246,12 +246,12 @@ def test_sigterm_of_the_process_saves_and_says_how_to_go_on(mine, tmp_path):
     command = [sys.executable, "-m", "transformer_jax", "train", str(mine), "--workdir", str(workdir)]
     command += ["--train.steps", "100000", "--train.log-every", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=600)[0]
     assert process.returncode == 143, out
     again = out.splitlines()[-1]
     assert again.startswith("to go on: ") and "-m transformer_jax train " in again and f"--workdir {workdir}" in again
