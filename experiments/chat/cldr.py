@@ -50,7 +50,7 @@ def experiment() -> Experiment:
         optim=Optim(peak_lr=3e-3, warmup_steps=60, final_lr_fraction=0.02, beta2=0.98, weight_decay=0.01),
         train=Train(steps=1000, batch_size=16, log_every=20),
         evaluate=Evaluate(every=250, batch_size=16),
-        checkpoint=Checkpoint(every=500, best_metric="nats_per_assistant_token"),
+        checkpoint=Checkpoint(every=500),
         sample=Turns(
             inputs=("How is Thursday, May 7, 2026 written in French?", "And in Polish?", "And Sunday, June 2, 1985?"),
             temperature=0.0,
@@ -69,7 +69,7 @@ def preferences() -> Experiment:
         optim=Optim(peak_lr=3e-4, warmup_steps=10, final_lr_fraction=0.02, beta2=0.98, weight_decay=0.0),
         train=Train(steps=100, batch_size=16, log_every=10),
         evaluate=Evaluate(every=50, batch_size=16),
-        checkpoint=Checkpoint(every=50, best_metric="loss_nats_per_pair"),
+        checkpoint=Checkpoint(every=50),
         init_from="runs/chat-cldr",
     )
 

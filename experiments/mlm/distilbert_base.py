@@ -16,7 +16,7 @@ Expected: 97 % of BERT-base's GLUE score, 77.0 of 79.5 (published, table 1).
 from transformer_jax.data.corpus import TextCorpus
 from transformer_jax.data.sources import Tfds
 from transformer_jax.data.tokenizers import TokenizerFile
-from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Predict, Train
+from transformer_jax.experiment import Evaluate, Experiment, Predict, Train
 from transformer_jax.models import bert
 from transformer_jax.objectives.masking import Masking
 from transformer_jax.optim import Optim
@@ -51,7 +51,6 @@ def experiment() -> Experiment:
         ),
         train=Train(steps=20_000, batch_size=4096, accumulate=64, log_every=20),
         evaluate=Evaluate(every=1000, batch_size=256),
-        checkpoint=Checkpoint(every=1000, best_metric="loss_nats_per_masked_token"),
         sample=Predict(inputs=("Paris is the [MASK] of France.",), top=5),
     )
 

@@ -72,7 +72,7 @@ def experiment() -> Experiment:
         ),
         train=Train(steps=1_719_000_000_000 // tokens_per_step, batch_size=4608, accumulate=48, log_every=100),
         evaluate=Evaluate(every=4000, batch_size=1024),
-        checkpoint=Checkpoint(every=4000, best_metric="loss_nats_per_masked_token"),
+        checkpoint=Checkpoint(every=4000),
         sample=Predict(inputs=("Paris is the [MASK] of France.", "def add(a, b):\n    return a [MASK] b"), top=5),
     )
 

@@ -108,6 +108,10 @@ class Chat(CausalLM):
             made.sides["train"], held["validation"], made.facts, made.tokenizer, held.get("test"), made.identity
         )
 
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "nats_per_assistant_token"
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats and perplexity per token of the assistant, the end of its turns included; a unigram model's beside."""
         nats = sums["loss"][0] / sums["loss"][1]

@@ -139,6 +139,10 @@ class Distillation(Task):
         """Those of the task; the teacher is not asked."""
         return self.of.evaluate(params, model_cfg, batch)
 
+    def best_metric(self) -> str:
+        """That of the task."""
+        return self.of.best_metric()
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Any) -> dict[str, float]:
         """The numbers of the task."""
         return self.of.report(sums, outputs, evaluation)

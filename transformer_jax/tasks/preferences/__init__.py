@@ -93,6 +93,10 @@ class DPO(Chat):
         sums = {name: ((x_B * weights_B).sum(), weight) for name, x_B in zip(WRITTEN, shown, strict=True)}
         return sums["loss"][0], weight, sums
 
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "loss_nats_per_pair"
+
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """The loss per pair, the share of pairs with the larger reward for the chosen reply, the mean difference of the
         rewards, and the mean log-likelihoods of the replies."""
