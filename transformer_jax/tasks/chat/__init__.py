@@ -164,7 +164,7 @@ class Chat(CausalLM):
             found = sets.continuations(
                 models.family(model_cfg),
                 params,
-                config.unrolled(model_cfg) if jax.default_backend() == "cpu" else model_cfg,
+                config.for_decoding(model_cfg),
                 prompts,
                 sampling,
                 key=jax.random.key(0),

@@ -111,8 +111,7 @@ def converse(
     models.require(model_cfg, "a conversation", DECODES)
     if options.max_new_tokens < 1:
         raise InputError("--max-new-tokens 0: a reply needs 1 or more")
-    if jax.default_backend() == "cpu":  # on a CPU, a scan over layers copies their weights for every token
-        model_cfg = config.unrolled(model_cfg)
+    model_cfg = config.for_decoding(model_cfg)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     first = len(messages)  # the first message that may be forgotten
     for number, (shown, said) in enumerate(turns):
