@@ -43,7 +43,7 @@ NOT_YET: set[str] = set()
 # ---- Words -----------------------------------------------------------------------------------------------------------
 
 WORDS = {  # pattern in comments and docstrings -> what to write
-    r"turn(ed|s|ing)(?! (on|off|into)\b)": "transposed, converted",
+    r"turn(ed|ing)(?! (on|off|into)\b)|turns (around|them|it|the|an?)\b": "transposed, converted",
     r"anew": "again, recomputed",
     r"cuts?|cutting": "sharded, truncated, cropped, split",
     r"(comes?|came) to": "the result itself: is, becomes",

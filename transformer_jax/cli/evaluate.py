@@ -73,14 +73,13 @@ def main(arguments: list[str]) -> int:
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
     frozen = programs.load_frozen(asked, model, mesh, restore.load)
     evaluator = evaluation.make(asked.task, asked.data, model, mesh, batch_size=size, frozen=frozen)
-    sets = {"given" if files else "validation": prepared.validation, "test": prepared.test}
+    sets = {"given" if files else "validation": prepared.validation}
+    sets |= {} if prepared.test is None else {"test": prepared.test}
     of = where if loaded.step is None else f"step {loaded.step:,}"
     reports = {}
     with _kept(folder, stores=loaded.step is not None) as (local, publish):
         log = lambda line: print(line.replace(str(local), str(folder)))  # noqa: E731
         for name, examples in sets.items():
-            if examples is None:
-                continue
             numbers, outputs = evaluator.numbers(loaded.params, examples)
             scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, local, name, log=log)
             reports[name] = {**numbers, **scores}
@@ -90,9 +89,8 @@ def main(arguments: list[str]) -> int:
                 for picture in asked.task.pictures(outputs, examples, local, name):
                     log(f"picture: {picture}")
         if publish:
-            first, *others = reports
-            others_by_name = {name: reports[name] for name in others}
-            made = {"step": loaded.step, "report": reports[first], **others_by_name, "overrides": rest}
+            first = next(iter(reports))
+            made = {"step": loaded.step, "report": reports.pop(first), **reports, "overrides": rest}
             workdirs.write_json(local / "evaluation.json", made)
             publish()
     return 0

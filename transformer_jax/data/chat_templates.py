@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
 
 
 class Renders(Protocol):
-    """What turns messages into tokens: a `Template`, or the `FolderTemplate` of a tokenizer."""
+    """What converts messages into tokens: a `Template`, or the `FolderTemplate` of a tokenizer."""
 
     def encode(self, tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[Encoded]]: ...
     def prompts(self, tokenizer: Any, begun: Sequence[Sequence[Message]]) -> list[np.ndarray]: ...
@@ -154,10 +154,10 @@ class Template:
             head = {"user": self.user, "assistant": self.assistant, "system": self.system}.get(role, "")
             if not head:
                 raise InputError(f"{where}: a message of the role {role!r}, for which task.template has no text")
-            said = np.concatenate([next(contents), self._fixed(tokenizer, self.end)])
+            content = np.concatenate([next(contents), self._fixed(tokenizer, self.end)])
             for ids, is_trained in (
                 (self._fixed(tokenizer, head), False),
-                (said, role == "assistant"),
+                (content, role == "assistant"),
                 (self._fixed(tokenizer, self.between), False),
             ):
                 parts.append(ids)
@@ -221,9 +221,9 @@ class FolderTemplate:
         """
         marked = re.search(r"\{%[-+]?\s*generation\b", self.text) is not None
         spans = self._marked_spans(conversations) if marked else self._spans(conversations)
-        cuts = [text[:at] for parts in spans for text, found in parts for span in found for at in span]
+        parts_before = [text[:at] for parts in spans for text, found in parts for span in found for at in span]
         texts = [text for parts in spans for text, _ in parts]
-        encoded = _reading(tokenizer).encode_batch([*texts, *cuts])
+        encoded = _reading(tokenizer).encode_batch([*texts, *parts_before])
         whole, beginnings = iter(encoded[: len(texts)]), iter(encoded[len(texts) :])
         made, endings = [], _special_ids(tokenizer)
         for one, parts in zip(conversations, spans, strict=True):

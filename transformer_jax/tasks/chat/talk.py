@@ -114,9 +114,9 @@ def converse(
     model_cfg = config.for_decoding(model_cfg)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     first = len(messages)  # the first message that may be forgotten
-    for number, (shown, said) in enumerate(turns):
+    for number, (shown, text) in enumerate(turns):
         yield shown
-        messages.append({"role": "user", "content": said})
+        messages.append({"role": "user", "content": text})
         (ids,) = template.prompts(tokenizer, [messages])
         forgotten = 0
         while len(ids) + min(options.max_new_tokens, model_cfg.max_length // 4) > model_cfg.max_length + 1:
