@@ -22,6 +22,7 @@ EXTRAS = {
     "matplotlib": ("matplotlib", "plots"),
     "tensorboardX": ("tensorboardX", "logging"),
     "jinja2": ("Jinja2", "chat"),
+    "lm_eval": ("lm_eval", "harness"),
     "gcsfs": ("gcsfs", "gcs"),
     "s3fs": ("s3fs", "s3"),
     "aiohttp": ("aiohttp", "http"),

@@ -9,13 +9,17 @@ Data: 20,000 conversations of three questions made from the Unicode CLDR as Babe
 conversation, and so no reply, occurs in training. A follow-up leaves out the date or the language.
 Model: 4 layers of 128, rotary positions; the loss is that of the assistant's tokens.
 
-Hardware and time: 2 CPU cores.
-Expected (estimated): more than 90 % of the turns exact on unseen dates.
+Hardware and time: 2 CPU cores, about five minutes (estimated from 0.6 s of one core's time per step); 30 minutes
+beside eight other jobs (measured).
+Expected (measured, seed 0): 99.9 % of the test turns exact (1,498 of 1,500; 95 % interval 99.5 to 100), 0.0008 nats per
+assistant token. Token frequencies alone have 4.20 nats; repeating the question is never right.
+Variants: `files`, your conversations from a Hugging Face folder; `preferences`, DPO of the trained model.
 """
 
 import dataclasses
 
 from transformer_jax.data.chat_templates import Template
+from transformer_jax.data.conversations import Messages
 from transformer_jax.data.tokenizers import TrainBPE
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Train
 from transformer_jax.models import gpt
@@ -56,6 +60,20 @@ def experiment() -> Experiment:
             temperature=0.0,
             max_new_tokens=48,
         ),
+    )
+
+
+def files() -> Experiment:
+    """Your conversations and a Hugging Face folder: its architecture, tokenizer and chat template, `--init-from`."""
+    base = experiment()
+    return dataclasses.replace(
+        base,
+        data=Chats(Messages(("chats.jsonl",)), base.data.tokenizer, length=256),
+        task=Chat(),
+        optim=Optim(peak_lr=2e-5, warmup_steps=20, final_lr_fraction=0.0, weight_decay=0.0),
+        train=Train(steps=200, batch_size=16, accumulate=4, log_every=10),
+        sample=None,
+        init_from="downloads/Qwen3-0.6B",
     )
 
 

@@ -63,6 +63,7 @@ MODULES = {
     "conversations": "data.conversations",
     "preferences": "tasks.preferences",
     "distillation": "tasks.distillation",
+    "few_shot": "tasks.few_shot",
     "pairs": "tasks.preferences.pairs",
     "cldr_replies": "tasks.preferences.cldr",
     "chat_templates": "data.chat_templates",
