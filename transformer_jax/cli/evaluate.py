@@ -62,17 +62,13 @@ def main(arguments: list[str]) -> int:
     process.keep_compilations()
     from transformer_jax import observe, sharding
     from transformer_jax.runs import workdir as workdirs
-    from transformer_jax.train import evaluate as evaluation
-    from transformer_jax.train import program as programs
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
     if loaded is None or mesh.size > 1:
         loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types)
     model = _model(loaded.config, stored, asked)
     prepared = asked.task.prepare(asked.data, model, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
-    size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
-    frozen = programs.load_frozen(asked, model, mesh, restore.load)
-    evaluator = evaluation.make(asked.task, asked.data, model, mesh, batch_size=size, frozen=frozen)
+    evaluator = _evaluator(asked, model, mesh)
     sets = {"given" if files else "validation": prepared.validation}
     sets |= {} if prepared.test is None else {"test": prepared.test}
     of = where if loaded.step is None else f"step {loaded.step:,}"
@@ -94,6 +90,16 @@ def main(arguments: list[str]) -> int:
             workdirs.write_json(local / "evaluation.json", made)
             publish()
     return 0
+
+
+def _evaluator(asked: Experiment, model: Any, mesh: Any) -> Any:
+    """The evaluator of an experiment, with the further models that its task reads."""
+    from transformer_jax.train import evaluate as evaluation
+    from transformer_jax.train import program as programs
+
+    size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
+    frozen = programs.load_frozen(asked, model, mesh, restore.load)
+    return evaluation.make(asked.task, asked.data, model, mesh, batch_size=size, frozen=frozen)
 
 
 def _files(arguments: list[str]) -> tuple[tuple[str, ...], list[str]]:
