@@ -72,6 +72,8 @@ def files() -> Experiment:
         task=Chat(),
         optim=Optim(peak_lr=2e-5, warmup_steps=20, final_lr_fraction=0.0, weight_decay=0.0),
         train=Train(steps=200, batch_size=16, accumulate=4, log_every=10),
+        evaluate=Evaluate(every=50, batch_size=4),
+        checkpoint=Checkpoint(every=100, best_metric="nats_per_assistant_token"),
         sample=None,
         init_from="downloads/Qwen3-0.6B",
     )

@@ -94,6 +94,7 @@ def main(arguments: list[str]) -> int:
 
 def _evaluator(asked: Experiment, model: Any, mesh: Any) -> Any:
     """The evaluator of an experiment, with the further models that its task reads."""
+    from transformer_jax import restore
     from transformer_jax.train import evaluate as evaluation
     from transformer_jax.train import program as programs
 
