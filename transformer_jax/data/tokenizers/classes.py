@@ -6,6 +6,7 @@ post-processor. So "do_lower_case" in the settings overrides the normaliser in t
 ids with those of Transformers 5.24.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,20 @@ def cls_sep(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -
     tokens = [(token, inner.token_to_id(token)) for token in (cls, sep)]
     single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
+
+
+# ---- Residues ------------------------------------------------------------------------------------------------------
+
+
+def _esm(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
+    """Words at white space, in which each token of the vocabulary is found, the longest first."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    inner = Tokenizer(models.WordLevel(parts.vocabulary, unk_token=roles["unk"]))
+    longest_first = sorted(filter(None, parts.vocabulary), key=len, reverse=True)
+    token = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), behavior="isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), token])
+    return inner
 
 
 # ---- BPE -----------------------------------------------------------------------------------------------------------
@@ -348,6 +363,13 @@ _END = "<|endoftext|>"
 CLASSES = {
     "BertTokenizer": TokenizerClass(_BERT, _bert, "vocab.txt", cls_sep),
     "MPNetTokenizer": TokenizerClass(_ROBERTA | {"unk": "[UNK]"}, _bert, "vocab.txt", _mpnet_frame),
+    "EsmTokenizer": TokenizerClass(
+        # Transformers names no separator and ends each sequence with <eos>, which is one.
+        {"unk": "<unk>", "cls": "<cls>", "pad": "<pad>", "mask": "<mask>", "eos": "<eos>", "sep": "<eos>"},
+        _esm,
+        "vocab.txt",
+        _template(["cls", "$A", "eos"], ["cls", "$A", "eos", "$B", "eos"]),
+    ),
     "GPT2Tokenizer": TokenizerClass({"unk": _END, "bos": _END, "eos": _END}, _byte_level, "vocab.json"),
     "RobertaTokenizer": TokenizerClass(_ROBERTA, _byte_level, "vocab.json", roberta_frame),
     "Qwen2Tokenizer": TokenizerClass({"unk": _END, "eos": _END, "pad": _END}, _qwen2, "vocab.json"),
@@ -429,5 +451,6 @@ BY_MODEL_TYPE = {
     **{"mbart": "MBartTokenizer", "marian": "MarianTokenizer", "xlm-roberta": "XLMRobertaTokenizer"},
     **{"camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer", "modernbert": "TokenizersBackend"},
     **{"mpnet": "MPNetTokenizer", "gemma2": "GemmaTokenizer", "deberta-v2": "DebertaV2Tokenizer"},
+    **{"esm": "EsmTokenizer"},
 }
 MISNAMED = ("qwen2", "modernbert")
