@@ -10,7 +10,7 @@ import pytest
 
 from transformer_jax.cli import evaluate, prepare
 from transformer_jax.cli.main import main
-from transformer_jax.data import corpus, sources, token_store
+from transformer_jax.data import corpus, sources, token_shards
 from transformer_jax.experiment import Experiment
 from transformer_jax.models import gpt
 
@@ -34,7 +34,7 @@ def experiment():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(token_store, "SHARD", 1)  # a shard for each file
+    monkeypatch.setattr(token_shards, "SHARD", 1)  # a shard for each file
     monkeypatch.setenv("TRANSFORMER_JAX_CACHE", str(tmp_path / "cache"))
     Path("mine.py").write_text(RECIPE)
     Path("texts").mkdir()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.data import corpus, sources, tokenizers, tokens
+from transformer_jax.data import corpus, packed, sources, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 
@@ -17,14 +17,14 @@ TEXTS = ["short", "a longer document than a row can hold: " * 3, "x", "four word
 LENGTH = 24
 
 
-def packed(tmp_path, texts=TEXTS, tokenizer=None) -> corpus.Packed:
+def made(tmp_path, texts=TEXTS, tokenizer=None) -> packed.Packed:
     tokenizer = tokenizer or tokenizers.ByteTokenizer()
     file = tokens.prepare(sources.in_memory((str(i), text) for i, text in enumerate(texts)), tokenizer, tmp_path)
-    return corpus._packed(file, tokenizer, LENGTH, "the text")
+    return packed.rows(file, tokenizer, LENGTH, "the text")
 
 
 def test_every_token_is_predicted_once_from_its_own_document(tmp_path):
-    rows = packed(tmp_path)
+    rows = made(tmp_path)
     batch = rows.stacked(range(len(rows.rows)))
     stream = [t for text in TEXTS if text for t in [256, *text.encode()]]
     pairs = Counter(itertools.pairwise(stream))
@@ -42,7 +42,7 @@ def test_every_token_is_predicted_once_from_its_own_document(tmp_path):
 
 def test_perturbing_a_document_changes_no_other(tmp_path):
     """To the bit, of learned and of rotary positions; a document alone has the same hidden states."""
-    rows = packed(tmp_path)
+    rows = made(tmp_path)
     batch = rows.stacked(range(len(rows.rows)))
     row = int(np.argmax(batch["segments"].max(1)))
     inputs_T, segments_T = batch["inputs"][row], batch["segments"][row]
@@ -69,11 +69,11 @@ def test_one_percent_of_the_standard_library_is_padding(tmp_path):
     texts = [path.read_text() for path in sorted(root.glob("*.py")) if sources.is_utf8(path)][:60]
     documents = sources.in_memory((str(i), text) for i, text in enumerate(texts))
     file = tokens.prepare(documents, tokenizers.ByteTokenizer(), tmp_path)
-    assert corpus._packed(file, tokenizers.ByteTokenizer(), 512, "the text").padding < 0.01
+    assert packed.rows(file, tokenizers.ByteTokenizer(), 512, "the text").padding < 0.01
 
 
 def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="packed needs a tokenizer with a beginning-of-text or end-of-text token"):
-        packed(tmp_path, tokenizer=tokenizers.CharacterTokenizer("".join(sorted(set("".join(TEXTS))))))
+        made(tmp_path, tokenizer=tokenizers.CharacterTokenizer("".join(sorted(set("".join(TEXTS))))))
     with pytest.raises(InputError, match="packed has no random positions"):
         corpus.TextCorpus(documents="packed", sampling="random")

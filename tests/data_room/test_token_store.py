@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from tools.drills import bucket
-from transformer_jax.data import cleaning, corpus, pipeline, remote, sources, token_store, tokenizers, tokens
+from transformer_jax.data import (
+    cleaning,
+    corpus,
+    pipeline,
+    remote,
+    sources,
+    token_shards,
+    token_store,
+    tokenizers,
+    tokens,
+)
 from transformer_jax.errors import InputError
 
 TEXTS = [f"text {i % 21} of the corpus: " + "Grüße, 世界 " * (i % 7) for i in range(90)]
@@ -26,20 +36,20 @@ def texts(tmp_path, monkeypatch):
     for file in range(9):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[10 * file : 10 * file + 10])
         (folder / f"{file}.jsonl").write_text(lines)
-    monkeypatch.setattr(token_store, "SHARD", 3 * (folder / "0.jsonl").stat().st_size - 200)
+    monkeypatch.setattr(token_shards, "SHARD", 3 * (folder / "0.jsonl").stat().st_size - 200)
     return sources.Records((str(folder),), validation=(str(folder / "3.jsonl"),))
 
 
-def work(source, out) -> token_store.Work:
-    return token_store.begin(str(out), BYTES, {side: source.documents(side) for side in token_store.SIDES})
+def work(source, out) -> token_shards.Work:
+    return token_shards.begin(str(out), BYTES, {side: source.documents(side) for side in token_store.SIDES})
 
 
-def write(made: token_store.Work) -> dict:
-    for at in token_store.missing(made)["hashes"]:
-        token_store.write_hashes(made, *at)
-    for at in token_store.missing(made)["shards"]:
-        token_store.write_shard(made, *at)
-    return token_store.finish(made)
+def write(made: token_shards.Work) -> dict:
+    for at in token_shards.missing(made)["hashes"]:
+        token_shards.write_hashes(made, *at)
+    for at in token_shards.missing(made)["shards"]:
+        token_shards.write_shard(made, *at)
+    return token_shards.finish(made)
 
 
 def data(path, **settings) -> corpus.TextCorpus:
@@ -65,12 +75,12 @@ def test_the_bytes_depend_on_the_text_alone(texts, tmp_path):
     first = write(work(texts, tmp_path / "a"))
     made = work(texts, tmp_path / "b")
     for at in reversed(made.numbers()):
-        token_store.write_shard(made, *at)
+        token_shards.write_shard(made, *at)
     (tmp_path / "b/train/.killed").mkdir()  # what a killed writer leaves
-    assert token_store.missing(made) == {"hashes": [], "shards": []}
-    assert token_store.finish(work(texts, tmp_path / "b")) == first
+    assert token_shards.missing(made) == {"hashes": [], "shards": []}
+    assert token_shards.finish(work(texts, tmp_path / "b")) == first
     shutil.rmtree(tmp_path / "b/train/00001")
-    assert token_store.missing(made)["shards"] == [("train", 1)]
+    assert token_shards.missing(made)["shards"] == [("train", 1)]
 
 
 def test_another_corpus_or_folder_is_not_written_into(texts, tmp_path):
@@ -184,7 +194,7 @@ class Even:
 
 @pytest.mark.parametrize("shards", [1, 9])
 def test_filters_and_duplicates_are_dropped_and_counted_alike_in_shards(texts, tmp_path, monkeypatch, shards):
-    monkeypatch.setattr(token_store, "SHARD", token_store.SHARD if shards == 9 else 1 << 28)
+    monkeypatch.setattr(token_shards, "SHARD", token_shards.SHARD if shards == 9 else 1 << 28)
     source = cleaning.Cleaned(texts, filters=(cleaning.Length(30, 10**6), Even()))
     index = write(work(source, tmp_path / "store"))
     dropped = sum((Counter(header["dropped"]) for header in index["sides"]["train"]), Counter())

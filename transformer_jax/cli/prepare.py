@@ -78,7 +78,7 @@ def _work(out: str, arguments: tuple[str, ...]) -> Any:
     """The work of these arguments: an experiment and its overrides."""
     from transformer_jax import brought
     from transformer_jax.cli import process
-    from transformer_jax.data import token_store, tokenizers, tokens
+    from transformer_jax.data import token_shards, token_store, tokenizers, tokens
 
     target, *rest = arguments
     module, _ = brought.read(target)
@@ -93,15 +93,15 @@ def _work(out: str, arguments: tuple[str, ...]) -> Any:
         raise InputError(f"{target} reads {type(data).__name__}, which takes no token store; prepare is for TextCorpus")
     documents = {side: data.source.documents(side) for side in token_store.SIDES}
     tokenizer = tokenizers.build(data.tokenizer, documents["train"], tokens.cache_dir())
-    return token_store.begin(out, tokenizer, documents)
+    return token_shards.begin(out, tokenizer, documents)
 
 
 def _own(work: Any, options: dict[str, Any]) -> list[tuple[str, str, int]]:
     """(what, side, shard) of all that this job still has to do: hashes first, as long as there is one to make."""
-    from transformer_jax.data import token_store
+    from transformer_jax.data import token_shards
 
     mine = {at for i, at in enumerate(work.numbers()) if i % options["jobs"] == options["job"]}
-    missing = token_store.missing(work)
+    missing = token_shards.missing(work)
     made = [("hashes", *at) for at in missing["hashes"] if at in mine]
     if set(missing["hashes"]) <= mine:  # all others have theirs
         made += [("shards", *at) for at in missing["shards"] if at in mine]
@@ -109,23 +109,23 @@ def _own(work: Any, options: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def _do(work: Any, what: str, side: str, number: int) -> None:
-    from transformer_jax.data import token_store
+    from transformer_jax.data import token_shards
 
-    (token_store.write_hashes if what == "hashes" else token_store.write_shard)(work, side, number)
+    (token_shards.write_hashes if what == "hashes" else token_shards.write_shard)(work, side, number)
 
 
 def _end(work: Any) -> int:
     """Completes the store if nothing is missing, and says what is there."""
-    from transformer_jax.data import token_store
+    from transformer_jax.data import token_shards
 
-    missing = token_store.missing(work)
+    missing = token_shards.missing(work)
     if missing["hashes"] or missing["shards"]:
         what = "hashes" if missing["hashes"] else "shards"
         left = ", ".join(f"{side}/{number:05}" for side, number in missing[what][:5])
         again = "; give this command again when the other jobs have ended" if what == "hashes" else ""
         print(f"{work.out}: {len(missing[what]):,} {what} of other jobs are not there yet: {left}, ...{again}")
         return 0
-    index = token_store.finish(work)
+    index = token_shards.finish(work)
     for side, headers in index["sides"].items():
         count, documents, size = (sum(h[key] for h in headers) for key in ("count", "documents", "bytes"))
         dropped: dict[str, int] = {}

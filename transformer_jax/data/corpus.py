@@ -9,10 +9,7 @@ targets are the inputs shifted by one token. `sampling` chooses the window of ro
 Validation reads the whole stream in order, in adjacent windows: every token but the first is predicted once. The last
 window is padded with weight 0.
 
-With `documents="packed"` a row holds whole documents instead, as many as fit (`objectives.packing`), and has
-"segments": int32[T], the number of each one's document, from 1; 0 is padding. Attention does not cross them and
-positions restart. A document longer than a row is split. Each token that follows another of its document is predicted
-once, and so is the end of text, where one token both begins and ends documents.
+With `documents="packed"` a row holds whole documents instead, as many as fit (`packed`).
 
 The tokens are tokenised here, into the cache, or are those of a token store that `transformer-jax prepare` has written.
 
@@ -29,9 +26,8 @@ from typing import Any, Literal
 import numpy as np
 
 from transformer_jax.contracts import LAUNCH, Source
-from transformer_jax.data import mixtures, pipeline, sources, token_store, tokenizers, tokens
+from transformer_jax.data import mixtures, packed, pipeline, sources, token_store, tokenizers, tokens
 from transformer_jax.errors import InputError
-from transformer_jax.objectives import packing
 
 Sampling = Literal["epochs", "random"]
 
@@ -83,8 +79,8 @@ class Corpus:
     """A prepared TextCorpus."""
 
     tokenizer: tokenizers.Tokenizer
-    train: "Windows | Packed"
-    validation: "Windows | Packed"
+    train: "Windows | packed.Packed"
+    validation: "Windows | packed.Packed"
     train_tokens: tokens.TokenFile | token_store.TokenStore
     validation_tokens: tokens.TokenFile | token_store.TokenStore
     validation_documents: sources.Documents | None
@@ -143,10 +139,12 @@ def _examples(
     """The examples of token files or stores, those of each side one after another."""
     whole = {side: files[0] if len(files) == 1 else token_store.joined(files) for side, files in made.items()}
     if corpus.documents == "packed":
-        rows = [_packed(file, tokenizer, corpus.length, origins["train"]) for file in made["train"]]
+        rows = [packed.rows(file, tokenizer, corpus.length, origins["train"]) for file in made["train"]]
         order = _order([len(one.rows) for one in rows], corpus.rates, seed)
-        train: Windows | Packed = dataclasses.replace(_one_after_another(rows, whole["train"]), order=order)
-        validation: Windows | Packed = _packed(whole["validation"], tokenizer, corpus.length, origins["validation"])
+        train: Windows | packed.Packed = dataclasses.replace(packed.joined(rows, whole["train"]), order=order)
+        validation: Windows | packed.Packed = packed.rows(
+            whole["validation"], tokenizer, corpus.length, origins["validation"]
+        )
     elif len(made["train"]) == 1:
         train = training_windows(whole["train"], corpus.length, corpus.sampling, seed, origins["train"])
         validation = validation_windows(whole["validation"], corpus.length, origins["validation"])
@@ -181,79 +179,6 @@ class _Chosen(Sequence[int]):
 
     def __getitem__(self, row: Any) -> Any:
         return int(self.positions[self.order[row]])
-
-
-# ---- Packed documents ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Packed(pipeline.StackedExamples):
-    """Random-access rows of whole documents: `packed[i]` is example i."""
-
-    tokens: "np.ndarray | token_store.Stream"
-    starts: np.ndarray
-    """int64 [documents]: the position of each one's first token."""
-    rows: packing.Packing
-    """The pieces of each row, as inputs: an input's target is the token after it."""
-    order: Sequence[int]
-    """Example -> row."""
-    length: int
-
-    @property
-    def padding(self) -> float:
-        """The share of padding in all rows."""
-        return 1 - int(self.rows.pieces[:, 2].sum()) / max(1, len(self.rows) * self.length)
-
-    def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """A batch: "inputs", "targets" and "segments" int32[B, T], "weights" float32[B, T]."""
-        pieces_B = [self.rows[self.order[i]] for i in numbers]
-        pieces = np.concatenate(pieces_B)
-        read = token_store.windows(self.tokens, self.starts[pieces[:, 0]] + pieces[:, 1], self.length + 1)
-        shape = (len(numbers), self.length)
-        inputs_BT, targets_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))
-        piece = 0
-        for b, of_row in enumerate(pieces_B):
-            at = 0
-            for segment, size in enumerate(of_row[:, 2].tolist(), 1):
-                inputs_BT[b, at : at + size] = read[piece, :size]
-                targets_BT[b, at : at + size] = read[piece, 1 : size + 1]
-                segments_BT[b, at : at + size] = segment
-                at, piece = at + size, piece + 1
-        weights_BT = (segments_BT > 0).astype(np.float32)
-        return {"inputs": inputs_BT, "targets": targets_BT, "segments": segments_BT, "weights": weights_BT}
-
-
-def _packed(file: Any, tokenizer: tokenizers.Tokenizer, length: int, origin: str) -> Packed:
-    """The packed rows of a token file or store, each once, in order."""
-    if not tokens.frame(tokenizer)[0]:
-        raise InputError(
-            "data.documents packed needs a tokenizer with a beginning-of-text or end-of-text token, from which the "
-            "first token of each document is predicted; choose another tokenizer, or --data.documents joined"
-        )
-    lengths = file.lengths()
-    starts = np.cumsum(lengths) - lengths
-    # Where a document begins with the token that also ends it, the first token of the next is its last target.
-    joined = tokens.frame(tokenizer) == ([tokenizer.eos_id], [])
-    inputs = lengths - 1
-    if joined:
-        inputs[:-1] += 1
-    rows = packing.pack(np.maximum(inputs, 0), length)
-    if not len(rows):
-        raise InputError(f"{origin}: no document has two tokens, and predicting one needs at least 2; give more text")
-    return Packed(file.tokens, starts, rows, range(len(rows)), length)
-
-
-def _one_after_another(parts: Sequence[Packed], whole: Any) -> Packed:
-    """The rows of several stores as those of one, whose tokens and documents are theirs, one after another."""
-    documents, rows, pieces, starts = 0, [np.zeros(1, np.int64)], [], []
-    position = 0
-    for part in parts:
-        pieces.append(part.rows.pieces + np.array([documents, 0, 0]))
-        rows.append(part.rows.starts[1:] + rows[-1][-1])
-        starts.append(part.starts + position)
-        documents, position = documents + len(part.starts), position + len(part.tokens)
-    packed = packing.Packing(np.concatenate(pieces), np.concatenate(rows))
-    return Packed(whole.tokens, np.concatenate(starts), packed, range(len(packed)), parts[0].length)
 
 
 # ---- Windows -------------------------------------------------------------------------------------------------------

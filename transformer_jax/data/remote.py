@@ -147,21 +147,47 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
     return read
 
 
-def read(url: str) -> bytes | None:
-    """The bytes of the small file at `url`; None: there is no such file."""
-    with explained(url):
-        fs, path = filesystem(url)
-        try:
-            return fs.cat_file(path)
-        except FileNotFoundError:
-            return None
+def read(path: str) -> bytes | None:
+    """The bytes of the small file at `path`, local or a URL; None: there is no such file."""
+    try:
+        if not is_url(path):
+            return Path(path).read_bytes()
+        with explained(path):
+            fs, inside = filesystem(path)
+            try:
+                return fs.cat_file(inside)
+            except FileNotFoundError:
+                return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def write(url: str, data: bytes) -> None:
-    """Writes the `data` of a small file to `url`, whole or not at all."""
-    with explained(url):
-        fs, path = filesystem(url)
-        fs.pipe_file(path, data)
+def write(path: str, data: bytes) -> None:
+    """Writes the `data` of a small file to `path`, local or a URL, whole or not at all."""
+    if is_url(path):
+        with explained(path):
+            fs, inside = filesystem(path)
+            fs.pipe_file(inside, data)
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        files.write(Path(path), data)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def join(path: str, *names: str) -> str:
+    """The file or folder of the `*names` below `path`."""
+    return "/".join([path.rstrip("/"), *names])
+
+
+def names(folder: str) -> set[str]:
+    """The names of all files below `folder`, local or a URL, relative to it."""
+    if is_url(folder):
+        return set(listed(folder))
+    return {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def upload(source: Path, url: str) -> None:

@@ -19,13 +19,10 @@ to a bound, for the next epoch.
 import base64
 import functools
 import hashlib
-import json
 import os
-import shutil
 import tempfile
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,16 +32,14 @@ from typing import Any
 import numpy as np
 
 from transformer_jax import files
-from transformer_jax.data import remote, sources, tokens
+from transformer_jax.data import remote, tokens
 from transformer_jax.data.tokenizers import Tokenizer, load
 from transformer_jax.errors import InputError
 
 FORMAT = 1
-SHARD = 1 << 26  # bytes of the input in a shard, at least
 SIDES = ("train", "validation")
 REQUESTS = 32  # for small files of a bucket at the same time
-PARTS = ("tokens.bin", "documents.bin", "header.json")  # of a shard, in the order in which they are written
-HASH = 16  # bytes of a document's hash
+AGAIN = "delete what is damaged and give `transformer-jax prepare` again, which writes what is missing"
 
 
 # ---- Reading -------------------------------------------------------------------------------------------------------
@@ -83,18 +78,18 @@ def open_store(path: str, side: str, cache_bytes: int = 0) -> TokenStore:
     index, headers = _index(path, side)
     there = remote.listed(f"{path.rstrip('/')}/{side}") if remote.is_url(path) else {}
     pieces: list[np.ndarray | _Remote] = []
-    folders = [_join(path, side, f"{number:05}") for number in range(len(headers))]
+    folders = [remote.join(path, side, f"{number:05}") for number in range(len(headers))]
     cache = _Cache(cache_bytes if remote.is_url(path) else 0)
     for number, (folder, header) in enumerate(zip(folders, headers, strict=True)):
         if remote.is_url(path):
             _check_listed(folder, f"{number:05}", header, there)
-            pieces.append(_Remote(_join(folder, "tokens.bin"), _dtype(header), header["count"], cache))
+            pieces.append(_Remote(remote.join(folder, "tokens.bin"), _dtype(header), header["count"], cache))
             continue
         if not Path(folder, "header.json").is_file():
-            raise InputError(f"{folder} is missing, a shard of a token store; {_again(path)}")
+            raise InputError(f"{folder} is missing, a shard of a token store; {AGAIN}")
         file = tokens.open_file(Path(folder), may_be_empty=True)
         if file.header != header:
-            raise InputError(f"{folder} is not the shard that {_join(path, 'store.json')} lists; {_again(path)}")
+            raise InputError(f"{folder} is not the shard that {remote.join(path, 'store.json')} lists; {AGAIN}")
         pieces.append(file.tokens)
     contents = "".join(header["content"] for header in headers)
     return TokenStore(
@@ -131,11 +126,11 @@ def tokenizer_of(path: str) -> Tokenizer:
     if not remote.is_url(path):
         return load(Path(path) / "tokenizer")
     with tempfile.TemporaryDirectory() as folder:
-        for name in remote.listed(_join(path, "tokenizer")):
+        for name in remote.listed(remote.join(path, "tokenizer")):
             if "/" not in name:
-                Path(folder, name).write_bytes(remote.read(_join(path, "tokenizer", name)) or b"")
+                Path(folder, name).write_bytes(remote.read(remote.join(path, "tokenizer", name)) or b"")
         if not os.listdir(folder):
-            raise InputError(f"{path}: no tokenizer, so it is not a token store; {_again(path)}")
+            raise InputError(f"{path}: no tokenizer, so it is not a token store; {AGAIN}")
         return load(Path(folder))
 
 
@@ -242,19 +237,19 @@ def _read_remote(wanted: Sequence[tuple[_Remote, int, int, np.ndarray]]) -> None
 
 def _index(path: str, side: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(the object in store.json, the headers of a side's shards)."""
-    where = _join(path, "store.json")
-    data = _get(where)
+    where = remote.join(path, "store.json")
+    data = remote.read(where)
     if data is None:
-        raise InputError(f"{path} is not a complete token store: there is no store.json in it; {_again(path)}")
+        raise InputError(f"{path} is not a complete token store: there is no store.json in it; {AGAIN}")
     index = files.parse_json(data, where)
     try:
         if index["format"] != FORMAT:
             raise InputError(f"{where} has format {index['format']}, this version reads {FORMAT}; update it")
         if index["sha256"] != tokens.digest(index):
-            raise InputError(f"{where} is damaged: its values do not match its sha256; {_again(path)}")
+            raise InputError(f"{where} is damaged: its values do not match its sha256; {AGAIN}")
         return index, list(index["sides"][side])
     except (KeyError, TypeError):
-        raise InputError(f"{where} is not the index of a token store; {_again(path)}") from None
+        raise InputError(f"{where} is not the index of a token store; {AGAIN}") from None
 
 
 def _check_listed(folder: str, name: str, header: Mapping[str, Any], there: Mapping[str, Mapping[str, Any]]) -> None:
@@ -262,16 +257,16 @@ def _check_listed(folder: str, name: str, header: Mapping[str, Any], there: Mapp
     for part, size in _sizes(header).items():
         info = there.get(f"{name}/{part}.bin")
         if info is None:
-            raise InputError(f"{_join(folder, part)}.bin is missing, of a token store; {_again(folder)}")
+            raise InputError(f"{remote.join(folder, part)}.bin is missing, of a token store; {AGAIN}")
         if info.get("size") != size:
             raise InputError(
-                f"{_join(folder, part)}.bin has {info.get('size'):,} bytes and should have {size:,}: it is damaged; "
-                f"{_again(folder)}"
+                f"{remote.join(folder, part)}.bin has {info.get('size'):,} bytes and should have {size:,}: it is "
+                f"damaged; {AGAIN}"
             )
         reported = str(info.get("md5Hash") or info.get("ETag") or "").strip('"')
         md5 = header["md5"][part]
         if len(reported) in (24, 32) and reported not in (md5, base64.b64encode(bytes.fromhex(md5)).decode()):
-            raise InputError(f"{_join(folder, part)}.bin is damaged: not the bytes that were written; {_again(folder)}")
+            raise InputError(f"{remote.join(folder, part)}.bin is damaged: not the bytes that were written; {AGAIN}")
 
 
 def _sizes(header: Mapping[str, Any]) -> dict[str, int]:
@@ -280,7 +275,7 @@ def _sizes(header: Mapping[str, Any]) -> dict[str, int]:
 
 def _lengths(folders: Sequence[str], headers: Sequence[Mapping[str, Any]]) -> np.ndarray:
     def one(folder: str, header: Mapping[str, Any]) -> np.ndarray:
-        starts = np.frombuffer(_get(_join(folder, "documents.bin")) or b"", "<i8")
+        starts = np.frombuffer(remote.read(remote.join(folder, "documents.bin")) or b"", "<i8")
         return np.diff(starts, append=header["count"])
 
     with ThreadPoolExecutor(REQUESTS) as pool:
@@ -289,237 +284,3 @@ def _lengths(folders: Sequence[str], headers: Sequence[Mapping[str, Any]]) -> np
 
 def _dtype(header: Mapping[str, Any]) -> np.dtype:
     return np.dtype(f"<u{header['itemsize']}")
-
-
-def _again(path: str) -> str:
-    return "delete what is damaged and give the command `transformer-jax prepare` again, which writes what is missing"
-
-
-# ---- Writing -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """What `prepare` does: the shards of each side, each a list of parts of the documents."""
-
-    out: str
-    tokenizer: Tokenizer
-    documents: Mapping[str, sources.Documents]
-    shards: Mapping[str, list[list[sources.Part]]]
-
-    def numbers(self) -> list[tuple[str, int]]:
-        """(side, number) of all shards."""
-        return [(side, number) for side in SIDES for number in range(len(self.shards[side]))]
-
-
-def begin(out: str, tokenizer: Tokenizer, documents: Mapping[str, sources.Documents]) -> Work:
-    """The work of a store. Its plan and tokenizer are written, if they are not there.
-
-    Args:
-      out: the folder or URL of the store.
-      tokenizer: encodes the documents.
-      documents: of each side.
-
-    Raises:
-      InputError: `out` holds the store of other documents, or something else.
-    """
-    shards = {side: _grouped(_parts(documents[side])) for side in SIDES}
-    plan = {
-        "format": FORMAT,
-        "tokenizer": tokenizer.fingerprint,
-        "documents": {side: documents[side].identity() for side in SIDES},
-        "deduplicated": {side: documents[side].deduplicate for side in SIDES},
-        "shards": {side: [[part.name for part in parts] for parts in shards[side]] for side in SIDES},
-    }
-    where, written = _join(out, "plan.json"), json.dumps(plan, indent=1).encode()
-    found = _get(where)
-    if found is None:
-        if _names(out):
-            raise InputError(f"--out {out} holds files that are not of a token store; name a new folder")
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save(folder)
-            for file in Path(folder).iterdir():
-                _put(_join(out, "tokenizer", file.name), file.read_bytes())
-        _put(where, written)
-    elif found != written:
-        old = files.parse_json(found, where)
-        changed = [key for key in plan if not isinstance(old, dict) or old.get(key) != plan[key]]
-        raise InputError(f"--out {out} holds the store of another {' and '.join(changed)}; name a new folder")
-    return Work(out, tokenizer, documents, shards)
-
-
-def _parts(documents: sources.Documents) -> list[sources.Part]:
-    if documents.parts is not None:
-        return documents.parts()
-    return [sources.Part(documents.origin, documents.nbytes, documents.read)]
-
-
-def _grouped(parts: list[sources.Part]) -> list[list[sources.Part]]:
-    """Consecutive parts together until they have SHARD bytes: the shards depend on the input alone."""
-    shards: list[list[sources.Part]] = [[]]
-    held = 0
-    for part in parts:
-        if held >= SHARD:
-            shards.append([])
-            held = 0
-        shards[-1].append(part)
-        held += part.nbytes
-    return shards
-
-
-def missing(work: Work) -> dict[str, list[tuple[str, int]]]:
-    """{"hashes": shards whose documents have no hashes yet, "shards": shards that are not complete} of `work`.
-
-    Hashes are only needed where duplicates are dropped.
-    """
-    there = _names(work.out)
-    hashed = [at for at in work.numbers() if work.documents[at[0]].deduplicate]
-    return {
-        "hashes": [at for at in hashed if _hashes_name(*at) not in there],
-        "shards": [at for at in work.numbers() if f"{_shard_name(*at)}/header.json" not in there],
-    }
-
-
-def _shard_name(side: str, number: int) -> str:
-    return f"{side}/{number:05}"
-
-
-def _hashes_name(side: str, number: int) -> str:
-    return f"hashes/{side}-{number:05}.bin"
-
-
-def write_hashes(work: Work, side: str, number: int) -> None:
-    """Writes the hashes of a shard's documents, by which all shards find duplicates.
-
-    Args:
-      work: of `begin`.
-      side: "train" or "validation".
-      number: of the shard.
-    """
-    documents = _of_shard(work, side, number, Counter())
-    hashes = b"".join(hashlib.sha256(text.encode()).digest()[:HASH] for _, text in sources.whole(documents) if text)
-    _put(_join(work.out, _hashes_name(side, number)), hashes)
-
-
-def _repeated(work: Work, side: str, number: int) -> frozenset[int]:
-    """The documents of a shard, by number, whose text is in an earlier shard, or earlier in it."""
-    read = [_get(_join(work.out, _hashes_name(side, i))) or b"" for i in range(number + 1)]
-    hashes = np.frombuffer(b"".join(read), np.dtype((np.void, HASH)))
-    _, first = np.unique(hashes, return_index=True)
-    is_first = np.zeros(len(hashes), bool)
-    is_first[first] = True
-    own = len(read[-1]) // HASH
-    return frozenset(np.flatnonzero(~is_first[len(hashes) - own :]).tolist())
-
-
-def _of_shard(work: Work, side: str, number: int, dropped: Counter[str]) -> sources.Documents:
-    parts = work.shards[side][number]
-    documents = work.documents[side]
-
-    def read() -> Any:
-        for part in parts:
-            yield from part.read()
-            dropped.update(part.dropped)
-
-    origin = f"{documents.origin}, shard {number + 1} of {len(work.shards[side])}"
-    return sources.Documents(origin, read, documents.identity, sum(part.nbytes for part in parts), dropped=dropped)
-
-
-def write_shard(work: Work, side: str, number: int) -> None:
-    """Writes a shard, which is complete or absent.
-
-    Args:
-      work: of `begin`.
-      side: "train" or "validation".
-      number: of the shard.
-
-    Raises:
-      InputError: bad documents, or `out` cannot be written.
-    """
-    repeated = _repeated(work, side, number) if work.documents[side].deduplicate else frozenset()
-    documents = _of_shard(work, side, number, Counter())
-    url, name = remote.is_url(work.out), _shard_name(side, number)
-    try:
-        if not url:
-            Path(work.out, side).mkdir(parents=True, exist_ok=True)
-            tokens.sweep(Path(work.out, side))
-        temporary = Path(tempfile.mkdtemp(prefix=".", dir=None if url else Path(work.out, side)))
-        try:
-            tokens.write(documents, work.tokenizer, temporary, repeated=repeated, may_be_empty=True)
-            if url:
-                for part in PARTS:
-                    remote.upload(temporary / part, _join(work.out, name, part))
-            else:
-                tokens.rename(temporary, Path(work.out, name))
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"cannot write the shard {_join(work.out, name)} ({error}); make room") from error
-
-
-def finish(work: Work) -> dict[str, Any]:
-    """Writes the index of a store whose shards are all complete.
-
-    Args:
-      work: of `begin`.
-
-    Returns:
-      The object in store.json.
-
-    Raises:
-      InputError: a shard is missing or damaged.
-    """
-
-    def header(at: tuple[str, int]) -> dict[str, Any]:
-        where = _join(work.out, _shard_name(*at), "header.json")
-        found = files.parse_json(_get(where) or b"null", where)
-        if not isinstance(found, dict) or found.get("sha256") != tokens.digest(found):
-            raise InputError(f"{where} is missing or damaged; {_again(work.out)}")
-        return found
-
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        headers = dict(zip(work.numbers(), pool.map(header, work.numbers()), strict=True))
-    sides = {side: [h for (of, _), h in headers.items() if of == side] for side in SIDES}
-    for side, found in sides.items():
-        if not sum(one["count"] for one in found):
-            raise InputError(f"{work.documents[side].origin}: the corpus is empty; it has no character")
-    index: dict[str, Any] = {"format": FORMAT, "tokenizer": work.tokenizer.fingerprint, "sides": sides}
-    index["sha256"] = tokens.digest(index)
-    _put(_join(work.out, "store.json"), json.dumps(index, indent=1).encode())
-    return index
-
-
-# ---- Small files of a store ----------------------------------------------------------------------------------------
-
-
-def _join(path: str, *names: str) -> str:
-    return "/".join([path.rstrip("/"), *names])
-
-
-def _get(path: str) -> bytes | None:
-    if remote.is_url(path):
-        return remote.read(path)
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-
-
-def _put(path: str, data: bytes) -> None:
-    if remote.is_url(path):
-        remote.write(path, data)
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        files.write(Path(path), data)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})") from None
-
-
-def _names(out: str) -> set[str]:
-    """The names of all files of a store, relative to it."""
-    if remote.is_url(out):
-        return set(remote.listed(out))
-    return {path.relative_to(out).as_posix() for path in Path(out).rglob("*") if path.is_file()}

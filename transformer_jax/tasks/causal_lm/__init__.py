@@ -18,7 +18,7 @@ import numpy as np
 
 from transformer_jax import losses, models
 from transformer_jax.contracts import LAUNCH, Evaluation, Input, Outputs, Prepared, Progress, Sums, no_progress
-from transformer_jax.data import corpus, tokenizers
+from transformer_jax.data import corpus, packed, tokenizers
 from transformer_jax.decoding import decode
 from transformer_jax.errors import InputError
 from transformer_jax.nn import config
@@ -153,7 +153,7 @@ class CausalLM(TextTask):
             "validation_tokens": len(made.validation_tokens.tokens),
             "validation_bytes": made.validation_tokens.bytes,
         }
-        if isinstance(made.train, corpus.Packed):
+        if isinstance(made.train, packed.Packed):
             facts["padding"] = round(made.train.padding, 4)
         if validation is not None and validation.nbytes <= GZIP_AT_MOST:
             facts["gzip_bits_per_byte"] = gzip_bits_per_byte(validation)
