@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 
-from transformer_jax import contracts, models
+from transformer_jax import adapters, compress, contracts, models
 from transformer_jax import optim as optimizers
+from transformer_jax.adapters import Lora
+from transformer_jax.compress import Int8
 from transformer_jax.contracts import LAUNCH, NOT_STORED, Predict
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.causal_lm import CausalLM, Sample
@@ -21,6 +23,8 @@ __all__ = [
     "Ema",
     "Evaluate",
     "Experiment",
+    "Int8",
+    "Lora",
     "Mesh",
     "Precision",
     "Predict",
@@ -148,6 +152,11 @@ class Experiment:
     mesh: Mesh = field(default_factory=Mesh, metadata=LAUNCH)
     precision: Precision = field(default_factory=Precision, metadata=LAUNCH)
     ema: Ema = field(default_factory=Ema)
+    adapter: Lora = field(default_factory=Lora)
+    """What is trained beside the model that `init_from` names, which stays as it is; of rank 0: the model itself."""
+    compress: Int8 = field(default_factory=Int8)
+    """Kernels that are stored in eight bits: of the model beside which an adapter is trained, or of one made by
+    `convert int8`; of target "": none."""
     seed: int = 0
     """Decides the initial parameters, the order of the data, dropout and sampling."""
     order: int = field(default=2, metadata=LAUNCH)
@@ -248,6 +257,18 @@ class Experiment:
                     f"observers has a {type(observer).__name__}, which has none of the methods of contracts.Observer: "
                     f"{', '.join(contracts.defaults(contracts.Observer))}"
                 )
+
+
+def declare(experiment: Experiment, model: Any = None) -> Any:
+    """The tree of `nn.params.Param` of a run: the family's own, with kernels of eight bits and an adapter as it asks.
+
+    Args:
+      experiment: the recipe.
+      model: in place of its Config, such as one with another compute dtype; None: its own.
+    """
+    model = experiment.model if model is None else model
+    declaration = compress.declare(models.family(model).declare(model), experiment.compress)
+    return adapters.declare(declaration, experiment.adapter)
 
 
 def compute_dtype(precision: Precision, platform: str | None = None) -> str:

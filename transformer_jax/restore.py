@@ -13,6 +13,7 @@ one, never the moments. Devices and compute dtype are chosen when loading, so th
 evaluated on a CPU.
 """
 
+import dataclasses
 import logging
 import os
 import warnings
@@ -27,12 +28,14 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from transformer_jax import brought, config_json, hf, hub, models
+from transformer_jax import adapters, brought, compress, config_json, hf, hub, models
 from transformer_jax import experiment as experiments
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
+from transformer_jax.hub import peft
 from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import checkpoint, mirror, saved, store, versions
+from transformer_jax.runs import frozen as frozen_lib
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -49,6 +52,8 @@ class Loaded:
       task: the task of the model, such as `tasks.CausalLM`; None for a snapshot with a head that no task uses.
       step: optimiser steps taken; None for a Hugging Face snapshot.
       bytes_read: bytes of weights read from the disk.
+      adapter: the rule of the adapter in `params`; None: they have none, and are the family's own tree.
+      base: the folder of the model that the adapter is of; "": there is no adapter.
     """
 
     family: ModuleType
@@ -58,6 +63,8 @@ class Loaded:
     task: Any
     step: int | None
     bytes_read: int
+    adapter: adapters.Lora | None = None
+    base: str = ""
 
 
 def load(
@@ -68,6 +75,7 @@ def load(
     verify: bool = True,
     types: Any = (),
     only: str | Callable[[str], bool] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """The model in a workdir (its newest undamaged step), in one step's folder, or in a Hugging Face snapshot folder.
 
@@ -84,6 +92,8 @@ def load(
       only: a part of the model, such as "encoder" or "blocks/attention", or a function of a parameter's path,
         "blocks/mlp/up/kernel", that returns whether to read it. `params` has this part alone. To verify the files, all
         their bytes are read.
+      base: of a run that trained an adapter, the folder of the model that it is of; None: where it was, or beside the
+        run. It must be that model: its digest is compared.
 
     Raises:
       InputError: the path is none of the three, the workdir has no complete step, or a leaf is missing, unexpected or
@@ -101,21 +111,23 @@ def load(
         def step(folder: Path) -> Loaded:
             if verify:
                 saved.check_files(folder, items=[saved.weights(folder)])
-            return _load_step(folder, dtype, sharding, types, only)
+            return _load_step(folder, dtype, sharding, types, only, base)
 
         return saved.undeleted(folder, step)
+    if not store.remote(folder) and peft.is_adapter(folder):
+        return _load_adapter(folder, dtype, sharding, types, only, base)
     if not store.remote(folder) and hub.is_snapshot(folder):
         return _load_snapshot(folder, dtype, sharding, only)
     if (folder / "checkpoints").is_dir():
         steps = folder / "checkpoints"  # `of_newest` tries again if a trainer deletes the step that is being read
-        return saved.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types, only), verify=verify)
+        return saved.of_newest(steps, lambda step: _load_step(step, dtype, sharding, types, only, base), verify=verify)
     raise InputError(
         f"{path} is neither a workdir (no checkpoints/ in it), nor a step's folder (no meta/), nor a Hugging Face "
         "snapshot (no config.json with a model_type)"
     )
 
 
-def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any) -> Loaded:
+def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any, base: Any) -> Loaded:
     meta = saved.read_meta(folder)
     if others := versions.changed(meta):
         logging.getLogger("transformer_jax").info("%s was written with other versions: %s", folder, others)
@@ -124,14 +136,49 @@ def _load_step(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any) -
         warnings.warn(f"{name} has changed since {folder} was written; the parameters' tree is compared", stacklevel=3)
     config = _compute_in(experiment.model, dtype, experiment.precision)
     family = models.family(config)
-    target = _part(_target(family.declare(config), sharding), only)
+    declaration = experiments.declare(experiment, config)
+    target, frozen, where = _target(declaration, sharding), None, ""
+    trained, of_base = params_lib.split(target, declaration) if experiment.adapter.rank else (target, None)
+    if of_base is None:
+        trained = _part(trained, only)
+    else:
+        where = frozen_lib.folder(meta["base"], folder) if base is None else os.fspath(base)
+        found = frozen_lib.tree(load(where, dtype="float32", types=types), config, experiment.compress)
+        frozen = frozen_lib.of(found, declaration)
+        frozen_lib.check(meta["base"], frozen, where)
+        frozen = jax.tree.map(lambda x, leaf: jax.device_put(_cast(x, dtype), leaf.sharding), frozen, of_base)
     unused = None if only is None else lambda name: not _chosen(name, only)
-    params, bytes_read = checkpoint.restore_params(folder, target, dtype=dtype, verify=False, unused=unused)
+    params, bytes_read = checkpoint.restore_params(folder, trained, dtype=dtype, verify=False, unused=unused)
+    params = params if frozen is None else _part(params_lib.join(params, frozen), only)
     workdir = store.absolute(folder).parent.parent  # `folder` is WORKDIR/checkpoints/STEP
     with mirror.local_mirror(workdir, ("tokenizer/",)) as (local, _):
         spec = getattr(experiment.data, "tokenizer", None)
         tokenizer = tokenizers.load(local / "tokenizer", spec) if (local / "tokenizer").is_dir() else None
-    return Loaded(family, config, params, tokenizer, experiment.task, meta["step"], bytes_read)
+    task, rule = experiment.task, experiment.adapter if experiment.adapter.rank else None
+    return Loaded(family, config, params, tokenizer, task, meta["step"], bytes_read, rule, where)
+
+
+def _load_adapter(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any, base: Any) -> Loaded:
+    """The model of PEFT's adapter in `folder`, whose base is read first."""
+    where = os.fspath(base) if base is not None else peft.base_of(folder)
+    beside = folder.parent / Path(where).name
+    where = str(beside) if where and base is None and not Path(where).is_dir() and beside.is_dir() else where
+    if not where or not store.path(where).is_dir():
+        named = f", {where}," if where else ""
+        raise InputError(f"{folder} is an adapter; its base{named} is not here: name its folder, --base DIR, or base=")
+    loaded = load(where, dtype="float32", types=types)
+    rule, params = peft.read(folder, loaded.config, compress.unpack(adapters.merge(loaded.params)))
+    declaration = adapters.declare(loaded.family.declare(loaded.config), rule)
+    target = _target(declaration, sharding)
+    params = jax.tree.map(lambda x, leaf: jax.device_put(_cast(x, dtype), leaf.sharding), params, target)
+    config = _compute_in(loaded.config, dtype, experiments.Precision())
+    params = _part(params, only)
+    return dataclasses.replace(loaded, config=config, params=params, step=None, adapter=rule, base=where)
+
+
+def _cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in `dtype`, if that is given and x is not of integers."""
+    return x if dtype is None or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)
 
 
 def _load_snapshot(folder: Path, dtype: Any, sharding: Any, only: Any) -> Loaded:

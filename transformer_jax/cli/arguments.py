@@ -41,6 +41,16 @@ def verified(arguments: list[str]) -> tuple[bool, list[str]]:
     return "--no-verify" not in arguments, [argument for argument in arguments if argument != "--no-verify"]
 
 
+def of_base(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(the folder that --base names, of the model that an adapter was trained on; the other `arguments`)."""
+    if "--base" not in arguments:
+        return None, arguments
+    at = arguments.index("--base")
+    if at + 1 == len(arguments) or arguments[at + 1].startswith("--"):
+        raise InputError("--base names no folder; give that of the model that the adapter was trained on: --base DIR")
+    return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+
+
 def with_types(arguments: list[str]) -> tuple[list[Any], list[str]]:
     """(the modules that --with names, files or dotted modules; the other `arguments`)."""
     modules, rest = [], []

@@ -14,10 +14,12 @@ import numpy as np
 import optax
 from jax.sharding import SingleDeviceSharding
 
-from transformer_jax import config_json, files, models
+from transformer_jax import config_json, files
+from transformer_jax import experiment as experiments
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import checkpoint, identity, mirror, saved
+from transformer_jax.runs.workdir import write_json
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
 
@@ -79,28 +81,43 @@ def create(folder: Path, run: Path, *, last: int, types: Any = ()) -> list[int]:
     meta = saved.read_meta(step_folders[-1])
     experiment = config_json.from_json(meta["config"], where=f"{step_folders[-1] / 'meta'}: config", types=types)
     sharding = SingleDeviceSharding(jax.local_devices()[0])
-    abstract = params_lib.abstract(models.family(experiment.model).declare(experiment.model))
+    declaration = experiments.declare(experiment)
+    abstract = params_lib.abstract(params_lib.split(declaration, declaration)[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
     state = state_lib.create(mean(step_folders, target), optax.identity())
     state = dataclasses.replace(state, step=jnp.int32(meta["step"]))
 
+    write(folder, run, state, meta, meta["config"], averaged=chosen, base=meta.get("base"))
+    return chosen
+
+
+def write(folder: Path, run: Path, state: Any, meta: Any, config: Any, **facts: Any) -> None:
+    """Writes a workdir with one checkpoint, and the tokenizer and code of another run.
+
+    Args:
+      folder: the new workdir, which must not exist.
+      run: the run's workdir.
+      state: to save.
+      meta: of the run's checkpoint.
+      config: the experiment, as config.json stores it.
+      **facts: further ones for `Writer`.
+    """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        with mirror.local_mirror(run, ("config.json", "tokenizer/", "code/")) as (local, _):
+        with mirror.local_mirror(run, ("tokenizer/", "code/")) as (local, _):
             beside = [path for name in ("tokenizer", "code") for path in sorted((local / name).rglob("*"))]
-            for path in [local / "config.json", *(path for path in beside if not path.is_dir())]:
+            for path in [path for path in beside if not path.is_dir()]:
                 target = part / path.relative_to(local)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 files.copy(path, target, COPIED_BYTES, inside=local)
-        facts = {"family": meta["family"], "config": meta["config"], "run": identity.run_id(part)}
-        facts["code"] = meta.get("code", {})
-        with Writer(part / "checkpoints", averaged=chosen, **facts) as writer:
+        write_json(part / "config.json", config)
+        facts |= {"family": meta["family"], "config": config, "run": identity.run_id(part)}
+        with Writer(part / "checkpoints", code=meta.get("code", {}), **facts) as writer:
             writer.save(state, rows=meta["rows"])
         part.rename(folder)
         files.sync(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    return chosen

@@ -6,8 +6,9 @@ from typing import Any
 
 import optax
 
-from transformer_jax import config_json, hf, models, overrides
-from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
+from transformer_jax import adapters, compress, config_json, hf, models, overrides
+from transformer_jax.cli.arguments import PROGRAM, of_base, path, positional, verified, with_types
+from transformer_jax.compress import Int8
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -17,9 +18,11 @@ from transformer_jax.train import state as state_lib
 
 
 def main(arguments: list[str]) -> int:
-    """Convert between Hugging Face folders and workdirs, or average checkpoints.
+    """Convert between Hugging Face folders and workdirs; write an adapter for PEFT, or kernels of eight bits; average.
 
         transformer-jax convert hf SRC DST [--card] [--license ID] [--push ORG/NAME] [--public] [--no-verify]
+        transformer-jax convert peft RUN DST [--no-verify] [--base DIR]
+        transformer-jax convert int8 RUN DST [--target PATTERN] [--base DIR]
         transformer-jax convert average RUN DST [--last N]
 
     hf: if SRC is a Hugging Face folder or its name on the Hub, hf://org/name@revision, DST becomes a workdir; if SRC is
@@ -27,6 +30,10 @@ def main(arguments: list[str]) -> int:
     set is converted from the checkpoint that was evaluated on it, any other run from its newest checkpoint.
     --card writes README.md into the Hugging Face folder, the model card: data, numbers with intervals, settings. --push
     also uploads the folder to the Hub, after it was read back, as a private repository unless --public is given.
+    The adapter of a run that trained one is merged into its base, which is read from where it was, or from --base DIR.
+    peft: DST becomes a folder of PEFT with the adapter of RUN alone.
+    int8: DST becomes a workdir with the kernels of the blocks, or those of --target, in eight bits. Both models are
+    evaluated, and bytes, time and numbers of both are printed.
     average: DST becomes a workdir whose parameters are the mean of RUN's newest N checkpoints, by default 5, which RUN
     must have kept (--checkpoint.keep N). DST must not exist.
 
@@ -37,19 +44,42 @@ def main(arguments: list[str]) -> int:
     """
     types, arguments = with_types(arguments)
     kind, source, target, rest = positional(main, arguments, 3)
-    if kind not in ("hf", "average"):
+    if kind not in ("hf", "peft", "int8", "average"):
         raise InputError(
-            f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders) and average (checkpoints)"
+            f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders), peft (adapters), int8 (kernels of "
+            "eight bits) and average (checkpoints)"
         )
-    verify, rest = verified(rest) if kind == "hf" else (True, rest)
+    verify, rest = verified(rest) if kind in ("hf", "peft") else (True, rest)
+    base, rest = of_base(rest) if kind != "average" else (None, rest)
+    if kind == "peft" and rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert peft RUN DST")
     if "://" in target:
         raise InputError(f"{target}: convert makes a folder of this machine; name one, and copy it there afterwards")
     if Path(target).exists():
         raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
-    return _average(source, target, rest, types) if kind == "average" else _convert(source, target, verify, rest, types)
+    if kind == "average":
+        return _average(source, target, rest, types)
+    if kind == "int8":
+        return _int8(source, target, rest, types, base)
+    if kind == "peft":
+        return _peft(source, target, verify, types, base)
+    return _convert(source, target, verify, rest, types, base)
 
 
-def _convert(source: str, target: str, verify: bool, rest: list[str], types: list[Any]) -> int:
+def _peft(source: str, target: str, verify: bool, types: list[Any], base: str | None) -> int:
+    from transformer_jax import restore
+    from transformer_jax.hub import peft
+    from transformer_jax.runs import workdir as workdirs
+
+    loaded = restore.load(workdirs.chosen(path(source, verify=verify)), verify=verify, types=types, base=base)
+    if loaded.adapter is None:
+        raise InputError(f"{source} has no adapter to write for PEFT; convert hf writes its parameters")
+    peft.write(Path(target), loaded.config, loaded.params, base=loaded.base, rule=loaded.adapter)
+    print(f"{target}: the adapter of {source} at step {loaded.step}, for PEFT")
+    return 0
+
+
+def _convert(source: str, target: str, verify: bool, rest: list[str], types: list[Any], base: str | None) -> int:
     from transformer_jax import hub, restore
     from transformer_jax.cli import publish
     from transformer_jax.runs import workdir as workdirs
@@ -58,7 +88,7 @@ def _convert(source: str, target: str, verify: bool, rest: list[str], types: lis
     options = overrides.override(publish.Options(), rest, description="A Hugging Face folder.", program=program)
     publish.check(options)
     folder = path(source, verify=verify)
-    loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types)
+    loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types, base=base)
     if hub.is_snapshot(folder):
         if options != publish.Options():
             raise InputError(f"{source} is a Hugging Face folder; a card is made of a run's numbers, so give a workdir")
@@ -67,11 +97,23 @@ def _convert(source: str, target: str, verify: bool, rest: list[str], types: lis
     else:
         settings = {} if loaded.task is None else loaded.task.snapshot_settings()
         readme = publish.card(folder, loaded, options, Path(target).name) if options.card or options.push else None
-        hub.export(target, loaded.config, loaded.params, loaded.tokenizer, readme=readme, **settings)
+        params = compress.unpack(adapters.merge(loaded.params))
+        hub.export(target, loaded.config, params, loaded.tokenizer, readme=readme, **settings)
         print(f"{target}: the Hugging Face folder of {source} at step {loaded.step}")
         if options.push:
             publish.refuse_changed(target, loaded)
             print(publish.push(target, options))
+    return 0
+
+
+def _int8(source: str, target: str, rest: list[str], types: list[Any], base: str | None) -> int:
+    from transformer_jax.cli import int8
+
+    program = f"{PROGRAM} convert int8 RUN DST"
+    rule = overrides.override(Int8("blocks/"), rest, description="Kernels in eight bits.", program=program)
+    for line in int8.create(Path(target), path(source), rule, types=types, base=base):
+        print(line)
+    print(f"{target}: {source} with kernels of eight bits; try: {PROGRAM} evaluate {target}")
     return 0
 
 

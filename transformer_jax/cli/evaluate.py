@@ -9,7 +9,7 @@ from typing import Any
 
 from transformer_jax import config_json, overrides
 from transformer_jax.cli import process
-from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
+from transformer_jax.cli.arguments import PROGRAM, of_base, path, positional, verified, with_types
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, compute_dtype, computed_in
 
@@ -17,7 +17,7 @@ from transformer_jax.experiment import Experiment, compute_dtype, computed_in
 def main(arguments: list[str]) -> int:
     """Evaluate a run on its whole validation set, and on its test set where it has one; or on files given.
 
-        transformer-jax evaluate PATH [--data FILE ...] [--with FILE] [--FIELD VALUE ...]
+        transformer-jax evaluate PATH [--data FILE ...] [--with FILE] [--base DIR] [--FIELD VALUE ...]
 
     Of a run, the newest checkpoint is evaluated; with a test set the best one, which was evaluated on it. The numbers
     are printed and stored in WORKDIR/evaluation.json, with figures in the same folder. Fields of the run's experiment
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     types, arguments = with_types(arguments)
     where, rest = positional(main, arguments, 1)
     verify, rest = verified(rest)
+    base, rest = of_base(rest)
     files, given = _files(rest)
     folder, loaded = path(where, verify=verify), None
     from transformer_jax import hub, restore
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
     if loaded is None or mesh.size > 1:
-        loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types)
+        loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types, base=base)
     model = _model(loaded.config, stored, asked)
     prepared = asked.task.prepare(asked.data, model, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
     evaluator = _evaluator(asked, model, mesh)

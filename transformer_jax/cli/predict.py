@@ -8,7 +8,7 @@ from typing import Any
 
 from transformer_jax import config_json, overrides
 from transformer_jax.cli import process
-from transformer_jax.cli.arguments import PROGRAM, is_run, path, positional, verified, with_types
+from transformer_jax.cli.arguments import PROGRAM, is_run, of_base, path, positional, verified, with_types
 from transformer_jax.contracts import Input
 from transformer_jax.data import inputs as inputs_lib
 from transformer_jax.errors import InputError
@@ -17,10 +17,11 @@ from transformer_jax.errors import InputError
 def main(arguments: list[str]) -> int:
     """Predict for a text or an image: continuation, translation, filled masks, label, entities, answer.
 
-        transformer-jax predict PATH [INPUT ...] [--FIELD VALUE ...]
+        transformer-jax predict PATH [INPUT ...] [--base DIR] [--FIELD VALUE ...]
 
     PATH is a run, one of its checkpoints, a Hugging Face folder or its name, hf://org/name. Without INPUT, or with -,
     stdin is read. Of a run with a test set the checkpoint that was evaluated on it is used, otherwise the newest.
+    The model that an adapter was trained on is read from where it was, or from --base DIR.
 
     A language model continues one prompt and prints the text while it is generated. If a prompt leaves no room in the
     context for the new tokens, its beginning is dropped, and a line on stderr reports how much. The fields are those of
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> int:
     types, arguments = with_types(arguments)
     where, rest = positional(main, arguments, 1)
     verify, rest = verified(rest)
+    base, rest = of_base(rest)
     inputs = []
     while rest and not rest[0].startswith("--"):
         inputs.append(rest.pop(0))
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> int:
     from transformer_jax.runs import workdir as workdirs
 
     folder = path(where, verify=verify)
-    loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types)
+    loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types, base=base)
     if loaded.task is None:
         raise InputError(f"{where}: no task here is for {workdirs.kind(loaded)}; it loads as a library")
     if loaded.tokenizer is None and loaded.task.reads_text:

@@ -36,12 +36,13 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, steps taken, skipped ones included.
-      params: the family's parameter tree, float32.
+      params: the family's parameter tree, float32; with an adapter the parameters that are trained.
       opt_state: the Optax state.
       ema: the exponential moving average of `params`, or None when it is off.
       skipped: int32 scalar, steps that changed nothing, because the loss or the gradient was not finite, or because the
         loss was a spike and `train.skip_spikes` is on.
       recent: float32 [n], the last n finite losses, newest last, NaN before there are n; None when `train.spike` is 0.
+      base: the parameters that an adapter leaves as they are, the rest of the family's tree; None without an adapter.
     """
 
     step: Any
@@ -50,6 +51,7 @@ class TrainState:
     ema: Any
     skipped: Any
     recent: Any = None
+    base: Any = None
 
 
 @struct.dataclass

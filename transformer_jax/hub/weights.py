@@ -49,6 +49,22 @@ def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
         yield tensors
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[dict[str, Any]]:
+    """A context with {name: slice} of the tensors in one safetensors file, as of `open_tensors`.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      InputError: the file is absent, truncated, or has a wrong header.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; copy the whole folder")
+    with contextlib.ExitStack() as stack:
+        yield _open(path, stack)
+
+
 def _files(folder: Path) -> dict[Path, set[str] | None]:
     """{file to read: the names of its tensors in the index, or None if there is no index}."""
     held = [name for name in (SINGLE, INDEX, *TORCH) if (folder / name).exists()]

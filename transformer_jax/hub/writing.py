@@ -61,7 +61,7 @@ def export(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; nothing is overwritten, so name another")
-    format = _format_of(config)
+    format = format_of(config)
     settings = _written(format, config, tokenizer)
     declaration = models.family(config).declare(config)
     names = mapping.tensor_names(declaration, format.table(config))
@@ -83,7 +83,7 @@ def export(
     languages = None if tokenizer is None else tokenizer.languages
     generated = None if beam is None else search.write(beam, config, languages)
 
-    with _new_folder(folder) as partial:
+    with new_folder(folder) as partial:
         _write_json(partial / "config.json", settings)
         if readme is not None:
             (partial / card.FILE).write_text(readme(settings), encoding="utf-8")
@@ -104,7 +104,7 @@ def export(
 
 
 @contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends, and is deleted if the block raises."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,12 @@ def _warn_if_changed(folder: Path, tokenizer: Any, model_type: str) -> None:
         )
 
 
-def _format_of(config: Any) -> Any:
+def format_of(config: Any) -> Any:
+    """The module of the Hugging Face format that a model of `config` is written in.
+
+    Raises:
+      InputError: no format expresses it.
+    """
     for format in models.formats():
         if format.holds(config):
             return format

@@ -39,11 +39,14 @@ def dense(plain: Callable[..., jax.Array], p: dict[str, jax.Array], x_BTD: jax.A
 
     Args:
       plain: for an Explicit mesh or a sharded length.
-      p: "kernel" [D, F], or "transposed" [F, D] after `decoding_layout`, and "bias" [F] where there is one.
+      p: "kernel" [D, F], or "transposed" [F, D] after `decoding_layout`, in int8 with "scale" [F], and "bias" [F] where
+        there is one.
       x_BTD: activations.
       out: the logical axis of F.
     """
-    if "transposed" in p:
+    if "scale" in p:
+        y_BTF = _eight_bits(p, x_BTD, out)
+    elif "transposed" in p:
         y_BTF = _few_rows(p["transposed"].astype(x_BTD.dtype), x_BTD, out)
     elif not collapses():
         y_BTF = plain({"kernel": p["kernel"]}, x_BTD, out=out)
@@ -80,6 +83,36 @@ def _product_backward(operands, dy_zF):
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+BLOCK = 2**20  # elements of a kernel that are converted to float at a time
+
+
+def _eight_bits(p: dict[str, jax.Array], x_BTD: jax.Array, out: str | None) -> jax.Array:
+    """x @ kernel * scale of an int8 kernel, of which one block of columns at a time is converted to x's dtype.
+
+    XLA's CPU backend would write the whole kernel in float32 to memory and read it again for the product.
+    """
+    (B, T, D), F = x_BTD.shape, p["scale"].shape[-1]
+    kernel_FD = p["transposed"] if "transposed" in p else p["kernel"].T
+    count = _blocks(D, F)
+    if count == 1 or not collapses() or sharding.shards(out or "") > 1:
+        y_BTF = sharding.einsum("BTD,FD->BTF", x_BTD, kernel_FD.astype(x_BTD.dtype), out=("batch", "length", out))
+        return y_BTF * p["scale"].astype(x_BTD.dtype)
+    x_zD = x_BTD.reshape(-1, D)
+
+    def block(i: jax.Array) -> jax.Array:
+        part_fD = jax.lax.dynamic_slice_in_dim(kernel_FD, i * (F // count), F // count).astype(x_BTD.dtype)
+        return jnp.einsum("fD,zD->fz", part_fD, x_zD)
+
+    y_FB = jax.lax.map(block, jnp.arange(count)).reshape(F, -1)
+    y_zF = y_FB.T * p["scale"].astype(x_BTD.dtype)
+    return sharding.constrain(y_zF.reshape(B, T, F), ("batch", "length", out))
+
+
+def _blocks(D: int, F: int) -> int:
+    """The smallest number of equal blocks of columns with at most `BLOCK` elements each; 1 where there is none."""
+    return next((n for n in range(-(-D * F // BLOCK), F) if F % n == 0), 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding

@@ -54,11 +54,11 @@ def dense(plain: Callable[..., jax.Array], p: dict[str, jax.Array], x_BTD: jax.A
 
     Args:
       plain: computes the product.
-      p: "kernel" [D, F], and "bias" [F] where there is one.
+      p: "kernel" [D, F], in int8 with "scale" [F], and "bias" [F] where there is one.
       x_BTD: activations.
       out: the logical axis of F.
     """
-    y_BTF = plain({"kernel": p["kernel"]}, x_BTD, out=out)
+    y_BTF = plain({name: leaf for name, leaf in p.items() if name != "bias"}, x_BTD, out=out)
     y_BTF = add_bias(y_BTF, p["bias"].astype(x_BTD.dtype)) if "bias" in p else y_BTF
     return checkpoint_name(y_BTF, "product")
 
@@ -171,8 +171,8 @@ def self_attention(
     x is then read once, not three times, and its gradient written once.
 
     Args:
-      plain: for the other cases: positions that rotate heads, norms of heads, grouped heads, capped scores, an Explicit
-        mesh.
+      plain: for the other cases: rotary positions, norms of heads, grouped heads, capped scores, adapters, an
+        Explicit mesh.
       p: parameters of the sublayer.
       cfg: the block's config.
       x_BTD: what the sublayer reads.
@@ -188,6 +188,7 @@ def self_attention(
     case: Any = {"bias": biased, "dropout": key is not None and cfg.attention_dropout > 0.0}
     as_projected = rope is None and num_outputs is None and not cfg.qk_norm and cfg.kv_heads == cfg.num_heads
     as_projected &= not cfg.score_cap
+    as_projected &= not any({"lora_a", "scale"} & p[name].keys() for name in ("query", "key", "value"))
     if not as_projected or cfg.attention not in ("auto", "tpu") or not fused_fits(heads, mask, **case):
         options: Any = {"rope": rope, "bias_NTS": bias_NTS, "distances_dD": distances_dD}
         return plain(p, cfg, x_BTD, mask, **options, num_outputs=num_outputs, key=key)

@@ -25,6 +25,8 @@ MODULES = {
     "vit": "models.vit",
     "positions": "nn.positions",
     "optim": "optim",
+    "adapters": "adapters",
+    "compress": "compress",
     "causal_lm": "tasks.causal_lm",
     "masked_lm": "tasks.masked_lm",
     "denoising": "tasks.denoising",

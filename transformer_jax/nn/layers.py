@@ -61,17 +61,69 @@ def declare_dense(
     return {"kernel": kernel, "bias": Param((width_out,), (bias_axis,), zeros)} if bias else {"kernel": kernel}
 
 
-@kernels.choose("dense")
 def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
-    """x @ kernel + bias, [B, T, F] in x's dtype.
+    """x @ kernel + bias, [B, T, F] in x's dtype; with an adapter (`adapters`) x @ (kernel + scale a b) + bias.
 
     Args:
-      p: "kernel" [D, F], and "bias" [F] where there is one.
+      p: "kernel" [D, F], in int8 with "scale" [F], and "bias" [F] where there is one; of an adapter "lora_a" [D, r],
+        "lora_b" [r, F] and "lora_scale" [], and of DoRA "lora_magnitude" [F].
       x_BTD: any dtype.
       out: the logical name of the new last axis; None: not sharded.
     """
-    y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
+    if "lora_a" not in p:
+        return _product(p, x_BTD, out=out)
+    bias = {"bias": p["bias"]} if "bias" in p and "lora_magnitude" not in p else {}
+    kernel = {name: p[name] for name in ("kernel", "transposed", "scale") if name in p}
+    y_BTF = _product(kernel | bias, x_BTD, out=out)
+    low_BTr = _product({"kernel": p["lora_a"]}, x_BTD, out=None)
+    y_BTF += p["lora_scale"].astype(x_BTD.dtype) * _product({"kernel": p["lora_b"]}, low_BTr, out=out)
+    if "lora_magnitude" not in p:
+        return y_BTF
+    y_BTF *= (p["lora_magnitude"] / jax.lax.stop_gradient(column_norms(adapted(p)))).astype(x_BTD.dtype)
     return y_BTF + p["bias"].astype(x_BTD.dtype) if "bias" in p else y_BTF
+
+
+@kernels.choose("dense")
+def _product(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
+    """x @ kernel + bias, without an adapter. Integers up to 127 are exact in every dtype that x may have."""
+    y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
+    y_BTF = y_BTF * p["scale"].astype(x_BTD.dtype) if "scale" in p else y_BTF
+    return y_BTF + p["bias"].astype(x_BTD.dtype) if "bias" in p else y_BTF
+
+
+def adapted(p: dict[str, jax.Array]) -> jax.Array:
+    """The kernel plus what an adapter adds to it, [..., D, F] float32, without DoRA's magnitudes.
+
+    Args:
+      p: of a dense layer, or of the layers of a stack.
+    """
+    kernel_DF = unpacked(p)
+    if "lora_a" not in p:
+        return kernel_DF
+    return kernel_DF + p["lora_scale"][..., None, None] * (p["lora_a"] @ p["lora_b"])
+
+
+def unpacked(p: dict[str, jax.Array]) -> jax.Array:
+    """The kernel of a dense layer `p`, [..., D, F]; one of eight bits is multiplied by its scales."""
+    kernel_DF = p["kernel"] if "kernel" in p else jnp.swapaxes(p["transposed"], -1, -2)
+    return kernel_DF.astype(jnp.float32) * p["scale"][..., None, :] if "scale" in p else kernel_DF
+
+
+def column_norms(kernel_DF: jax.Array) -> jax.Array:
+    """The norm of each column of `kernel_DF`, which makes one output: [..., F]."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel_DF), axis=-2))
+
+
+def matrix(p: dict[str, jax.Array]) -> jax.Array:
+    """The matrix [..., D, F] that a dense layer multiplies by: its kernel, with its adapter merged where it has one.
+
+    Args:
+      p: of a dense layer, or of the layers of a stack.
+    """
+    kernel_DF = adapted(p)
+    if "lora_magnitude" not in p:
+        return kernel_DF
+    return kernel_DF * (p["lora_magnitude"] / jax.lax.stop_gradient(column_norms(kernel_DF)))[..., None, :]
 
 
 # ---------------------------------------------------------------------------------------------------------- embeddings

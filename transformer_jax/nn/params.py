@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from transformer_jax import sharding
@@ -30,12 +31,17 @@ class Param:
       axes: the logical name of each axis; None: never sharded.
       init: (key, shape) -> initial values, float32.
       decay: whether weight decay applies to it if it is a matrix.
+      trained: whether training changes it. What is not trained has no gradient and no moments, and a checkpoint does
+        not hold it (`adapters`).
+      dtype: of the values; kernels of eight bits are "int8" (`compress`).
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: Initializer
     decay: bool = True
+    trained: bool = True
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         assert len(self.shape) == len(self.axes), f"Param of shape {self.shape} names {len(self.axes)} axes"
@@ -66,6 +72,31 @@ def flatten(tree: Tree) -> dict[str, Any]:
     """{"blocks/mlp/up/kernel": leaf, ...} of `tree`, in sorted order of the keys."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_param)
     return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+
+
+def nested(flat: Mapping[str, Any]) -> Tree:
+    """The nested dicts of `flat`, {"blocks/mlp/up/kernel": leaf, ...}: the inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def split(tree: Tree, declaration: Tree) -> tuple[Tree, Tree | None]:
+    """The leaves of `tree` that are trained, and those that are not; None in place of the latter where all are trained.
+
+    Args:
+      tree: arrays, shardings or anything else for each parameter; or the declaration itself.
+      declaration: the tree of `Param`.
+    """
+    declared = flatten(declaration)
+    if all(p.trained for p in declared.values()):
+        return tree, None
+    flat = flatten(tree)
+    parts = [{path: leaf for path, leaf in flat.items() if declared[path].trained is kind} for kind in (True, False)]
+    return nested(parts[0]), nested(parts[1])
+
+
+def join(trained: Tree, frozen: Tree | None) -> Tree:
+    """The whole tree of the two parts that `split` returned, `trained` and `frozen`."""
+    return trained if frozen is None else nested(flatten(frozen) | flatten(trained))
 
 
 def stack(tree: Tree, num_layers: int) -> Tree:
@@ -108,13 +139,15 @@ def abstract(tree: Tree, mesh: Mesh | AbstractMesh | None = None, dtype: Any = j
     Args:
       tree: the declaration.
       mesh: of which the structs have shardings; None: they have none.
-      dtype: of the values.
+      dtype: of the values that are declared as float32.
     """
+
+    def struct(p: Param, sharding: NamedSharding | None = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(p.shape, dtype if p.dtype == "float32" else p.dtype, sharding=sharding)
+
     if mesh is None:
-        return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), tree, is_leaf=_is_param)
-    return jax.tree.map(
-        lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype, sharding=s), tree, shardings(tree, mesh), is_leaf=_is_param
-    )
+        return jax.tree.map(struct, tree, is_leaf=_is_param)
+    return jax.tree.map(struct, tree, shardings(tree, mesh), is_leaf=_is_param)
 
 
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:

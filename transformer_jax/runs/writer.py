@@ -59,6 +59,7 @@ class Writer:
         "highest", is best; of equals the earliest.
       data: what tells the run's data from others (`fingerprint.identity`).
       code: {file: digest} of the user's files that define types of the experiment.
+      base: the model that an adapter is of (`frozen.identity`).
       averaged: the steps of which the parameters are the mean (`average.create`).
       metrics: {step: value} of what is known by now, which counts before what the steps themselves state: a step may
         have been saved before it was evaluated.
@@ -84,6 +85,7 @@ class Writer:
         best: str = "lowest",
         code: Mapping[str, str] | None = None,
         data: str = "",
+        base: Mapping[str, str] | None = None,
         averaged: Sequence[int] = (),
         metrics: Callable[[], Mapping[int, float]] = dict,
         scheduled: Callable[[int], bool] = lambda step: True,
@@ -108,6 +110,8 @@ class Writer:
             self._facts["code"] = dict(code)
         if data:
             self._facts["data"] = data
+        if base:
+            self._facts["base"] = dict(base)
         if averaged:
             self._facts["averaged"] = list(averaged)
         self._first = jax.process_index() == 0

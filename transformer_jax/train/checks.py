@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
-from transformer_jax import contracts
+from transformer_jax import adapters, contracts
 from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
 
 
 def check_prepared(task: contracts.Task, prepared: Any) -> None:
@@ -43,6 +45,27 @@ def check_evaluate(task: contracts.Task, returned: Any) -> None:
             f"task {type(task).__name__}.evaluate returned {_shapes(returned)}; it must return "
             "({name: (sum, weight)} of scalars, {name: [B, ...]})"
         )
+
+
+def check_adapter(loss: Any, params: Any, batch: Any) -> None:
+    """Refuses an adapter of which a part would change nothing, because the model multiplies by that kernel itself.
+
+    Args:
+      loss: (params, batch, key) -> (sum, weight, sums).
+      params: the whole abstract parameter tree.
+      batch: an abstract batch.
+
+    Raises:
+      InputError: the loss does not depend on a leaf of the adapter.
+    """
+    traced = jax.make_jaxpr(lambda params, batch: loss(params, batch, None)[0])(params, batch)
+    _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])  # of the parameters, and then of the batch
+    for path, is_used in zip(params_lib.flatten(params), used, strict=False):
+        if path.endswith(adapters.LEAVES) and not is_used:
+            raise InputError(
+                f"the loss does not depend on {path}, so this adapter changes nothing; let adapter.target leave that "
+                "kernel out, or multiply by it with nn.layers.dense"
+            )
 
 
 def _is_sum(pair: Any) -> bool:

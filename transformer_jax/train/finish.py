@@ -53,16 +53,15 @@ def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
 
 def _best_parameters(run: Run, best_step: int | None) -> tuple[int | None, Any]:
     """The best step and its parameters; those of the last step where there is no other, or its files are damaged."""
-    params = run.evaluated()
     if best_step in (None, run.step):  # None: no evaluation gave a finite number
-        return best_step, params
+        return best_step, run.evaluated()
     folder = run.folder.path / "checkpoints" / str(best_step)
     damage = saved.damage_of(folder, items=[saved.weights(folder)], together=True)
     if damage:
         banner(7, f"step {best_step:,}, the best on validation, is damaged; step {run.step:,} is used: {damage}")
-        return None, params
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-    return best_step, checkpoint.restore_params(folder, shapes, verify=False)[0]
+        return None, run.evaluated()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), run.state.params)
+    return best_step, params_lib.join(checkpoint.restore_params(folder, shapes, verify=False)[0], run.state.base)
 
 
 def _score(run: Run, params: Any, examples: Any, name: str) -> dict[str, float | str]:

@@ -115,6 +115,7 @@ def live(run: Run) -> Iterator[None]:
             run=run.run_id,
             data=fingerprint.identity(run.prepared),
             code=brought.digests(brought.code_of(experiment)),
+            base=run.base,
             keep=keeps.keep,
             keep_best=keeps.keep_best,
             best=keeps.best,

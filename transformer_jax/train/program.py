@@ -31,8 +31,8 @@ class Program:
       model: its config, with the compute dtype.
       declaration: the tree of `nn.params.Param`.
       optimizer: the Optax transformation.
-      loss: (params, batch, key) -> (sum, weight, sums).
-      evaluate: (params, batch) -> (sums, outputs).
+      loss: (params, batch, key) -> (sum, weight, sums), of all parameters (`state.whole`).
+      evaluate: (params, batch) -> (sums, outputs), likewise.
       step: (state, batch, key) -> (state, metrics), jitted; the state is donated.
       state: the step's first argument, as `jax.ShapeDtypeStruct`s with shardings.
       batch: its second argument, in the same form.
@@ -56,12 +56,13 @@ class Program:
         return self.batch | (self.frozen[0] if self.frozen else {})
 
     def create(self, params: Any) -> state_lib.TrainState:
-        """The state before the first step, with the given `params`."""
+        """The state before the first step, with the given `params`, of all that are declared."""
         ema = self.state.ema is not None
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         recent = 0 if self.state.recent is None else len(self.state.recent)
-        make = jax.jit(lambda p: state_lib.create(p, self.optimizer, ema=ema, recent=recent), out_shardings=shardings)
-        return make(params)
+        options: Any = {"ema": ema, "recent": recent}
+        make = jax.jit(lambda p, b: state_lib.create(p, self.optimizer, base=b, **options), out_shardings=shardings)
+        return make(*params_lib.split(params, self.declaration))
 
 
 def make(
@@ -84,10 +85,15 @@ def make(
     """
     train = experiment.train
     model = computed(experiment, platform)
-    family = models.family(model)
-    declaration = family.declare(model)
-    optimizer = optim.make(experiment.optim, train.steps, declaration)
-    scales = optim.lr_scales(experiment.optim, declaration)
+    declaration = experiments.declare(experiment, model)
+    trained, _ = params_lib.split(declaration, declaration)
+    if not trained:
+        raise InputError(
+            "compress.target is given without an adapter, and kernels of eight bits are not trained: give an "
+            "adapter.rank, or train first, and then `convert int8`"
+        )
+    optimizer = optim.make(experiment.optim, train.steps, trained)
+    scales = optim.lr_scales(experiment.optim, trained)
     if experiment.ema.decay and isinstance(experiment.optim, EvaluatesOther):
         raise InputError(
             f"ema.decay is {experiment.ema.decay}, but {type(experiment.optim).__name__} averages the parameters by "
@@ -104,8 +110,9 @@ def make(
         sharding.partition_spec((axis,), (size,), mesh, name=f"model.{name}")
 
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
-        params = params_lib.constrain(declaration, params)
-        return experiment.task.loss(optim.freeze(params, scales), model, batch, key=key)
+        params, base = params_lib.split(params_lib.constrain(declaration, params), declaration)
+        params = params_lib.join(optim.freeze(params, scales), base)
+        return experiment.task.loss(params, model, batch, key=key)
 
     def evaluate(params: Any, batch: Any) -> Any:
         return experiment.task.evaluate(params, model, batch)

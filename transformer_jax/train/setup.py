@@ -16,12 +16,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from transformer_jax import brought, contracts, hosts, models, observe, sharding
+from transformer_jax import adapters, brought, compress, contracts, hosts, models, observe, sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import checkpoint, fingerprint, saved, versions
+from transformer_jax.runs import frozen as frozen_lib
 from transformer_jax.train import best as best_lib
 from transformer_jax.train import checks, start
 from transformer_jax.train import evaluate as evaluation
@@ -48,6 +49,7 @@ class Run:
     meter: observe.Meter
     began: float
     compile_seconds: float
+    base: Mapping[str, str] | None = None  # the identity of the model that an adapter is of
     run_id: str = ""
     observing: Any = None
     writer: Any = None
@@ -80,8 +82,8 @@ class Run:
         return self.step >= self.last_step or self.best.is_out_of_patience(self.experiment.evaluate.patience)
 
     def evaluated(self) -> Any:
-        """The parameters to evaluate."""
-        return state_lib.evaluated(self.state, self.experiment.optim)
+        """The parameters to evaluate, those of an adapter's base included."""
+        return params_lib.join(state_lib.evaluated(self.state, self.experiment.optim), self.state.base)
 
 
 def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[..., Any]) -> Run:
@@ -98,22 +100,28 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
     began = time.perf_counter()
     experiment = folder.experiment
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh))
-    loaded = None
-    if folder.saved_step is None and experiment.init_from:
+    loaded, base, adapted = None, None, experiment.adapter.rank > 0
+    if experiment.init_from and (folder.saved_step is None or adapted):
         loaded = load(experiment.init_from, dtype="float32", sharding=mesh)
         experiment = start.adopt(experiment, loaded.config, lambda line: banner(2, line), task=loaded.task)
         folder.experiment = experiment
+    elif adapted:
+        raise InputError("an adapter is of a model that was trained before; name its folder with --init-from")
     model = programs.computed(experiment)
     frozen = programs.load_frozen(experiment, model, mesh, load)
     program = programs.make(experiment, mesh, frozen=frozen)
     used = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     dtype = experiment_dtype(program.model)
     banner(2, f"{jax.device_count()} x {jax.devices()[0].device_kind} ({used}), compute in {dtype}")
-    banner(2, f"{program.family}: {params_lib.count(program.declaration):,} parameters")
+    banner(2, f"{program.family}: {_counted(program.declaration)}")
 
     init_key, train_key = jax.random.split(jax.random.key(experiment.seed))
     state, tokenizer, rows = _initial_state(folder, program, mesh, loaded, init_key, frozen)
     loaded = None  # frees the checkpoint's copy of the parameters
+    if adapted:
+        base = frozen_lib.identity(experiment.init_from, state.base)
+        with jax.set_mesh(mesh):
+            checks.check_adapter(program.loss, state_lib.whole(program.state), program.rows)
     prepared = _prepare_data(experiment, program, mesh, tokenizer)
     _report_changed_data(folder, prepared)
     claim(folder, prepared, stack)
@@ -146,12 +154,20 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
         began,
         compile_seconds,
         frozen=(frozen,) if frozen else (),
+        base=base,
         state=state,
         step=first_step,
         rows=rows,
         first_step=first_step,
         first_row=rows,
     )
+
+
+def _counted(declaration: Any) -> str:
+    """How many parameters there are and, with an adapter, how many of them are trained."""
+    trained, total = params_lib.count(params_lib.split(declaration, declaration)[0]), params_lib.count(declaration)
+    share = "" if trained == total else f", of which {trained:,} ({100 * trained / total:.2g} %) are trained"
+    return f"{total:,} parameters{share}"
 
 
 def experiment_dtype(model: Any) -> str:
@@ -170,6 +186,12 @@ def _initial_state(
         log(f"resume from step {folder.saved_step:,} of {train.steps:,}")
         step_folder = folder.path / "checkpoints" / str(folder.saved_step)
         state, meta = checkpoint.restore_state(step_folder, program.state, verify=False)
+        if loaded is not None:
+            found = frozen_lib.tree(loaded, program.model, experiment.compress)
+            base = frozen_lib.of(found, program.declaration)
+            frozen_lib.check(meta["base"], base, experiment.init_from)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.base)
+            state = dataclasses.replace(state, base=jax.device_put(base, shardings))
         if others := versions.changed(meta):
             log(f"step {folder.saved_step:,} was written with other versions: {others}")
         for name in brought.changed(meta.get("code", {}), brought.code_of(experiment)):
@@ -187,9 +209,13 @@ def _initial_state(
                 f"init_from {experiment.init_from} has no tokenizer, so its ids have no meaning here; add its "
                 "tokenizer.json, or state it in the experiment as data.tokenizer"
             )
-        resized = models.hook(program.model, "resized")(loaded.params, loaded.config, program.model, log)
+        found = frozen_lib.tree(loaded, program.model, experiment.compress, log)
         labels = () if loaded.task is None else loaded.task.snapshot_settings().get("labels", ())
-        params = start.transfer(resized, program.declaration, experiment, key, mesh, log, labels=labels)
+        declaration = compress.declare(models.family(program.model).declare(program.model), experiment.compress)
+        params = start.transfer(found, declaration, experiment, key, mesh, log, labels=labels)
+        if experiment.adapter.rank:
+            frozen_lib.refuse_changed(frozen_lib.of(found, program.declaration), params)
+            params = adapters.attach(params, program.declaration, key)
         return program.create(params), loaded.tokenizer, 0
     log(f"from scratch, seed {experiment.seed}")
     has_ema, recent = program.state.ema is not None, step_lib.RECENT * (train.spike > 0)
@@ -208,11 +234,12 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
     for fact, value in prepared.facts.items():
         form = {int: ",", float: ".4f"}.get(type(value), "")
         banner(4, f"{fact.replace('_', ' ')}: {value:{form}}")
+    params = state_lib.whole(program.state)
     with jax.set_mesh(mesh):
         if brought.is_foreign(type(task)):
-            checks.check_loss(task, jax.eval_shape(program.loss, program.state.params, program.rows, None))
-            checks.check_evaluate(task, jax.eval_shape(program.evaluate, program.state.params, program.rows))
-        arguments = (program.evaluate, program.state.params, program.rows)
+            checks.check_loss(task, jax.eval_shape(program.loss, params, program.rows, None))
+            checks.check_evaluate(task, jax.eval_shape(program.evaluate, params, program.rows))
+        arguments = (program.evaluate, params, program.rows)
         reported = evaluation.reported(*arguments, task, prepared.validation)
     if metric not in reported:
         raise InputError(

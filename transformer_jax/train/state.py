@@ -16,12 +16,15 @@ from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import shardings as optim_shardings
 
 
-def create(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False, recent: int = 0) -> TrainState:
+def create(
+    params: Any, optimizer: optax.GradientTransformation, *, base: Any = None, ema: bool = False, recent: int = 0
+) -> TrainState:
     """The state before the first step.
 
     Args:
-      params: the parameter tree.
-      optimizer: the Optax transformation.
+      params: the tree of the parameters that are trained.
+      optimizer: the Optax transformation, of these.
+      base: the tree of the others (`nn.params.split`).
       ema: keep an exponential moving average, which starts as a copy of the parameters.
       recent: losses to keep, for the detection of spikes.
     """
@@ -32,6 +35,7 @@ def create(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = 
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         skipped=jnp.zeros((), jnp.int32),
         recent=jnp.full(recent, jnp.nan, jnp.float32) if recent else None,
+        base=base,
     )
 
 
@@ -55,10 +59,12 @@ def init(
       recent: as for `create`.
     """
     shardings = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
-    make = jax.jit(
-        lambda k: create(params_lib.init(k, declaration), optimizer, ema=ema, recent=recent), out_shardings=shardings
-    )
-    return make(key)
+
+    def make(key: jax.Array) -> TrainState:
+        params, base = params_lib.split(params_lib.init(key, declaration), declaration)
+        return create(params, optimizer, base=base, ema=ema, recent=recent)
+
+    return jax.jit(make, out_shardings=shardings)(key)
 
 
 def abstract(
@@ -81,8 +87,8 @@ def abstract(
     Raises:
       InputError: a parameter does not divide over the mesh.
     """
-    values = params_lib.abstract(declaration, mesh)
-    state = jax.eval_shape(lambda p: create(p, optimizer, ema=ema, recent=recent), values)
+    params, base = params_lib.split(params_lib.abstract(declaration, mesh), declaration)
+    state = jax.eval_shape(lambda p, b: create(p, optimizer, base=b, ema=ema, recent=recent), params, base)
     shardings = state_shardings(declaration, optimizer, mesh, ema=ema, recent=recent)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
@@ -107,21 +113,28 @@ def state_shardings(
     Raises:
       InputError: no sharding can be derived for a leaf of the optimiser's state.
     """
-    of_params = params_lib.shardings(declaration, mesh)
+    of_params, of_base = params_lib.split(params_lib.shardings(declaration, mesh), declaration)
     replicated = NamedSharding(mesh, PartitionSpec())
-    opt_state = jax.eval_shape(optimizer.init, params_lib.abstract(declaration))
+    trained = params_lib.split(declaration, declaration)[0]
+    opt_state = jax.eval_shape(optimizer.init, params_lib.abstract(trained))
     return TrainState(
         step=replicated,
         params=of_params,
-        opt_state=optim_shardings.of_state(opt_state, declaration, mesh),
+        opt_state=optim_shardings.of_state(opt_state, trained, mesh),
         ema=of_params if ema else None,
         skipped=replicated,
         recent=replicated if recent else None,
+        base=of_base,
     )
 
 
+def whole(state: TrainState) -> Any:
+    """All parameters of `state`, which a model computes with: those that are trained, and an adapter's base."""
+    return params_lib.join(state.params, state.base)
+
+
 def evaluated(state: TrainState, optimizer: Any) -> Any:
-    """The parameters to evaluate.
+    """The parameters to evaluate, those that are trained alone; `whole` of a state with these has all.
 
     These are the average where the run keeps one; those of the optimiser where it evaluates other weights than it
     trains, such as schedule-free; and otherwise the trained ones.

@@ -18,6 +18,7 @@ import optax
 from transformer_jax import kernels, sharding
 from transformer_jax.contracts import TrainState
 from transformer_jax.errors import InputError
+from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import skippable
 
 Batch = Mapping[str, jax.Array]
@@ -45,7 +46,8 @@ def make_step(
     and `skipped` still count it. A batch of weight 0 has loss 0 and gradient 0.
 
     Args:
-      loss: (params, batch, key) -> (sum, weight, sums), the task's loss; `sums` are further numbers to report.
+      loss: (params, batch, key) -> (sum, weight, sums), the task's loss of all parameters, those of `state.base`
+        included; `sums` are further numbers to report.
       optimizer: an Optax transformation; its `update` receives the global norm of the gradient as `grad_norm=`.
       learning_rate: the optimiser's schedule, a function of the number of updates applied, for the metrics.
       accumulate: micro-batches per batch; it must divide the rows of the batch.
@@ -67,8 +69,11 @@ def make_step(
         if (state.ema is None) != (ema_decay == 0):
             raise ValueError(f"ema_decay {ema_decay} with a state whose ema is {'off' if state.ema is None else 'on'}")
         step_key = jax.random.fold_in(key, state.step)
-        of_rows: Loss = (lambda params, rows, key: loss(params, {**rows, **frozen[0]}, key)) if frozen else loss
-        (loss_sum, (weight, sums)), grads = _gradients(of_rows, state.params, batch, step_key, accumulate)
+
+        def of_all(params: Any, rows: Any, key: jax.Array) -> Any:
+            return loss(params_lib.join(params, state.base), {**rows, **frozen[0]} if frozen else rows, key)
+
+        (loss_sum, (weight, sums)), grads = _gradients(of_all, state.params, batch, step_key, accumulate)
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         mean_loss = loss_sum * scale
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -106,7 +111,7 @@ def make_step(
             "sums": sums,
             **spike,
         }
-        return TrainState(state.step + 1, params, opt_state, ema, skipped, recent), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, skipped, recent, state.base), metrics
 
     return step
 

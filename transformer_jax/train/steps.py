@@ -13,6 +13,7 @@ from transformer_jax import observe
 from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import computed_in
+from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import saved
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import batch as batch_lib
@@ -181,12 +182,13 @@ def diagnosed(run: Run, watch: diagnose.Watch, step: int) -> RunError:
     local_rows = batch_lib.local_rows(next(iter(shardings.values())), size)
     again = next(pipeline.batches(run.prepared.train, row, size, local_rows=local_rows, prefetch=0))
     plain = dataclasses.replace(experiment, model=computed_in(experiment.model, "float32", remat="none"))
+    loss = programs.make(plain, run.mesh).loss
     found = diagnose.diagnose(
-        programs.make(plain, run.mesh).loss,
+        lambda params, *rest: loss(params_lib.join(params, run.state.base), *rest),
         run.state.params,
         batch_lib.place(again, shardings) | (run.frozen[0] if run.frozen else {}),
         jax.random.fold_in(run.train_key, step - 1),
-        declaration=run.program.declaration,
+        declaration=params_lib.split(run.program.declaration, run.program.declaration)[0],
         copies=run.mesh.shape["data"] * run.mesh.shape["fsdp"],
     )
     run.observing.print_line(found.table())

@@ -49,7 +49,7 @@ def mlm_kernel(params: Params, cfg: "Config") -> tuple[jax.Array, jax.Array]:
     `cfg` says whether the matrix is tied.
     """
     p = params["mlm"]
-    return params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else p["kernel"], p["bias"]
+    return params["embed"]["token"]["embedding"].T if cfg.tie_embeddings else layers.matrix(p), p["bias"]
 
 
 def mlm(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:

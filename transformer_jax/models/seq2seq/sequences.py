@@ -109,7 +109,7 @@ def hidden(
 
 def head(params: Params, cfg: "Config") -> jax.Array:
     """The output matrix [D, V] in `params`, for `losses.linear_cross_entropy`; `cfg` says whether it is tied."""
-    return layers.tied_kernel(params["embed"]["token"]) if cfg.tie_embeddings else params["head"]["kernel"]
+    return layers.tied_kernel(params["embed"]["token"]) if cfg.tie_embeddings else layers.matrix(params["head"])
 
 
 def head_bias(params: Params, cfg: "Config") -> jax.Array | None:

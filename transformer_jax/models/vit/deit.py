@@ -14,6 +14,8 @@ from transformer_jax.models.vit import vit as vit_format
 MODEL_TYPES = ("deit",)
 IMAGE_PROCESSORS = {"DeiT": {"size": 256, "resample": 3, "do_center_crop": True}}
 
+RENAMED_MODULES = vit_format.RENAMED_MODULES
+
 task = vit_format.task
 
 

@@ -63,6 +63,15 @@ def write_config(cfg: vit.Config) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------- with DeiT's
 
+# Names of modules in Transformers 5, which adapters of PEFT use; its checkpoints keep the old ones.
+RENAMED_MODULES = (
+    (r"\.encoder\.layer\.", ".layers."),
+    (r"\.attention\.attention\.(query|key|value)$", lambda found: f".attention.{found[1][0]}_proj"),
+    (r"\.attention\.output\.dense$", ".attention.o_proj"),
+    (r"\.intermediate\.dense$", ".mlp.fc1"),
+    (r"\.output\.dense$", ".mlp.fc2"),
+)
+
 
 def make_table(cfg: vit.Config, trunk: str, heads: tuple[Row, ...]) -> Table:
     """The rows of the trunk, of its pooler and of the heads.
