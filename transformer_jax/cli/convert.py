@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> int:
         )
     verify, rest = verified(rest) if kind in ("hf", "peft") else (True, rest)
     base, rest = of_base(rest) if kind != "average" else (None, rest)
-    if kind == "peft" and rest:
-        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert peft RUN DST")
+    if kind in ("hf", "peft") and rest and not (kind == "hf" and rest[0].startswith("--")):
+        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} convert {kind} SRC DST")
     if "://" in target:
         raise InputError(f"{target}: convert makes a folder of this machine; name one, and copy it there afterwards")
     if Path(target).exists():

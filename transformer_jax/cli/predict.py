@@ -21,7 +21,6 @@ def main(arguments: list[str]) -> int:
 
     PATH is a run, one of its checkpoints, a Hugging Face folder or its name, hf://org/name. Without INPUT, or with -,
     stdin is read. Of a run with a test set the checkpoint that was evaluated on it is used, otherwise the newest.
-    The model that an adapter was trained on is read from where it was, or from --base DIR.
 
     A language model continues one prompt and prints the text while it is generated. If a prompt leaves no room in the
     context for the new tokens, its beginning is dropped, and a line on stderr reports how much. The fields are those of

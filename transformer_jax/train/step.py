@@ -69,10 +69,7 @@ def make_step(
         if (state.ema is None) != (ema_decay == 0):
             raise ValueError(f"ema_decay {ema_decay} with a state whose ema is {'off' if state.ema is None else 'on'}")
         step_key = jax.random.fold_in(key, state.step)
-
-        def of_all(params: Any, rows: Any, key: jax.Array) -> Any:
-            return loss(params_lib.join(params, state.base), {**rows, **frozen[0]} if frozen else rows, key)
-
+        of_all = _of_all(loss, state.base, frozen)
         (loss_sum, (weight, sums)), grads = _gradients(of_all, state.params, batch, step_key, accumulate)
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         mean_loss = loss_sum * scale
@@ -114,6 +111,11 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state, ema, skipped, recent, state.base), metrics
 
     return step
+
+
+def _of_all(loss: Loss, base: Any, frozen: Any) -> Loss:
+    """The loss as a function of the trained parameters alone, and of the batch's rows alone."""
+    return lambda params, rows, key: loss(params_lib.join(params, base), {**rows, **frozen[0]} if frozen else rows, key)
 
 
 def _gradients(loss: Loss, params: Any, batch: Batch, key: jax.Array, accumulate: int) -> Any:
