@@ -2,13 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from transformer_jax import sharding
+from transformer_jax.contracts import Evaluation
 from transformer_jax.data import mixtures
 from transformer_jax.data.tokenizers import TrainBPE
 from transformer_jax.errors import InputError
 from transformer_jax.models import seq2seq
+from transformer_jax.tasks import Translation
 from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.tasks.translation.mixture import Mixture
 
@@ -72,3 +76,16 @@ def test_a_mixture_of_pairs(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             Mixture(**{"sources": tuple(files), "names": ("de", "fr"), **wrong})
+
+
+def test_each_part_has_scores_of_its_own(tmp_path, monkeypatch):
+    held = parallel.Held(None, ["a", "b", "c"], ["a", "x", "c"], ("de", "fr"), [0, 0, 1])  # type: ignore[arg-type]
+    task = Translation(metrics=("exact_match",))
+    monkeypatch.setattr(Translation, "_encode", lambda self, tokenizer, cfg, texts: (list(texts), []))
+    monkeypatch.setattr(
+        Translation, "_search", lambda self, params, cfg, tokenizer, lines, *rest: [[(t, 0.0)] for t in lines]
+    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    scores = task.score(None, None, None, Evaluation(None, held), tmp_path, "test", mesh=mesh, log=lambda line: None)
+    assert (scores["exact_match_de"], scores["exact_match_fr"]) == (0.5, 1.0)
+    assert scores["exact_match"] == pytest.approx(2 / 3)
