@@ -1,6 +1,5 @@
 """The settings of a block, and those of text models: what every family's `Config` inherits."""
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -134,11 +133,6 @@ class TextConfig(Config):
 def attention_width(cfg: Any) -> int:
     """The width of all heads of all layers of `cfg`, for counting attention's FLOPs; 0 for a model without heads."""
     return cfg.num_layers * cfg.num_heads * cfg.head_width if isinstance(cfg, Config) else 0
-
-
-def unrolled(cfg: Any) -> Any:
-    """`cfg` with its layers unrolled, where they can be scanned."""
-    return dataclasses.replace(cfg, scan_layers=False) if isinstance(cfg, Config) else cfg
 
 
 @kernels.choose("decoding_config")

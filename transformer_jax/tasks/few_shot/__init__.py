@@ -177,7 +177,7 @@ def _generate(
     found = sets.continuations(
         loaded.family,
         loaded.params,
-        config.unrolled(loaded.config) if jax.default_backend() == "cpu" else loaded.config,
+        config.for_decoding(loaded.config),
         [np.array(tokenizers.prompt_ids(tokenizer, prompt + options.between.rstrip()), np.int32) for prompt in asked],
         decode.Sampling(options.max_new_tokens, temperature=0.0, stop_ids=eos),
         key=jax.random.key(0),

@@ -100,7 +100,7 @@ def _generated(loaded: Any, prompts: Sequence[str], settings: dict[str, Any], ba
     found = sets.continuations(
         loaded.family,
         loaded.params,
-        config.unrolled(loaded.config) if jax.default_backend() == "cpu" else loaded.config,
+        config.for_decoding(loaded.config),
         [np.array(loaded.tokenizer.encode_prompt(prompt), np.int32) for prompt in prompts],
         sampling,
         key=jax.random.key(0),
