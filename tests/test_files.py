@@ -150,6 +150,7 @@ NEW_FOLDERS = {
     "data/image_records.py": "a temporary folder, renamed when it is whole",
     "data/token_store.py": "temporary folders, of which a shard is renamed when it is whole",
     "data/tokens.py": "a temporary folder, renamed when it is whole",
+    "hub/peft.py": "a temporary folder, renamed when it is whole",
     "hub/weights.py": "a temporary folder, renamed when it is whole",
     "hub/writing.py": "a temporary folder, renamed when it is whole",
     "observe/json_lines.py": "the path that `files.replacing` gives",
