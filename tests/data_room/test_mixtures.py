@@ -1,6 +1,7 @@
 """Mixtures: shares as T5 states them, and an order that is a pure function of the seed and the row."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,14 +29,15 @@ def test_rates_of_t5():
 def test_the_order_is_a_function_of_the_seed_and_the_row():
     sizes, rates = (50, 7, 3), (0.7, 0.29, 0.01)
     order = mixtures.Order(sizes, rates, seed=3)
-    rows = np.array([order[n] for n in range(2000)])
-    again = mixtures.Order(sizes, rates, seed=3)
-    assert [again[n] for n in (1999, 0, 777)] == rows[[1999, 0, 777]].tolist()  # in any order, from anywhere
-    assert [mixtures.Order(sizes, rates, seed=4)[n] for n in range(100)] != rows[:100].tolist()
-    source = np.searchsorted(np.cumsum(sizes), rows, side="right")
+    source = np.array([order.source(n)[0] for n in range(2000)])
     assert np.bincount(source[:1000]).tolist() == np.bincount(source[1000:]).tolist() == [700, 290, 10]
-    for number, size in enumerate(sizes):  # within a source each row comes once in an epoch
-        mine = rows[source == number] - sum(sizes[:number])
+    rows = np.array([order[n] for n in range(200)])
+    again = mixtures.Order(sizes, rates, seed=3)
+    assert [again[n] for n in (199, 0, 77)] == rows[[199, 0, 77]].tolist()  # in any order, from anywhere
+    assert [mixtures.Order(sizes, rates, seed=4)[n] for n in range(100)] != rows[:100].tolist()
+    np.testing.assert_array_equal(np.searchsorted(np.cumsum(sizes), rows, side="right"), source[:200])
+    for number, size in enumerate(sizes[:2]):  # within a source each row comes once in an epoch
+        mine = rows[source[:200] == number] - sum(sizes[:number])
         for first in range(0, len(mine) - size + 1, size):
             assert sorted(mine[first : first + size]) == list(range(size))
     assert np.abs(np.diff(np.flatnonzero(source == 2))).max() < 1900  # spread over the block, not at its end
@@ -59,12 +61,11 @@ def test_a_mixture_of_pairs(tmp_path):
     cfg = seq2seq.Config(vocab_size=300, pad_id=0, eos_id=1, decoder_start_id=0)
     data = parallel.ParallelText(source, TrainBPE(280, special=("<pad>", "</s>")), 40, 40)
     made = parallel.prepare(data, cfg, seed=0)
-    shares = np.zeros(2)
-    for n in range(1000):  # a row has pairs of one source
-        row = made.train.packing[made.train.order[n]]
-        (part,) = set((row >= 40).tolist())
-        shares[int(part)] += 1
-    assert shares.tolist() == [600, 400]
+    order: Any = made.train.order
+    assert np.bincount([order.source(n)[0] for n in range(1000)]).tolist() == [600, 400]
+    for n in range(30):  # a row has pairs of one source
+        row = made.train.packing[order[n]]
+        assert set((row >= 40).tolist()) == {bool(order.source(n)[0])}
     text = made.tokenizer.decode(made.train.example(0)["source"])
     assert ("to German" in text) != ("to French" in text)
     assert made.test is not None and made.test.names == ("de", "fr") and made.test.parts == [0] * 40 + [1] * 20

@@ -72,9 +72,9 @@ class Order(Sequence[int]):
           n: the row, from 0.
         """
         block, at = divmod(n, int(self.counts.sum()))
-        order = _shuffled(tuple(self.counts.tolist()), self.seed, block)
-        source = int(order[at])
-        return source, block * int(self.counts[source]) + int((order[:at] == source).sum())
+        sources, before = _shuffled(tuple(self.counts.tolist()), self.seed, block)
+        source = int(sources[at])
+        return source, block * int(self.counts[source]) + int(before[at])
 
     def __getitem__(self, n: Any) -> Any:
         source, number = self.source(n)
@@ -82,6 +82,10 @@ class Order(Sequence[int]):
 
 
 @functools.lru_cache(maxsize=8)
-def _shuffled(counts: tuple[int, ...], seed: int, block: int) -> np.ndarray:
-    """The source of each row of a block."""
-    return generator(seed, block).permutation(np.repeat(np.arange(len(counts)), counts))
+def _shuffled(counts: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each row of a block, and how many rows of this source are before it in the block."""
+    sources = generator(seed, block).permutation(np.repeat(np.arange(len(counts)), counts))
+    before = np.zeros(len(sources), np.int64)
+    for source, count in enumerate(counts):
+        before[sources == source] = np.arange(count)
+    return sources, before
