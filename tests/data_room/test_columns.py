@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -187,6 +188,8 @@ def test_members_of_a_tar_file_by_their_endings(tmp_path):
 def test_another_scheme_and_a_package_that_is_missing(monkeypatch):
     with pytest.raises(InputError, match=r"nope://x: the scheme nope:// is not known"):
         remote.found("nope://x")
+    with pytest.raises(InputError, match=r"gone.parquet cannot be read \(No such file or directory\); looked in"):
+        list(columnar.rows(Path("gone.parquet")))
     with pytest.raises(InputError, match=r"s3://: s3fs is not installed; pip install 'transformer-jax\[s3\]'"):
         remote.found("s3://bucket/x")
     assert records.SUFFIXES[-1] == ".tar"

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer_jax import files, hf
+from transformer_jax import files
 from transformer_jax.contracts import Input, Query
-from transformer_jax.data import image_files, records, text_files
+from transformer_jax.data import image_files, records, remote, text_files
 from transformer_jax.errors import InputError
 
 OUT = (".csv", ".jsonl")
@@ -59,9 +59,9 @@ def lines(path: str) -> list[Input]:
         given = text_files.split(text_files.decoded(sys.stdin.buffer, "stdin"), "stdin")
         return [text(line, f"stdin:{number}") for number, line in enumerate(given, 1)]
     if is_table(path):
-        names = ", ".join(map(repr, next((record for _, record in records.read(hf.here(path), headed=True)), {})))
+        names = ", ".join(map(repr, next((record for _, record in records.read(remote.one(path), headed=True)), {})))
         raise InputError(f"{path} is a table; choose the column of the input with --text: {names}")
-    return [text(line, f"{path}:{number}") for number, line in enumerate(text_files.lines(hf.here(path)), 1)]
+    return [text(line, f"{path}:{number}") for number, line in enumerate(text_files.lines(remote.one(path)), 1)]
 
 
 def is_table(path: str) -> bool:
@@ -90,7 +90,7 @@ def table(path: str, columns: Sequence[str], *, pairs: bool = False) -> list[Inp
       InputError: whatever `data.tables.Table` refuses, except empty texts: they get an error as their answer.
     """
     found = []
-    for line, record in records.read(hf.here(path), headed=not columns[0].isdecimal()):
+    for line, record in records.read(remote.one(path), headed=not columns[0].isdecimal()):
         where = f"{path}:{line}"
         texts = tuple(records.string(record, column, where, "--text and --text-b") for column in columns)
         found.append(text(texts if pairs or len(texts) > 1 else texts[0], where, record))

@@ -3,9 +3,10 @@
     /data/a.jsonl                       a `Path`
     gs://BUCKET/a.parquet               a `Url`; so are s3://, https:// and fsspec's others
 
-A file is read in blocks, and any part of it alone, so its size does not matter. Accounts and endpoints are those of the
-store's own tools, or fsspec's settings (FSSPEC_S3_ENDPOINT_URL, FSSPEC_GS_TOKEN=anon). What fails is an `InputError` of
-one line, after the store's library has tried again.
+Files of the Hub, hf://datasets/OWNER/NAME/, are downloaded instead (`transformer_jax.hf`). A file is read in blocks, and
+any part of it alone, so its size does not matter. Accounts and endpoints are those of the store's own tools, or fsspec's
+settings (FSSPEC_S3_ENDPOINT_URL, FSSPEC_GS_TOKEN=anon). What fails is an `InputError` of one line, after the store's
+library has tried again.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from transformer_jax import extras, files
+from transformer_jax import extras, files, hf
 from transformer_jax.errors import InputError
 
 BLOCK = 1 << 22  # bytes of one request where a file is read from front to back
@@ -27,7 +28,6 @@ SCHEMES = {
     "gs": ("gcsfs", "gcloud auth application-default login"),
     "gcs": ("gcsfs", "gcloud auth application-default login"),
     "s3": ("s3fs", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"),
-    "hf": ("", "set HF_TOKEN"),
     "http": ("aiohttp", "only public files are read"),
     "https": ("aiohttp", "only public files are read"),
 }
@@ -55,6 +55,16 @@ class Url:
 File = Path | Url
 
 
+def one(path: str) -> File:
+    """The file at `path`: local, a URL or a name on the Hub. Raises `InputError` for a URL of several files."""
+    if hf.named(path) or not is_url(path):
+        return hf.here(path)
+    files_there, _ = found(path)
+    if len(files_there) != 1:
+        raise InputError(f"{path} is of {len(files_there)} files, where one is read; give one")
+    return files_there[0]
+
+
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a URL."""
     return "://" in os.fspath(path)
@@ -78,11 +88,13 @@ def opened(file: File, *, block: int = BLOCK) -> BinaryIO:
       block: the bytes of each request at least, of a `Url`; 0: exactly the bytes that are read.
 
     Raises:
-      FileNotFoundError: a path that does not exist.
-      InputError: a file that cannot be read.
+      InputError: a file that does not exist, or cannot be read.
     """
     if not isinstance(file, Url):
-        return files.opened(file)
+        try:
+            return files.opened(file)
+        except FileNotFoundError:
+            raise InputError(f"{file} cannot be read (No such file or directory); looked in {Path.cwd()}") from None
     with explained(file.url):
         fs, path = filesystem(file.url)
         raw = fs.open(path, "rb", cache_type="readahead" if block else "none", block_size=block or BLOCK)
