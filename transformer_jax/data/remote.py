@@ -3,10 +3,10 @@
     /data/a.jsonl                       a `Path`
     gs://BUCKET/a.parquet               a `Url`; so are s3://, https:// and fsspec's others
 
-Files of the Hub, hf://datasets/OWNER/NAME/, are downloaded instead (`transformer_jax.hf`). A file is read in blocks, and
-any part of it alone, so its size does not matter. Accounts and endpoints are those of the store's own tools, or fsspec's
-settings (FSSPEC_S3_ENDPOINT_URL, FSSPEC_GS_TOKEN=anon). What fails is an `InputError` of one line, after the store's
-library has tried again.
+Files of the Hub, hf://datasets/OWNER/NAME/, are downloaded instead (`transformer_jax.hf`). A file is read in blocks,
+and any part of it alone, so its size does not matter. Accounts and endpoints are those of the store's own tools, or
+fsspec's settings (FSSPEC_S3_ENDPOINT_URL, FSSPEC_GS_TOKEN=anon). What fails is an `InputError` of one line, after the
+store's library has tried again.
 """
 
 import contextlib
