@@ -307,7 +307,9 @@ def _process(task: dict[str, Any]) -> dict[str, Any]:
     """The answer of `jinja_process`."""
     command = [sys.executable, "-m", "transformer_jax.data.jinja_process"]
     try:
-        done = subprocess.run(command, input=json.dumps(task).encode(), capture_output=True, timeout=10 * SECONDS)
+        done = subprocess.run(
+            command, input=json.dumps(task, default=str).encode(), capture_output=True, timeout=10 * SECONDS
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"it takes more than {10 * SECONDS} s", "job": 0}
     if done.returncode < 0:

@@ -151,7 +151,7 @@ def identity(conversations: Sequence[Conversation]) -> str:
     """
     digest = hashlib.sha256()
     for one in conversations:
-        digest.update(json.dumps(one.messages).encode())
+        digest.update(json.dumps(one.messages, default=str).encode())
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, models
-from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
+from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums, Task
 from transformer_jax.data.chat_templates import Template
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
@@ -102,6 +102,8 @@ class DPO(Chat):
         rewards, and the mean log-likelihoods of the replies."""
         means = {name: sums[name][0] / sums[name][1] for name in WRITTEN}
         return {"loss_nats_per_pair": means.pop("loss"), **means}
+
+    logits_and_states = Task.logits_and_states  # a pair has no logits of one text
 
     def score(self, *args: Any, **options: Any) -> dict[str, float | str]:
         """Nothing is generated."""
