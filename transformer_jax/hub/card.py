@@ -148,6 +148,7 @@ def _use(name: str, settings: Mapping[str, Any], run: Run) -> str:
     images = run.pipeline_tag == "image-classification"
     reader = "AutoImageProcessor" if images else "AutoTokenizer"
     argument = "photo.jpg" if images else '"..."'
+    here = f"hf://{name}" if "/" in name else name
     return f"""## Use
 
 With Transformers:
@@ -164,18 +165,21 @@ With transformer_jax, where neither torch nor Transformers is needed:
 ```python
 import transformer_jax
 
-loaded = transformer_jax.load("hf://{name}")
+loaded = transformer_jax.load("{here}")
 ```
 
 ```sh
-transformer-jax predict hf://{name} {argument}
+transformer-jax predict {here} {argument}
 ```"""
 
 
 def _training(run: Run) -> str:
     config, results = run.config, run.results
     train = config.get("train", {})
-    start = f"[{hf.parse(run.base).repository}]({_link(run.base)})" if run.base else "random parameters"
+    local = PurePath(config.get("init_from") or "").name  # of a model that is not on the Hub
+    start = f"the parameters of `{local}`" if local else "random parameters"
+    if run.base:
+        start = f"[{hf.parse(run.base).repository}]({_link(run.base)})"
     lines = [
         f"- Start: {start}, seed {config.get('seed', 0)}",
         f"- Data: {_source(run)}" + "".join(f", [{hf.parse(x).page}]({_link(x)})" for x in _names(config["data"], "")),
@@ -199,10 +203,12 @@ def _config(run: Run) -> str:
 
 
 def _source(run: Run) -> str:
-    """The kind of the data's source, "Table" for "tables.Table"."""
+    """The training files, or the kind of the data's source where it names none: "train.tsv", "Stdlib"."""
     data = run.config["data"]
-    source = data.get("source")
-    return str((source if isinstance(source, dict) else data).get("type", "data")).rpartition(".")[2]
+    source = data["source"] if isinstance(data.get("source"), dict) else data
+    paths = source.get("train") or source.get("files") or []
+    names = [PurePath(path).name for path in (paths if isinstance(paths, list) else [paths]) if isinstance(path, str)]
+    return ", ".join(names[:3]) or str(source.get("type", "data")).rpartition(".")[2]
 
 
 def _link(name: str) -> str:

@@ -130,10 +130,11 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
 
 
 def _command() -> str:
-    """The command line of this process, the program by its name."""
+    """The command line of this process, without the folders of its programs."""
     program, *rest = sys.orig_argv or [""]
-    if rest and Path(rest[0]).is_absolute():  # python /venv/bin/transformer-jax
-        program, *rest = rest
+    if rest and Path(rest[0]).is_absolute():  # python /venv/bin/transformer-jax, or python /home/me/mine.py
+        script = Path(rest[0])
+        return shlex.join([*(["python"] if script.suffix == ".py" else []), script.name, *rest[1:]])
     return shlex.join([Path(program).name, *rest])
 
 
