@@ -180,9 +180,10 @@ def _training(run: Run) -> str:
     start = f"the parameters of `{local}`" if local else "random parameters"
     if run.base:
         start = f"[{hf.parse(run.base).repository}]({_link(run.base)})"
+    pages = [f", [{hf.parse(one).page}]({_link(one)})" for one in _names(config["data"], "")]
     lines = [
         f"- Start: {start}, seed {config.get('seed', 0)}",
-        f"- Data: {_source(run)}" + "".join(f", [{hf.parse(x).page}]({_link(x)})" for x in _names(config["data"], "")),
+        f"- Data: {_source(run)}{''.join(dict.fromkeys(pages))}",
         *(f"- {_words(name).capitalize()}: {_value(value)}" for name, value in results.get("facts", {}).items()),
         f"- Task: `{config['task']['type']}`",
         f"- Optimiser: `{config['optim']['type']}`, peak learning rate {config['optim'].get('peak_lr', 'of its own')}",
@@ -206,7 +207,7 @@ def _source(run: Run) -> str:
     """The training files, or the kind of the data's source where it names none: "train.tsv", "Stdlib"."""
     data = run.config["data"]
     source = data["source"] if isinstance(data.get("source"), dict) else data
-    paths = source.get("train") or source.get("files") or []
+    paths = source.get("train") or source.get("paths") or []
     names = [PurePath(path).name for path in (paths if isinstance(paths, list) else [paths]) if isinstance(path, str)]
     return ", ".join(names[:3]) or str(source.get("type", "data")).rpartition(".")[2]
 
