@@ -23,6 +23,7 @@ from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import Distillation, MaskedLM, chat, tagging
 from transformer_jax.tasks.classification import labelled
+from transformer_jax.tasks.contrastive import paired
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.tagging import tagged
 from transformer_jax.tasks.translation import bitext, parallel
@@ -351,6 +352,37 @@ def small_squad(write_tfds) -> str:
     return write_tfds("squad/v1.1:3.0.0", splits, text | {"answers": answers})
 
 
+def shrink_dual(experiment: Experiment, text: Path) -> Experiment:
+    """Two small towers, and pairs of a few words, with pictures of noise where the recipe has pictures."""
+    small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
+    model, source = experiment.model, experiment.data.source
+    words = {"vocab_size": 280, "max_length": 16}
+    if source.images:
+        small_image = dataclasses.replace(model.left, **small, image_size=16, patch_size=8)
+        model = dataclasses.replace(model, left=small_image, right=dataclasses.replace(model.right, **small, **words))
+        size = dataclasses.replace(experiment.task.preprocess, size=16, resize=16)
+        experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, preprocess=size))
+    else:
+        towers = {
+            side: tower and dataclasses.replace(tower, **small, **words)
+            for side, tower in vars(model).items()
+            if side in ("left", "right")
+        }
+        model = dataclasses.replace(model, **towers)
+    rng, channels = np.random.default_rng(0), len(experiment.task.preprocess.mean)
+    rows = [{"left": f"{i}.png", "right": f"a rose is rose {i}", "no": "a thorn"} for i in range(40)]
+    for row in rows:
+        pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(text.with_name(row["left"]))
+    table = text.with_suffix(".jsonl")
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    negative = ("no",) * source.negatives
+    pairs = paired.Table((str(table),), negative=negative, pictures=str(text.parent) if source.images else "")
+    data = paired.Paired(pairs, tokenizers.TrainWordPiece(60), length=16)
+    width = 16 if len(model.projected) < 2 else model.width
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, width=width), data=data)
+
+
 def shrink_images(experiment: Experiment, folder: Path) -> Experiment:
     """Sixteen pixels in place of a photograph; the digits are small enough."""
     rng = np.random.default_rng(0)
@@ -369,6 +401,8 @@ def shrink_images(experiment: Experiment, folder: Path) -> Experiment:
 
 def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
     """The same recipe with little of everything. Of encoder-decoders no text is asked: other tests search beams."""
+    if isinstance(experiment.data, paired.Paired):
+        return shrink_run(shrink_dual(experiment, text))
     if isinstance(experiment.data, images.ImageSet):
         return shrink_run(shrink_images(experiment, text.with_suffix("")))
     pairs = isinstance(experiment.model, seq2seq.Config)
@@ -406,10 +440,11 @@ def shrink_run(experiment: Experiment) -> Experiment:
     )
 
 
-# With little of everything these are others: imagenet_s16, imagefolder, translation.cldr, glue, mlm.stdlib.
+# With little of everything these are others: imagenet_s16, imagefolder, translation.cldr, glue, mlm.stdlib,
+# embed.icons.
 ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
-    *("roberta_base", "distilbert_base"),
+    *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32"),
 )
 
 

@@ -128,7 +128,7 @@ class Ema:
 _BEST = (
     ("loss", "perplexity", "bits_per", "mean_squared", "calibration"),
     (
-        *("accuracy", "f1", "precision", "recall", "matthews", "pearson", "spearman", "roc_auc", "entity"),
+        *("accuracy", "f1", "precision", "recall", "mrr", "matthews", "pearson", "spearman", "roc_auc", "entity"),
         *("exact_match", "bleu", "chrf", "rouge"),
     ),
 )

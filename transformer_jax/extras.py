@@ -16,6 +16,7 @@ EXTRAS = {
     "tensorflow_datasets": ("tensorflow-datasets", "data"),
     "babel": ("Babel", "data"),
     "PIL": ("Pillow", "vision"),
+    "qtawesome": ("qtawesome", "vision"),
     "sklearn": ("scikit-learn", "metrics"),
     "sacrebleu": ("sacrebleu", "metrics"),
     "rouge_score": ("rouge-score", "metrics"),

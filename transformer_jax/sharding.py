@@ -200,6 +200,26 @@ def take(table: jax.Array, ids: jax.Array, *, out: Axes, rows: str = "vocab") ->
     return constrain(jnp.take(table, ids, axis=0, mode="clip"), out)
 
 
+def micro_batches(batch: Any, count: int) -> Any:
+    """Each leaf [B, ...] as [count, B / count, ...]; micro-batch i holds the rows i, i + count, i + 2 * count, ...
+
+    They are strided, because each device holds a contiguous block of the batch's rows: with a stride, every device
+    holds an equal share of every micro-batch, and no row moves. Contiguous micro-batches would be on a few devices
+    each.
+
+    Args:
+      batch: a tree of [B, ...].
+      count: micro-batches; it must divide B.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        if x.shape[0] % count:
+            raise InputError(f"a batch of {x.shape[0]} rows does not divide into accumulate={count} micro-batches")
+        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, batch)
+
+
 def specs(
     axes: Axes, shape: Sequence[int], *, name: str = "an activation"
 ) -> tuple[PartitionSpec | None, PartitionSpec | None]:

@@ -446,7 +446,7 @@ def test_a_folder_without_weights(tmp_path):
         ("gpt2", {"model_type": ["gpt2"]}, "supported are"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, '"scale_attn_by_inverse_layer_idx" is True; only False'),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
-        ("gpt2", {"activation_function": "quick_gelu"}, "'quick_gelu'; supported are"),
+        ("gpt2", {"activation_function": "mish"}, "'mish'; supported are"),
         ("gpt2", {"activation_function": ["gelu"]}, "activation_function"),
         ("gpt2", {"attn_pdrop": 0.0}, "one dropout rate"),
         ("gpt2", {"n_embd": "32"}, "\"n_embd\" is '32'; it must be a positive integer"),

@@ -128,17 +128,17 @@ def test_accumulation_is_the_big_batch():
 
 def test_micro_batches_hold_every_row_once_and_strided():
     rows = {"x": jnp.arange(12).reshape(6, 2)}
-    parts = step_lib.micro_batches(rows, 3)["x"]
+    parts = sharding.micro_batches(rows, 3)["x"]
     assert np.array_equal(parts[:, :, 0] // 2, [[0, 3], [1, 4], [2, 5]])
     with pytest.raises(InputError, match="a batch of 6 rows does not divide into accumulate=4 micro-batches"):
-        step_lib.micro_batches(rows, 4)
+        sharding.micro_batches(rows, 4)
 
 
 def test_micro_batches_move_no_row_between_devices():
     mesh = sharding.make_mesh()
     place = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     per_part = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
-    split = jax.jit(lambda x: step_lib.micro_batches(x, 4), in_shardings=place, out_shardings=per_part)
+    split = jax.jit(lambda x: sharding.micro_batches(x, 4), in_shardings=place, out_shardings=per_part)
     text = split.lower(jax.ShapeDtypeStruct((32, 5), jnp.float32)).compile().as_text()
     assert not re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", text)
 

@@ -66,6 +66,10 @@ class Task(Protocol):
     pipeline_tag: ClassVar[str] = ""
     """The Hub's name of the task, for model cards: "text-classification"; "": it has none."""
 
+    accumulates: ClassVar[bool] = False
+    """Whether the loss of a row depends on the other rows. Micro-batches are then not the same batch: the step passes
+    `train.accumulate` to `loss`, which computes the whole batch's loss in that many parts."""
+
     # ---- Data
 
     def settle(self, data: Any) -> "Task":

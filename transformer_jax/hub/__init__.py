@@ -22,7 +22,7 @@ from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.hub import mapping, preprocessor, search, weights
+from transformer_jax.hub import mapping, modules, preprocessor, search, weights
 from transformer_jax.hub import settings as hub_settings
 from transformer_jax.hub.writing import export as export
 
@@ -189,6 +189,8 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
     where = str(folder / "config.json")
     given = weights.read_json(folder / "config.json")
     model_type = _model_type(given)
+    if (whole := modules.read(folder, given | {"model_type": model_type})) is not None:
+        model_type, given = whole["model_type"], whole
     format = models.format_of(str(model_type))
     if format is None:
         named = given.get("model_type")

@@ -32,6 +32,7 @@ class Row(NamedTuple):
       begins: the first layer that has the tensor; in the layers before it, where nothing reads it, ours is ones.
       plus: what ours has more than theirs.
       one_row: whether theirs has an additional first dimension of 1.
+      squeezed: whether theirs lacks our first dimension, of 1.
       unfolded: the dimensions of theirs, transposed, in place of our first one: a convolution's kernel is
         [out, channels, rows, columns].
     """
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     unfolded: tuple[int, ...] = ()
     begins: int = 0
     plus: float = 0.0
+    squeezed: bool = False
 
 
 class Table(NamedTuple):
@@ -122,6 +124,8 @@ def _pieces(shapes: Mapping[str, tuple[int, ...]], table: Table) -> dict[str, li
 
 def _their_shape(pieces: list[_Piece], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     ours = [shapes[row.leaf] if layer is None else shapes[row.leaf][1:] for row, layer in pieces]
+    if pieces[0].row.squeezed:
+        return ours[0][1:]
     width = sum(shape[-1] for shape in ours)
     shape = (*ours[0][:-1], width)
     shape = shape[::-1] if pieces[0].row.transpose else shape
@@ -177,11 +181,12 @@ def read_params(
             if row.leaf not in leaves:
                 continue
             width = shapes[row.leaf][-1]
-            part = slice(row.part * width, (row.part + 1) * width) if row.parts > 1 else slice(None)
+            part: Any = slice(row.part * width, (row.part + 1) * width) if row.parts > 1 else slice(None)
+            part = ... if row.squeezed else part  # a tensor without dimensions has no slices
             piece = given[name][part] if row.transpose or row.parts == 1 else given[name][..., part]
             bytes_read += piece.nbytes
             target = leaves[row.leaf] if layer is None else leaves[row.leaf][layer]
-            piece = piece[0] if row.one_row else piece
+            piece = piece[0] if row.one_row else piece[None] if row.squeezed else piece
             piece = piece.reshape(len(piece), -1) if row.unfolded else piece
             target[...] = piece.T if row.transpose else piece
             if row.plus:
@@ -266,7 +271,8 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
         tensor = tensor.T if held[0].row.transpose else tensor
         tensor = tensor - np.asarray(held[0].row.plus, tensor.dtype) if held[0].row.plus else tensor
         tensor = tensor.reshape(len(tensor), *held[0].row.unfolded) if held[0].row.unfolded else tensor
-        return np.ascontiguousarray(tensor[None] if held[0].row.one_row else tensor)
+        tensor = tensor[None] if held[0].row.one_row else tensor[0] if held[0].row.squeezed else tensor
+        return np.array(tensor, order="C")
 
     tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
     for name, held in _pieces(shapes, table).items():

@@ -19,7 +19,7 @@ from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.data.tokenizers.subwords import OWN_SWITCH
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.hub import card, mapping, preprocessor, search, weights
+from transformer_jax.hub import card, mapping, modules, preprocessor, search, weights
 from transformer_jax.hub import settings as hub_settings
 
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
@@ -70,9 +70,9 @@ def export(
     dtype = _dtype(params)
     if labels:
         settings |= _label_settings(config, labels)
-    settings |= _token_settings(settings, config, tokenizer) | {"torch_dtype": dtype}
+    own = _with_tokens(settings, config, tokenizer) | {"torch_dtype": dtype}
     if len(stop_ids) > 1:
-        settings["eos_token_id"] = list(stop_ids)
+        own["eos_token_id"] = list(stop_ids)
     if beam is not None and not settings.get("is_encoder_decoder"):
         raise InputError(
             f"a beam is given to export, but {settings['model_type']} is not an encoder-decoder; leave it out"
@@ -84,9 +84,11 @@ def export(
     generated = None if beam is None else search.write(beam, config, languages)
 
     with new_folder(folder) as partial:
-        _write_json(partial / "config.json", settings)
+        if settings["model_type"] == modules.MODEL_TYPE:
+            modules.write(partial, settings)
+        _write_json(partial / "config.json", own)
         if readme is not None:
-            (partial / card.FILE).write_text(readme(settings), encoding="utf-8")
+            (partial / card.FILE).write_text(readme(own), encoding="utf-8")
         if preprocess is not None:
             _write_json(partial / preprocessor.FILE, preprocessor.write(preprocess, processor))
         weights.write_tensors(partial, tensors, shard_bytes)
@@ -114,9 +116,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         partial.chmod(folder.parent.stat().st_mode & 0o777)
         yield partial
-        for file in partial.iterdir():
-            files.sync(file)
-        files.sync(partial)
+        files.sync_tree(partial)
         partial.rename(folder)
         files.sync(folder.parent)
     except BaseException:
@@ -229,6 +229,14 @@ def _warn_if_changed(folder: Path, tokenizer: Any, model_type: str) -> None:
         )
 
 
+def _with_tokens(settings: dict[str, Any], config: Any, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+    """The object of config.json with the ids of the special tokens, of two towers also in that of the text tower."""
+    own = settings["transformer"] if settings["model_type"] == modules.MODEL_TYPE else settings
+    tokens = _token_settings(own, config, tokenizer)
+    text = {"text_config": own["text_config"] | tokens} if "text_config" in own else {}
+    return own | tokens | text
+
+
 def format_of(config: Any) -> Any:
     """The module of the Hugging Face format that a model of `config` is written in.
 
@@ -255,7 +263,9 @@ def _check_says(config: Any, read_back: Any, model_type: str) -> None:
     for field in dataclasses.fields(config):
         name = field.metadata.get("means", field.name)
         ours, theirs = getattr(config, name), getattr(read_back, name)
-        if field.name not in unsaid and ours != theirs:
+        if dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
+            _check_says(ours, theirs, model_type)
+        elif field.name not in unsaid and ours != theirs:
             raise InputError(
                 f"the model type {model_type} cannot express {field.name}={ours!r} (it means {theirs!r}), so this "
                 "config cannot be exported"

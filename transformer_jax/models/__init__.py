@@ -23,6 +23,7 @@ MODULES = {
     "bert": "models.bert",
     "seq2seq": "models.seq2seq",
     "vit": "models.vit",
+    "dual": "models.dual",
     "positions": "nn.positions",
     "optim": "optim",
     "adapters": "adapters",
@@ -35,6 +36,7 @@ MODULES = {
     "tagging": "tasks.tagging",
     "span_qa": "tasks.span_qa",
     "image_classification": "tasks.image_classification",
+    "contrastive": "tasks.contrastive",
     "beam": "decoding.beam",
     "masking": "objectives.masking",
     "spans": "objectives.spans",
@@ -51,6 +53,9 @@ MODULES = {
     "image_sources": "data.image_sources",
     "image_records": "data.image_records",
     "preprocess": "data.preprocess",
+    "paired": "tasks.contrastive.paired",
+    "icons": "tasks.contrastive.icons",
+    "stdlib_functions": "tasks.contrastive.stdlib_functions",
     "labelled": "tasks.classification.labelled",
     "stdlib_topics": "tasks.classification.stdlib_topics",
     "tagged": "tasks.tagging.tagged",
@@ -124,6 +129,9 @@ FORMATS = {
     "deit": "vit.deit",
     "dinov2": "vit.dinov2",
     "dinov2_with_registers": "vit.dinov2",
+    "clip": "dual.clip",
+    "siglip": "dual.siglip",
+    "sentence-transformers": "dual.sentences",
 }
 
 

@@ -21,7 +21,7 @@ class Config:
     """N, query heads."""
     mlp_width: int | None = field(default=None, metadata={"means": "mlp_features"})
     """Width of the MLP's hidden layer; None: 4 * width."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
     norm_eps: float = 1e-5
     dropout: float = field(default=0.0, metadata=TRAINING)
     """The rate for embeddings and sublayers' outputs; applied only when a key is given."""

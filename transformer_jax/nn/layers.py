@@ -33,9 +33,15 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The approximation of `gelu` at `x` by a logistic function, which CLIP uses (Hendrycks and Gimpel 2016)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
@@ -221,6 +227,18 @@ def token(x_BTD: jax.Array, index: int) -> jax.Array:
     return gather(x_BTD, index_B1, out=("batch", None, None))
 
 
+def last_token(x_BTD: jax.Array, lengths_B: jax.Array | None) -> jax.Array:
+    """The last token of each row, [B, 1, D].
+
+    Args:
+      x_BTD: hidden states.
+      lengths_B: tokens of each row before its right padding; None: no padding.
+    """
+    if lengths_B is None:
+        return token(x_BTD, x_BTD.shape[1] - 1)
+    return gather(x_BTD, jnp.maximum(lengths_B - 1, 0)[:, None], out=("batch", None, None))
+
+
 # --------------------------------------------------------------------------------------------------------------- norms
 
 
@@ -250,6 +268,12 @@ def norm(p: dict[str, jax.Array], x: jax.Array, kind: str, eps: float) -> jax.Ar
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True) if kind == "layer" else wide
     y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps) * p["scale"]
     return (y + p["bias"] if "bias" in p else y).astype(x.dtype)
+
+
+def unit_length(x_BE: jax.Array) -> jax.Array:
+    """The rows of `x_BE` divided by their length, float32; a row of zeros stays one."""
+    x_BE = x_BE.astype(jnp.float32)
+    return x_BE * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BE), axis=-1, keepdims=True), 1e-24))
 
 
 # ----------------------------------------------------------------------------------------------------- MLP and dropout

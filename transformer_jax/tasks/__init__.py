@@ -3,6 +3,7 @@
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.chat import Chat
 from transformer_jax.tasks.classification import Classification
+from transformer_jax.tasks.contrastive import Contrastive
 from transformer_jax.tasks.denoising import Denoising
 from transformer_jax.tasks.distillation import Distillation
 from transformer_jax.tasks.image_classification import ImageClassification
@@ -17,6 +18,7 @@ __all__ = [
     "CausalLM",
     "Chat",
     "Classification",
+    "Contrastive",
     "Denoising",
     "Distillation",
     "ImageClassification",

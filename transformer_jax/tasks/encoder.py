@@ -99,10 +99,28 @@ def flops(model_cfg: Any, length: int) -> float:
       model_cfg: the encoder.
       length: T, tokens of the row.
     """
-    times = model_cfg.num_layers if model_cfg.share_layers else 1
+    times = model_cfg.num_layers if getattr(model_cfg, "share_layers", False) else 1
 
     def tokens(path: str) -> float:
         return times * length if path.startswith("blocks/") else length * (path == "embed/project/kernel")
 
     scores = config.attention_width(model_cfg) * length**2
+    return params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)
+
+
+def image_flops(model_cfg: Any) -> float:
+    """The FLOPs of a Vision Transformer's trunk in a training step on one image, forward and backward.
+
+    Per token: 6 per parameter of the blocks' kernels, and 12 L N H T for attention. Per patch: 6 per parameter of the
+    patch kernel (PaLM, appendix B). By this convention, the tokens that the last layer skips (`vit.apply`) are counted.
+
+    Args:
+      model_cfg: the model.
+    """
+    T, patches = model_cfg.max_length, model_cfg.grid**2
+
+    def tokens(path: str) -> float:
+        return T if path.startswith("blocks/") else patches * (path == "embed/patch/kernel")
+
+    scores = config.attention_width(model_cfg) * T * T
     return params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)

@@ -109,10 +109,12 @@ def make(
     for name, (axis, size) in models.hook(model, "mesh_sizes")(model).items():
         sharding.partition_spec((axis,), (size,), mesh, name=f"model.{name}")
 
+    own = {"accumulate": train.accumulate} if experiment.task.accumulates else {}
+
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
         params, base = params_lib.split(params_lib.constrain(declaration, params), declaration)
         params = params_lib.join(optim.freeze(params, scales), base)
-        return experiment.task.loss(params, model, batch, key=key)
+        return experiment.task.loss(params, model, batch, key=key, **own)
 
     def evaluate(params: Any, batch: Any) -> Any:
         return experiment.task.evaluate(params, model, batch)
@@ -121,7 +123,7 @@ def make(
         loss,
         optimizer,
         experiment.optim.schedule(train.steps),
-        accumulate=train.accumulate,
+        accumulate=1 if own else train.accumulate,
         ema_decay=experiment.ema.decay,
         skip_spikes=train.spike if train.skip_spikes else 0.0,
     )

@@ -17,7 +17,6 @@ import optax
 
 from transformer_jax import kernels, sharding
 from transformer_jax.contracts import TrainState
-from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import skippable
 
@@ -134,7 +133,7 @@ def _gradients(loss: Loss, params: Any, batch: Batch, key: jax.Array, accumulate
         part = value_and_grad(params, rows, jax.random.fold_in(key, i))
         return jax.tree.map(jnp.add, total, part), None
 
-    parts = micro_batches(batch, accumulate)
+    parts = sharding.micro_batches(batch, accumulate)
     shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: x[0], parts), key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
@@ -167,26 +166,6 @@ def deviations(recent: jax.Array, loss: jax.Array) -> jax.Array:
 def _pushed(recent: jax.Array, loss: jax.Array) -> jax.Array:
     """The recent losses with this one, if it is finite. A spike is added too, so that a lasting rise is no spike."""
     return jnp.where(jnp.isfinite(loss), jnp.append(recent[1:], loss), recent)
-
-
-def micro_batches(batch: Batch, count: int) -> Batch:
-    """Each leaf [B, ...] as [count, B / count, ...]; micro-batch i holds the rows i, i + count, i + 2 * count, ...
-
-    They are strided, because each device holds a contiguous block of the batch's rows: with a stride, every device
-    holds an equal share of every micro-batch, and no row moves. Contiguous micro-batches would be on a few devices
-    each.
-
-    Args:
-      batch: {name: [B, ...]}.
-      count: micro-batches; it must divide B.
-    """
-
-    def split(x: jax.Array) -> jax.Array:
-        if x.shape[0] % count:
-            raise InputError(f"a batch of {x.shape[0]} rows does not divide into accumulate={count} micro-batches")
-        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
-
-    return jax.tree.map(split, batch)
 
 
 def jit_step(step: Step, state_shardings: TrainState, batch_sharding: Any, *frozen: Any) -> jax.stages.Wrapped:

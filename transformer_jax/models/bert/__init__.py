@@ -44,6 +44,7 @@ from transformer_jax.models.bert.heads import (
     pair,
     pooled,
     spans,
+    summary,
     tag,
 )
 from transformer_jax.nn import block, config, layers, positions, stack
@@ -64,6 +65,7 @@ __all__ = [
     "classify",
     "declare",
     "discriminate",
+    "features",
     "init",
     "mesh_sizes",
     "mlm",
@@ -72,6 +74,7 @@ __all__ = [
     "pair",
     "pooled",
     "spans",
+    "summary",
     "tag",
 ]
 
@@ -129,8 +132,9 @@ class Config(config.TextConfig):
     """Base of the rotary frequencies in global layers."""
     local_rope_theta: float = 10_000.0
     """The same in local layers."""
-    pooling: Literal["first", "mean"] = "first"
-    """The state of a whole text: its first token's, or the mean over its tokens."""
+    pooling: Literal["first", "mean", "last", "padded"] = "first"
+    """The state of a whole text: its first token's, the mean over its tokens, or its last token's. "padded": that of
+    the last column, with padding read like any token (SigLIP)."""
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     head_transform: bool = False
     """All heads read the states through one transform, dense layer, activation and norm, and need no pooler
@@ -307,6 +311,27 @@ def apply(
     if cfg.norm_order == "pre":
         x_BTD = layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
     return x_BTD
+
+
+def features(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """The state of each whole text, as `cfg.pooling` says, without a head, [B, D] in cfg.dtype.
+
+    Args:
+      params: as for `apply`.
+      cfg: likewise.
+      tokens_BT: likewise.
+      lengths: likewise.
+      key: likewise.
+    """
+    lengths = None if cfg.pooling == "padded" else lengths
+    return summary(cfg, apply(params, cfg, tokens_BT, lengths=lengths, key=key), lengths)[:, 0]
 
 
 def _embed(

@@ -66,8 +66,29 @@ def mlm(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
     return bias_V + sharding.einsum("BTD,DV->BTV", h_BTE, kernel_EV.astype(h_BTE.dtype), out=axes, dtype=jnp.float32)
 
 
+def summary(cfg: "Config", x_BTD: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """The state of a whole text, [B, 1, D]: as `cfg.pooling` says, its first token's, its last one's, or the mean.
+
+    Args:
+      cfg: the model's config.
+      x_BTD: hidden states, of `apply`.
+      lengths: [B], tokens of each row before its padding, which a mean does not include; None: no padding.
+    """
+    if cfg.pooling == "first":
+        return layers.token(x_BTD, 0)
+    if cfg.pooling == "last":
+        return layers.last_token(x_BTD, lengths)
+    if cfg.pooling == "padded":
+        return layers.last_token(x_BTD, None)
+    T = x_BTD.shape[1]
+    ends_B = jnp.full(len(x_BTD), T) if lengths is None else jnp.maximum(lengths, 1)
+    weights_BT1 = ((jnp.arange(T) < ends_B[:, None]) / ends_B[:, None])[..., None]
+    mean_B1D = jnp.sum(x_BTD * weights_BT1.astype(x_BTD.dtype), axis=1, keepdims=True)
+    return sharding.constrain(mean_B1D, ("batch", None, None))
+
+
 def pooled(params: Params, cfg: "Config", x_BTD: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
-    """The state of a whole text, [B, D]: of its first token or the mean, as `cfg.pooling` says, after the pooler.
+    """The `summary` of a text after the pooler, [B, D].
 
     The pooler is a dense layer and an activation; with `head_transform` it is the transform that all heads share.
 
@@ -77,14 +98,7 @@ def pooled(params: Params, cfg: "Config", x_BTD: jax.Array, *, lengths: jax.Arra
       x_BTD: hidden states, of `apply`.
       lengths: [B], tokens of each row before its padding, which a mean does not include; None: no padding.
     """
-    if cfg.pooling == "mean":
-        T = x_BTD.shape[1]
-        ends_B = jnp.full(len(x_BTD), T) if lengths is None else jnp.maximum(lengths, 1)
-        weights_BT1 = ((jnp.arange(T) < ends_B[:, None]) / ends_B[:, None])[..., None]
-        mean_B1D = jnp.sum(x_BTD * weights_BT1.astype(x_BTD.dtype), axis=1, keepdims=True)
-        x_B1D = sharding.constrain(mean_B1D, ("batch", None, None))
-    else:
-        x_B1D = layers.token(x_BTD, 0)
+    x_B1D = summary(cfg, x_BTD, lengths)
     with sharding.replicated_length():
         if cfg.head_transform:
             return _transformed(params, cfg, x_B1D)[:, 0]

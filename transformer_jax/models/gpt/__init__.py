@@ -45,7 +45,7 @@ class Config(config.TextConfig):
 
     num_kv_heads: int | None = field(default=None, metadata={"means": "kv_heads"})
     """Key/value heads, each shared by num_heads / num_kv_heads query heads; None: as many as query heads."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu_tanh"
     qkv_bias: bool | None = field(default=None, metadata={"means": "has_qkv_bias"})
     """Biases in the query, key and value projections; None: as `bias`."""
     qk_norm: bool = False
@@ -156,6 +156,26 @@ def hidden(
     mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix)
     where = jnp.arange(tokens_BT.shape[1]) if segments is None else positions.restarted(segments)
     return _forward(params, cfg, tokens_BT, where, mask, key)[0]
+
+
+def features(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """The state of each row's last token, which has seen the whole text, [B, D] in cfg.dtype.
+
+    Args:
+      params: as for `hidden`.
+      cfg: likewise.
+      tokens_BT: likewise.
+      lengths: [B], tokens of each row before its right padding; None: no padding.
+      key: of dropout; None: evaluation.
+    """
+    return layers.last_token(hidden(params, cfg, tokens_BT, key=key), lengths)[:, 0]
 
 
 def head(params: Params, cfg: Config) -> jax.Array:

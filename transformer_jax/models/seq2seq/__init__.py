@@ -85,7 +85,7 @@ class Config(config.TextConfig):
     num_decoder_layers: int | None = field(default=None, metadata={"means": "decoder_layers"})
     """L of the decoder; None: as many as the encoder has."""
     num_heads: int = 8
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "relu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "relu"
     norm_order: Literal["pre", "post"] = "post"
     """Norm after each residual sum, or before each sublayer and once after the last."""
     embedding_norm: bool = False

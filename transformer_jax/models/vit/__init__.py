@@ -101,6 +101,10 @@ class Config(config.Config):
     interpolate: Literal["never", "bicubic", "antialiased"] = "never"
     """How learned positions fit images of another size: never, so that such images are refused, or interpolated in each
     call (`resolution`)."""
+    patch_bias: bool = True
+    """A bias in the projection of the patches; CLIP has none."""
+    embedding_norm: bool = False
+    """A norm before the first block (CLIP)."""
     pre_logits: int = field(default=0, metadata=RUN)
     """Width of a tanh layer before the head, which the paper uses in pre-training; 0: none."""
     qkv_bias: bool = True
@@ -202,7 +206,7 @@ def declare(cfg: Config) -> dict[str, Any]:
     """
     D, std, patch_values = cfg.width, cfg.init_std, cfg.channels * cfg.patch_size**2
     patch_std = patch_values**-0.5 if cfg.initializer == "xavier" else std
-    embed = {"patch": layers.declare_dense(patch_values, D, (None, "embed"), bias=True, std=patch_std)}
+    embed = {"patch": layers.declare_dense(patch_values, D, (None, "embed"), bias=cfg.patch_bias, std=patch_std)}
     if cfg.has_class_token:
         embed["class"] = _declare_tokens(1, D, zeros)
     if cfg.distillation != "none":
@@ -212,6 +216,9 @@ def declare(cfg: Config) -> dict[str, Any]:
     if cfg.position == "learned":
         table = Param((cfg.num_positioned + cfg.grid**2, D), ("position", "embed"), normal(std), decay=False)
         embed["position"] = {"embedding": table}
+
+    if cfg.embedding_norm:
+        embed["norm"] = layers.declare_norm(D, cfg.norm, bias=cfg.bias)
 
     rest: dict[str, Any] = {
         "blocks": params_lib.stack(block.declare(cfg, layer_scale=cfg.layer_scale), cfg.num_layers),

@@ -30,15 +30,16 @@ def apply(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Arr
     return head_logits(params, cfg, trunk(params, cfg, images_BYXC, key, num_outputs=_num_outputs(cfg)))
 
 
-def features(params: Params, cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
+def features(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """The head's input, [B, D], [B, 2 D] or [B, pre_logits]: `pooled` of the `hidden` states.
 
     Args:
       params: as for `hidden`.
       cfg: likewise.
       images_BYXC: likewise.
+      key: likewise.
     """
-    return pooled(params, cfg, trunk(params, cfg, images_BYXC, None, num_outputs=_num_outputs(cfg)))
+    return pooled(params, cfg, trunk(params, cfg, images_BYXC, key, num_outputs=_num_outputs(cfg)))
 
 
 def _num_outputs(cfg: "Config") -> int | None:

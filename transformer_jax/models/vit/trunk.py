@@ -100,7 +100,9 @@ def embed(p: Any, cfg: "Config", images_BYXC: jax.Array, key: jax.Array | None) 
             x_BTD = _some_patches(cfg, x_BTD, patches_key)
         spread = [jnp.broadcast_to(tokens, (x_BTD.shape[0], *tokens.shape)) for tokens in special]
         spread = [sharding.constrain(tokens, ("batch", None, None)) for tokens in spread]
-        x_BTD = layers.dropout(jnp.concatenate([*spread, x_BTD], axis=1), cfg.dropout, dropout_key)
+        x_BTD = jnp.concatenate([*spread, x_BTD], axis=1)
+        x_BTD = layers.norm(p["norm"], x_BTD, cfg.norm, cfg.norm_eps) if cfg.embedding_norm else x_BTD
+        x_BTD = layers.dropout(x_BTD, cfg.dropout, dropout_key)
     return sharding.constrain(x_BTD, ("batch", "length", None), name="the tokens of an image")
 
 

@@ -113,8 +113,8 @@ class Classification(TextTask):
         """(logits [B, C], hidden states [B, T, D], the mask of the tokens [B, T])."""
         trunk_key, head_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = encoder.hidden(params, model_cfg, batch, key=trunk_key)
-        means = getattr(model_cfg, "pooling", "first") == "mean"
-        lengths = {"lengths": batch["lengths"]} if means else {}
+        reads_lengths = getattr(model_cfg, "pooling", "first") != "first"
+        lengths = {"lengths": batch["lengths"]} if reads_lengths else {}
         logits_BC = models.family(model_cfg).classify(params, model_cfg, x_BTD, key=head_key, **lengths)
         return logits_BC, x_BTD, encoder.mask(batch)
 

@@ -25,8 +25,7 @@ from transformer_jax.data import image_files, image_sources, images
 from transformer_jax.data import inputs as inputs_lib
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
-from transformer_jax.nn import config
-from transformer_jax.nn import params as params_lib
+from transformer_jax.tasks import encoder
 from transformer_jax.tasks.image_classification import pictures
 
 PUBLISHED = Preprocess()  # of the published ViT
@@ -259,18 +258,8 @@ class ImageClassification(Task):
         return 1
 
     def flops(self, model_cfg: Any, data: images.ImageSet) -> float:
-        """The FLOPs of a training step on one image, forward and backward (PaLM, appendix B).
-
-        Per token: 6 per parameter of the blocks' kernels, and 12 L N H T for attention. Per patch: 6 per parameter of
-        the patch kernel. By this convention, the tokens that the last layer skips (`vit.apply`) are counted.
-        """
-        T, patches = model_cfg.max_length, model_cfg.grid**2
-
-        def tokens(path: str) -> float:
-            return T if path.startswith("blocks/") else patches * (path == "embed/patch/kernel")
-
-        scores = config.attention_width(model_cfg) * T * T
-        return params_lib.flops(models.family(model_cfg).declare(model_cfg), tokens, scores)
+        """The FLOPs of a training step on one image, forward and backward: `encoder.image_flops`."""
+        return encoder.image_flops(model_cfg)
 
     # ------------------------------------------------------------------------------------------------------ prediction
 

@@ -1,0 +1,84 @@
+"""modules.json: the folder of a sentence-transformers model, a Transformer with the modules that make one vector of it.
+
+    config.json, model.safetensors, tokenizer files          the Transformer, as Hugging Face stores it
+    modules.json                                             the modules in order, each with its folder
+    1_Pooling/config.json, 2_Normalize/config.json           their settings
+
+`read` makes one object of these settings, which a format reads like a config.json.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer_jax import files
+from transformer_jax.errors import InputError
+from transformer_jax.hub import weights
+
+FILE = "modules.json"
+MODEL_TYPE = "sentence-transformers"
+LENGTHS = ("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")
+TYPES = {
+    "Transformer": "sentence_transformers.models.Transformer",
+    "Pooling": "sentence_transformers.models.Pooling",
+    "Normalize": "sentence_transformers.models.Normalize",
+}
+
+
+def read(folder: Path, transformer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """{"model_type", "transformer", "modules": [{"type", ...its settings}], "max_seq_length"}; None: no such folder.
+
+    Args:
+      folder: of the snapshot.
+      transformer: the object in its config.json.
+
+    Raises:
+      InputError: a broken modules.json, or a module's folder outside of it.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    listed = files.read_json(path, inside=folder)
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise InputError(f"{path} is no list of modules")
+    found = []
+    for one in listed:
+        kind, inside = str(one.get("type")).rpartition(".")[2], str(one.get("path", ""))
+        if inside and Path(inside).name != inside:
+            raise InputError(f"{path} names {inside!r}, which is no folder beside it")
+        settings = folder / inside / "config.json"
+        held = weights.read_json(settings) if inside and settings.exists() else {}
+        found.append({"type": kind} | held)
+    lengths = [
+        value
+        for name, key in LENGTHS
+        if (folder / name).exists() and type(value := weights.read_json(folder / name).get(key)) is int
+    ]
+    return {
+        "model_type": MODEL_TYPE,
+        "transformer": dict(transformer),
+        "modules": found,
+        "max_seq_length": lengths[0] if lengths else None,
+    }
+
+
+def write(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes modules.json and the folders of the modules; config.json is the Transformer's own.
+
+    Args:
+      folder: of the snapshot.
+      settings: an object such as `read` returns.
+    """
+    listed = []
+    for number, module in enumerate(settings["modules"]):
+        kind = module["type"]
+        name = f"{number}_{kind}" if number else ""
+        listed.append({"idx": number, "name": str(number), "path": name, "type": TYPES[kind]})
+        if number:
+            (folder / name).mkdir()
+            own = {key: value for key, value in module.items() if key != "type"}
+            (folder / name / "config.json").write_text(json.dumps(own, indent=2) + "\n", "utf-8")
+    (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n", "utf-8")
+    lengths = {"max_seq_length": settings["max_seq_length"], "do_lower_case": False}
+    (folder / LENGTHS[0][0]).write_text(json.dumps(lengths, indent=2) + "\n", "utf-8")
