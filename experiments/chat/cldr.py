@@ -13,10 +13,10 @@ Hardware and time: 2 CPU cores, about five minutes (estimated from 0.6 s of one 
 beside eight other jobs (measured).
 Expected (measured, seed 0): 99.9 % of the test turns exact (1,498 of 1,500; 95 % interval 99.5 to 100), 0.0008 nats per
 assistant token. Token frequencies alone have 4.20 nats; repeating the question is never right.
-Variants: `files`, your conversations from a Hugging Face folder; `preferences`, DPO of the trained model, which is right
-already: after 100 steps of right and wrong replies 98.2 % of 500 held-out pairs have the larger reward for the right
-one, with a margin of 4.6, and the right ones' log-likelihood is -0.10. Without `sft_weight` it falls to -5.25, and the
-model writes wrong dates (measured, seed 0).
+Variants: `files`, your conversations from a Hugging Face folder; `preferences`, DPO of the trained model, which is
+right already: after 100 steps of right and wrong replies 98.2 % of 500 held-out pairs have the larger reward for the
+right one, with a margin of 4.6, and the right ones' log-likelihood is -0.10. Without `sft_weight` it falls to -5.25,
+and the model writes wrong dates (measured, seed 0).
 """
 
 import dataclasses
