@@ -105,10 +105,10 @@ def test_predict_finds_entities_where_they_stand(folder, params, monkeypatch):
     tags = {"jim": 1, "hen": 2, "new": 3, "york": 4}
     wanted = np.array([tags.get(piece, 0) for piece in PIECES])
 
-    def logits(self, params, model_cfg, batch, key):
-        return 4.0 * jax.nn.one_hot(jnp.asarray(wanted)[batch["tokens"]], 5)
+    def logits_and_states(self, params, model_cfg, batch):
+        return 4.0 * jax.nn.one_hot(jnp.asarray(wanted)[batch["tokens"]], 5), None, None
 
-    monkeypatch.setattr(Tagging, "_logits", logits)
+    monkeypatch.setattr(Tagging, "logits_and_states", logits_and_states)
     text = "Jim  Henson was in New York."
     (found,) = TASK.predict(None, CFG, load(folder), [text], top=1)
     share = np.exp(4) / (np.exp(4) + 4)
