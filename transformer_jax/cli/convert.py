@@ -1,12 +1,13 @@
 """`convert`: a workdir or a Hugging Face folder from another folder."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optax
 
-from transformer_jax import adapters, compress, config_json, hf, models, overrides
+from transformer_jax import adapters, config_json, hf, models, overrides
 from transformer_jax.cli.arguments import PROGRAM, of_base, path, positional, verified, with_types
 from transformer_jax.compress import Int8
 from transformer_jax.data import tokenizers
@@ -95,10 +96,10 @@ def _convert(source: str, target: str, verify: bool, rest: list[str], types: lis
         create(Path(target), loaded, origin=hf.pin(source) if hf.named(source) else "")
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
     else:
+        loaded = dataclasses.replace(loaded, params=adapters.merge(loaded.params))
         settings = {} if loaded.task is None else loaded.task.snapshot_settings()
         readme = publish.card(folder, loaded, options, Path(target).name) if options.card or options.push else None
-        params = compress.unpack(adapters.merge(loaded.params))
-        hub.export(target, loaded.config, params, loaded.tokenizer, readme=readme, **settings)
+        hub.export(target, loaded.config, loaded.params, loaded.tokenizer, readme=readme, **settings)
         print(f"{target}: the Hugging Face folder of {source} at step {loaded.step}")
         if options.push:
             publish.refuse_changed(target, loaded)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer_jax import config_json, extras, files, hf, hub
+from transformer_jax import compress, config_json, extras, files, hf, hub
 from transformer_jax.errors import InputError
 from transformer_jax.hub import card as cards
 from transformer_jax.runs import saved
@@ -117,7 +117,9 @@ def refuse_changed(folder: str, loaded: Any) -> None:
       InputError: a parameter differs, or the folder cannot be read.
     """
     _, params, _ = hub.load(folder)
-    same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), params, loaded.params)
+    same = jax.tree.map(
+        lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), params, compress.unpack(loaded.params)
+    )
     if not all(jax.tree.leaves(same)):
         raise InputError(f"{folder} does not hold the parameters that were exported; nothing was pushed; export again")
 

@@ -110,6 +110,11 @@ def unpack(params: Tree) -> Tree:
     return {name: unpack(part) for name, part in params.items()}
 
 
+def is_small(params: Tree) -> bool:
+    """Whether `params` has kernels of eight bits."""
+    return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
+
+
 def size(params: Tree) -> int:
     """Bytes of all leaves of `params`."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))

@@ -22,7 +22,7 @@ from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.hub import mapping, modules, preprocessor, search, weights
+from transformer_jax.hub import eight_bits, mapping, modules, preprocessor, search, weights
 from transformer_jax.hub import settings as hub_settings
 from transformer_jax.hub.writing import export as export
 
@@ -73,7 +73,9 @@ def read(
     """
     folder = Path(path)
     given, format, where = _read_settings(folder)
-    with weights.open_tensors(folder) as tensors:
+    quantization = weights.read_json(folder / "config.json").get("quantization_config")
+    with weights.open_tensors(folder) as stored:
+        tensors = eight_bits.read(quantization, stored, where)
         config = format.read_config(given, tensors.keys(), where)
         table, declaration = format.table(config), models.family(config).declare(config)
         dtype = np.dtype(jnp.float32 if dtype is None else dtype)
@@ -195,6 +197,7 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
     if format is None:
         named = given.get("model_type")
         raise InputError(f'{where}: "model_type" is {named!r}; supported are {", ".join(models.FORMATS)}')
+    given = {name: value for name, value in given.items() if name != "quantization_config"}  # `eight_bits` reads it
     return given | {"model_type": model_type}, format, where
 
 

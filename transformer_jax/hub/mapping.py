@@ -109,7 +109,7 @@ class _Piece(NamedTuple):
     layer: int | None
 
 
-def _pieces(shapes: Mapping[str, tuple[int, ...]], table: Table) -> dict[str, list[_Piece]]:
+def by_tensor(shapes: Mapping[str, tuple[int, ...]], table: Table) -> dict[str, list[_Piece]]:
     """{their tensor: the pieces of our leaves in it, in order} for all leaves in `shapes`."""
     if homeless := sorted(shapes.keys() - {row.leaf for row in table.rows}):
         raise InputError(f"this Hugging Face format has no tensor for {_some(homeless)}")
@@ -162,7 +162,7 @@ def read_params(
     layers = max((shapes[row.leaf][0] for row in table.rows if "{}" in row.tensor and row.leaf in shapes), default=0)
     if layers > len(tensors):  # a config.json with a billion layers would fill the memory with names
         raise InputError(f"{where}: its config.json has {layers:,} layers, but there are {len(tensors)} tensors")
-    pieces = _pieces(shapes, table)
+    pieces = by_tensor(shapes, table)
     given = _match_names(tensors, pieces, table, where)
     for name, held in pieces.items():
         expected, found, kind = _their_shape(held, shapes), tuple(given[name].get_shape()), given[name].get_dtype()
@@ -243,7 +243,7 @@ def tensor_names(declaration: Any, table: Table) -> set[str]:
     """
     shapes = {path: p.shape for path, p in param_tree.flatten(declaration).items()}
     known = {row.leaf for row in table.rows}
-    return set(_pieces({path: shape for path, shape in shapes.items() if path in known}, table))
+    return set(by_tensor({path: shape for path, shape in shapes.items() if path in known}, table))
 
 
 def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
@@ -275,7 +275,7 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
         return np.array(tensor, order="C")
 
     tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
-    for name, held in _pieces(shapes, table).items():
+    for name, held in by_tensor(shapes, table).items():
         itemsize = leaves[held[0].row.leaf].dtype.itemsize
         nbytes = int(np.prod(_their_shape(held, shapes))) * itemsize
         tensors[name] = (nbytes, functools.partial(make, held))

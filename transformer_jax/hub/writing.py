@@ -13,13 +13,13 @@ from typing import Any
 
 import jax
 
-from transformer_jax import contracts, files, models
+from transformer_jax import compress, contracts, files, models
 from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.data.tokenizers.subwords import OWN_SWITCH
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
-from transformer_jax.hub import card, mapping, modules, preprocessor, search, weights
+from transformer_jax.hub import card, eight_bits, mapping, modules, preprocessor, search, weights
 from transformer_jax.hub import settings as hub_settings
 
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
@@ -46,7 +46,8 @@ def export(
     Args:
       folder: a new or empty folder.
       config: of the model.
-      params: its parameters; their dtype is the dtype of the tensors.
+      params: its parameters; their dtype is the dtype of the tensors. Kernels of eight bits (`compress`) are written as
+        such.
       tokenizer: its tokenizer; None: no tokenizer files are written.
       labels: the names of a classifier's labels, in order.
       beam: an encoder-decoder's search, written as generation_config.json.
@@ -66,8 +67,10 @@ def export(
     declaration = models.family(config).declare(config)
     names = mapping.tensor_names(declaration, format.table(config))
     _check_says(config, format.read_config(settings, names, "config.json"), settings["model_type"])
-    tensors = mapping.write_params(declaration, format.table(config), params)
-    dtype = _dtype(params)
+    wide = compress.unpack(params)
+    tensors, dtype = mapping.write_params(declaration, format.table(config), wide), _dtype(wide)
+    if compress.is_small(params):
+        tensors, settings["quantization_config"] = eight_bits.write(format.table(config), declaration, params, tensors)
     if labels:
         settings |= _label_settings(config, labels)
     own = _with_tokens(settings, config, tokenizer) | {"torch_dtype": dtype}

@@ -101,6 +101,7 @@ def _eight_bits(p: dict[str, jax.Array], x_BTD: jax.Array, out: str | None) -> j
         return y_BTF * p["scale"].astype(x_BTD.dtype)
     x_zD = x_BTD.reshape(-1, D)
 
+    @jax.checkpoint  # the backward pass converts each block again, and keeps none in float32
     def block(i: jax.Array) -> jax.Array:
         part_fD = jax.lax.dynamic_slice_in_dim(kernel_FD, i * (F // count), F // count).astype(x_BTD.dtype)
         return jnp.einsum("fD,zD->fz", part_fD, x_zD)
