@@ -55,7 +55,12 @@ def write(
         scale = np.concatenate([_layer(s, i) for s, (_, i) in zip(scales, held, strict=True)])
         made[name] = (kernel.size, lambda kernel=kernel: np.ascontiguousarray(kernel.T))
         made[f"{name}_scale"] = (4 * scale.size, lambda scale=scale: np.ascontiguousarray(scale[:, None]))
-    group = {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": None, "output_activations": None}
+    group: dict[str, Any] = {
+        "targets": ["Linear"],
+        "weights": WEIGHTS,
+        "input_activations": None,
+        "output_activations": None,
+    }
     group |= {"format": "int-quantized"}  # without it the library takes weights alone for packed ones
     return made, {
         "quant_method": "compressed-tensors",
