@@ -110,7 +110,7 @@ class _Piece(NamedTuple):
 
 
 def by_tensor(shapes: Mapping[str, tuple[int, ...]], table: Table) -> dict[str, list[_Piece]]:
-    """{their tensor: the pieces of our leaves in it, in order} for all leaves in `shapes`."""
+    """{their tensor: the pieces of our leaves in it, in order} by `table`, for all leaves in `shapes`."""
     if homeless := sorted(shapes.keys() - {row.leaf for row in table.rows}):
         raise InputError(f"this Hugging Face format has no tensor for {_some(homeless)}")
     pieces: dict[str, list[_Piece]] = {}
