@@ -46,8 +46,7 @@ def export(
     Args:
       folder: a new or empty folder.
       config: of the model.
-      params: its parameters; their dtype is the dtype of the tensors. Kernels of eight bits (`compress`) are written as
-        such.
+      params: its parameters; their dtype is the dtype of the tensors, also of kernels of eight bits (`compress`).
       tokenizer: its tokenizer; None: no tokenizer files are written.
       labels: the names of a classifier's labels, in order.
       beam: an encoder-decoder's search, written as generation_config.json.
@@ -69,11 +68,11 @@ def export(
     _check_says(config, format.read_config(settings, names, "config.json"), settings["model_type"])
     wide = compress.unpack(params)
     tensors, dtype = mapping.write_params(declaration, format.table(config), wide), _dtype(wide)
-    if compress.is_small(params):
-        tensors, settings["quantization_config"] = eight_bits.write(format.table(config), declaration, params, tensors)
     if labels:
         settings |= _label_settings(config, labels)
     own = _with_tokens(settings, config, tokenizer) | {"torch_dtype": dtype}
+    if compress.is_small(params):
+        tensors, own["quantization_config"] = eight_bits.write(format.table(config), declaration, params, tensors)
     if len(stop_ids) > 1:
         own["eos_token_id"] = list(stop_ids)
     if beam is not None and not settings.get("is_encoder_decoder"):
