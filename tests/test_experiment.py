@@ -355,32 +355,25 @@ def small_squad(write_tfds) -> str:
 def shrink_dual(experiment: Experiment, text: Path) -> Experiment:
     """Two small towers, and pairs of a few words, with pictures of noise where the recipe has pictures."""
     small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
-    model, source = experiment.model, experiment.data.source
-    words = {"vocab_size": 280, "max_length": 16}
-    if source.images:
-        small_image = dataclasses.replace(model.left, **small, image_size=16, patch_size=8)
-        model = dataclasses.replace(model, left=small_image, right=dataclasses.replace(model.right, **small, **words))
-        size = dataclasses.replace(experiment.task.preprocess, size=16, resize=16)
-        experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, preprocess=size))
-    else:
-        towers = {
-            side: tower and dataclasses.replace(tower, **small, **words)
-            for side, tower in vars(model).items()
-            if side in ("left", "right")
-        }
-        model = dataclasses.replace(model, **towers)
-    rng, channels = np.random.default_rng(0), len(experiment.task.preprocess.mean)
-    rows = [{"left": f"{i}.png", "right": f"a rose is rose {i}", "no": "a thorn"} for i in range(40)]
+    words, picture = small | {"vocab_size": 280, "max_length": 16}, small | {"image_size": 16, "patch_size": 8}
+    model, source, task = experiment.model, experiment.data.source, experiment.task
+    towers = {
+        side: dataclasses.replace(tower, **(picture if hasattr(tower, "image_size") else words))
+        for side in ("left", "right")
+        if (tower := getattr(model, side)) is not None
+    }
+    model = dataclasses.replace(model, **towers, width=16, text_length=0)
+    rng, channels = np.random.default_rng(0), len(task.preprocess.mean)
+    rows = [{"left": f"{i}.png", "right": f"a rose is rose {i}"} for i in range(40)]
     for row in rows:
         pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
         Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(text.with_name(row["left"]))
     table = text.with_suffix(".jsonl")
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    negative = ("no",) * source.negatives
-    pairs = paired.Table((str(table),), negative=negative, pictures=str(text.parent) if source.images else "")
+    pairs = paired.Table((str(table),), pictures=str(text.parent) if source.images else "")
     data = paired.Paired(pairs, tokenizers.TrainWordPiece(60), length=16)
-    width = 16 if len(model.projected) < 2 else model.width
-    return dataclasses.replace(experiment, model=dataclasses.replace(model, width=width), data=data)
+    size = dataclasses.replace(task.preprocess, size=16, resize=16)
+    return dataclasses.replace(experiment, model=model, data=data, task=dataclasses.replace(task, preprocess=size))
 
 
 def shrink_images(experiment: Experiment, folder: Path) -> Experiment:

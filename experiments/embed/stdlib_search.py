@@ -1,6 +1,6 @@
 """Which function does what this sentence says? A search of code by its documentation, which runs on every machine.
 
-    tools/run experiments.embed.stdlib_search
+    transformer-jax train embed.stdlib_search
     transformer-jax predict runs/embed-stdlib_search "remove a directory and all its files" --search FOLDER
 
 Data: 5,850 functions of the standard library to train on and 325 of other files to search (Python 3.11): the first
