@@ -437,7 +437,7 @@ def shrink_run(experiment: Experiment) -> Experiment:
 # embed.icons.
 ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
-    *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32"),
+    *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16"),
 )
 
 

@@ -127,7 +127,8 @@ class Contrastive(Task):
             made[side] = paired.examples(one, data, tokenizer, self.preprocess, seed=order)
             facts[f"{side}_pairs"] = len(one.held)
             facts[f"{side}_texts_truncated_to_{data.length}_tokens"] = made[side].right.truncated
-        facts |= data.source.baselines(pairs["train"], pairs["validation"])
+        baselines = getattr(data.source, "baselines", None)
+        facts |= baselines(pairs["train"], pairs["validation"]) if baselines else {}
         sets = {side: Evaluation(made[side], paired.reference(pairs[side])) for side in made if side != "train"}
         return Prepared(made["train"], sets["validation"], facts, tokenizer, sets.get("test"))
 
@@ -202,6 +203,10 @@ class Contrastive(Task):
         embedded = self._embed(params, model_cfg, batch, None)
         outputs = {"left": embedded["left"], "right": embedded["right"]}
         return self._contrast(params, model_cfg, embedded, batch["weights"])[2], outputs
+
+    def best_metric(self) -> str:
+        """The loss of the validation set."""
+        return "loss_nats_per_pair"
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Retrieval over the whole set, by `retrieval.retrieval`, and the loss of its evaluation batches.

@@ -70,7 +70,11 @@ class Pairs:
 
 
 class Source(Protocol):
-    """A source of pairs: a frozen dataclass. A class that inherits from this has its defaults."""
+    """A source of pairs: a frozen dataclass. A class that inherits from this has its defaults.
+
+    A source may also have `baselines(train, validation)`, which returns {name: what a trivial method reaches on the
+    validation pairs}; the numbers are printed when a run begins.
+    """
 
     @property
     def images(self) -> bool:
@@ -94,15 +98,6 @@ class Source(Protocol):
           side: "train", "validation" or, with `has_test`, "test".
         """
         ...
-
-    def baselines(self, train: Pairs, validation: Pairs) -> dict[str, float]:
-        """{name: number}: what a trivial method reaches on the validation set, printed when a run begins.
-
-        Args:
-          train: the training pairs.
-          validation: the validation pairs.
-        """
-        return {}
 
 
 # ---- Sources of files ----------------------------------------------------------------------------------------------
