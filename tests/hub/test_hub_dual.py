@@ -44,6 +44,8 @@ def test_a_folder_goes_out_as_it_came(name, tmp_path):
     preprocess = hub.preprocessing(FIXTURES / name)
     hub.export(tmp_path / "out", config, params, preprocess=preprocess)
     again, same, _ = hub.load(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["text_config"]["eos_token_id"] == 39  # where Transformers reads CLIP's text
     assert again == config and hub.preprocessing(tmp_path / "out") == preprocess
     jax.tree.map(np.testing.assert_array_equal, same, params)
     with weights.open_tensors(FIXTURES / name) as theirs, weights.open_tensors(tmp_path / "out") as ours:

@@ -16,6 +16,7 @@ import jax
 from transformer_jax import compress, contracts, files, models
 from transformer_jax.data import tokenizers
 from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.data.tokenizers.batch import around
 from transformer_jax.data.tokenizers.subwords import OWN_SWITCH
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
@@ -232,11 +233,18 @@ def _warn_if_changed(folder: Path, tokenizer: Any, model_type: str) -> None:
 
 
 def _with_tokens(settings: dict[str, Any], config: Any, tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
-    """The object of config.json with the ids of the special tokens, of two towers also in that of the text tower."""
+    """The object of config.json with the ids of the special tokens, of two towers also in that of the text tower.
+
+    CLIP's text is read at the first `eos_token_id`, which is the token that ends every text.
+    """
     own = settings["transformer"] if settings["model_type"] == modules.MODEL_TYPE else settings
     tokens = _token_settings(own, config, tokenizer)
-    text = {"text_config": own["text_config"] | tokens} if "text_config" in own else {}
-    return own | tokens | text
+    if "text_config" not in own:
+        return own | tokens
+    known = {name: id for name, id in tokens.items() if id is not None}
+    ends = [] if tokenizer is None else around(tokenizer)[1]
+    text = own["text_config"] | known | ({"eos_token_id": int(ends[-1])} if len(ends) else {})
+    return own | tokens | {"text_config": text}
 
 
 def format_of(config: Any) -> Any:
