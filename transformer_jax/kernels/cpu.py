@@ -96,7 +96,7 @@ def _eight_bits(p: dict[str, jax.Array], x_BTD: jax.Array, out: str | None) -> j
     (B, T, D), F = x_BTD.shape, p["scale"].shape[-1]
     kernel_FD = p["transposed"] if "transposed" in p else p["kernel"].T
     count = _blocks(D, F)
-    if count == 1 or not collapses() or sharding.shards(out or "") > 1:
+    if count == 1 or not collapses() or (out is not None and sharding.shards(out) > 1):
         y_BTF = sharding.einsum("BTD,FD->BTF", x_BTD, kernel_FD.astype(x_BTD.dtype), out=("batch", "length", out))
         return y_BTF * p["scale"].astype(x_BTD.dtype)
     x_zD = x_BTD.reshape(-1, D)
