@@ -150,11 +150,13 @@ NEW_FOLDERS = {
     "data/image_records.py": "a temporary folder, renamed when it is whole",
     "data/token_store.py": "temporary folders, of which a shard is renamed when it is whole",
     "data/tokens.py": "a temporary folder, renamed when it is whole",
+    "hub/modules.py": "part of the temporary folder of hub/writing.py",
     "hub/peft.py": "a temporary folder, renamed when it is whole",
     "hub/weights.py": "a temporary folder, renamed when it is whole",
     "hub/writing.py": "a temporary folder, renamed when it is whole",
     "observe/json_lines.py": "the path that `files.replacing` gives",
     "runs/mirror.py": "the local copy of an object, in a temporary folder",
+    "tasks/contrastive/__init__.py": "the path that `files.replacing` gives",
 }
 
 

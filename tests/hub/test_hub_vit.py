@@ -272,7 +272,7 @@ def test_fixtures_preprocessing_and_none():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_processor_type": "CLIPImageProcessor"}, "'CLIPImageProcessor' is not supported"),
+        ({"image_processor_type": "SamImageProcessor"}, "'SamImageProcessor' is not supported"),
         ({"do_rescale": False}, '"do_rescale" is False; only True is supported'),
         ({"rescale_factor": 0.5}, '"rescale_factor" is 0.5; only 1/255'),
         ({"size": {"height": 224, "width": 192}}, "it must be one number, equal height and width, or a shortest_edge"),
@@ -293,8 +293,8 @@ def test_other_preprocessing_is_refused(settings, message, tmp_path):
 def test_a_snapshot_with_unknown_preprocessing_does_not_load_without_it(tmp_path):
     shutil.copytree(FIXTURES / "ViTForImageClassification", tmp_path / "vit")
     path = tmp_path / "vit" / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_processor_type": "CLIPImageProcessor"}))
-    with pytest.raises(InputError, match="CLIPImageProcessor"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_processor_type": "SamImageProcessor"}))
+    with pytest.raises(InputError, match="SamImageProcessor"):
         transformer_jax.load(tmp_path / "vit")
 
 

@@ -29,7 +29,7 @@ def activate(x, name):
         return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
     if name == "gelu_tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return {"relu": np.maximum(x, 0), "silu": x / (1 + np.exp(-x))}[name]
+    return {"relu": np.maximum(x, 0), "silu": x / (1 + np.exp(-x)), "quick_gelu": x / (1 + np.exp(-1.702 * x))}[name]
 
 
 def softmax(scores):

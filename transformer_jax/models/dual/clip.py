@@ -96,8 +96,8 @@ def holds(cfg: Any) -> bool:
 
 def write_config(cfg: dual.Config) -> dict[str, Any]:
     """The object of a config.json that describes `cfg`."""
-    text = write_text(cfg.right) | {"initializer_range": cfg.right.init_std, "projection_dim": cfg.width}
-    vision = write_vision(cfg.left) | {"initializer_range": cfg.left.init_std, "projection_dim": cfg.width}
+    text = write_text_config(cfg.right) | {"initializer_range": cfg.right.init_std, "projection_dim": cfg.width}
+    vision = write_vision_config(cfg.left) | {"initializer_range": cfg.left.init_std, "projection_dim": cfg.width}
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
@@ -173,7 +173,7 @@ def text_fields(s: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def write_vision(cfg: vit.Config) -> dict[str, Any]:
+def write_vision_config(cfg: vit.Config) -> dict[str, Any]:
     """The settings that `vision_fields` reads of `cfg`."""
     return {
         "image_size": cfg.image_size,
@@ -183,7 +183,7 @@ def write_vision(cfg: vit.Config) -> dict[str, Any]:
     }
 
 
-def write_text(cfg: Any) -> dict[str, Any]:
+def write_text_config(cfg: Any) -> dict[str, Any]:
     """The settings that `text_fields` reads of `cfg`, and the id of the end of a text that a tokenizer replaces."""
     return {
         "vocab_size": cfg.vocab_size,

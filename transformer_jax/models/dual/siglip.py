@@ -98,12 +98,12 @@ def holds(cfg: Any) -> bool:
 
 def write_config(cfg: dual.Config) -> dict[str, Any]:
     """The object of a config.json that describes `cfg`."""
-    text = clip.write_text(cfg.right) | {"projection_size": cfg.width, "attention_dropout": 0.0}
+    text = clip.write_text_config(cfg.right) | {"projection_size": cfg.width, "attention_dropout": 0.0}
     return {
         "model_type": "siglip",
         "architectures": ["SiglipModel"],
         "text_config": text | {"model_type": "siglip_text_model"},
-        "vision_config": clip.write_vision(cfg.left) | {"model_type": "siglip_vision_model"},
+        "vision_config": clip.write_vision_config(cfg.left) | {"model_type": "siglip_vision_model"},
     }
 
 
