@@ -162,6 +162,13 @@ def test_a_damaged_export_is_not_pushed(hub, run, tmp_path, monkeypatch, capsys)
     assert not hub.requests
 
 
+def test_the_card_of_sentence_embeddings_names_the_library_that_pools():
+    made = card.Run(config_json.to_json(EXPERIMENT), {}, {}, 1, {})
+    text = card.text("org/mine", {"model_type": "sentence-transformers", "architectures": ["BertModel"]}, made)
+    assert "library_name: sentence-transformers" in text and 'SentenceTransformer("org/mine")' in text
+    assert "BertModel" not in text.split("<details>")[0]
+
+
 def test_names_in_settings_and_paths_of_this_machine():
     tree = {"a": ["hf://datasets/o/d/x", "/home/me/x.txt"], "b": {"c": "hf://o/m", "d": "runs/a", "e": 3}}
     assert list(card._names(tree, "")) == ["hf://datasets/o/d/x", "hf://o/m"]

@@ -183,6 +183,16 @@ def test_members_of_a_tar_file_by_their_endings(tmp_path):
         {"__key__": "a/1", "jpg": b"\xff\xd8", "cls": 3, "json": {"x": [1]}},
         {"__key__": "b/1", "cls": "cat"},
     ]
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("1.txt"))
+    with pytest.raises(InputError, match=r"twice.tar: 1.txt is there twice"):
+        list(webdataset.rows(tmp_path / "twice.tar"))
+
+
+def test_a_web_server_that_states_only_a_time_states_a_version():
+    assert remote.version_of({"size": 3, "Last-Modified": "Sun, 29 Nov 2026 00:00:00 GMT"}).startswith("Sun")
+    assert remote.version_of({"ETag": "a", "Last-Modified": "Sun"}) == "a" and remote.version_of({"size": 3}) == ""
 
 
 def test_another_scheme_and_a_package_that_is_missing(monkeypatch):
@@ -243,6 +253,9 @@ def test_images_of_records_are_copied_once_and_read_in_any_order(tmp_path, monke
     assert source.images("test") is None
     with pytest.raises(InputError, match=r"a.parquet:1: column 'label' holds int, not the bytes of an image"):
         image_records.ImageRecords((str(tmp_path / "a.parquet"),), image="label").classes()
+    parquet.write_table(made.slice(0, 20), tmp_path / "a.parquet", row_group_size=4)  # another file of the same name
+    source = image_records.ImageRecords((str(tmp_path / "a.parquet"),))
+    assert sum(side.count for side in map(source.images, ("train", "validation")) if side) == 20
     for file in (tmp_path / "cache/images").glob("*/images.bin"):
         file.write_bytes(b"short")
     image_records._copied.cache_clear()

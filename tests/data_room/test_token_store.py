@@ -1,5 +1,6 @@
 """Token stores: the same bytes whoever writes them, killed or not, and that every host reads only its own."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -90,6 +91,12 @@ def test_another_corpus_or_folder_is_not_written_into(texts, tmp_path):
         work(other, tmp_path / "store")
     with pytest.raises(InputError, match=r"texts holds files that are not of a token store"):
         work(texts, tmp_path / "texts")
+    (tmp_path / "store/plan.json").rename(tmp_path / "plan.json")
+    for side in token_store.SIDES:
+        shutil.rmtree(tmp_path / "store" / side)
+    (tmp_path / "store/store.json").unlink()
+    work(texts, tmp_path / "store")  # killed before the plan was written
+    assert (tmp_path / "store/plan.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
 
 
 def test_what_is_missing_or_damaged_is_named(texts, tmp_path):
@@ -177,6 +184,35 @@ def take(examples, steps, rows) -> list:
     return [next(batches) for _ in range(steps)]
 
 
+def test_no_bytes_of_a_shard_without_documents_are_requested(monkeypatch):
+    cache, data = token_store._Cache(0), {"a": np.arange(5, dtype="<u2"), "b": np.arange(5, 9, dtype="<u2")}
+    pieces = [("a", 5), ("empty", 0), ("b", 4), ("empty", 0)]
+    stream = token_store.Stream(tuple(token_store._Remote(url, np.dtype("<u2"), n, cache) for url, n in pieces))
+    monkeypatch.setattr(remote, "read_ranges", lambda keys: [data[url].tobytes()[a:b] for url, a, b in keys])
+    assert stream.windows(np.array([3, 7]), 4).tolist() == [[3, 4, 5, 6], [7, 8, 0, 0]]
+
+
+def test_etags_are_compared_only_where_they_are_md5s(monkeypatch):
+    """Those of objects that S3 encrypts by a key of KMS have the same length."""
+    header = {"count": 2, "itemsize": 2, "documents": 1, "md5": {"tokens": "a" * 32, "documents": "b" * 32}}
+    there = {"00000/tokens.bin": {"size": 4, "ETag": "a" * 32}, "00000/documents.bin": {"size": 8, "ETag": "c" * 32}}
+    monkeypatch.setattr(remote, "read", lambda path: b"header")
+    md5 = hashlib.md5(b"header", usedforsecurity=False).hexdigest()
+    for etag, is_md5 in ((f'"{md5}"', True), ("d" * 32, False)):
+        assert token_store._etags_are_md5("s3://x", {"00000/header.json": {"ETag": etag}}) is is_md5
+    token_store._check_listed("s3://x/00000", "00000", header, there, False)
+    with pytest.raises(InputError, match=r"documents.bin is damaged"):
+        token_store._check_listed("s3://x/00000", "00000", header, there, True)
+
+
+def test_a_disk_that_is_full_ends_the_cache_and_not_the_run(monkeypatch):
+    cache = token_store._Cache(10)
+    cache.put(("a", 0, 4), b"1234")
+    monkeypatch.setattr(token_store.os, "pwrite", lambda *_: 1)
+    cache.put(("a", 4, 8), b"5678")
+    assert cache.get(("a", 0, 4)) == b"1234" and cache.get(("a", 4, 8)) is None and cache.most == 4
+
+
 def test_the_cache_of_a_bucket_is_bounded(tmp_path):
     cache = token_store._Cache(10)
     for at in range(5):
@@ -212,6 +248,13 @@ def test_filters_and_duplicates_are_dropped_and_counted_alike_in_shards(texts, t
     assert one.header["dropped"] == counts
     stream = token_store.open_store(str(tmp_path / "store"), "train").tokens[:]
     assert stream.tolist() == one.tokens.tolist() == [t for text in expected for t in [256, *text.encode()]]
+    made = work(source, tmp_path / "store")
+    (tmp_path / "store/hashes/train-00000.bin").unlink()
+    with pytest.raises(InputError, match=r"hashes/train-00000.bin is missing"):  # not: it had no documents
+        token_shards.write_shard(made, "train", 0)
+    (tmp_path / "store/train/00000/documents.bin").write_bytes(bytes(8))
+    with pytest.raises(InputError, match=r"train/00000/documents.bin is damaged"):
+        token_store._lengths([str(tmp_path / "store/train/00000")], index["sides"]["train"])
 
 
 @pytest.mark.parametrize("documents", ["joined", "packed"])

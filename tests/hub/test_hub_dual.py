@@ -120,6 +120,11 @@ def test_embeddings_of_sentences(name, tmp_path):
         ("1_Pooling/config.json", {"pooling_mode": None, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
         ("modules.json", "3_Dense", "modules.json has the modules Transformer, Pooling, Normalize, Dense"),
         ("modules.json", "../other", "names '../other', which is no folder beside it"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "query: "}, "default_prompt_name": "query"},
+            "every text follows 'query: '",
+        ),
     ],
 )
 def test_modules_that_are_not_computed_are_refused(file, change, message, tmp_path):
@@ -139,3 +144,8 @@ def test_a_pooling_file_of_2020(tmp_path):
     (tmp_path / "one" / "sentence_bert_config.json").write_text('{"max_seq_length": 7, "do_lower_case": false}')
     config = transformer_jax.load(tmp_path / "one").config
     assert config.left.pooling == "mean" and config.max_length == 7
+    (tmp_path / "one" / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    transformer_jax.load(tmp_path / "one")  # the tokenizer does it too
+    (tmp_path / "one" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(InputError, match="only the tokenizer may make lower case"):
+        transformer_jax.load(tmp_path / "one")

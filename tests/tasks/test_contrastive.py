@@ -203,6 +203,22 @@ def test_a_table_without_a_caption_is_refused(tmp_path):
         paired.Table((str(tmp_path / "t.csv"),)).pairs("train")
 
 
+def test_nested_columns_are_split_like_plain_ones(tmp_path):
+    """By the left text, not by the name of its column."""
+    texts = [(f"question {i // 2}", f"answer {i}") for i in range(200)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"left": a, "right": b}) + "\n" for a, b in texts))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"p": {"l": a, "r": b}}) + "\n" for a, b in texts))
+    plain, nested = (
+        paired.Table((str(tmp_path / "a.jsonl"),)),
+        paired.Table((str(tmp_path / "b.jsonl"),), (), "p.l", "p.r"),
+    )
+    sides: list[paired.Side] = ["train", "validation"]
+    for side in sides:
+        held = [pair[:2] for pair in plain.pairs(side).held]
+        assert held == [pair[:2] for pair in nested.pairs(side).held] and 0 < len(held) < 200
+    assert not {p.left for p in plain.pairs("train").held} & {p.left for p in plain.pairs("validation").held}
+
+
 # ---- Icons ---------------------------------------------------------------------------------------------------------
 
 

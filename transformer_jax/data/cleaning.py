@@ -76,7 +76,7 @@ class Cleaned:
             read=functools.partial(_kept, made.read, self.filters, dropped),
             identity=lambda: f"{made.identity()} {self.filters!r} {self.deduplicate}",
             parts=None if parts is None else lambda: [self._part(part) for part in parts()],
-            deduplicate=self.deduplicate,
+            deduplicate=self.deduplicate or made.deduplicate,
             dropped=dropped,
         )
 

@@ -86,7 +86,8 @@ class ImageRecords:
     def _held(self, side: Side) -> "_Held":
         paths = getattr(self, side) or self.train
         found = sources.find_files(paths, side, records.SUFFIXES)
-        return _copied(tuple(found), self.image, self.label)
+        versions = tuple((remote.size(path), remote.version(path)) for _, path in found)
+        return _copied(tuple(found), versions, self.image, self.label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +113,19 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=4)
-def _copied(found: tuple[tuple[str, remote.File], ...], image: str, label: str) -> _Held:
-    """The images of some files, copied into the cache unless they are there."""
+def _copied(
+    found: tuple[tuple[str, remote.File], ...], versions: tuple[tuple[int, str], ...], image: str, label: str
+) -> _Held:
+    """The images of some files, copied into the cache unless they are there.
+
+    `versions` is only a key of `lru_cache`: a file that has changed is copied again.
+    """
     identity = sources.identity(found, f"images {image} {label}")
     parent = tokens.cache_dir() / "images"
     folder = parent / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if not folder.exists():
         parent.mkdir(mode=0o700, exist_ok=True)
+        tokens.sweep(parent)
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=parent))
         try:
             _copy(found, image, label, temporary)

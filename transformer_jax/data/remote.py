@@ -32,7 +32,10 @@ SCHEMES = {
     "https": ("aiohttp", "only public files are read"),
 }
 # What a store reports of an object that changes when it is written again, the surest first.
-VERSIONS = ("md5Hash", "etag", "ETag", "sha256", "oid", "blob_id", "generation", "mtime", "LastModified", "created")
+VERSIONS = (
+    *("md5Hash", "etag", "ETag", "sha256", "oid", "blob_id", "Content-MD5", "Digest", "generation"),
+    *("mtime", "LastModified", "Last-Modified", "created"),
+)
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,7 @@ def found(given: str) -> tuple[list[Url], str]:
     """
     with explained(given):
         fs, path = filesystem(given)
+        fs.invalidate_cache()  # an earlier listing in this process may be old
         web = given.startswith("http")
         if glob.has_magic(path) and not web:
             listed = fs.glob(path, detail=True)

@@ -437,9 +437,8 @@ def find_files(
         if not matches:
             raise _nothing(given, split, suffixes)
         for path in matches:
-            real = (
-                path.resolve()
-            )  # a file and a link to it count once; files in the Hub's cache are links without suffix
+            # A file and a link to it count once. Files in the Hub's cache are links to files without a suffix.
+            real = path.resolve()
             found.setdefault(path if real.parent.name == "blobs" else real, path.relative_to(root).as_posix())
     times = Counter(found.values())
     # Two folders may hold files of the same name, but a name means one document.

@@ -64,7 +64,8 @@ def begin(out: str, tokenizer: Tokenizer, documents: Mapping[str, sources.Docume
     where, written = remote.join(out, "plan.json"), json.dumps(plan, indent=1).encode()
     found = remote.read(where)
     if found is None:
-        if remote.names(out):
+        # A process that was killed before it wrote the plan, or one that is writing it now, has left tokenizer/ alone.
+        if any(not name.startswith("tokenizer/") for name in remote.names(out)):
             raise InputError(f"--out {out} holds files that are not of a token store; name a new folder")
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save(folder)
@@ -133,7 +134,12 @@ def write_hashes(work: Work, side: str, number: int) -> None:
 
 def _repeated(work: Work, side: str, number: int) -> frozenset[int]:
     """The documents of a shard, by number, whose text is in an earlier shard, or earlier in it."""
-    read = [remote.read(remote.join(work.out, _hashes_name(side, i))) or b"" for i in range(number + 1)]
+    read = []
+    for name in (_hashes_name(side, i) for i in range(number + 1)):
+        data = remote.read(remote.join(work.out, name))
+        if data is None:
+            raise InputError(f"{remote.join(work.out, name)} is missing; {token_store.AGAIN}")
+        read.append(data)
     hashes = np.frombuffer(b"".join(read), np.dtype((np.void, HASH)))
     _, first = np.unique(hashes, return_index=True)
     is_first = np.zeros(len(hashes), bool)

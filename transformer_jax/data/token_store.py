@@ -80,9 +80,10 @@ def open_store(path: str, side: str, cache_bytes: int = 0) -> TokenStore:
     pieces: list[np.ndarray | _Remote] = []
     folders = [remote.join(path, side, f"{number:05}") for number in range(len(headers))]
     cache = _Cache(cache_bytes if remote.is_url(path) else 0)
+    with_etags = _etags_are_md5(remote.join(path, side), there)
     for number, (folder, header) in enumerate(zip(folders, headers, strict=True)):
         if remote.is_url(path):
-            _check_listed(folder, f"{number:05}", header, there)
+            _check_listed(folder, f"{number:05}", header, there, with_etags)
             pieces.append(_Remote(remote.join(folder, "tokens.bin"), _dtype(header), header["count"], cache))
             continue
         if not Path(folder, "header.json").is_file():
@@ -159,7 +160,9 @@ class Stream:
                 first, end = int(self.firsts[shard]), min(past, int(self.firsts[shard + 1]))
                 at, piece = start - int(start_B[row]), self.pieces[shard]
                 into = made[row, at : at + end - start]
-                if isinstance(piece, _Remote):
+                if start == end:  # a shard without documents, of which no bytes are requested
+                    pass
+                elif isinstance(piece, _Remote):
                     waiting.append((piece, start - first, end - first, into))
                 else:
                     into[:] = piece[start - first : end - first]
@@ -201,7 +204,13 @@ class _Cache:
         with self.guard:
             if self.used + len(data) > self.most or key in self.held:
                 return
-            os.pwrite(self.file, data, self.used)
+            try:
+                written = os.pwrite(self.file, data, self.used)
+            except OSError:
+                written = 0
+            if written < len(data):  # the disk is full
+                self.most = self.used
+                return
             self.held[key] = self.used
             self.used += len(data)
 
@@ -252,7 +261,23 @@ def _index(path: str, side: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise InputError(f"{where} is not the index of a token store; {AGAIN}") from None
 
 
-def _check_listed(folder: str, name: str, header: Mapping[str, Any], there: Mapping[str, Mapping[str, Any]]) -> None:
+def _etags_are_md5(folder: str, there: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a bucket of S3 reports MD5s: the ETags of objects that it encrypts by a key of its own are no MD5s.
+
+    Args:
+      folder: of a side.
+      there: what the bucket reports of its objects.
+    """
+    name = "00000/header.json"
+    if "ETag" not in there.get(name, {}):
+        return False
+    data = remote.read(remote.join(folder, name)) or b""
+    return str(there[name]["ETag"]).strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _check_listed(
+    folder: str, name: str, header: Mapping[str, Any], there: Mapping[str, Mapping[str, Any]], with_etags: bool
+) -> None:
     """Compares the size of a shard's objects, and their MD5 where the bucket reports it, with the header."""
     for part, size in _sizes(header).items():
         info = there.get(f"{name}/{part}.bin")
@@ -263,7 +288,7 @@ def _check_listed(folder: str, name: str, header: Mapping[str, Any], there: Mapp
                 f"{remote.join(folder, part)}.bin has {info.get('size'):,} bytes and should have {size:,}: it is "
                 f"damaged; {AGAIN}"
             )
-        reported = str(info.get("md5Hash") or info.get("ETag") or "").strip('"')
+        reported = str(info.get("md5Hash") or (with_etags and info.get("ETag")) or "").strip('"')
         md5 = header["md5"][part]
         if len(reported) in (24, 32) and reported not in (md5, base64.b64encode(bytes.fromhex(md5)).decode()):
             raise InputError(f"{remote.join(folder, part)}.bin is damaged: not the bytes that were written; {AGAIN}")
@@ -275,8 +300,11 @@ def _sizes(header: Mapping[str, Any]) -> dict[str, int]:
 
 def _lengths(folders: Sequence[str], headers: Sequence[Mapping[str, Any]]) -> np.ndarray:
     def one(folder: str, header: Mapping[str, Any]) -> np.ndarray:
-        starts = np.frombuffer(remote.read(remote.join(folder, "documents.bin")) or b"", "<i8")
-        return np.diff(starts, append=header["count"])
+        where = remote.join(folder, "documents.bin")
+        data = remote.read(where) or b""
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != header["md5"]["documents"]:
+            raise InputError(f"{where} is damaged: not the bytes that were written; {AGAIN}")
+        return np.diff(np.frombuffer(data, "<i8"), append=header["count"])
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         return np.concatenate(list(pool.map(one, folders, headers)))

@@ -44,6 +44,8 @@ def rows(file: remote.File) -> Iterator[tuple[int, dict[str, Any]]]:
                         record = {}
                     if member.size > MOST_BYTES:
                         raise InputError(f"{where} has {member.size:,} bytes; more than {MOST_BYTES:,} are not read")
+                    if ending.lower() in record:
+                        raise InputError(f"{where} is there twice, one after the other; give each record its own name")
                     data = archive.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
                     record |= {"__key__": key, ending.lower(): _value(ending.lower(), data, where)}
             if not stream.is_whole():  # tarfile ends without an error where a file ends between two members

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformer_jax import extras, hf
 from transformer_jax.errors import InputError
+from transformer_jax.hub import modules
 
 FILE = "README.md"
 # Our name of a number -> the Hub's, where another metric of the Hub is meant by it.
@@ -63,13 +64,13 @@ def text(name: str, settings: Mapping[str, Any], run: Run, *, license: str = "")
       license: an id of the Hub's; "": none is stated.
     """
     sections = [_about(name, settings, run), _numbers(run), _use(name, settings, run), _training(run), _config(run)]
-    return f"---\n{_front_matter(name, run, license)}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    return f"---\n{_front_matter(name, settings, run, license)}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
 # --------------------------------------------------------------------------------------------------------- front matter
 
 
-def _front_matter(name: str, run: Run, license: str) -> str:
+def _front_matter(name: str, settings: Mapping[str, Any], run: Run, license: str) -> str:
     extras.need("huggingface_hub", "a model card")
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -90,7 +91,7 @@ def _front_matter(name: str, run: Run, license: str) -> str:
     ]
     card = ModelCardData(
         license=license or None,
-        library_name="transformers",
+        library_name=modules.MODEL_TYPE if settings["model_type"] == modules.MODEL_TYPE else "transformers",
         pipeline_tag=tag,
         base_model=hf.parse(run.base).repository if run.base else None,
         datasets=datasets or None,
@@ -149,15 +150,22 @@ def _use(name: str, settings: Mapping[str, Any], run: Run) -> str:
     reader = "AutoImageProcessor" if images else "AutoTokenizer"
     argument = "photo.jpg" if images else '"..."'
     here = f"hf://{name}" if "/" in name else name
-    return f"""## Use
-
-With Transformers:
-
-```python
-from transformers import {reader}, {model}
+    library = "Transformers"
+    code = f"""from transformers import {reader}, {model}
 
 reader = {reader}.from_pretrained("{name}")
-model = {model}.from_pretrained("{name}")
+model = {model}.from_pretrained("{name}")"""
+    if settings["model_type"] == modules.MODEL_TYPE:  # Transformers would read it without its pooling
+        library = modules.MODEL_TYPE
+        code = f"""from sentence_transformers import SentenceTransformer
+
+embeddings = SentenceTransformer("{name}").encode(["..."])"""
+    return f"""## Use
+
+With {library}:
+
+```python
+{code}
 ```
 
 With transformer_jax, where neither torch nor Transformers is needed:

@@ -18,6 +18,7 @@ from transformer_jax.hub import weights
 
 FILE = "modules.json"
 MODEL_TYPE = "sentence-transformers"
+SETTINGS = "config_sentence_transformers.json"
 LENGTHS = ("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")
 TYPES = {
     "Transformer": "sentence_transformers.models.Transformer",
@@ -50,6 +51,7 @@ def read(folder: Path, transformer: Mapping[str, Any]) -> dict[str, Any] | None:
         settings = folder / inside / "config.json"
         held = weights.read_json(settings) if inside and settings.exists() else {}
         found.append({"type": kind} | held)
+    _refuse_changed_texts(folder)
     lengths = [
         value
         for name, key in LENGTHS
@@ -61,6 +63,26 @@ def read(folder: Path, transformer: Mapping[str, Any]) -> dict[str, Any] | None:
         "modules": found,
         "max_seq_length": lengths[0] if lengths else None,
     }
+
+
+def _refuse_changed_texts(folder: Path) -> None:
+    """Refuses a folder whose texts are changed before they are tokenised: our texts would have other embeddings.
+
+    Raises:
+      InputError: a prompt before every text, or lower case that is not the tokenizer's own.
+    """
+    bert, tokenizer, general = (
+        weights.read_json(folder / name) if (folder / name).exists() else {}
+        for name in (LENGTHS[0][0], LENGTHS[1][0], SETTINGS)
+    )
+    if bert.get("do_lower_case") and not tokenizer.get("do_lower_case"):
+        raise InputError(f'{folder / LENGTHS[0][0]}: "do_lower_case" is true; only the tokenizer may make lower case')
+    name, prompts = general.get("default_prompt_name"), general.get("prompts") or {}
+    if name and prompts.get(name):
+        raise InputError(
+            f'{folder / SETTINGS}: "default_prompt_name" is {name!r}, so every text follows {prompts[name]!r}; this is '
+            "not supported: set it to null, and write the prompt into the texts"
+        )
 
 
 def write(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def export(
       preprocess: of images, written as preprocessor_config.json.
       stop_ids: a decoder's tokens that end a text, if there are several.
       shard_bytes: the largest size of a safetensors file, in bytes.
-      readme: the object in config.json -> the text of README.md (`card`); None: there is none.
+      readme: config.json's object with the whole folder's `model_type` -> README.md's text (`card`); None: no file.
 
     Raises:
       InputError: the folder is not empty, or no supported model type expresses the config.
@@ -91,7 +91,7 @@ def export(
             modules.write(partial, settings)
         _write_json(partial / "config.json", own)
         if readme is not None:
-            (partial / card.FILE).write_text(readme(own), encoding="utf-8")
+            (partial / card.FILE).write_text(readme(own | {"model_type": settings["model_type"]}), encoding="utf-8")
         if preprocess is not None:
             _write_json(partial / preprocessor.FILE, preprocessor.write(preprocess, processor))
         weights.write_tensors(partial, tensors, shard_bytes)

@@ -7,6 +7,8 @@ A row's loss depends on all rows, so a batch cannot be split into micro-batches 
 computes the embeddings in micro-batches and the loss of the whole batch. Over a sharded batch the result is that of
 one device: the right side is gathered, and each device has the rows of the logits that belong to its left side.
 
+Each other pair of the batch is a negative, also one with the same text, as in the published losses.
+
 B pairs, C right sides (B, and after them the hard negatives), E embedding width.
 """
 

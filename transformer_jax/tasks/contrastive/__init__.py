@@ -103,7 +103,7 @@ class Contrastive(Task):
 
     def example(self, data: paired.Paired) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
-        row, count, H = jax.ShapeDtypeStruct((data.length,), np.int32), jax.ShapeDtypeStruct((), np.int32), 0
+        row, count = jax.ShapeDtypeStruct((data.length,), np.int32), jax.ShapeDtypeStruct((), np.int32)
         shape = (self.preprocess.size, self.preprocess.size, len(self.preprocess.mean))
         left = {"left": jax.ShapeDtypeStruct(shape, np.uint8)}
         made = left if data.source.images else {"left": row, "left_lengths": count}

@@ -105,10 +105,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Table(Source):
-    """Pairs in .csv, .tsv and .jsonl files with named columns: two texts, or a picture's file and its caption."""
+    """Pairs in files of records with named columns: two texts, or a picture's file and its caption."""
 
     train: tuple[str, ...]
-    """Files, globs, or folders (their *.csv, *.tsv and *.jsonl)."""
+    """Files, globs, or folders (all their files of records), local or URLs."""
     validation: tuple[str, ...] = ()
     """Files that choose the checkpoint; empty: a part of `train`."""
     left: str = "left"
@@ -150,22 +150,23 @@ class Table(Source):
         own = self.validation if side == "validation" and self.validation else self.train
         held: list[Pair] = []
         for _, path in sources.find_files(own, side, records.SUFFIXES, skipped):
-            for line, record in records.read(path, headed=True, skipped=skipped):
-                pair = self._pair(record, f"{path}:{line}")
-                is_validation = sources.position(str(record.get(self.left))) < self.validation_fraction
+            columns = (self.left, self.right, *self.negative)
+            for line, record in records.read(path, headed=True, skipped=skipped, columns=columns):
+                left, *texts = self._texts(record, f"{path}:{line}")
+                is_validation = sources.position(left) < self.validation_fraction
                 if self.validation or is_validation == (side == "validation"):
-                    held.append(pair)
+                    shown = Path(self.pictures, left) if self.pictures else left
+                    held.append(Pair(shown, texts[0], tuple(texts[1:]), f"{path}:{line}"))
         return Pairs(f"{', '.join(own)} ({side})", held, skipped)
 
-    def _pair(self, record: dict[str, Any], where: str) -> Pair:
+    def _texts(self, record: dict[str, Any], where: str) -> list[str]:
+        """The left side, the right side and the negatives of a record."""
         options = "--data.source.left, --data.source.right and --data.source.negative"
-        left, right, *negatives = (
-            records.string(record, column, where, options) for column in (self.left, self.right, *self.negative)
-        )
-        for text in (left, right, *negatives):
-            if not text.strip():
-                raise InputError(f"{where}: an empty text; fill it in or remove the row")
-        return Pair(Path(self.pictures, left) if self.pictures else left, right, tuple(negatives), where)
+        columns = (self.left, self.right, *self.negative)
+        texts = [records.string(record, column, where, options) for column in columns]
+        if not all(text.strip() for text in texts):
+            raise InputError(f"{where}: an empty text; fill it in or remove the row")
+        return texts
 
 
 # ---- Examples ------------------------------------------------------------------------------------------------------
