@@ -16,7 +16,7 @@ from tests import loopback_hub
 from transformer_jax import config_json, hf
 from transformer_jax import hub as hub_folders
 from transformer_jax.__main__ import main
-from transformer_jax.data import corpus, inputs, sources, tokenizers
+from transformer_jax.data import corpus, inputs, source_files, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment, Train
 from transformer_jax.models import gpt
@@ -119,7 +119,7 @@ def test_sources_and_inputs_read_files_of_data_sets(hub):
     )
     source = sources.TextFiles(("hf://datasets/org/d/b.txt",), validation=("hf://datasets/org/d/b.txt",))
     assert [text for _, text in source.documents("train")] == ["b\n"]
-    found = sources.find_files(("hf://datasets/org/d/a",), "train")
+    found = source_files.find_files(("hf://datasets/org/d/a",), "train")
     assert [(name, path.suffix) for name, path in found] == [("x.csv", ".csv"), ("y.tsv", ".tsv")]
     assert [one.query for one in inputs.lines("hf://datasets/org/d/b.txt")] == ["b"]
     assert [one.query for one in inputs.table("hf://datasets/org/d/a/y.tsv", ("text",))] == ["two"]

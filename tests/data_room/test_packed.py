@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.data import corpus, packed, sources, tokenizers, tokens
+from transformer_jax.data import corpus, packed, source_files, sources, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.models import gpt
 
@@ -66,7 +66,7 @@ def test_perturbing_a_document_changes_no_other(tmp_path):
 def test_one_percent_of_the_standard_library_is_padding(tmp_path):
     """Of rows of 512 bytes: long files are split into rows that are full."""
     root = Path(sysconfig.get_path("stdlib"))
-    texts = [path.read_text() for path in sorted(root.glob("*.py")) if sources.is_utf8(path)][:60]
+    texts = [path.read_text() for path in sorted(root.glob("*.py")) if source_files.is_utf8(path)][:60]
     documents = sources.in_memory((str(i), text) for i, text in enumerate(texts))
     file = tokens.prepare(documents, tokenizers.ByteTokenizer(), tmp_path)
     assert packed.rows(file, tokenizers.ByteTokenizer(), 512, "the text").padding < 0.01

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from transformer_jax.data import sources, text_files
+from transformer_jax.data import source_files, sources, text_files
 from transformer_jax.data.sources import Embedded, Records, TextFiles, Tfds
 from transformer_jax.errors import InputError
 
@@ -125,7 +125,7 @@ def test_identity_follows_the_content(tmp_path, monkeypatch):
     path.write_text("two\n")
     changed = source.documents("train").identity()
     assert changed != before
-    monkeypatch.setattr(sources, "READ_TO_IDENTIFY", 1)  # too large to read: size and time stand for the content
+    monkeypatch.setattr(source_files, "READ_TO_IDENTIFY", 1)  # too large to read: size and time stand for the content
     large = source.documents("train").identity()
     path.write_text("three\n")
     assert source.documents("train").identity() != large

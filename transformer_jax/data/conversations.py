@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from transformer_jax.data import records, sources
+from transformer_jax.data import records, source_files, sources
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 
@@ -65,7 +65,7 @@ class Messages:
     """The share of the records held out of `train` where there is no `validation`."""
 
     def __post_init__(self) -> None:
-        sources.settle_paths(self, "train", "validation", "test")
+        source_files.settle_paths(self, "train", "validation", "test")
 
     @property
     def has_test(self) -> bool:
@@ -104,12 +104,13 @@ def side_of(source: Any, side: Side, read: Callable[[dict[str, Any], str], One])
     """
     own = getattr(source, side)
     made, skipped = [], Counter[str]()
-    for _, path in sources.find_files(own or source.train, side, records.SUFFIXES, skipped):
+    for _, path in source_files.find_files(own or source.train, side, records.SUFFIXES, skipped):
         for number, record in records.read(path, headed=True, skipped=skipped):
             if source.validation or side == "test":
                 made.append(read(record, f"{path}:{number}"))
                 continue
-            held_out = sources.position(json.dumps(record, sort_keys=True, default=str)) < source.validation_fraction
+            place = source_files.position(json.dumps(record, sort_keys=True, default=str))
+            held_out = place < source.validation_fraction
             if held_out == (side == "validation"):
                 made.append(read(record, f"{path}:{number}"))
     if not made:

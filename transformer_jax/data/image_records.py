@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax import files
-from transformer_jax.data import records, remote, sources, tokens
+from transformer_jax.data import records, remote, source_files, tokens
 from transformer_jax.data.image_sources import Images, Item, Side
 from transformer_jax.errors import InputError
 
@@ -53,7 +53,7 @@ class ImageRecords:
     """The share of images held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        sources.settle_paths(self, "train", "validation", "test")
+        source_files.settle_paths(self, "train", "validation", "test")
 
     def of_files(self, files: tuple[str, ...]) -> "ImageRecords":
         return dataclasses.replace(self, train=files, validation=files, test=())
@@ -73,8 +73,8 @@ class ImageRecords:
             raise InputError(f"{side} images have the label {min(unknown)!r}, which no training image has")
         rows = np.arange(len(held.labels))
         if side != "test" and not self.validation:
-            below = self.validation_fraction
-            chosen = [(sources.position(held.where(row)) < below) == (side == "validation") for row in rows.tolist()]
+            places = [source_files.position(held.where(row)) for row in rows.tolist()]
+            chosen = [(place < self.validation_fraction) == (side == "validation") for place in places]
             rows = rows[chosen]
 
         def read(wanted: Sequence[int]) -> list[Item]:
@@ -85,7 +85,7 @@ class ImageRecords:
 
     def _held(self, side: Side) -> "_Held":
         paths = getattr(self, side) or self.train
-        found = sources.find_files(paths, side, records.SUFFIXES)
+        found = source_files.find_files(paths, side, records.SUFFIXES)
         versions = tuple((remote.size(path), remote.version(path)) for _, path in found)
         return _copied(tuple(found), versions, self.image, self.label)
 
@@ -120,7 +120,7 @@ def _copied(
 
     `versions` is only a key of `lru_cache`: a file that has changed is copied again.
     """
-    identity = sources.identity(found, f"images {image} {label}")
+    identity = source_files.identity(found, f"images {image} {label}")
     parent = tokens.cache_dir() / "images"
     folder = parent / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if not folder.exists():

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from transformer_jax import extras, files, hf
-from transformer_jax.data import image_files, records, sources
+from transformer_jax.data import image_files, records, source_files
 from transformer_jax.errors import InputError
 
 Side = Literal["train", "validation", "test"]
@@ -76,7 +76,7 @@ class Digits:
     """
 
     def of_files(self, files: tuple[str, ...]) -> "Folder":
-        folder = sources.one_file(files)
+        folder = source_files.one_file(files)
         return Folder(folder, folder)
 
     def classes(self) -> tuple[str, ...]:
@@ -123,10 +123,10 @@ class Folder:
     """The share of files held out if there is no validation folder."""
 
     def __post_init__(self) -> None:
-        sources.check_fraction(self)
+        source_files.check_fraction(self)
 
     def of_files(self, files: tuple[str, ...]) -> "Folder":
-        folder = sources.one_file(files)
+        folder = source_files.one_file(files)
         return Folder(folder, folder)
 
     def classes(self) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class Folder:
             found += [(path.relative_to(root).as_posix(), path, names.index(folder.name)) for path in files]
         if side != "test" and not self.validation and self._root("validation") == self._root("train"):
             held, below = side == "validation", self.validation_fraction
-            found = [item for item in found if (sources.position(item[0]) < below) == held]
+            found = [item for item in found if (source_files.position(item[0]) < below) == held]
 
         def read(numbers: Sequence[int]) -> list[Item]:
             return [Item(read_bytes(found[i][1]), found[i][2], str(found[i][1])) for i in numbers]
@@ -229,7 +229,7 @@ class TfdsImages:
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     def of_files(self, files: tuple[str, ...]) -> Folder:
-        folder = sources.one_file(files)
+        folder = source_files.one_file(files)
         return Folder(folder, folder)
 
     def classes(self) -> tuple[str, ...]:

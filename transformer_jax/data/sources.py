@@ -14,7 +14,6 @@ relative path (of a record, of its text) decides. So the split depends neither o
 """
 
 import functools
-import glob
 import hashlib
 import itertools
 import json
@@ -22,21 +21,17 @@ import os
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from transformer_jax import hf
-from transformer_jax.data import columnar, records, remote, text_files
+from transformer_jax.data import columnar, records, remote, source_files, text_files
 from transformer_jax.errors import InputError
 
 Split = Literal["train", "validation"]
-Files = Sequence[tuple[str, remote.File]]  # (path relative to the searched folder, file), sorted, the names unique
 
 RECORDS = (*records.SUFFIXES, ".json")
-ANY = ("",)  # `find_files` finds files with any suffix
-READ_TO_IDENTIFY = 1 << 30  # bytes that `identity` reads at most
 PART = 1 << 26  # bytes: of a larger Parquet file, row groups of so many are a part
 
 
@@ -64,7 +59,7 @@ class Documents:
     """Names the text in messages: "the text files of books/ (train)"."""
     read: Callable[[], Iterator[tuple[str, str]]]
     identity: Callable[[], str]
-    """A hash that changes with the text; it reads at most READ_TO_IDENTIFY bytes."""
+    """A hash that changes with the text; it reads at most `source_files.READ_TO_IDENTIFY` bytes."""
     nbytes: int
     """An estimate of the bytes of text, for progress bars."""
     parts: Callable[[], list[Part]] | None = None
@@ -142,13 +137,13 @@ class Embedded:
             folders[:] = [f for f in folders if f not in NOT_EMBEDDED and not f.startswith(("config-", "."))]
             found = (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
             files += [(path.relative_to(root).as_posix(), path) for path in found]
-        files = [file for file in files if is_utf8(file[1])]
+        files = [file for file in files if source_files.is_utf8(file[1])]
         if not files:
             raise InputError(
                 f"no .py files under {root}: this Python has no source files of its standard library; use TextFiles "
                 "with text of your own"
             )
-        held = {name for name, _ in files if position(name) < 0.07}
+        held = {name for name, _ in files if source_files.position(name) < 0.07}
         return _file_documents(_side(sorted(files), held, split), f"the Python standard library at {root} ({split})")
 
 
@@ -168,7 +163,7 @@ class TextFiles:
     """The share of `paths` held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        settle_paths(self, "paths", "validation")
+        source_files.settle_paths(self, "paths", "validation")
 
     def of_files(self, files: tuple[str, ...]) -> "TextFiles | Records":
         return of_files(files)
@@ -181,15 +176,15 @@ class TextFiles:
         """
         origin = f"the text files of {', '.join(self.paths)} ({split})"
         own = bool(self.validation)
-        files = find_files(self.validation if own and split == "validation" else self.paths, split)
+        files = source_files.find_files(self.validation if own and split == "validation" else self.paths, split)
         _say_if_records(files)
         if own:
             return _file_documents(files, origin)
         if len(files) == 1:
             return _one_file(files, self.validation_fraction, split, origin)
         # The hashes of a few files may all be above the fraction, so the file with the lowest hash always validates.
-        lowest = min(position(name) for name, _ in files)
-        held = {name for name, _ in files if position(name) <= max(lowest, self.validation_fraction)}
+        lowest = min(source_files.position(name) for name, _ in files)
+        held = {name for name, _ in files if source_files.position(name) <= max(lowest, self.validation_fraction)}
         return _file_documents(_side(files, held, split), origin)
 
 
@@ -211,7 +206,7 @@ class Records:
     """The share of texts held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        settle_paths(self, "paths", "validation")
+        source_files.settle_paths(self, "paths", "validation")
 
     @property
     def input_columns(self) -> tuple[str, ...]:
@@ -229,13 +224,13 @@ class Records:
         """
         own = bool(self.validation)
         paths = self.validation if own and split == "validation" else self.paths
-        files = find_files(paths, split, RECORDS)
+        files = source_files.find_files(paths, split, RECORDS)
         fraction = self.validation_fraction
 
         def read(name: str, path: remote.File, groups: range | None = None) -> Iterator[tuple[str, str]]:
             for number, record in self._records(path, groups):
                 text = records.string(record, self.field, f"{path}:{number}", "--data.source.field")
-                if own or (position(text) < fraction) == (split == "validation"):
+                if own or (source_files.position(text) < fraction) == (split == "validation"):
                     yield f"{name}:{number}", text
 
         share = 1.0 if own else fraction if split == "validation" else 1 - fraction
@@ -250,7 +245,7 @@ class Records:
         return Documents(
             origin=f"field {self.field!r} of {', '.join(self.paths)} ({split})",
             read=lambda: (pair for name, path in files for pair in read(name, path)),
-            identity=lambda: identity(files, f"jsonl {self.field} {own or (split, fraction)}"),
+            identity=lambda: source_files.identity(files, f"jsonl {self.field} {own or (split, fraction)}"),
             nbytes=int(sum(remote.size(path) for _, path in files) * share),
             parts=parts,
         )
@@ -315,12 +310,12 @@ class Tfds:
         return Documents(
             origin=origin,
             read=read,
-            identity=lambda: identity(files, f"tfds {full_name} {wanted} {self.field}"),
+            identity=lambda: source_files.identity(files, f"tfds {full_name} {wanted} {self.field}"),
             nbytes=sum(path.stat().st_size for _, path in files),
         )
 
 
-def _say_if_records(files: Files) -> None:
+def _say_if_records(files: source_files.Files) -> None:
     """Prints that files of records are read as plain text, where the text of each record may be meant."""
     found = [path for _, path in files if text_files.suffix(path) in (".jsonl", ".csv", ".tsv")]
     if found:
@@ -343,168 +338,20 @@ def of_files(files: tuple[str, ...], field: str = "text") -> TextFiles | Records
     return TextFiles(files, validation=files)
 
 
-def one_file(files: tuple[str, ...]) -> str:
-    """The only one of the `files`, for a source that reads a single file. Raises `InputError` for several."""
-    if len(files) != 1:
-        raise InputError(f"{', '.join(files)}: {len(files)} files, where one is read; give one")
-    return files[0]
-
-
-# ---- The split of files --------------------------------------------------------------------------------------------
-
-
-def position(text: str) -> float:
-    """A hash of a text as a number in [0, 1).
-
-    Args:
-      text: any text.
-    """
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
-
-
-def _side(files: Files, held: set[str], split: Split) -> Files:
-    return [(name, path) for name, path in files if (name in held) == (split == "validation")]
-
-
-def settle_paths(source: Any, *names: str) -> None:
-    """Makes tuples of single paths in a source of files, and refuses a source without files.
-
-    Args:
-      source: a frozen dataclass with `validation_fraction`.
-      *names: its fields of paths, first that of the training files.
-
-    Raises:
-      InputError: no training files, or a `validation_fraction` that is not between 0 and 1.
-    """
-    for name in names:
-        if isinstance(value := getattr(source, name), str):  # one path, written without the comma of a tuple
-            object.__setattr__(source, name, (value,) if value else ())
-    if not getattr(source, names[0]):
-        raise InputError(f"{type(source).__name__}({names[0]}=()) names no file; give files, folders or globs")
-    check_fraction(source)
-
-
-def check_fraction(source: Any) -> None:
-    """Refuses a source whose `validation_fraction` is not between 0 and 1.
-
-    Args:
-      source: with this field.
-
-    Raises:
-      InputError: the fraction is out of range.
-    """
-    if not 0 < source.validation_fraction < 1:
-        raise InputError(
-            f"{type(source).__name__}.validation_fraction = {source.validation_fraction} must be between 0 and 1"
-        )
-
-
-def find_files(
-    paths: tuple[str, ...], split: str, suffixes: tuple[str, ...] = ANY, skipped: Counter[str] | None = None
-) -> Files:
-    """The files that the paths name, each once, sorted by name.
-
-    Args:
-      paths: files, folders or globs, local, at URLs or on the Hub (hf://datasets/org/name/train.csv), from where they
-        are downloaded. Hidden files in folders are ignored.
-      split: names the data in messages.
-      suffixes: of the files to find in folders, in lower case; files that are named may have any suffix.
-      skipped: counts the other files in folders by suffix; None: they are not counted.
-
-    Raises:
-      InputError: a path that does not exist, or without files.
-    """
-    found: dict[remote.File, str] = {}
-    for given in paths:
-        if hf.named(given):
-            given = str(hf.local(given))
-        if remote.is_url(given):
-            found |= _at_url(given, split, suffixes, skipped)
-            continue
-        start = Path(given).expanduser()
-        if start.is_file():
-            matches, root = [start], start.parent
-        elif start.is_dir():
-            root, inside = start, [p for p in start.rglob("*") if p.is_file() and not _hidden(p.relative_to(start))]
-            matches = _of_kind(inside, suffixes, skipped, lambda path: path.read_bytes())
-        elif glob.has_magic(given):
-            matches, root = [Path(p) for p in glob.glob(str(start), recursive=True)], start.parent
-            while glob.has_magic(str(root)):
-                root = root.parent
-        else:
-            raise InputError(f"no such file or folder: {given} (the {split} text; looked in {Path.cwd()})")
-        matches = [p for p in matches if p.is_file() and not _hidden(p.relative_to(root))]
-        if not matches:
-            raise _nothing(given, split, suffixes)
-        for path in matches:
-            # A file and a link to it count once. Files in the Hub's cache are links to files without a suffix.
-            real = path.resolve()
-            found.setdefault(path if real.parent.name == "blobs" else real, path.relative_to(root).as_posix())
-    times = Counter(found.values())
-    # Two folders may hold files of the same name, but a name means one document.
-    named = ((name if times[name] == 1 else str(path), path) for path, name in found.items())
-    return sorted(named, key=lambda file: (file[0], str(file[1])))
-
-
-def _at_url(given: str, split: str, suffixes: tuple[str, ...], skipped: Counter[str] | None) -> dict[remote.File, str]:
-    """{file: its name} of the files that a URL names, as `find_files` finds those of this machine."""
-    urls, root = remote.found(given)
-    names = {url: str(url).removeprefix(f"{root}/") for url in urls}
-    inside = [url for url in urls if not _hidden(Path(names[url]))]
-    if [str(url).rstrip("/") for url in urls] != [given.rstrip("/")] and not glob.has_magic(given):  # a folder
-        inside = _of_kind(inside, suffixes, skipped, lambda url: remote.read(str(url)) or b"")
-    if not inside:
-        raise _nothing(given, split, suffixes)
-    return {url: names[url] for url in inside}
-
-
-def _nothing(given: str, split: str, suffixes: tuple[str, ...]) -> InputError:
-    of_kind = "" if suffixes == ANY else f" ending in {', '.join(suffixes)}"
-    return InputError(f"no files{of_kind} in {given} (the {split} text)")
-
-
-def _of_kind(
-    inside: list[Any], suffixes: tuple[str, ...], skipped: Counter[str] | None, content: Callable[[Any], bytes]
-) -> list[Any]:
-    """The files of a folder with these suffixes. Of a folder of `save_to_disk` only the files that it lists are data.
-
-    Args:
-      inside: all files of the folder.
-      suffixes: as for `find_files`.
-      skipped: counts the others.
-      content: reads a small file.
-    """
-    matches = [path for path in inside if suffixes == ANY or text_files.suffix(path) in suffixes]
-    if ".arrow" in suffixes:
-        if several := [str(path) for path in inside if str(path).endswith("/dataset_dict.json")]:
-            raise InputError(f"{several[0]}: a data set of several splits; name the folder of one, such as train")
-        states = [path for path in inside if str(path).endswith(f"/{columnar.STATE}")]
-        listed = {
-            f"{str(path).removesuffix(columnar.STATE)}{name}"
-            for path in states
-            for name in columnar.saved_to_disk(content(path), str(path))
-        }
-        folders = tuple(str(path).removesuffix(columnar.STATE) for path in states)
-        matches = [p for p in matches if not str(p).startswith(folders or "\0") or str(p) in listed]
-    if skipped is not None:
-        skipped.update(f"{Path(path).suffix or 'other'} files" for path in set(inside) - set(matches))
-    return matches
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 # ---- Reading files -------------------------------------------------------------------------------------------------
 
 
-def _file_documents(files: Files, origin: str) -> Documents:
+def _side(files: source_files.Files, held: set[str], split: Split) -> source_files.Files:
+    return [(name, path) for name, path in files if (name in held) == (split == "validation")]
+
+
+def _file_documents(files: source_files.Files, origin: str) -> Documents:
     if not files:
         raise InputError(f"{origin}: no files; give more files, or name the validation files")
     return Documents(
         origin=origin,
         read=lambda: (pair for name, path in files for pair in _whole(name, path)),
-        identity=lambda: identity(files, "text_files"),
+        identity=lambda: source_files.identity(files, "text_files"),
         nbytes=sum(remote.size(path) for _, path in files),
         parts=lambda: [Part(n, remote.size(path), functools.partial(_whole, n, path)) for n, path in files],
     )
@@ -514,7 +361,7 @@ def _whole(name: str, path: remote.File) -> Iterator[tuple[str, str]]:
     return ((name, piece) for piece in text_files.pieces(path))
 
 
-def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Documents:
+def _one_file(files: source_files.Files, fraction: float, split: Split, origin: str) -> Documents:
     """One side of a single file: the characters before or after int(characters * (1 - fraction)), as in nanoGPT."""
     ((name, path),) = files
 
@@ -529,38 +376,8 @@ def _one_file(files: Files, fraction: float, split: Split, origin: str) -> Docum
 
     share = 1 - fraction if split == "train" else fraction
     return Documents(
-        origin, read, lambda: identity(files, f"text_files {split} {fraction}"), nbytes=int(remote.size(path) * share)
+        origin,
+        read,
+        lambda: source_files.identity(files, f"text_files {split} {fraction}"),
+        nbytes=int(remote.size(path) * share),
     )
-
-
-def is_utf8(path: Path) -> bool:
-    """Whether a file is UTF-8 text.
-
-    Args:
-      path: the file.
-    """
-    try:
-        path.read_bytes().decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def identity(files: Files, how: str) -> str:
-    """A hash of the files' names and contents.
-
-    If they are larger than READ_TO_IDENTIFY together, it hashes sizes and modification times instead of contents, so
-    that a run over terabytes does not begin by reading them all. Of files at URLs it always hashes what was listed.
-
-    Args:
-      files: as `find_files` returns them.
-      how: whatever else decides the data, such as the column.
-    """
-    small = sum(remote.size(path) for _, path in files) <= READ_TO_IDENTIFY
-    digest = hashlib.sha256(how.encode())
-    for name, path in files:
-        content = path.read_bytes() if small and isinstance(path, Path) else None
-        label = f"\0{name}\0{remote.size(path)}\0{remote.version(path) if content is None else ''}\0"
-        digest.update(label.encode("utf-8", "surrogateescape"))
-        digest.update(content or b"")
-    return digest.hexdigest()

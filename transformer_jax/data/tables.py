@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax.data import records, remote, sources
+from transformer_jax.data import records, remote, source_files, sources
 from transformer_jax.errors import InputError
 
 Side = Literal["train", "validation", "test"]
@@ -140,7 +140,7 @@ class Table:
     """The share of rows held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        sources.settle_paths(self, "train", "validation", "test")
+        source_files.settle_paths(self, "train", "validation", "test")
         if len({name.isdecimal() for name in self._columns}) > 1:
             raise InputError(
                 f"columns {', '.join(map(repr, self._columns))}: give all of them by name, or all by number from 0 "
@@ -177,11 +177,11 @@ class Table:
         """
         own = getattr(self, side)
         skipped: Counter[str] = Counter()
-        files = sources.find_files(own or self.train, side, records.SUFFIXES, skipped)
+        files = source_files.find_files(own or self.train, side, records.SUFFIXES, skipped)
         held = [row for _, path in files for row in self._read(path, skipped)]
         if side != "test" and not self.validation:
             wanted, below = side == "validation", self.validation_fraction
-            held = [r for r in held if (sources.position(f"{r.text}\0{r.text_b}") < below) == wanted]
+            held = [r for r in held if (source_files.position(f"{r.text}\0{r.text_b}") < below) == wanted]
         return Rows(f"{', '.join(own or self.train)} ({side})", held, skipped)
 
     def _read(self, path: remote.File, skipped: Counter[str]) -> Iterator[Row]:

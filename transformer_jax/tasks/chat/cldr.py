@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformer_jax import extras
-from transformer_jax.data import conversations, sources
+from transformer_jax.data import conversations, source_files
 from transformer_jax.data.conversations import Conversation, Message
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
@@ -134,7 +134,7 @@ def day_of(rng: random.Random, side: Side) -> datetime.date:
     """
     while True:
         day = FIRST + datetime.timedelta(rng.randrange(DAYS))
-        share = sources.position(day.isoformat())
+        share = source_files.position(day.isoformat())
         if side == ("test" if share < HELD_OUT else "validation" if share < 2 * HELD_OUT else "train"):
             return day
 

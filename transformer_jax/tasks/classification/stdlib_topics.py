@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_jax.data import sources, tables
+from transformer_jax.data import source_files, sources, tables
 from transformer_jax.data.tables import Row, Rows, Side
 from transformer_jax.errors import InputError
 
@@ -83,7 +83,7 @@ def _topic_files(root: Path, topic: str) -> dict[Side, list[list[Row]]]:
     files: list[tuple[str, list[Row]]] = []
     for path in sorted(p for name in TOPICS[topic] for p in (root / f"{name}.py", *(root / name).rglob("*.py"))):
         name = path.relative_to(root).as_posix()
-        if not path.is_file() or sources.NOT_EMBEDDED & set(name.split("/")) or not sources.is_utf8(path):
+        if not path.is_file() or sources.NOT_EMBEDDED & set(name.split("/")) or not source_files.is_utf8(path):
             continue
         numbered = enumerate(path.read_text("utf-8").splitlines(), 1)
         kept = [(number, line) for number, line in numbered if line.strip() and not own.search(line)]
@@ -104,7 +104,7 @@ def _topic_files(root: Path, topic: str) -> dict[Side, list[list[Row]]]:
     def size(side: Side) -> int:
         return sum(map(len, sides[side]))
 
-    for _, rows in sorted((f for f in files if f is not largest), key=lambda file: sources.position(file[0])):
+    for _, rows in sorted((f for f in files if f is not largest), key=lambda file: source_files.position(file[0])):
         less: Side = "validation" if size("validation") <= size("test") else "test"
         sides[less if size(less) < share else "train"].append(rows)
     return sides

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer_jax import extras
-from transformer_jax.data import sources
+from transformer_jax.data import source_files
 from transformer_jax.tasks.contrastive.paired import Pair, Pairs, Side, Source, Table
 
 FONTS = ("materialdesignicons6-webfont", "phosphor", "remixicon", "fontawesome6-solid-webfont")
@@ -49,7 +49,7 @@ class Icons(Source):
         """
         folder = fonts()
         glyphs = [(font, name, code) for font in FONTS for name, code in sorted(_codes(folder, font).items())]
-        stems = sorted({stem(name) for _, name, _ in glyphs}, key=sources.position)
+        stems = sorted({stem(name) for _, name, _ in glyphs}, key=source_files.position)
         held_out = set(stems[:HELD_OUT])
         if side == "train":
             chosen = [glyph for glyph in glyphs if stem(glyph[1]) not in held_out]

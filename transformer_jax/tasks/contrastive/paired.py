@@ -22,7 +22,16 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax.data import image_files, image_sources, pipeline, records, sources, tokenizers, tokens
+from transformer_jax.data import (
+    image_files,
+    image_sources,
+    pipeline,
+    records,
+    source_files,
+    sources,
+    tokenizers,
+    tokens,
+)
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.data.tokenizers.batch import around
 from transformer_jax.errors import InputError
@@ -123,7 +132,7 @@ class Table(Source):
     """The share of pairs held out if `validation` is empty; pairs of one left side are on one side."""
 
     def __post_init__(self) -> None:
-        sources.settle_paths(self, "train", "validation")
+        source_files.settle_paths(self, "train", "validation")
         if isinstance(self.negative, str):
             object.__setattr__(self, "negative", (self.negative,) if self.negative else ())
 
@@ -149,11 +158,11 @@ class Table(Source):
         skipped: Counter[str] = Counter()
         own = self.validation if side == "validation" and self.validation else self.train
         held: list[Pair] = []
-        for _, path in sources.find_files(own, side, records.SUFFIXES, skipped):
+        for _, path in source_files.find_files(own, side, records.SUFFIXES, skipped):
             columns = (self.left, self.right, *self.negative)
             for line, record in records.read(path, headed=True, skipped=skipped, columns=columns):
                 left, *texts = self._texts(record, f"{path}:{line}")
-                is_validation = sources.position(left) < self.validation_fraction
+                is_validation = source_files.position(left) < self.validation_fraction
                 if self.validation or is_validation == (side == "validation"):
                     shown = Path(self.pictures, left) if self.pictures else left
                     held.append(Pair(shown, texts[0], tuple(texts[1:]), f"{path}:{line}"))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax.data import chat_templates, conversations, pipeline, sources, tokenizers, tokens
+from transformer_jax.data import chat_templates, conversations, pipeline, source_files, tokenizers, tokens
 from transformer_jax.data.chat_templates import Encoded, Template
 from transformer_jax.data.conversations import Conversation, Message
 from transformer_jax.data.tables import Side
@@ -64,7 +64,7 @@ class Ranked:
     """The share of the records held out of `train` where there is no `validation`."""
 
     def __post_init__(self) -> None:
-        sources.settle_paths(self, "train", "validation", "test")
+        source_files.settle_paths(self, "train", "validation", "test")
 
     @property
     def has_test(self) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from transformer_jax import hf
 from transformer_jax.data import inputs as asked
-from transformer_jax.data import pipeline, records, sources, text_files, tfds_store, tokenizers, tokens
+from transformer_jax.data import pipeline, records, source_files, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
 
@@ -69,7 +69,7 @@ class SquadJson:
     """The file that the chosen checkpoint is reported on; empty: none."""
 
     def of_files(self, files: tuple[str, ...]) -> "SquadJson":
-        file = sources.one_file(files)
+        file = source_files.one_file(files)
         return SquadJson(file, file)
 
     def questions(self, side: Side) -> list[Question] | None:
@@ -155,7 +155,7 @@ class SquadRecords:
         if side == "test" and not self.test:
             return None
         made, has = [], "SQuAD's columns id, question, context and answers, which it must have"
-        for _, path in sources.find_files(getattr(self, side), side, records.SUFFIXES):
+        for _, path in source_files.find_files(getattr(self, side), side, records.SUFFIXES):
             for number, record in records.read(path, headed=True, columns=("id", "question", "context", "answers")):
                 where = f"{path}:{number}"
                 id, question, context = (records.string(record, c, where, has) for c in ("id", "question", "context"))
@@ -186,7 +186,7 @@ class TfdsSquad:
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     def of_files(self, files: tuple[str, ...]) -> SquadJson:
-        file = sources.one_file(files)
+        file = source_files.one_file(files)
         return SquadJson(file, file)
 
     def questions(self, side: Side) -> list[Question] | None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from transformer_jax import hf, metrics
 from transformer_jax.data import inputs as asked
-from transformer_jax.data import pipeline, records, sources, text_files, tfds_store, tokenizers, tokens
+from transformer_jax.data import pipeline, records, source_files, sources, text_files, tfds_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.classification import labelled
 
@@ -73,7 +73,7 @@ class Conll:
     """The column of the tag."""
 
     def of_files(self, files: tuple[str, ...]) -> "Conll":
-        file = sources.one_file(files)
+        file = source_files.one_file(files)
         return dataclasses.replace(self, train=file, validation=file, test="")
 
     def sentences(self, side: Side) -> list[Sentence] | None:
@@ -150,7 +150,7 @@ class TagRecords:
         if side == "test" and not self.test:
             return None
         columns, made = (self.tokens, self.tags), []
-        for _, path in sources.find_files(getattr(self, side), side, records.SUFFIXES):
+        for _, path in source_files.find_files(getattr(self, side), side, records.SUFFIXES):
             for number, record in records.read(path, headed=True, columns=columns):
                 where = f"{path}:{number}"
                 words, tags = (records.texts(record, c, where, RECORD_OPTIONS) for c in columns)
@@ -181,7 +181,7 @@ class TfdsTags:
     """The TFDS store; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     def of_files(self, files: tuple[str, ...]) -> Conll:
-        file = sources.one_file(files)
+        file = source_files.one_file(files)
         return Conll(file, file)
 
     def sentences(self, side: Side) -> list[Sentence] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from transformer_jax import hf
-from transformer_jax.data import records, remote, sources, text_files
+from transformer_jax.data import records, remote, source_files, text_files
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 
@@ -41,7 +41,7 @@ class Pairs:
     """Names the pairs in messages: "train.en and train.de"."""
     read: Callable[[], Iterator[Pair]]
     identity: Callable[[], str]
-    """A hash that changes with the texts; see `sources.identity`."""
+    """A hash that changes with the texts; see `source_files.identity`."""
     nbytes: int
     """An estimate of the bytes of text, for progress bars."""
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Lines:
             files = getattr(self, name)
             if isinstance(files, str) or len(files) not in ((2,) if name == "train" else (0, 2)):
                 raise InputError(f"Lines.{name} = {files!r} must name two files, the source and the target")
-        sources.check_fraction(self)
+        source_files.check_fraction(self)
 
     def of_files(self, files: tuple[str, ...]) -> "Lines | Columns":
         return of_files(files)
@@ -173,7 +173,7 @@ class Columns:
     """The share of pairs held out if `validation` is empty."""
 
     def __post_init__(self) -> None:
-        sources.settle_paths(self, "train", "validation", "test")
+        source_files.settle_paths(self, "train", "validation", "test")
         if self.source == self.target or self.source.isdecimal() != self.target.isdecimal():
             raise InputError(
                 f"columns {self.source!r} and {self.target!r}: give two, both by name, or both by number from 0 if the "
@@ -204,7 +204,7 @@ class Columns:
         """
         paths = getattr(self, side) or self.train
         skipped: Counter[str] = Counter()
-        files = sources.find_files(paths, side, records.SUFFIXES, skipped)
+        files = source_files.find_files(paths, side, records.SUFFIXES, skipped)
 
         def read() -> Iterator[Pair]:
             blank: Counter[str] = Counter()  # counted by every reading
@@ -295,7 +295,7 @@ class TfdsPairs:
         return Pairs(
             origin=f"TFDS {full_name} ({split})",
             read=read,
-            identity=lambda: sources.identity(files, f"tfds {full_name} {split} {self.source} {self.target}"),
+            identity=lambda: source_files.identity(files, f"tfds {full_name} {split} {self.source} {self.target}"),
             nbytes=sum(path.stat().st_size for _, path in files),
         )
 
@@ -308,7 +308,7 @@ def _side_of(
     side: Side,
     origin: str,
     read: Callable[[], Iterator[Pair]],
-    files: sources.Files,
+    files: source_files.Files,
     how: str,
     skipped: Mapping[str, int] | None = None,
 ) -> Pairs:
@@ -319,13 +319,13 @@ def _side_of(
     below, part = source.validation_fraction, side != "test" and not source.validation
 
     def chosen() -> Iterator[Pair]:
-        return (pair for pair in read() if (sources.position(pair.source) < below) == (side == "validation"))
+        return (pair for pair in read() if (source_files.position(pair.source) < below) == (side == "validation"))
 
     size = sum(remote.size(path) for _, path in files)
     return Pairs(
         origin=origin,
         read=chosen if part else read,
-        identity=lambda: sources.identity(files, f"{how} {(side, below) if part else ''}"),
+        identity=lambda: source_files.identity(files, f"{how} {(side, below) if part else ''}"),
         nbytes=int(size * (below if side == "validation" else 1 - below)) if part else size,
         skipped={} if skipped is None else skipped,
     )

@@ -22,7 +22,7 @@ from decimal import Decimal
 from typing import Any
 
 from transformer_jax import extras
-from transformer_jax.data import sources
+from transformer_jax.data import source_files
 from transformer_jax.data.tables import Side
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.translation import bitext
@@ -97,7 +97,7 @@ def _draw(cldr: Cldr) -> dict[Side, list[tuple[str, str]]]:
     for source, targets in translations.items():
         if len(targets) == 1:
             target = next(iter(targets))
-            share = total * sources.position(target)
+            share = total * source_files.position(target)
             side: Side = (
                 "test" if share < cldr.test else "validation" if share < cldr.test + cldr.validation else "train"
             )
