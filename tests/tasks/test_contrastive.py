@@ -197,6 +197,11 @@ def test_what_contradicts_is_refused(captions, changes, message):
         dataclasses.replace(experiment(captions), **changes)
 
 
+def test_a_tower_of_pictures_reads_no_texts():
+    with pytest.raises(InputError, match=r"model.left, which reads both sides, needs .*Config.vocab_size, Config.max"):
+        dual.Config(left=IMAGE, width=16)
+
+
 def test_a_table_without_a_caption_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("left,right\nhello,\n")
     with pytest.raises(InputError, match=r"t.csv:2: an empty text"):

@@ -88,12 +88,13 @@ def _convert(source: str, target: str, verify: bool, rest: list[str], types: lis
     program = f"{PROGRAM} convert hf SRC DST"
     options = overrides.override(publish.Options(), rest, description="A Hugging Face folder.", program=program)
     publish.check(options)
+    source = hf.pin(source) if hf.named(source) else source  # the commit that is read is the one that is stored
     folder = path(source, verify=verify)
     loaded = restore.load(workdirs.chosen(folder), verify=verify, types=types, base=base)
     if hub.is_snapshot(folder):
         if options != publish.Options():
             raise InputError(f"{source} is a Hugging Face folder; a card is made of a run's numbers, so give a workdir")
-        create(Path(target), loaded, origin=hf.pin(source) if hf.named(source) else "")
+        create(Path(target), loaded, origin=source if hf.named(source) else "")
         print(f'{target}: the workdir of {source}; try: {PROGRAM} predict {target} "..."')
     else:
         loaded = dataclasses.replace(loaded, params=adapters.merge(loaded.params))
