@@ -84,8 +84,8 @@ class Config:
                     f"model.width is {self.width}, but the features of model.{side}, which is not projected, have "
                     f"width {_features(tower)}; set one to the other, or add {side!r} to model.projected"
                 )
-        side = "model.left, which reads both sides," if self.right is None else "model.right"
-        models.require(self.text, side, (), ("vocab_size", "max_length"))
+        reader = "model.left, which reads both sides," if self.right is None else "model.right"
+        models.require(self.text, reader, (), ("vocab_size", "max_length"))
         if not 0 <= self.text_length <= self.text.max_length:
             raise InputError(
                 f"model.text_length is {self.text_length}, but the text tower reads {self.text.max_length} tokens"
