@@ -1,5 +1,6 @@
 """Mixtures: shares as T5 states them, and an order that is a pure function of the seed and the row."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -50,11 +51,19 @@ def test_a_mixture_of_pairs(tmp_path):
     for name in ("de", "fr"):
         path = tmp_path / f"{name}.jsonl"
         lines = [{"source": f"a {i}", "target": f"{name} {i}"} for i in range(40 if name == "de" else 20)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path.write_text(
+            "\n".join(json.dumps(line) for line in lines[:9])
+            + "\n\n"
+            + "".join(json.dumps(line) + "\n" for line in lines[9:])
+        )
         files.append(bitext.Columns((str(path),), (str(path),), test=(str(path),)))
     source = Mixture(tuple(files), ("de", "fr"), ("to German: ", "to French: "), limit=30)
     pairs = source.pairs("train")
     assert pairs.rates == (0.6, 0.4) and source.has_test
+    for stated in (source, dataclasses.replace(source, rates=(0.6, 0.4))):
+        counted = stated.pairs("train")
+        for _ in range(2):
+            assert len(list(counted)) == 60 and dict(counted.skipped) == {"blank lines": 2}
     (first, *_, last) = pairs
     assert (first.source, first.target, first.part) == ("to German: a 0", "de 0", 0)
     assert (last.source, last.target, last.part) == ("to French: a 19", "fr 19", 1)

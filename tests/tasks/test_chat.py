@@ -61,6 +61,7 @@ def test_whole_conversations_in_segments_with_the_reply_trained(tmp_path):
     whole = dataclasses.replace(TASK, train_on="all").prepare(data, CFG, seed=0)
     np.testing.assert_array_equal(whole.train[0]["weights"], row["segments"] > 0)
     np.testing.assert_array_equal(whole.validation.examples[0]["weights"], row["weights"])
+    assert whole.validation.reference.unigram_nats == made.validation.reference.unigram_nats
     counts = {"bc<|end|>e<|end|>": 1, "g<|end|>": 1}  # the unigram model, by hand, with one added to each count
     said = np.concatenate([made.tokenizer.encode_prompt(text) for text in counts])
     shares = (np.bincount(said, minlength=made.tokenizer.vocab_size) + 1) / (7 + made.tokenizer.vocab_size)
@@ -97,10 +98,12 @@ def test_replies(tmp_path, monkeypatch, capsys):
     assert "".join(snapshot.task.respond(snapshot, given, talking)) == said
     long = [Input("x" * 25, "", {})] * 3
     assert "".join(TASK.respond(loaded, long, options)).count("> ") == 3 and "forgotten" in capsys.readouterr().err
-    with pytest.raises(InputError, match="say less"):
+    with pytest.raises(InputError, match="shorten it"):
         list(TASK.respond(loaded, [Input("x" * 70, "", {})], options))
 
-    held = dataclasses.replace(made.validation.reference, conversations=made.validation.reference.conversations[:2])
+    greeting = made.validation.reference.conversations[1]._replace(messages=[{"role": "assistant", "content": "h"}])
+    talked = [*made.validation.reference.conversations[:2], greeting]  # no prompt is before a greeting
+    held = dataclasses.replace(made.validation.reference, conversations=talked)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     lines = []
     evaluation = Evaluation(made.validation.examples, held)

@@ -72,6 +72,17 @@ def test_equation_7(tmp_path):
     assert means["log_likelihood_rejected"] == pytest.approx(rejected[0], rel=1e-5)
 
 
+def test_a_prompt_that_both_conversations_begin_with_is_written_once(tmp_path):
+    """UltraFeedback's records state the prompt as a text, and again in both conversations."""
+    asked = {"role": "user", "content": "a?"}
+    whole = {name: [asked, {"role": "assistant", "content": PAIRS[0][name]}] for name in ("chosen", "rejected")}
+    task = DPO(template=TEMPLATE)
+    records = (PAIRS[0], {"prompt": "a?", **whole}, {"prompt": [asked], **whole}, whole)
+    first, *others = (task.prepare(_data(tmp_path, one), CFG, seed=0).validation.examples[0] for one in records)
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, other, first)
+
+
 def test_bad_pairs_are_refused(tmp_path):
     for record, message in (
         ({"prompt": "a", "chosen": "b"}, "no 'rejected'; a record has"),
@@ -88,7 +99,7 @@ def test_bad_pairs_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_from_a_chat_resumes_to_the_bit(tmp_path):
+def test_a_run_from_a_chat_resumes_to_the_bit(tmp_path, capsys):
     """The reference is what the run starts from; what it prefers, it learns; an interrupted run is the whole one."""
     chats = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "bc"}]
@@ -119,5 +130,9 @@ def test_a_run_from_a_chat_resumes_to_the_bit(tmp_path):
     loop.run(second, tmp_path / "part", load=restore.load)
     whole, part = (restore.load(tmp_path / name).params for name in ("whole", "part"))
     jax.tree.map(np.testing.assert_array_equal, whole, part)
+    assert "is another model" not in capsys.readouterr().out
+    other = dataclasses.replace(second, train=Train(steps=7, batch_size=8), init_from=str(tmp_path / "whole"))
+    loop.run(other, tmp_path / "part", load=restore.load)
+    assert "task.reference is another model than step 6 was trained with" in capsys.readouterr().out
     with pytest.raises(InputError, match="task.reference is empty"):
         loop.run(dataclasses.replace(second, init_from=""), tmp_path / "none", load=restore.load)

@@ -6,9 +6,9 @@
     template.end_id(tokenizer)                               # the token that ends the reply
 
 A mask of the wrong tokens trains without an error, so it is never guessed. A `Template` encodes every message by
-itself. A Jinja2 template is rendered up to each reply and behind it, as it is when the model replies: these texts, and
-their tokens, must be beginnings of what is trained, or the conversation is refused. A template with {% generation %}
-blocks states the assistant's text itself.
+itself. A Jinja2 template is rendered twice for each reply: before it, as when the model replies, and with it. These
+texts, and their tokens, must be beginnings of what is trained, or the conversation is refused. A template with
+{% generation %} blocks states the assistant's text itself.
 """
 
 import datetime
@@ -209,7 +209,7 @@ class FolderTemplate:
     def encode(self, tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[Encoded]]:
         """The tokens of each conversation, as Transformers' `apply_chat_template` gives them.
 
-        One example for each conversation. Where the template writes a reply otherwise once others follow, as Qwen3's
+        One example for each conversation. Where the template changes a reply when others follow, as Qwen3's
         drops earlier thoughts, there is one for each reply, with that reply trained.
 
         Args:

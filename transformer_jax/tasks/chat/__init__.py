@@ -145,8 +145,10 @@ class Chat(CausalLM):
             (one.messages[:i], message["content"])
             for one in held.conversations
             for i, message in enumerate(one.messages)
-            if message["role"] == "assistant"
+            if i and message["role"] == "assistant"
         ]
+        if not asked:
+            return {}
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

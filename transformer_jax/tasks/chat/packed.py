@@ -112,7 +112,7 @@ def prepare(
     tokenizer = tokenizers.build(data.tokenizer, documents, tokens.cache_dir(), given=tokenizer)
     renders = chat_templates.of(template, tokenizer)
     facts: dict[str, Any] = {"vocabulary": tokenizer.vocab_size}
-    made, digest = {}, hashlib.sha256()
+    made, by_assistant, digest = {}, {}, hashlib.sha256()
     for side in sides:
         examples = encode(renders, tokenizer, found[side])
         kept = [one for one in examples if len(one.ids) <= data.length + 1]
@@ -131,10 +131,11 @@ def prepare(
             f"{side}_assistant_tokens": int(sum(one.trained.sum() for one in kept)),
         }
         made[side] = rows(kept, data.length, train_all=train_all and side == "train")
+        by_assistant[side] = np.concatenate([one.ids[one.trained] for one in kept])
         digest.update(made[side].ids.tobytes() + made[side].trained.tobytes())
-    counts = np.bincount(made["train"].ids[made["train"].trained], minlength=tokenizer.vocab_size) + 1.0
+    counts = np.bincount(by_assistant["train"], minlength=tokenizer.vocab_size) + 1.0
     nats = np.log(counts.sum()) - np.log(counts)
-    unigram = {side: float(nats[one.ids[one.trained]].mean()) for side, one in made.items()}
+    unigram = {side: float(nats[ids].mean()) for side, ids in by_assistant.items()}
     made["train"] = dataclasses.replace(made["train"], order=pipeline.epochs(len(made["train"].packing), seed))
     facts["train_padding_share"] = made["train"].padding_share()
     return Packed(tokenizer, renders, made, found, unigram, facts, digest.hexdigest())

@@ -122,7 +122,7 @@ def converse(
         while len(ids) + min(options.max_new_tokens, model_cfg.max_length // 4) > model_cfg.max_length + 1:
             if len(messages) - first < 3:
                 raise InputError(
-                    f"this turn has {len(ids)} tokens, and the model has {model_cfg.max_length} positions; say less"
+                    f"this turn has {len(ids)} tokens, and the model has {model_cfg.max_length} positions; shorten it"
                 )
             del messages[first : first + 2]
             forgotten += 1

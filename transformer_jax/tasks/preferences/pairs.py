@@ -1,7 +1,7 @@
 """Pairs of replies to one prompt, of which one is better, as random-access examples.
 
 A record: {"prompt": ..., "chosen": ..., "rejected": ...}, the format of TRL. Each is a text, which the user or the
-assistant says, or a list of messages; without a prompt, the two conversations have a common beginning.
+assistant says, or a list of messages. The two conversations may begin with the prompt themselves.
 
 An example: {"chosen_inputs", "chosen_targets": int32[T], "chosen_weights": float32[T]}, the same three of the rejected
 reply, and "weights", 1. A target has weight 1 where the assistant says it in the reply.
@@ -213,6 +213,8 @@ def _pair(record: dict[str, Any], where: str) -> Pair:
             raise InputError(f"{where}: no {name!r}; a record has prompt, chosen and rejected")
     prompt = _messages(record, "prompt", "user", where)
     chosen, rejected = (_messages(record, name, "assistant", where) for name in REPLIES)
+    if prompt and all(reply[: len(prompt)] == prompt for reply in (chosen, rejected)):
+        prompt = []  # as in UltraFeedback: both conversations begin with it
     return Pair(prompt, chosen, rejected, where)
 
 

@@ -8,6 +8,7 @@ Mixture(
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class Mixture:
           side: "train", "validation" or "test".
         """
         found = [source.pairs(side) for source in self.sources]
+        skipped: Counter[str] = Counter()
         prefixes = self.prefixes or ("",) * len(found)
 
         def read() -> Iterator[Pair]:
@@ -69,6 +71,9 @@ class Mixture:
                 for pair in pairs:
                     source = prefix + pair.source if pair.source.strip() else pair.source
                     yield Pair(source, pair.target, f"{name}: {pair.where}", part)
+            skipped.clear()  # the parts know their counts when they have been read
+            for pairs in found:
+                skipped.update(pairs.skipped)
 
         identities = [f"{prefix!r} {pairs.identity()}" for prefix, pairs in zip(prefixes, found, strict=True)]
         shares = self.rates
@@ -80,7 +85,7 @@ class Mixture:
             read=read,
             identity=lambda: hashlib.sha256(repr(identities).encode()).hexdigest(),
             nbytes=sum(pairs.nbytes for pairs in found),
-            skipped={what: count for pairs in found for what, count in pairs.skipped.items()},
+            skipped=skipped,
             names=self.names,
             rates=shares,
         )
