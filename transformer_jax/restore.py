@@ -163,7 +163,7 @@ def _load_adapter(folder: Path, dtype: Any, sharding: Any, types: Any, only: Any
     where = os.fspath(base) if base is not None else peft.base_of(folder)
     beside = folder.parent / Path(where).name
     where = str(beside) if where and base is None and not Path(where).is_dir() and beside.is_dir() else where
-    if not where or not store.path(where).is_dir():
+    if not where or not (hf.named(where) or store.path(where).is_dir()):
         named = f", {where}," if where else ""
         raise InputError(f"{folder} is an adapter; its base{named} is not here: name its folder, --base DIR, or base=")
     loaded = load(where, dtype="float32", types=types)

@@ -116,6 +116,14 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
             "qery.lora_A.weight is of no module",
             id="a tensor misspelt",
         ),
+        pytest.param(
+            lambda config, found: (
+                config | {"target_modules": "all-linear"},
+                {k: v for k, v in found.items() if "lora" not in k},
+            ),
+            "no module of this base has a lora_A",
+            id="all modules, and none is there",
+        ),
         pytest.param(tensors(lambda found: {k[5:]: v for k, v in found.items()}), "does not begin with", id="a prefix"),
     ],
 )

@@ -213,9 +213,10 @@ def unmerge(merged: Tree, adapted: Tree) -> Tree:
     def undone(tree: Tree, whole: Tree) -> Tree:
         if not isinstance(tree, Mapping):
             return whole
-        parts = {name: part if name in LEAVES else undone(part, whole[name]) for name, part in tree.items()}
         if "lora_a" not in tree:
-            return parts
+            return {name: undone(part, whole[name]) for name, part in tree.items()}
+        # A merged kernel of eight bits has become float32, without scales.
+        parts = {name: part if name in LEAVES else whole[name] for name, part in tree.items() if name != "scale"}
         change = layers.adapted(dict(tree) | {"kernel": jnp.zeros_like(whole["kernel"])})
         return parts | {"kernel": whole["kernel"] - change}
 

@@ -136,7 +136,11 @@ def read(folder: Path, config: Any, params: Any) -> tuple[Lora, Any]:
     rest = [name for name in named if ".lora_" in name and name.partition(".lora_")[0] not in found]
     if rest:
         raise InputError(f"{folder / TENSORS}: tensor {min(rest)} is of no module that {CONFIG} and the base have")
-    if found and not any(b.any() for _, b, _, _ in found.values()) and not saved:
+    if not found:
+        raise InputError(
+            f"{folder / TENSORS}: no module of this base has a lora_A in it, so there is no adapter to read"
+        )
+    if not any(b.any() for _, b, _, _ in found.values()) and not saved:
         raise InputError(f"{folder / TENSORS}: every lora_B is zero, so this adapter changes nothing; was it trained?")
     leaves = params_lib.flatten(params) | _saved(saved, given, table, shapes, folder)
     rule, added = _leaves(found, modules, given, shapes)
