@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 
 from transformer_jax import config_json
-from transformer_jax.cli.arguments import PROGRAM, is_run, path, positional, verified, with_types
+from transformer_jax.cli.arguments import PROGRAM, is_run, of_base, path, positional, verified, with_types
 from transformer_jax.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
     """Print what a folder holds.
 
-        transformer-jax inspect PATH [--verify]
+        transformer-jax inspect PATH [--verify] [--base DIR]
 
     PATH is a workdir, one step of it, a Hugging Face folder or its name, hf://org/name. It prints the config, every
     parameter with its dtype and shape, their count, and the steps in the folder. The parameters are read once, so that
@@ -24,17 +24,20 @@ def main(arguments: list[str]) -> int:
     """
     types, arguments = with_types(arguments)
     where, rest = positional(main, arguments, 1)
+    base, rest = of_base(rest)
     if rest == ["--verify"]:
         return _inspect_files(path(where))
     verify, rest = verified(rest)
     if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} inspect PATH [--verify]")
+        raise InputError(
+            f"unexpected argument {rest[0]!r}; the command is: {PROGRAM} inspect PATH [--verify] [--base DIR]"
+        )
     from transformer_jax import restore
     from transformer_jax.nn import params as params_lib
     from transformer_jax.runs import saved
 
     began = time.perf_counter()
-    loaded = restore.load(where, verify=verify, types=types)
+    loaded = restore.load(where, verify=verify, types=types, base=base)
     seconds = time.perf_counter() - began
     folder = path(where, verify=False)
     config = folder / "config.json"

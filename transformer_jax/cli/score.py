@@ -2,13 +2,13 @@
 
 from transformer_jax import overrides, restore
 from transformer_jax.cli import process
-from transformer_jax.cli.arguments import PROGRAM, path, positional, verified, with_types
+from transformer_jax.cli.arguments import PROGRAM, of_base, path, positional, verified, with_types
 
 
 def main(arguments: list[str]) -> int:
     """Score a language model on a local task, with k solved examples in the prompt and nothing trained.
 
-        transformer-jax score PATH TASK.jsonl [--shots 0 4] [--FIELD VALUE ...]
+        transformer-jax score PATH TASK.jsonl [--shots 0 4] [--base DIR] [--FIELD VALUE ...]
 
     PATH is a run, one of its checkpoints or a Hugging Face folder. A record of the task has a "question" and "choices",
     of which the likeliest is chosen, and an "answer"; or no choices: the answer is generated, to the end of the line.
@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     types, arguments = with_types(arguments)
     where, file, rest = positional(main, arguments, 2)
     verify, rest = verified(rest)
+    base, rest = of_base(rest)
     rest = ["--help" if argument == "--help-fields" else argument for argument in rest]
     from transformer_jax.tasks import few_shot
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     from transformer_jax.errors import InputError
     from transformer_jax.runs import workdir as workdirs
 
-    loaded = restore.load(workdirs.chosen(path(where)), verify=verify, types=types)
+    loaded = restore.load(workdirs.chosen(path(where)), verify=verify, types=types, base=base)
     if loaded.tokenizer is None:
         raise InputError(f"{where} has no tokenizer, so a text means nothing to it; add its tokenizer.json")
     items = items[: options.limit or None]

@@ -107,7 +107,7 @@ def prompts(items: Sequence[Item], pool: Sequence[Item], shots: int, options: Fe
     """
     made = []
     for number, item in enumerate(items):
-        others = [one for one in pool if one.question != item.question]
+        others = [one for one in pool if one.question != item.question] if shots else []
         if len(others) < shots:
             raise InputError(f"--shots {shots}: there are {len(others)} other records to draw from")
         drawn = random.Random(f"{options.seed} {number}").sample(others, shots)

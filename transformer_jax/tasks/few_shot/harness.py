@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer_jax import extras
+from transformer_jax import extras, models
 from transformer_jax.decoding import decode, sets
 from transformer_jax.errors import InputError
 from transformer_jax.nn import config
@@ -33,11 +33,12 @@ def language_model(loaded: Any, *, batch_size: int = 16) -> Any:
       batch_size: rows that are computed together.
 
     Raises:
-      InputError: the harness is not installed, or the model has no tokenizer.
+      InputError: the harness is not installed, or the model is no language model or has no tokenizer.
     """
     extras.need("lm_eval", "the evaluation harness")
     from lm_eval.api.model import LM
 
+    models.require(loaded.config, "the evaluation harness", ("hidden", "head"), ("max_length",))
     if loaded.tokenizer is None:
         raise InputError("the model has no tokenizer, so a text means nothing to it; add its tokenizer.json")
     tokenizer, max_length = loaded.tokenizer, loaded.config.max_length
