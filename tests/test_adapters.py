@@ -80,6 +80,15 @@ def test_a_merged_adapter_is_taken_out_again():
     for path, leaf in params_lib.flatten(undone).items():
         np.testing.assert_allclose(leaf, params_lib.flatten(adapted)[path], atol=1e-5, err_msg=path)
 
+    small = compress.quantize(gpt.init(jax.random.key(0), MODEL), Int8("blocks/"))
+    declaration = adapters.declare(compress.declare(gpt.declare(MODEL), Int8("blocks/")), RULE)
+    adapted = jax.tree.map(
+        lambda x: x if x.dtype == jnp.int8 else x + 0.5, adapters.attach(small, declaration, jax.random.key(1))
+    )
+    query = adapters.unmerge(adapters.merge(adapted), adapted)["blocks"]["attention"]["query"]
+    assert "scale" not in query and query["kernel"].dtype == jnp.float32
+    np.testing.assert_allclose(query["kernel"], layers.unpacked(adapted["blocks"]["attention"]["query"]), atol=1e-3)
+
 
 def test_scales_ranks_and_initial_values():
     rule = Lora(rank=4, alpha=8, target=".", ranks=(("mlp/up", 2),), alphas=(("value", 3.0),), rank_stabilised=True)
@@ -234,18 +243,22 @@ def test_an_adapter_of_nothing_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_adapter_that_the_model_does_not_read_is_refused():
+def test_a_kernel_that_the_model_multiplies_by_itself_is_refused():
     def loss(params, batch, key):  # a family that multiplies by a kernel itself
         return jnp.sum(layers.dense(params["a"], batch, out=None) @ params["b"]["kernel"]), 1.0, {}
 
     declaration = {name: layers.declare_dense(4, 4, (None, None), bias=False, std=0.1) for name in ("a", "b")}
     for target, is_read in (("a/", True), ("b/", False)):
         params = params_lib.abstract(adapters.declare(declaration, Lora(rank=1, target=target)))
+        small = params_lib.abstract(compress.declare(declaration, Int8(target)))
         if is_read:
-            checks.check_adapter(loss, params, jnp.ones((1, 2, 4)))
+            checks.check_dense(loss, params, jnp.ones((1, 2, 4)))
+            checks.check_dense(loss, small, jnp.ones((1, 2, 4)))
         else:
             with pytest.raises(InputError, match="the loss does not depend on b/lora_a"):
-                checks.check_adapter(loss, params, jnp.ones((1, 2, 4)))
+                checks.check_dense(loss, params, jnp.ones((1, 2, 4)))
+            with pytest.raises(InputError, match="b/scale, so that kernel is computed without its scales"):
+                checks.check_dense(loss, small, jnp.ones((1, 2, 4)))
 
 
 @pytest.mark.parametrize("mesh", ["data2-fsdp2-tensor2", pytest.param("fsdp8", marks=pytest.mark.slow)])

@@ -1,15 +1,26 @@
 """Distillation against NumPy in float64: the softened loss, the states' distance, the layers a student starts from."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax import config_json, contracts
+from transformer_jax import adapters, compress, config_json, contracts, sharding
+from transformer_jax.adapters import Lora
+from transformer_jax.compress import Int8
 from transformer_jax.contracts import Frozen
+from transformer_jax.data.tokenizers import Bytes
 from transformer_jax.errors import InputError
+from transformer_jax.experiment import Experiment
 from transformer_jax.models import bert
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks import Classification, Distillation
+from transformer_jax.tasks.classification.labelled import LabelledText
+from transformer_jax.tasks.classification.stdlib_topics import StdlibTopics
+from transformer_jax.train import further as further_lib
 
 LABELS = ("a", "b", "c")
 OF = Classification(LABELS)
@@ -62,18 +73,19 @@ def test_loss(params):
 def test_a_student_starts_from_every_second_layer(params):
     _, teacher = params
     four = teacher | {"blocks": jax.tree.map(lambda x: np.concatenate([x, -x]), teacher["blocks"])}
+    deep = bert.Config(**{**vars(STUDENT), "num_layers": 4})
     task = Distillation(OF, teacher="t", start="layers")
-    made = task.initial(teacher, {"teacher": Frozen(four, None)})
+    made = task.initial(teacher, {"teacher": Frozen(four, deep)})
     for path in ("attention", "mlp"):
         for mine, theirs in zip(
             jax.tree.leaves(made["blocks"][path]), jax.tree.leaves(four["blocks"][path]), strict=True
         ):
             np.testing.assert_array_equal(mine, theirs[np.array([0, 2])])
     np.testing.assert_array_equal(made["embed"]["token"]["embedding"], four["embed"]["token"]["embedding"])
-    assert Distillation(OF, teacher="t").initial(teacher, {"teacher": Frozen(four, None)}) is teacher
+    assert Distillation(OF, teacher="t").initial(teacher, {"teacher": Frozen(four, deep)}) is teacher
     wide = params_lib.abstract(bert.declare(bert.Config(**{**vars(STUDENT), "mlp_width": 32})))
     with pytest.raises(InputError, match="may differ in the number of layers alone"):
-        task.initial(wide, {"teacher": Frozen(four, None)})
+        task.initial(wide, {"teacher": Frozen(four, deep)})
 
 
 def test_everything_else_is_the_tasks_own():
@@ -100,3 +112,52 @@ def test_another_teacher_is_refused():
         traced(Distillation(OF, teacher="t"), num_labels=2)
     with pytest.raises(InputError, match="width 32 and the student's 16"):
         traced(Distillation(OF, teacher="t", states=1.0), width=32)
+
+
+def loaded(params, **changes):
+    """What a run loads of a teacher with these parameters."""
+    found = SimpleNamespace(**{"params": params, "config": TEACHER, "task": OF, "tokenizer": None} | changes)
+    asked = SimpleNamespace(task=Distillation(OF, teacher="t"), init_from="")
+    return further_lib.load(asked, STUDENT, None, lambda path, **options: found)[0]
+
+
+def test_a_teacher_is_its_familys_own_tree(params):
+    """With an adapter or of eight bits, it is what it computes: a student may start from its layers."""
+    _, teacher = params
+    declaration = adapters.declare(bert.declare(TEACHER), Lora(rank=1, target="query/"))
+    adapted = jax.tree.map(lambda x: x + 0.1, adapters.attach(teacher, declaration, jax.random.key(2)))
+    small = compress.quantize(teacher, Int8("blocks/"))
+    for given, wanted in ((adapted, adapters.merge(adapted)), (small, compress.unpack(small))):
+        jax.tree.map(np.testing.assert_array_equal, loaded(given)["teacher"].params, wanted)
+        half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), loaded(given)["teacher"])
+        assert further_lib.digests({"teacher": half}) == further_lib.digests(loaded(given))
+    assert further_lib.digests(loaded(adapted)) != further_lib.digests(loaded(small))
+
+
+def test_a_student_is_evaluated_without_its_teacher():
+    data = LabelledText(StdlibTopics(), Bytes(), length=8)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    for task, reads in ((Distillation(OF, teacher="t"), False), (Asks(OF, teacher="t"), True), (OF, False)):
+        asked = Experiment(STUDENT, data, task)
+        assert further_lib.evaluate_reads(asked, STUDENT, mesh) is reads
+
+
+@dataclass(frozen=True)
+class Asks(Distillation):
+    """It reports the loss beside the teacher too."""
+
+    def evaluate(self, params, model_cfg, batch):
+        return self.loss(params, model_cfg, batch)[2], {}
+
+
+def test_a_teacher_of_other_labels_or_texts_is_refused(params):
+    _, teacher = params
+    assert loaded(teacher, task=Classification(("LABEL_0", "LABEL_1", "LABEL_2")))  # they name nothing
+    with pytest.raises(InputError, match="task.teacher t has the labels b, a, c, and the task has a, b, c"):
+        loaded(teacher, task=Classification(("b", "a", "c")))
+    own = SimpleNamespace(encode=lambda text: np.frombuffer(text.encode(), np.uint8))
+    other = SimpleNamespace(encode=lambda text: own.encode(text)[::-1])
+    for tokenizers in ({"teacher": own}, {"teacher": None}, {}):
+        further_lib.check_tokenizers(tokenizers, own)
+    with pytest.raises(InputError, match="task.teacher has another tokenizer than this run"):
+        further_lib.check_tokenizers({"teacher": other}, own)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ def main(arguments: list[str]) -> int:
         loaded = restore.load(workdirs.chosen(folder), sharding=mesh, verify=verify, types=types, base=base)
     model = _model(loaded.config, stored, asked)
     prepared = asked.task.prepare(asked.data, model, seed=asked.seed, workdir_tokenizer=loaded.tokenizer)
-    evaluator = _evaluator(asked, model, mesh)
+    load = functools.partial(restore.load, verify=verify, types=types)
+    evaluator = _evaluator(asked, model, mesh, prepared.tokenizer, load)
     sets = {"given" if files else "validation": prepared.validation}
     sets |= {} if prepared.test is None else {"test": prepared.test}
     of = where if loaded.step is None else f"step {loaded.step:,}"
@@ -93,14 +95,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _evaluator(asked: Experiment, model: Any, mesh: Any) -> Any:
+def _evaluator(asked: Experiment, model: Any, mesh: Any, tokenizer: Any, load: Callable[..., Any]) -> Any:
     """The evaluator of an experiment, with the further models that its task reads."""
-    from transformer_jax import restore
     from transformer_jax.train import evaluate as evaluation
-    from transformer_jax.train import program as programs
+    from transformer_jax.train import further as further_lib
 
     size = asked.evaluate.batch_size or asked.train.batch_size // asked.train.accumulate
-    frozen = programs.load_frozen(asked, model, mesh, restore.load)
+    frozen: dict[str, Any] = {}
+    tokenizers: dict[str, Any] = {}
+    if further_lib.evaluate_reads(asked, model, mesh):
+        frozen, tokenizers = further_lib.load(asked, model, mesh, load)
+    further_lib.check_tokenizers(tokenizers, tokenizer)
     return evaluation.make(asked.task, asked.data, model, mesh, batch_size=size, frozen=frozen)
 
 

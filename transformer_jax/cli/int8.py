@@ -1,7 +1,9 @@
 """`convert int8`: a run with its kernels in eight bits, and what that changes: bytes, time and the numbers."""
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from transformer_jax.experiment import declare
 from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import saved
 from transformer_jax.runs import workdir as workdirs
+from transformer_jax.train import batch as batch_lib
+from transformer_jax.train import checks
 from transformer_jax.train import evaluate as evaluation
+from transformer_jax.train import further as further_lib
 from transformer_jax.train import state as state_lib
 
 
@@ -40,26 +45,35 @@ def create(folder: Path, run: Path, rule: Int8, *, types: Any = (), base: str | 
     if not (run / "config.json").is_file() or not (run / "checkpoints").is_dir():
         raise InputError(f"{run} is not a run's workdir; make one of a Hugging Face folder with convert hf")
     stored = config_json.load(run / "config.json", types)
-    experiment = dataclasses.replace(stored, adapter=Lora(), compress=rule, init_from="")
+    experiment = dataclasses.replace(stored, adapter=Lora(), compress=rule)
     declare(experiment)
     loaded = restore.load(workdirs.chosen(run), types=types, base=base)
     before = compress.unpack(adapters.merge(loaded.params))
     after = compress.quantize(before, rule)
-    lines = _compared(experiment, loaded, {"float32": before, "int8": after})
+    lines = _compared(
+        experiment, loaded, {"float32": before, "int8": after}, functools.partial(restore.load, types=types)
+    )
     step = run / "checkpoints" / str(loaded.step)
     state = dataclasses.replace(state_lib.create(after, optax.identity()), step=jnp.int32(loaded.step))
     average.write(folder, run, state, saved.read_meta(step), config_json.to_json(experiment))
     return lines
 
 
-def _compared(experiment: Any, loaded: Any, trees: dict[str, Any]) -> list[str]:
+def _compared(experiment: Any, loaded: Any, trees: dict[str, Any], load: Callable[..., Any]) -> list[str]:
     """A line for each tree of parameters: its bytes, the time of an evaluation, and the numbers."""
     task, mesh = experiment.task, sharding.make_mesh(data=1, devices=jax.devices()[:1])
     prepared = task.prepare(experiment.data, loaded.config, seed=experiment.seed, workdir_tokenizer=loaded.tokenizer)
     size = experiment.evaluate.batch_size or experiment.train.batch_size // experiment.train.accumulate
+    reads_frozen = further_lib.evaluate_reads(experiment, loaded.config, mesh)
+    frozen = further_lib.load(experiment, loaded.config, mesh, load)[0] if reads_frozen else {}
+    example = task.example(experiment.data)
+    rows = batch_lib.abstract(example, size, batch_lib.shardings(example, size, mesh))
+    sums = lambda p, b, key: (sum(total for total, _ in task.evaluate(p, loaded.config, b)[0].values()),)  # noqa: E731
+    with jax.set_mesh(mesh):
+        checks.check_dense(sums, trees["int8"], rows | frozen)
     lines = []
     for name, params in trees.items():
-        evaluator = evaluation.make(task, experiment.data, loaded.config, mesh, batch_size=size)
+        evaluator = evaluation.make(task, experiment.data, loaded.config, mesh, batch_size=size, frozen=frozen)
         evaluator.numbers(params, prepared.validation)  # compiles
         began = time.perf_counter()
         report, _ = evaluator.numbers(params, prepared.validation)

@@ -110,7 +110,7 @@ def unpack(params: Tree) -> Tree:
     return {name: unpack(part) for name, part in params.items()}
 
 
-def is_small(params: Tree) -> bool:
+def is_quantized(params: Tree) -> bool:
     """Whether `params` has kernels of eight bits."""
     return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
 

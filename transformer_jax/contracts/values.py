@@ -59,7 +59,7 @@ class Frozen:
     """A model that a loss reads and training never changes: a teacher, or the reference of DPO.
 
     Attributes:
-      params: its parameter tree, in the run's compute dtype.
+      params: its family's own parameter tree, in the run's compute dtype.
       config: its Config.
     """
 

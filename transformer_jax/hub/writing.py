@@ -72,7 +72,7 @@ def export(
     if labels:
         settings |= _label_settings(config, labels)
     own = _with_tokens(settings, config, tokenizer) | {"torch_dtype": dtype}
-    if compress.is_small(params):
+    if compress.is_quantized(params):
         tensors, own["quantization_config"] = eight_bits.write(format.table(config), declaration, params, tensors)
     if len(stop_ids) > 1:
         own["eos_token_id"] = list(stop_ids)

@@ -29,14 +29,19 @@ def identity(path: str, frozen: Any) -> dict[str, str]:
     return {"path": path, "absolute": absolute, "digest": digest(frozen)}
 
 
-def digest(frozen: Any) -> str:
-    """A hash of the parameters `frozen`: of every path, shape, dtype and byte. Each process of a run calls it."""
+def digest(frozen: Any, dtype: Any = None) -> str:
+    """A hash of the parameters `frozen`: of every path, shape, dtype and byte. Each process of a run calls it.
+
+    Args:
+      frozen: the parameters.
+      dtype: that they are converted to first; None: their own.
+    """
     total = hashlib.sha256()
     for path, leaf in sorted(params_lib.flatten(frozen).items()):
         if path.endswith(adapters.LEAVES):
             continue
         gathered = leaf if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable else _gathered(leaf)
-        array = np.ascontiguousarray(jax.device_get(gathered))
+        array = np.ascontiguousarray(jax.device_get(gathered), dtype)
         total.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
     return total.hexdigest()
 

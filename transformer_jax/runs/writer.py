@@ -60,6 +60,7 @@ class Writer:
       data: what tells the run's data from others (`fingerprint.identity`).
       code: {file: digest} of the user's files that define types of the experiment.
       base: the model that an adapter is of (`frozen.identity`).
+      further: the models that the task reads beside the trained one (`train.further.digests`).
       averaged: the steps of which the parameters are the mean (`average.create`).
       metrics: {step: value} of what is known by now, which counts before what the steps themselves state: a step may
         have been saved before it was evaluated.
@@ -86,6 +87,7 @@ class Writer:
         code: Mapping[str, str] | None = None,
         data: str = "",
         base: Mapping[str, str] | None = None,
+        further: Mapping[str, str] | None = None,
         averaged: Sequence[int] = (),
         metrics: Callable[[], Mapping[int, float]] = dict,
         scheduled: Callable[[int], bool] = lambda step: True,
@@ -112,6 +114,8 @@ class Writer:
             self._facts["data"] = data
         if base:
             self._facts["base"] = dict(base)
+        if further:
+            self._facts["further"] = dict(further)
         if averaged:
             self._facts["averaged"] = list(averaged)
         self._first = jax.process_index() == 0

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
@@ -47,8 +48,9 @@ def check_evaluate(task: contracts.Task, returned: Any) -> None:
         )
 
 
-def check_adapter(loss: Any, params: Any, batch: Any) -> None:
-    """Refuses an adapter of which a part would change nothing, because the model multiplies by that kernel itself.
+def check_dense(loss: Any, params: Any, batch: Any) -> None:
+    """Refuses a kernel with an adapter, or of eight bits, that the model multiplies by itself: it would be computed
+    without its adapter, or without its scales.
 
     Args:
       loss: (params, batch, key) -> (sum, weight, sums).
@@ -56,16 +58,22 @@ def check_adapter(loss: Any, params: Any, batch: Any) -> None:
       batch: an abstract batch.
 
     Raises:
-      InputError: the loss does not depend on a leaf of the adapter.
+      InputError: the loss does not depend on a leaf of the adapter, or on the kernel without its scales.
     """
     traced = jax.make_jaxpr(lambda params, batch: loss(params, batch, None)[0])(params, batch)
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])  # of the parameters, and then of the batch
-    for path, is_used in zip(params_lib.flatten(params), used, strict=False):
-        if path.endswith(adapters.LEAVES) and not is_used:
-            raise InputError(
-                f"the loss does not depend on {path}, so this adapter changes nothing; let adapter.target leave that "
-                "kernel out, or multiply by it with nn.layers.dense"
-            )
+    flat = params_lib.flatten(params)
+    is_used = dict(zip(flat, used, strict=False))
+    for path in flat:
+        kernel = f"{path.removesuffix('scale')}kernel"
+        is_scale = path.endswith("/scale") and kernel in flat and flat[kernel].dtype == jnp.int8
+        if is_used[path] or not (path.endswith(adapters.LEAVES) or (is_scale and is_used[kernel])):
+            continue
+        setting, without = ("compress", "scales") if is_scale else ("adapter", "adapter")
+        raise InputError(
+            f"the loss does not depend on {path}, so that kernel is computed without its {without}; let "
+            f"{setting}.target leave it out, or multiply by it with nn.layers.dense"
+        )
 
 
 def _is_sum(pair: Any) -> bool:

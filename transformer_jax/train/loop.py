@@ -116,6 +116,7 @@ def live(run: Run) -> Iterator[None]:
             data=fingerprint.identity(run.prepared),
             code=brought.digests(brought.code_of(experiment)),
             base=run.base,
+            further=run.further,
             keep=keeps.keep,
             keep_best=keeps.keep_best,
             best=keeps.best,

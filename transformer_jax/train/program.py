@@ -18,6 +18,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
 from transformer_jax.nn import params as params_lib
 from transformer_jax.train import batch as batch_lib
+from transformer_jax.train import further as further_lib
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
 
@@ -102,8 +103,7 @@ def make(
     example = experiment.task.example(experiment.data)
     batch_shardings = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
-    described = experiment.task.frozen(model) if frozen is None else {}
-    frozen = frozen or {name: _described(cfg, model, mesh) for name, (_, cfg) in described.items()}
+    frozen = further_lib.described(experiment.task, model, mesh) if frozen is None else frozen
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(frozen))
     further = (abstract,) if abstract else ()
     for name, (axis, size) in models.hook(model, "mesh_sizes")(model).items():
@@ -156,31 +156,3 @@ def computed(experiment: Experiment, platform: str | None = None) -> Any:
     """
     model: Any = experiment.model
     return experiments.computed_in(model, experiments.compute_dtype(experiment.precision, platform))
-
-
-def load_frozen(experiment: Experiment, model: Any, mesh: Mesh, load: Callable[..., Any]) -> dict[str, Frozen]:
-    """{name: the further models that the task reads}, on the devices of a mesh.
-
-    Args:
-      experiment: its task names them; `init_from` is where the task names no path.
-      model: the Config that is trained, with its compute dtype.
-      mesh: the devices.
-      load: `transformer_jax.load`.
-
-    Raises:
-      InputError: a path that is not a model.
-    """
-    found = {}
-    for name, (path, _) in experiment.task.frozen(model).items():
-        if not (path or experiment.init_from):
-            raise InputError(f"task.{name} is empty, and so is init_from; give one a run, a step or a folder")
-        loaded = load(path or experiment.init_from, dtype=getattr(model, "dtype", None), sharding=mesh)
-        found[name] = Frozen(loaded.params, loaded.config)
-    return found
-
-
-def _described(cfg: Any, model: Any, mesh: Mesh | AbstractMesh) -> Frozen:
-    """A further model as `jax.ShapeDtypeStruct`s."""
-    cfg = experiments.computed_in(cfg, getattr(model, "dtype", "float32"))
-    dtype = getattr(cfg, "dtype", "float32")
-    return Frozen(params_lib.abstract(models.family(cfg).declare(cfg), mesh, dtype), cfg)

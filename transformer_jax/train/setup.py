@@ -26,6 +26,7 @@ from transformer_jax.runs import frozen as frozen_lib
 from transformer_jax.train import best as best_lib
 from transformer_jax.train import checks, start
 from transformer_jax.train import evaluate as evaluation
+from transformer_jax.train import further as further_lib
 from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
 from transformer_jax.train import step as step_lib
@@ -50,6 +51,7 @@ class Run:
     began: float
     compile_seconds: float
     base: Mapping[str, str] | None = None  # the identity of the model that an adapter is of
+    further: Mapping[str, str] = field(default_factory=dict)  # {name: digest} of the other models that the task reads
     run_id: str = ""
     observing: Any = None
     writer: Any = None
@@ -108,7 +110,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
     elif adapted:
         raise InputError("an adapter is of a model that was trained before; name its folder with --init-from")
     model = programs.computed(experiment)
-    frozen = programs.load_frozen(experiment, model, mesh, load)
+    frozen, tokenizers_of = further_lib.load(experiment, model, mesh, load)
     program = programs.make(experiment, mesh, frozen=frozen)
     used = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     dtype = experiment_dtype(program.model)
@@ -121,9 +123,11 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
     if adapted:
         base = frozen_lib.identity(experiment.init_from, state.base)
         with jax.set_mesh(mesh):
-            checks.check_adapter(program.loss, state_lib.whole(program.state), program.rows)
+            checks.check_dense(program.loss, state_lib.whole(program.state), program.rows)
     prepared = _prepare_data(experiment, program, mesh, tokenizer)
-    _report_changed_data(folder, prepared)
+    further_lib.check_tokenizers(tokenizers_of, prepared.tokenizer)
+    further = further_lib.digests(frozen)
+    _report_changed(folder, prepared, further)
     claim(folder, prepared, stack)
 
     compiling = time.perf_counter()
@@ -155,6 +159,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
         compile_seconds,
         frozen=(frozen,) if frozen else (),
         base=base,
+        further=further,
         state=state,
         step=first_step,
         rows=rows,
@@ -252,11 +257,15 @@ def _prepare_data(experiment: Experiment, program: programs.Program, mesh: Mesh,
     return prepared
 
 
-def _report_changed_data(folder: RunFolder, prepared: contracts.Prepared) -> None:
-    """Prints a line where the data are not those that the checkpoint was trained with."""
+def _report_changed(folder: RunFolder, prepared: contracts.Prepared, further: Mapping[str, str]) -> None:
+    """Prints a line where the data, or a further model, are not those that the checkpoint was trained with."""
     if folder.saved_step is None:
         return
-    before = saved.read_meta(folder.path / "checkpoints" / str(folder.saved_step)).get("data")
+    meta = saved.read_meta(folder.path / "checkpoints" / str(folder.saved_step))
+    for name, digest in meta.get("further", {}).items():
+        if further.get(name, digest) != digest:
+            banner(4, f"task.{name} is another model than step {folder.saved_step:,} was trained with: name the former")
+    before = meta.get("data")
     if before and before != fingerprint.identity(prepared):
         banner(
             4,

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
-from transformer_jax import contracts
+from transformer_jax import contracts, models
 from transformer_jax.contracts import Frozen, Outputs, Prepared, Sums, Task
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
@@ -73,13 +72,15 @@ class Distillation(Task):
         """
         if self.start == "scratch":
             return params
-        theirs = params_lib.flatten(frozen["teacher"].params)
+        teacher = frozen["teacher"]
+        theirs = params_lib.flatten(teacher.params)
+        declared = params_lib.flatten(models.family(teacher.config).declare(teacher.config))
 
         def of_teacher(path: str, mine: Any) -> Any:
             found = theirs.get(path)
             if found is not None and found.shape == mine.shape:
                 return found.astype(mine.dtype)
-            if found is None or found.shape[1:] != mine.shape[1:] or "blocks" not in path.split("/"):
+            if found is None or found.shape[1:] != mine.shape[1:] or declared[path].axes[:1] != ("layers",):
                 has = "no such leaf" if found is None else f"one of shape {found.shape}"
                 raise InputError(
                     f"task.start = layers: the student's {path} has shape {mine.shape}, the teacher {has}; they may "
@@ -88,7 +89,7 @@ class Distillation(Task):
             return found[jnp.arange(len(mine)) * len(found) // len(mine)].astype(mine.dtype)
 
         mine = params_lib.flatten(params)
-        return traverse_util.unflatten_dict({path: of_teacher(path, x) for path, x in mine.items()}, sep="/")
+        return params_lib.nested({path: of_teacher(path, x) for path, x in mine.items()})
 
     def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """The example of the task."""
@@ -136,7 +137,7 @@ class Distillation(Task):
         )
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Those of the task; the teacher is not asked."""
+        """The sums and outputs of the task; the teacher is not computed."""
         return self.of.evaluate(params, model_cfg, batch)
 
     def best_metric(self) -> str:
