@@ -246,6 +246,8 @@ def test_filters_and_duplicates_are_dropped_and_counted_alike_in_shards(texts, t
     assert dict(dropped) == counts and all(counts.values())
     one = tokens.prepare(source.documents("train"), BYTES, tmp_path / "cache")
     assert one.header["dropped"] == counts
+    nested = cleaning.Cleaned(cleaning.Cleaned(texts, (source.filters[0],)), (source.filters[1],), deduplicate=False)
+    assert tokens.prepare(nested.documents("train"), BYTES, tmp_path / "nested").header["dropped"] == counts
     stream = token_store.open_store(str(tmp_path / "store"), "train").tokens[:]
     assert stream.tolist() == one.tokens.tolist() == [t for text in expected for t in [256, *text.encode()]]
     made = work(source, tmp_path / "store")

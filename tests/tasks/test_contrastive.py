@@ -187,6 +187,14 @@ def test_texts_do_not_depend_on_their_batch(captions):
         ({"task": tasks.Contrastive(preprocess=Preprocess(size=8, resize=8), sizes=(32,))}, "task.sizes = .32,."),
         ({"task": tasks.Contrastive(preprocess=Preprocess(size=16, resize=16))}, "model.left.image_size and channels"),
         (
+            {
+                "model": dual.Config(
+                    left=IMAGE, right=dataclasses.replace(TEXT, pooling="padded", max_length=16), width=16
+                )
+            },
+            "the text tower reads the padding too: give it the length of its texts in prediction, 16",
+        ),
+        (
             {"model": dual.Config(left=TEXT, width=16)},
             "left sides of the data are pictures, but model.left reads texts",
         ),

@@ -73,7 +73,7 @@ class Cleaned:
         parts, dropped = made.parts, Counter[str]()
         return dataclasses.replace(
             made,
-            read=functools.partial(_kept, made.read, self.filters, dropped),
+            read=functools.partial(_kept, made.read, self.filters, dropped, made.dropped),
             identity=lambda: f"{made.identity()} {self.filters!r} {self.deduplicate}",
             parts=None if parts is None else lambda: [self._part(part) for part in parts()],
             deduplicate=self.deduplicate or made.deduplicate,
@@ -82,13 +82,17 @@ class Cleaned:
 
     def _part(self, part: sources.Part) -> sources.Part:
         dropped = Counter[str]()
-        read = functools.partial(_kept, part.read, self.filters, dropped)
+        read = functools.partial(_kept, part.read, self.filters, dropped, part.dropped)
         return dataclasses.replace(part, read=read, dropped=dropped)
 
 
 def _kept(
-    read: Callable[[], Iterable[tuple[str, str]]], filters: tuple[Filter, ...], dropped: Counter[str]
+    read: Callable[[], Iterable[tuple[str, str]]],
+    filters: tuple[Filter, ...],
+    dropped: Counter[str],
+    dropped_before: Counter[str],
 ) -> Iterator[tuple[str, str]]:
+    """The documents that all filters keep. `dropped` counts the others, and what the source itself has dropped."""
     dropped.clear()
     for name, text in sources.whole(read()):
         refused = next((one for one in filters if not one.keeps(text)), None)
@@ -96,3 +100,4 @@ def _kept(
             yield name, text
         else:
             dropped[type(refused).__name__] += 1
+    dropped.update(dropped_before)

@@ -123,6 +123,11 @@ class Config:
         """The longest text, in tokens."""
         return self.text_length or self.text.max_length
 
+    @property
+    def reads_padding(self) -> bool:
+        """Whether padding changes a text's embedding, so that every text has to have `max_length` tokens (SigLIP)."""
+        return getattr(self.text, "pooling", "") == "padded"
+
     def tower(self, side: Side) -> Any:
         """The Config of the tower that reads `side`."""
         return self.left if side == "left" or self.right is None else self.right

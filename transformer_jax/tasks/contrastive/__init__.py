@@ -98,6 +98,11 @@ class Contrastive(Task):
                 )
         if data.length > model_cfg.max_length:
             raise InputError(f"data.length = {data.length} is longer than the text tower's {model_cfg.max_length}")
+        if getattr(model_cfg, "reads_padding", False) and data.length != model_cfg.max_length:
+            raise InputError(
+                f"data.length = {data.length}, but the text tower reads the padding too: give it the length of its "
+                f"texts in prediction, {model_cfg.max_length}"
+            )
         if self.sizes and self.sizes[-1] > model_cfg.width:
             raise InputError(f"task.sizes = {self.sizes}: the embeddings have model.width {model_cfg.width}")
 

@@ -49,8 +49,8 @@ class Embedder:
         found = []
         for numbers in _batches(len(texts)):
             tokens_BT, lengths_B = encoded.rows(numbers)
-            reads_padding = getattr(model.text, "pooling", "") == "padded"
-            T = model.max_length if reads_padding else min(-(-lengths_B.max() // STEP) * STEP, model.max_length)
+            whole = getattr(model, "reads_padding", False)
+            T = model.max_length if whole else min(-(-lengths_B.max() // STEP) * STEP, model.max_length)
             found.append(self._embed(side, tokens_BT[:, :T], lengths_B))
         return np.concatenate(found)[: len(texts)]
 
