@@ -77,7 +77,10 @@ def distilled() -> Experiment:
 
 
 def lora() -> Experiment:
-    """An adapter beside the encoder of `mlm.stdlib`, which `--init-from` must name: 2.7 % of the parameters."""
+    """An adapter beside the encoder of `mlm.stdlib`, which `--init-from` must name: 2.7 % of the parameters.
+
+    Expected (measured, seed 0): test accuracy 0.392, and 0.408 after 600 steps: below the 0.473 of all parameters.
+    """
     full = experiment()
     return dataclasses.replace(
         full,
