@@ -11,7 +11,7 @@ from PIL import Image
 
 from tools.targets import collectives
 from transformer_jax import tasks
-from transformer_jax.data import tokenizers
+from transformer_jax.data import corpus, tokenizers
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Train
@@ -66,6 +66,27 @@ def test_examples(captions):
     on_demand = dataclasses.replace(made.data, memory=0)
     again = made.task.prepare(on_demand, made.model, seed=0).validation.examples.stacked([0, 3])
     np.testing.assert_array_equal(again["left"], rows["left"])
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPairs:
+    """The data of a user's own file: no type of the package."""
+
+    source: Any
+    tokenizer: Any
+    length: int = 8
+    memory: int = 10**6
+
+
+def test_own_data(captions):
+    """Data of any type serve, by what they have; data without pairs are refused by what they lack."""
+    made = experiment(captions)
+    own = dataclasses.replace(made, data=OwnPairs(made.data.source, made.data.tokenizer))
+    wanted, found = (one.task.prepare(one.data, one.model, seed=0) for one in (made, own))
+    for name, x in wanted.train.stacked([0, 5]).items():
+        np.testing.assert_array_equal(found.train.stacked([0, 5])[name], x)
+    with pytest.raises(InputError, match=r"task Contrastive needs data with source, .*; TextCorpus has no memory"):
+        made.task.check(made.model, corpus.TextCorpus(length=8))
 
 
 def step_of(made, sizes):

@@ -16,7 +16,7 @@ from transformer_jax.data import images
 from transformer_jax.data.image_sources import Digits, Folder
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
-from transformer_jax.models import vit
+from transformer_jax.models import bert, vit
 from transformer_jax.tasks import CausalLM, ImageClassification
 
 CFG = vit.Config(
@@ -213,8 +213,10 @@ def test_patches_that_do_not_divide():
 def test_text_is_no_image():
     from transformer_jax.data import corpus
 
-    with pytest.raises(InputError, match=r"needs a model of images, vit.Config, and an images.ImageSet"):
+    with pytest.raises(InputError, match=r"needs data with source, .*; TextCorpus has no train_crop, crop_area, bro"):
         TASK.check(CFG, corpus.TextCorpus(length=8))
+    with pytest.raises(InputError, match=r"needs a model with Config.image_size, .* which bert does not define"):
+        TASK.check(bert.Config(), images.ImageSet(Digits()))
     assert TASK.reads_text is False and CausalLM.reads_text is True
 
 

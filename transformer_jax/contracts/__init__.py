@@ -28,6 +28,7 @@ from transformer_jax.contracts.values import (
     TrainState,
     no_progress,
 )
+from transformer_jax.errors import InputError
 
 __all__ = [
     "LAUNCH",
@@ -64,6 +65,7 @@ __all__ = [
     "fill",
     "missing",
     "no_progress",
+    "require_data",
     "required",
 ]
 
@@ -73,6 +75,21 @@ def missing(value: Any, contract: Any) -> list[str]:
     cls = value if isinstance(value, type) else type(value)
     own = {name: getattr(cls, name, None) for name in required(contract)}
     return [name for name, method in own.items() if not callable(method) or method is vars(contract).get(name)]
+
+
+def require_data(data: Any, by: str, fields: tuple[str, ...]) -> None:
+    """Checks that an experiment's `data`, of any type, has what a task reads.
+
+    Args:
+      data: the experiment's.
+      by: the task, for the message.
+      fields: the names of what it reads.
+
+    Raises:
+      InputError: with what is missing.
+    """
+    if lacking := [name for name in fields if not hasattr(data, name)]:
+        raise InputError(f"{by} needs data with {', '.join(fields)}; {type(data).__name__} has no {', '.join(lacking)}")
 
 
 def defaults(contract: Any) -> tuple[str, ...]:

@@ -17,7 +17,18 @@ import numpy as np
 
 from transformer_jax import augment as augmentations
 from transformer_jax import files, models
-from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
+from transformer_jax.contracts import (
+    Evaluation,
+    Input,
+    Outputs,
+    Predict,
+    Prepared,
+    Progress,
+    Sums,
+    Task,
+    no_progress,
+    require_data,
+)
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.losses import contrastive
@@ -82,8 +93,7 @@ class Contrastive(Task):
         """Refuses a model that does not suit the pairs."""
         functions, settings = ("left", "right", "temperature"), ("width", "max_length", "image", "text")
         models.require(model_cfg, "task Contrastive", functions, settings)
-        if not isinstance(data, paired.Paired):
-            raise InputError(f"task Contrastive reads a contrastive.paired.Paired, not a {type(data).__name__}")
+        require_data(data, "task Contrastive", ("source", "tokenizer", "length", "memory"))
         image = model_cfg.image
         if data.source.images != (image is not None):
             lefts = [("texts", "pictures")[is_image] for is_image in (data.source.images, image is not None)]

@@ -94,8 +94,9 @@ class ImageClassification(Task):
 
     def check(self, model_cfg: Any, data: Any) -> None:
         """Refuses a model that does not suit the images."""
-        if not hasattr(model_cfg, "image_size") or not isinstance(data, images.ImageSet):
-            raise InputError("task ImageClassification needs a model of images, vit.Config, and an images.ImageSet")
+        models.require(model_cfg, "task ImageClassification", ("apply",), ("image_size", "channels", "num_classes"))
+        reads = ("source", "train_crop", "crop_area", "broken", "memory")
+        contracts.require_data(data, "task ImageClassification", reads)
         if model_cfg.image_size != self.preprocess.size and getattr(model_cfg, "interpolate", "never") == "never":
             raise InputError(
                 f"model.image_size is {model_cfg.image_size}, but task.preprocess.size is {self.preprocess.size}; set "
