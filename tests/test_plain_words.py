@@ -30,7 +30,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "transformer_jax"
 
 STRICT = (
-    *("contracts", "sharding.py", "nn/", "kernels/", "models/", "losses.py", "metrics.py", "decoding/", "optim/"),
+    *(
+        "contracts",
+        "sharding.py",
+        "nn/",
+        "kernels/",
+        "models/",
+        "losses.py",
+        "metrics.py",
+        "decoding/",
+        "optim/",
+        "sound/",
+    ),
     *("train/", "runs/", "hosts/", "objectives/", "augment/", "data/", "hub/", "restore.py", "experiment.py"),
     *("brought.py", "interrupts.py", "files.py", "errors.py", "shipped.py", "chips.py", "figures.py"),
     *("cli/", "observe/", "tasks/"),
