@@ -17,6 +17,7 @@ EXTRAS = {
     "babel": ("Babel", "data"),
     "PIL": ("Pillow", "vision"),
     "qtawesome": ("qtawesome", "vision"),
+    "soundfile": ("soundfile", "sound"),
     "sklearn": ("scikit-learn", "metrics"),
     "sacrebleu": ("sacrebleu", "metrics"),
     "rouge_score": ("rouge-score", "metrics"),
