@@ -23,6 +23,7 @@ CASES = {  # sizes T, S, N, K, H, and the mask
     "two heads of 64 in 128 lanes": ((32, 32, 2, 2, 64), Mask(causal=True)),
     "a head of 128": ((32, 32, 1, 1, 128), Mask(causal=True)),
     "heads that fit no lanes": ((32, 32, 3, 3, 16), Mask(causal=True)),
+    "a key head of 128 for two query heads": ((32, 48, 4, 2, 128), Mask(end_B=jnp.array([48, 13]))),
     "grouped, causal segments": ((32, 32, 4, 2, 64), Mask(causal=True, segment_BT=jnp.asarray(SEGMENTS))),
     "another number of keys": ((32, 48, 2, 2, 64), Mask(end_B=jnp.array([48, 13]))),
     "cross-attention of packed pairs": (
@@ -190,11 +191,20 @@ def test_extreme_scores_do_not_overflow(small_blocks):
     assert np.isfinite(out).all()
 
 
-@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 4}, {"data": 2, "sequence": 2, "fsdp": 2}])
-def test_each_device_has_its_rows_queries_and_heads(sizes, small_blocks):
+@pytest.mark.parametrize(
+    ("sizes", "kv_heads", "width"),
+    [
+        ({"data": 2, "tensor": 4}, 4, 64),
+        ({"data": 2, "sequence": 2, "fsdp": 2}, 4, 64),
+        ({"data": 4, "tensor": 2}, 2, 128),  # each device has two query heads and the key head that they share
+    ],
+)
+def test_each_device_has_its_rows_queries_and_heads(sizes, kv_heads, width, small_blocks):
     """A sharded length: each device's queries have an offset, and the keys' gradients are summed."""
     keys = jax.random.split(jax.random.key(1), 4)
-    arrays = [jax.random.normal(key, (4, 32, 4, 64)) for key in keys]
+    arrays = [
+        jax.random.normal(key, (4, 32, N, width)) for key, N in zip(keys, (4, kv_heads, kv_heads, 4), strict=True)
+    ]
     mask = Mask(causal=True, end_B=jnp.array([32, 20, 32, 9]))
     whole = run("xla", mask, *arrays)
     with jax.set_mesh(sharding.make_mesh(**sizes)):

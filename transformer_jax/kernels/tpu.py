@@ -286,9 +286,10 @@ def attention(
     if not attention_fits(q_BTNH, mask, num_keys=S, bias=bias_NTS is not None, dropout=key is not None):
         options: Any = {"bias_NTS": bias_NTS, "scale": scale, "dropout_rate": dropout_rate, "key": key}
         return plain(q_BTNH, k_BSKH, v_BSKH, mask, **options)
-    if k_BSKH.shape[2] != N:  # grouped queries
-        k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
-    operands = tuple(x.reshape(B, -1, N * H) for x in (q_BTNH, k_BSKH, v_BSKH))
+    K = k_BSKH.shape[2]
+    if K != N and not tpu_attention.groups(H):  # a block holds several heads, and their keys beside each other
+        k_BSKH, v_BSKH = (jnp.repeat(x, N // K, axis=2) for x in (k_BSKH, v_BSKH))
+    operands = tuple(x.reshape(*x.shape[:2], -1) for x in (q_BTNH, k_BSKH, v_BSKH))
     return _kernel(operands, H, mask, scale).reshape(B, T, N, H)
 
 

@@ -100,6 +100,11 @@ def fits(
     return max(forward, backward) + working <= 0.75 * _vmem(chip)
 
 
+def groups(head_width: int) -> bool:
+    """Whether several query heads may read one key head: a block is one head, so that it can choose its keys."""
+    return head_width % LANES == 0
+
+
 def _vmem(chip: str) -> int:
     return SMALL_VMEM.get(chip, 64 * 2**20)
 
@@ -129,7 +134,8 @@ def attention(
     """softmax(q k^T scale) v of every head, [B, T, N * H], for one device's arrays, whose sizes `fits` accepts.
 
     Args:
-      operands: q [B, T, N * H], k and v [B, S, N * H]; or one array [3, B, T, N * H], which then has one gradient.
+      operands: q [B, T, N * H], k and v [B, S, K * H]; or one array [3, B, T, N * H], which then has one gradient.
+        K is N, or divides it where `groups` accepts H: a block of queries then reads the keys of its group.
       segments: int32 ([B, T], [B, S]); a query sees keys of its own segment. None: all keys.
       offset: the position of the first query among the keys, for causal and window.
       window: a query sees keys at most this far from it; None: all keys.
@@ -161,7 +167,18 @@ def _attention_forward(shape: Shape, operands, where, rows):
 
 def _attention_backward(shape: Shape, kept, do):
     operands, where, rows, bits, lse = kept
-    return tuple(_backward(shape, operands, where, rows, bits, lse, do)), None, tuple(None for _ in rows)
+    grads = _backward(shape, operands, where, rows, bits, lse, do)
+    sums = [_group_sums(shape, grad, x.shape) for grad, x in zip(grads, operands, strict=True)]
+    return tuple(sums), None, tuple(None for _ in rows)
+
+
+def _group_sums(shape: Shape, grad: jax.Array, wanted: tuple[int, ...]) -> jax.Array:
+    """The gradient of keys or values, [B, S, K * H], from that of each query head, [B, S, N * H]."""
+    if grad.shape == wanted:
+        return grad
+    B, S, D = wanted
+    grad_BSKGH = grad.reshape(B, S, D // shape.head_width, grad.shape[2] // D, shape.head_width)
+    return jnp.sum(grad_BSKGH.astype(jnp.float32), axis=3).reshape(wanted).astype(grad.dtype)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -296,7 +313,8 @@ def _forward(shape: Shape, operands, where_2, rows):
         # A query that sees no key has no gradient: its recomputed probabilities are 0.
         lse_ref[...] = jnp.where(top[...] > HIDDEN / 2, top[...] + jnp.log2(total[...]), 0.0)
 
-    specs = [_spec(shape, which, t if which == 0 else S, C, every=which > 0) for which in range(3)]
+    group = D // operands[-1].shape[-1]
+    specs = [_spec(shape, 0, t, C, every=False), *(_spec(shape, kv, S, C, every=True, group=group) for kv in (1, 2))]
     ids_specs = [
         pl.BlockSpec((None, 1, t), lambda b, j, i: (b, 0, i)),
         pl.BlockSpec((None, S, 1), lambda b, j, i: (b, 0, 0)),
@@ -396,8 +414,13 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
     q, k, v = operands * 3 if shape.fused else operands
 
     whole = pl.BlockSpec((None, T, C), lambda b, j, i: (b, 0, j))
-    specs = [_spec(shape, which, T if which == 0 else s, C, every=which == 0) for which in range(3)]
-    gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))] if shape.fused else specs
+    group = D // operands[-1].shape[-1]
+    specs = [_spec(shape, 0, T, C, every=True), *(_spec(shape, kv, s, C, every=False, group=group) for kv in (1, 2))]
+    gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))]
+    shapes = [operands[0].shape]
+    if not shape.fused:  # those of keys and values are each query head's own: two programs cannot add to one block
+        gradients = [specs[0], *(_spec(shape, kv, s, C, every=False) for kv in (1, 2))]
+        shapes = [(B, T, D), (B, S, D), (B, S, D)]
     ids_specs = [
         pl.BlockSpec((None, 1, T), lambda b, j, i: (b, 0, 0)),
         pl.BlockSpec((None, s, 1), lambda b, j, i: (b, i, 0)),
@@ -409,7 +432,7 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
         grid=(B, J, S // s),
         in_specs=[smem, *ids_specs[: len(rows)], *specs, whole, lse_spec, whole],
         out_specs=gradients,
-        out_shape=[_like(q, x.shape, x.dtype) for x in operands],
+        out_shape=[_like(q, one, q.dtype) for one in shapes],
         scratch_shapes=[
             pltpu.VMEM((P, T), jnp.float32),
             pltpu.VMEM((C, T), jnp.float32),
@@ -423,10 +446,11 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
     )(where_2, *rows, q, k, v, bits_BTD, lse_BJPT, do_BTD)
 
 
-def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool) -> pl.BlockSpec:
+def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool, group: int = 1) -> pl.BlockSpec:
     """The block of queries (0), keys (1) or values (2) that a program reads: `rows` tokens and C columns.
 
-    `every`: the tokens are all of them; else those of the program's index in the grid.
+    `every`: the tokens are all of them; else those of the program's index in the grid. `group`: how many blocks of
+    queries share one of keys.
     """
 
     def at(i):
@@ -434,7 +458,7 @@ def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool) -> pl.Blo
 
     if shape.fused:
         return pl.BlockSpec((None, None, rows, C), lambda b, j, i: (which, b, at(i), j))
-    return pl.BlockSpec((None, rows, C), lambda b, j, i: (b, at(i), j))
+    return pl.BlockSpec((None, rows, C), lambda b, j, i: (b, at(i), j // group))
 
 
 def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
