@@ -185,6 +185,11 @@ def test_bad_tokenizers_are_named(tmp_path):
             match=r"tokenizer\.json: (not a JSON object|not a tokenizer)|tokenizer\.json cannot be read as JSON",
         ):
             tokenizers.load(tmp_path)
+    for added in (True, "a", ["a"], [{"content": "a"}], [{"id": "1", "content": "a"}]):
+        model = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": added}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(model))
+        with pytest.raises(InputError, match=r"tokenizer\.json: added_tokens has .*, not a token with its id"):
+            tokenizers.load(tmp_path)
     (tmp_path / "characters.json").write_text('{"characters": "aa"}')
     with pytest.raises(InputError, match="distinct"):
         tokenizers.load(tmp_path)

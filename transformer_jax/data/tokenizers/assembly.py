@@ -27,10 +27,12 @@ def read_tokenizer_json(path: Path) -> dict[str, Any]:
     model, added = settings.get("model"), settings.get("added_tokens")
     if not isinstance(model, dict):
         raise InputError(f"{path}: not a tokenizer of the tokenizers library (it has no model)")
+    for token in added if isinstance(added, list) else [added] if added else []:
+        if not isinstance(token, dict) or type(token.get("id")) is not int:
+            raise InputError(f"{path}: added_tokens has {json.dumps(token)[:80]}, not a token with its id")
     vocabulary = model.get("vocab")
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    refuse_far_ids(ids, path)
+    refuse_far_ids(ids + [token["id"] for token in added or ()], path)
     return settings
 
 
@@ -264,7 +266,7 @@ def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> 
         return
     single = f"{f'{bos}:0 ' if bos else ''}$A:0{f' {eos}:0' if eos else ''}"
     pair = f"{single}{f' {bos}:1' if bos else ''} $B:1{f' {eos}:1' if eos else ''}"
-    tokens = [(token, inner.token_to_id(token)) for token in {bos, eos} - {None}]
+    tokens = [(token, classes.id_of(inner, token, settings)) for token in {bos, eos} - {None}]
     inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
 
 

@@ -93,6 +93,23 @@ def _bert(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -
     return inner
 
 
+def id_of(inner: Any, token: str, settings: Mapping[str, Any]) -> int:
+    """The id of a special token.
+
+    Args:
+      inner: the library's tokenizer.
+      token: spelled.
+      settings: of tokenizer_config.json; "where" names the tokenizer in the message.
+
+    Raises:
+      InputError: the vocabulary has no such token.
+    """
+    id = inner.token_to_id(token)
+    if id is None:
+        raise InputError(f"{settings['where']}: the special token {token!r} is not in the vocabulary")
+    return id
+
+
 def cls_sep(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
     """The post-processor for [CLS] A [SEP] B [SEP], with types 0 and 1.
 
@@ -104,7 +121,7 @@ def cls_sep(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -
     from tokenizers import processors
 
     cls, sep = roles["cls"], roles["sep"]
-    tokens = [(token, inner.token_to_id(token)) for token in (cls, sep)]
+    tokens = [(token, id_of(inner, token, settings)) for token in (cls, sep)]
     single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
 
@@ -146,13 +163,13 @@ def roberta_frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, s
     """
     from tokenizers import processors
 
-    sep, cls = ((roles[role], inner.token_to_id(roles[role])) for role in ("sep", "cls"))
+    sep, cls = ((roles[role], id_of(inner, roles[role], settings)) for role in ("sep", "cls"))
     trim, prefix = (bool(switch(settings, *pair)) for pair in (("trim_offsets", True), ("add_prefix_space", False)))
     return processors.RobertaProcessing(sep, cls, trim, prefix)
 
 
 def _mpnet_frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
-    return roberta_frame(inner, {}, roles)
+    return roberta_frame(inner, {"where": settings["where"]}, roles)
 
 
 def _qwen2(parts: Parts, settings: Mapping[str, Any], roles: Mapping[str, str]) -> Any:
@@ -300,7 +317,7 @@ def _template(single: Sequence[str], pair: Sequence[str]) -> Callable[[Any, Mapp
         from tokenizers import processors
 
         spelled = [[roles.get(one, one) for one in parts] for parts in (single, pair)]
-        special = {one: inner.token_to_id(one) for one in spelled[1] if not one.startswith("$")}
+        special = {one: id_of(inner, one, settings) for one in spelled[1] if not one.startswith("$")}
         return processors.TemplateProcessing(single=spelled[0], pair=spelled[1], special_tokens=list(special.items()))
 
     return frame
