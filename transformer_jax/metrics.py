@@ -140,6 +140,27 @@ def calibration(confidence_E: np.ndarray, right_E: np.ndarray, *, bins: int = 15
     return Calibration(count, confidence / np.maximum(count, 1), right / np.maximum(count, 1))
 
 
+def by_example(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Of each example the loss in nats, whether the answer is right, the label and the answer (`Task.records`).
+
+    Args:
+      logits_EC: logits or log-probabilities.
+      labels_E: the right classes, integers in [0, C).
+      names: of the C classes.
+    """
+    logits_EC = np.asarray(logits_EC, np.float64)
+    predicted_E, top_E1 = logits_EC.argmax(-1), logits_EC.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of a model that has diverged
+        log_z_E = top_E1[:, 0] + np.log(np.exp(logits_EC - top_E1).sum(-1))
+        nats_E = log_z_E - logits_EC[np.arange(len(labels_E)), labels_E]
+    return {
+        "loss": nats_E,
+        "accuracy": predicted_E == labels_E,
+        "label": [names[label] for label in labels_E],
+        "predicted": [names[label] for label in predicted_E],
+    }
+
+
 def wilson(right: int, examples: int) -> tuple[float, float]:
     """The 95 % interval of the share `right` / `examples` (Wilson 1927); in [0, 1] even for few examples."""
     share, z2 = right / examples, Z_95**2
@@ -309,10 +330,27 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, floa
     Raises:
       ValueError: there are no texts, or another number of references.
     """
-    extras.need("sacrebleu", "BLEU")
-    from sacrebleu.metrics import BLEU
+    return _sacrebleu("bleu", hypotheses, references)
 
-    return _sacrebleu("bleu", BLEU(tokenize=_bleu_words(references)), hypotheses, references)
+
+def sacrebleu_metric(name: str, references: Sequence[str]) -> Any:
+    """sacreBLEU's metric for texts of these `references`; `name` is "bleu" or "chrf".
+
+    Raises:
+      InputError: sacreBLEU is not installed.
+    """
+    extras.need("sacrebleu", OF_PACKAGES[name][1])
+    from sacrebleu.metrics import BLEU, CHRF
+
+    class Chrf(CHRF):
+        # A resample's score is a Python float if it is 0 and otherwise NumPy's; sacreBLEU 2.6.0 fails on the mean of
+        # both.
+        def _compute_score_from_stats(self, statistics: Any) -> Any:
+            found = super()._compute_score_from_stats(statistics)
+            found.score = float(found.score)
+            return found
+
+    return BLEU(tokenize=_bleu_words(references)) if name == "bleu" else Chrf()
 
 
 def _bleu_words(references: Sequence[str]) -> str:
@@ -334,21 +372,11 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, floa
     Returns:
       "chrf", "chrf_low", "chrf_high" and "chrf_signature", as from `bleu`.
     """
-    extras.need("sacrebleu", "chrF")
-    from sacrebleu.metrics import CHRF
-
-    class Chrf(CHRF):
-        # A resample's score is a Python float if it is 0 and otherwise NumPy's; sacreBLEU 2.6.0 fails on the mean of
-        # both.
-        def _compute_score_from_stats(self, statistics: Any) -> Any:
-            found = super()._compute_score_from_stats(statistics)
-            found.score = float(found.score)
-            return found
-
-    return _sacrebleu("chrf", Chrf(), hypotheses, references)
+    return _sacrebleu("chrf", hypotheses, references)
 
 
-def _sacrebleu(name: str, metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+def _sacrebleu(name: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+    metric = sacrebleu_metric(name, references)
     _check_texts(hypotheses, references)
     found = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=SAMPLES)
     middle, half = float(found._mean), float(found._ci)

@@ -19,7 +19,7 @@ from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Sa
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
-from transformer_jax.runs import lock, versions
+from transformer_jax.runs import lock, records, versions
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.train import loop
 from transformer_jax.train import steps as steps_lib
@@ -125,7 +125,7 @@ def leaves(workdir: Path) -> dict[str, np.ndarray]:
 def test_the_folder_explains_itself(tiny, whole):
     names = {path.name.partition(".tfevents")[0] for path in whole.iterdir()}
     assert names == {
-        "run.json",
+        *("run.json", "validation.examples.jsonl"),
         *("config.json", "tokenizer", "metrics.jsonl", "events.out", "checkpoints", "loss.png", "results.json"),
     }
     assert config_json.load(whole / "config.json") == tiny
@@ -139,6 +139,11 @@ def test_the_folder_explains_itself(tiny, whole):
     assert results["step"] == STEPS and results["report"] == {
         name.removeprefix("validation/"): value for name, value in rows[-1].items() if name != "step"
     }
+    loss_N2 = records.read(whole / "validation.examples.jsonl", whole)["loss"]  # of each batch
+    assert len(loss_N2) > 1 and results["source"] and results["data"]
+    assert loss_N2[:, 0].sum() / loss_N2[:, 1].sum() == pytest.approx(
+        results["report"]["loss_nats_per_token"], rel=1e-6
+    )
     assert results["seconds_to_first_step"] > 0 and results["seconds_compiling"] > 0
 
 

@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> int:
         process.use_cpu_cores(asked)
     process.keep_compilations()
     from transformer_jax import observe, sharding
+    from transformer_jax.runs import records
     from transformer_jax.runs import workdir as workdirs
 
     mesh = sharding.make_mesh(**dataclasses.asdict(asked.mesh))
@@ -79,7 +80,8 @@ def main(arguments: list[str]) -> int:
     with _kept(folder, stores=loaded.step is not None) as (local, publish):
         log = lambda line: print(line.replace(str(local), str(folder)))  # noqa: E731
         for name, examples in sets.items():
-            numbers, outputs = evaluator.numbers(loaded.params, examples)
+            keep = local / records.name(name) if publish else None
+            numbers, outputs = evaluator.numbers(loaded.params, examples, keep=keep)
             scores = evaluator.scores(loaded.params, prepared.tokenizer, examples, local, name, log=log)
             reports[name] = {**numbers, **scores}
             what = ", ".join(files) or f"{name} set"

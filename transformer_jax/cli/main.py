@@ -3,6 +3,7 @@
     train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or resume; EXPERIMENT is a recipe or a file
     evaluate WORKDIR [--FIELD VALUE ...]                   the validation numbers of the newest checkpoint
     predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
+    compare RUN RUN ... [--html FILE]                      what differs, and whether the numbers do; or a folder of runs
     score PATH TASK.jsonl [--shots K ...]                  k-shot evaluation of a language model on a local task
     inspect PATH [--verify]                                what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or workdir -> folder
@@ -38,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from transformer_jax import interrupts
 from transformer_jax.errors import InputError, RunError
 
-WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare")
+WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare")
 COMMANDS = (*WORK, "recipes", "launch", "doctor", "completion")
 
 

@@ -181,6 +181,20 @@ class Task(Protocol):
         """
         ...
 
+    def records(self, outputs: Outputs, evaluation: Evaluation) -> Mapping[str, Sequence[Any]]:
+        """What is stored of each example of an evaluation, by which `compare` tests the difference of two runs.
+
+        Args:
+          outputs: as for `report`.
+          evaluation: the set.
+
+        Returns:
+          {name: [examples]}. A value is a number, or a pair (sum, weight) where the run's number is the sum of the sums
+          over that of the weights, or a text to show, such as a label; texts of the data are named "label". {}: the
+          sums of each batch are stored instead.
+        """
+        return {}
+
     def best_metric(self) -> str:
         """The number of `report` whose lowest value is the best checkpoint, where the experiment names none."""
         return "loss_nats_per_token"

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from transformer_jax import hosts, observe
 from transformer_jax.contracts import Evaluation, Task
 from transformer_jax.data import pipeline
+from transformer_jax.runs import records as records_lib
 from transformer_jax.train import batch as batch_lib
 
 Sums = dict[str, tuple[float, float]]
@@ -51,20 +52,26 @@ class Evaluator:
     step: Callable[[Any, Any], Any]
 
     def numbers(
-        self, params: Any, examples: Evaluation, *, stop: Callable[[], bool] = lambda: False
+        self,
+        params: Any,
+        examples: Evaluation,
+        *,
+        keep: Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The reported numbers of a set, and {name: [examples, ...]}, the outputs for each example.
 
         Args:
           params: the parameter tree, on the devices.
           examples: the set.
+          keep: a file for the numbers of each example (`Task.records`), which process 0 writes; None: none.
           stop: called before each batch; True ends the evaluation.
 
         Raises:
           Stopped: `stop` returned True.
         """
         with jax.set_mesh(self.mesh):
-            sums, outputs = evaluate(
+            batches, outputs = evaluate(
                 self.step,
                 params,
                 examples.examples,
@@ -73,7 +80,11 @@ class Evaluator:
                 local_rows=batch_lib.local_rows(self.shardings["weights"], self.batch_size),
                 stop=stop,
             )
-        return self.task.report(sums, outputs, examples), outputs
+        report = self.task.report(total(batches), outputs, examples)
+        if keep is not None and jax.process_index() == 0:
+            records = self.task.records(outputs, examples)
+            records_lib.write(keep, records or of_batches(batches, self.batch_size, len(examples.examples)))
+        return report, outputs
 
     def scores(
         self,
@@ -151,8 +162,8 @@ def evaluate(
     *,
     local_rows: Sequence[int] | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[Sums, dict[str, np.ndarray]]:
-    """({name: (sum, weight)}, {name: [examples, ...]}): sums over all examples in float64, and each example's outputs.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """({name: float64 [batches, 2]}, {name: [examples, ...]}): (sum, weight) of each batch, and each example's outputs.
 
     Args:
       eval_step: (params, batch) -> (sums, outputs), jitted.
@@ -166,22 +177,45 @@ def evaluate(
     Raises:
       Stopped: `stop` returned True.
     """
-    totals: dict[str, np.ndarray] = {}
+    sums: list[dict[str, np.ndarray]] = []
     kept: list[dict[str, np.ndarray]] = []
     pending: tuple[Any, Any] = ({}, {})
     for batch in pipeline.batches(examples, 0, batch_size, local_rows=local_rows):
         if stop():
             raise Stopped
-        running = eval_step(params, place(batch))  # the device computes this batch while the host adds the previous one
-        _add(totals, pending[0])
+        running = eval_step(
+            params, place(batch)
+        )  # the device computes this batch while the host reads the previous one
+        sums.append(jax.device_get(pending[0]))
         kept.append(_gathered(pending[1]))
         pending = running
-    _add(totals, pending[0])
+    sums.append(jax.device_get(pending[0]))
     kept.append(_gathered(pending[1]))
-    sums = {name: (float(total[0]), float(total[1])) for name, total in totals.items()}
-    # kept[0] belongs to no batch: it is the empty `pending` of the start. The last batch may be padded.
+    # The first of both belongs to no batch: it is the empty `pending` of the start. The last batch may be padded.
+    batches = {name: np.array([pairs[name] for pairs in sums[1:]], np.float64).reshape(-1, 2) for name in sums[-1]}
     outputs = {name: np.concatenate([rows[name] for rows in kept[1:]])[: len(examples)] for name in kept[-1]}
-    return sums, outputs
+    return batches, outputs
+
+
+def total(batches: Mapping[str, np.ndarray]) -> Sums:
+    """{name: (sum, weight)} over all batches.
+
+    Args:
+      batches: of `evaluate`.
+    """
+    return {name: (float(pairs_N2[:, 0].sum()), float(pairs_N2[:, 1].sum())) for name, pairs_N2 in batches.items()}
+
+
+def of_batches(batches: Mapping[str, np.ndarray], batch_size: int, examples: int) -> dict[str, Any]:
+    """The records of a task that states none of its examples: the sums of each batch, and which examples it has.
+
+    Args:
+      batches: of `evaluate`.
+      batch_size: rows of a batch.
+      examples: of the set.
+    """
+    firsts = range(0, examples, batch_size)
+    return {"label": [f"{at + 1}-{min(at + batch_size, examples)}" for at in firsts], **batches} if batches else {}
 
 
 def reported(evaluate: Callable[..., Any], params: Any, batch: Any, task: Task, examples: Evaluation) -> list[str]:
@@ -209,8 +243,3 @@ def _gathered(outputs: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(outputs, tiled=True)
-
-
-def _add(totals: dict[str, np.ndarray], sums: Any) -> None:
-    for name, pair in jax.device_get(sums).items():
-        totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+import transformer_jax
 from transformer_jax import extras, hosts, observe, sharding
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.observe import banner
-from transformer_jax.runs import checkpoint, saved
+from transformer_jax.runs import checkpoint, fingerprint, records, saved
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import steps
 from transformer_jax.train.folder import Results
@@ -44,7 +45,7 @@ def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
     if run.prepared.test is None or run.stop.number:
         return {}, best_step
     best_step, params = _best_parameters(run, best_step)
-    test, run.outputs = run.evaluator.numbers(params, run.prepared.test)
+    test, run.outputs = run.evaluator.numbers(params, run.prepared.test, keep=run.folder.local / records.name("test"))
     test |= _score(run, params, run.prepared.test, "test")  # type: ignore[arg-type]
     if not run.stop.number:  # after a signal the numbers may lack scores; the resumed run evaluates the set again
         run.observing.evaluation(run.step, "test", test)
@@ -110,6 +111,8 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
         "seconds_by_activity": dict(run.meter.spent),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
+        "source": f"{transformer_jax.__version__}, {fingerprint.source_hash()[:12]}",
+        "data": fingerprint.identity(prepared),
         "command": _command(),
     }
     if jax.process_index() == 0:

@@ -14,7 +14,7 @@ from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import computed_in
 from transformer_jax.nn import params as params_lib
-from transformer_jax.runs import saved
+from transformer_jax.runs import records, saved
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import batch as batch_lib
 from transformer_jax.train import diagnose
@@ -153,7 +153,10 @@ def validate(run: Run) -> None:
     """Evaluates `run`, logs the numbers and updates `run.best`; after a signal it does nothing."""
     run.report = {}
     with run.meter.pause("evaluating"), contextlib.suppress(evaluation.Stopped):
-        run.report, run.outputs = run.evaluator.numbers(run.evaluated(), run.prepared.validation, stop=run.stop)
+        keep = run.folder.local / records.name("validation")
+        run.report, run.outputs = run.evaluator.numbers(
+            run.evaluated(), run.prepared.validation, keep=keep, stop=run.stop
+        )
         if run.step not in run.best.values:  # a resumed run may evaluate again what it has logged before
             run.observing.evaluation(run.step, "validation", run.report)
         run.best = run.best.add(run.step, float(run.report.get(run.metric, math.nan)))

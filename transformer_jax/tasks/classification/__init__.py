@@ -8,7 +8,7 @@ Letters: B rows, T length, D width, C labels, E examples of a set.
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -150,6 +150,13 @@ class Classification(TextTask):
         nats = sums["loss"][0] / sums["loss"][1]
         scores = metrics.classification(outputs["logits"], evaluation.reference, self.labels)
         return {"loss_nats_per_example": nats} | scores
+
+    def records(self, outputs: Outputs, evaluation: Evaluation) -> dict[str, Sequence[Any]]:
+        """The squared error; or the loss in nats, whether the answer is right, the label and the answer."""
+        wanted_E = np.asarray(evaluation.reference)
+        if self.is_regression:
+            return {"mean_squared_error": np.square(outputs["logits"][:, 0] - wanted_E)}
+        return metrics.by_example(outputs["logits"], wanted_E, self.labels)
 
     def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
         """The confusion matrix and a ROC curve: of the second of two labels, or of all one-vs-rest decisions."""

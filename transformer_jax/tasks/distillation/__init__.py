@@ -11,7 +11,7 @@ likeliest answer is the teacher's.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -147,6 +147,10 @@ class Distillation(Task):
     def report(self, sums: Sums, outputs: Outputs, evaluation: Any) -> dict[str, float]:
         """The numbers of the task."""
         return self.of.report(sums, outputs, evaluation)
+
+    def records(self, outputs: Outputs, evaluation: Any) -> Mapping[str, Sequence[Any]]:
+        """The records of the task."""
+        return self.of.records(outputs, evaluation)
 
     def flops(self, model_cfg: Any, data: Any) -> float:
         """The FLOPs of the student's step; the teacher's forward pass is not counted."""

@@ -223,6 +223,16 @@ class ImageClassification(Task):
             scores["accuracy_top5"] = float(metrics.top(logits_EK, labels_E, 5).mean()) if len(labels_E) else 0.0
         return scores | {"calibration_error": self._calibration(logits_EK, right_E).error}
 
+    def records(self, outputs: Outputs, evaluation: Evaluation) -> dict[str, Sequence[Any]]:
+        """Of each image whether the answer is right, the label and the answer; the loss too where it is a softmax's."""
+        found = metrics.by_example(outputs["logits"], outputs["labels"], evaluation.reference)
+        numbers = ("loss", "accuracy") if self.objective == "softmax" else ("accuracy",)
+        weights_E = outputs["weights"]
+        pairs: dict[str, Any] = {
+            name: np.stack([np.where(weights_E > 0, found[name], 0), weights_E], 1) for name in numbers
+        }
+        return {**pairs, "label": found["label"], "predicted": found["predicted"]}
+
     def _calibration(self, logits_EK: np.ndarray, right_E: np.ndarray) -> metrics.Calibration:
         confidence_E = np.nan_to_num(self._probabilities(logits_EK).max(-1))  # NaN if the model has diverged
         return metrics.calibration(confidence_E, right_E)

@@ -105,7 +105,25 @@ class SpanQA(TextTask):
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Evaluation) -> dict[str, float]:
         """Nats per window, and exact match and F1 of the questions in percent."""
-        reference = evaluation.reference
+        answers = self._answers(outputs, evaluation.reference)
+        return {
+            "loss_nats_per_window": sums["loss"][0] / max(sums["loss"][1], 1.0),
+            **metrics.squad(answers, [question.answers for question in evaluation.reference.asked]),
+        }
+
+    def records(self, outputs: Outputs, evaluation: Evaluation) -> dict[str, Sequence[Any]]:
+        """Of each question exact match and F1 in percent, the first right answer and the answer."""
+        asked = evaluation.reference.asked
+        answers = self._answers(outputs, evaluation.reference)
+        scores = [metrics.squad([answer], [one.answers]) for answer, one in zip(answers, asked, strict=True)]
+        return {
+            **{name: [score[name] for score in scores] for name in ("exact_match_percent", "f1_percent")},
+            "label": [one.answers[0] for one in asked],
+            "predicted": answers,
+        }
+
+    def _answers(self, outputs: Outputs, reference: Any) -> list[str]:
+        """The answer to each question: the best span of all its windows."""
         answers, best = [""] * len(reference.asked), np.full(len(reference.asked), -np.inf)
         for at in range(0, len(reference.windows), ROWS):
             some = reference.windows[at : at + ROWS]
@@ -120,10 +138,7 @@ class SpanQA(TextTask):
                     best[number], context = scores_TM[first, extra], reference.asked[number].context
                     start, end = place(reference.encoded[number].offsets, window, int(first), int(extra), context)
                     answers[number] = context[start:end]
-        return {
-            "loss_nats_per_window": sums["loss"][0] / max(sums["loss"][1], 1.0),
-            **metrics.squad(answers, [question.answers for question in reference.asked]),
-        }
+        return answers
 
     def flops(self, model_cfg: Any, data: questions.Questions) -> float:
         """The trunk's FLOPs of a training step on one example, forward and backward."""

@@ -126,6 +126,19 @@ class Tagging(TextTask):
             "token_accuracy": right / sum(map(len, wanted)),
         }
 
+    def records(self, outputs: Outputs, evaluation: Evaluation) -> dict[str, Sequence[Any]]:
+        """Of each sentence the words with the right tag, the entities' F1 as counts, and the tags, right and found."""
+        wanted = [self._names(tags) for tags in evaluation.reference.wanted]
+        got = [self._names(tags) for tags in self._tags(outputs, evaluation.reference)]
+        spans = [(set(metrics.entity_spans(a)), set(metrics.entity_spans(b))) for a, b in zip(got, wanted, strict=True)]
+        same = [sum(x == y for x, y in zip(a, b, strict=True)) for a, b in zip(got, wanted, strict=True)]
+        return {
+            "token_accuracy": [(right, len(tags)) for right, tags in zip(same, wanted, strict=True)],
+            "entity_f1": [(2 * len(a & b), len(a) + len(b)) for a, b in spans],
+            "label": [" ".join(tags) for tags in wanted],
+            "predicted": [" ".join(tags) for tags in got],
+        }
+
     def pictures(self, outputs: Outputs, evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
         """The confusion matrix of the words' tags."""
         path = folder / f"{name}_confusion.png"

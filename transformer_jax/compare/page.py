@@ -1,0 +1,83 @@
+"""A comparison as an HTML page in one file: the tables of the terminal, and the runs' curves over each other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformer_jax import compare, pages
+from transformer_jax.compare import terminal
+
+MOST_CURVES = 12  # of evaluations that are drawn
+
+
+def of_runs(runs: Sequence[compare.Run], pairs: Sequence[tuple[compare.Run, compare.Run, list[compare.Paired]]]) -> str:
+    """The page of runs that are compared with the first.
+
+    Args:
+      runs: two or more.
+      pairs: (the first run, another, their `compare.paired`).
+    """
+    sections = [pages.section("What differs", *_differences(runs))]
+    for a, b, sets in pairs:
+        parts = [part for of in sets for part in _set(a, b, of)]
+        sections.append(pages.section(f"{b.name} against {a.name}", *parts))
+    return pages.page(
+        "Runs compared", [*sections, pages.section("Curves", *curves(runs))], lead=" and ".join(r.name for r in runs)
+    )
+
+
+def of_trials(name: str, runs: Sequence[compare.Run]) -> str:
+    """The page of a folder of runs.
+
+    Args:
+      name: of the folder.
+      runs: in it.
+    """
+    metric, highest = compare.chosen_by(runs)
+    varied = list(compare.differences(runs)["config"])
+    runs = compare.ordered(runs, metric, highest)
+    rows = [[run.name, *(run.settings.get(key) for key in varied), compare.best(run, metric, highest)] for run in runs]
+    made = pages.table(f"The best {metric} of each run", ["run", *varied, metric], [[*map(_cell, row)] for row in rows])
+    return pages.page(name, [pages.section("Runs", made), pages.section("Curves", *curves(runs))])
+
+
+def curves(runs: Sequence[compare.Run]) -> list[Any]:
+    """A figure for the training loss and each number of an evaluation, with a line for each of the `runs`."""
+    names = list(dict.fromkeys(name for run in runs for name in run.curves))
+    figures = [
+        pages.curves(name, [pages.Line(run.name, run.curves.get(name, [])) for run in runs], x="step")
+        for name in names[:MOST_CURVES]
+    ]
+    return [pages.grid(*figures)] if figures else [pages.note("No run has written a row of metrics yet.")]
+
+
+def _differences(runs: Sequence[compare.Run]) -> list[Any]:
+    found = {part: rows for part, rows in compare.differences(runs).items() if rows}
+    return [
+        pages.table(part, ["", *(run.name for run in runs)], [[name, *map(_cell, row)] for name, row in rows.items()])
+        for part, rows in found.items()
+    ] or ["Settings, code and data are alike."]
+
+
+def _cell(value: Any) -> Any:
+    """A number as it is, any other value in words."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else terminal.plain(value)
+
+
+def _set(a: compare.Run, b: compare.Run, of: compare.Paired) -> list[Any]:
+    if of.why_not:
+        return [pages.note(f"{of.set} set: not compared, {of.why_not}")]
+    header = ["number", a.name, b.name, "difference", "95 % interval", "p", ""]
+    rows = [[name, *terminal.difference(found)] for name, found in of.differences.items()]
+    examples = max(found.examples for found in of.differences.values())
+    parts = [pages.table(f"The {of.set} set, paired bootstrap over {examples:,} examples", header, rows)]
+    for name, found in of.disagreements.items():
+        names = list(dict.fromkeys(key for one in found for key in one.texts))
+        texts = [[one.example, one.a, one.b, *(_texts(one.texts.get(key)) for key in names)] for one in found]
+        if texts:
+            caption = f"{of.set} set: where {name} differs most"
+            parts.append(pages.table(caption, ["example", a.name, b.name, *names], texts))
+    return parts
+
+
+def _texts(value: Any) -> str:
+    return " | ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
