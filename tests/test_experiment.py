@@ -24,6 +24,8 @@ from transformer_jax.optim import Optim
 from transformer_jax.tasks import Distillation, MaskedLM, chat, tagging
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
+from transformer_jax.tasks.text_to_image import captioned
+from transformer_jax.tasks.text_to_image.tokenizer import TextAndCodes
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.tagging import tagged
 from transformer_jax.tasks.translation import bitext, parallel
@@ -376,6 +378,21 @@ def shrink_dual(experiment: Experiment, text: Path) -> Experiment:
     return dataclasses.replace(experiment, model=model, data=data, task=dataclasses.replace(task, preprocess=size))
 
 
+def shrink_captioned(experiment: Experiment, text: Path) -> Experiment:
+    """Pictures of noise in place of those of the recipe, with captions of a few words."""
+    rng, channels = np.random.default_rng(0), experiment.data.tokenizer.channels
+    rows = [{"left": f"{i}.png", "right": f"a rose is rose {i}"} for i in range(20)]
+    for row in rows:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(text.with_name(row["left"]))
+    table = text.with_suffix(".jsonl")
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = TextAndCodes(tokenizers.TrainWordPiece(60), num_codes=8, patch=4, size=8, channels=channels)
+    data = captioned.Captioned(paired.Table((str(table),), pictures=str(text.parent)), spec, caption_length=4)
+    small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": None, "mlp_width": 32}
+    model = dataclasses.replace(experiment.model, **small, vocab_size=80, max_length=8)
+    return dataclasses.replace(experiment, model=model, data=data)
+
+
 def shrink_images(experiment: Experiment, folder: Path) -> Experiment:
     """Sixteen pixels in place of a photograph; the digits are small enough."""
     rng = np.random.default_rng(0)
@@ -396,6 +413,8 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
     """The same recipe with little of everything. Of encoder-decoders no text is asked: other tests search beams."""
     if isinstance(experiment.data, paired.Paired):
         return shrink_run(shrink_dual(experiment, text))
+    if isinstance(experiment.data, captioned.Captioned):
+        return shrink_run(shrink_captioned(experiment, text))
     if isinstance(experiment.data, images.ImageSet):
         return shrink_run(shrink_images(experiment, text.with_suffix("")))
     pairs = isinstance(experiment.model, seq2seq.Config)

@@ -47,6 +47,10 @@ def main(arguments: list[str]) -> int:
         transformer-jax predict runs/de < source.txt > target.txt
         transformer-jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
+    A model of pictures draws a row of --count pictures for each INPUT into one PNG.
+
+        transformer-jax predict runs/icons "three red circles" --out circles.png --count 16
+
     A classifier of images labels files, or all files in a folder. With --attention it also draws the attention over
     each image, NAME_attention.png, into this folder or --folder.
 
@@ -79,6 +83,7 @@ def main(arguments: list[str]) -> int:
         loaded.task.predict_options(defaults), rest, description="Predict.", program=f"{PROGRAM} predict {where} INPUT"
     )
     out = getattr(options, "out", "")
+    out = "" if Path(out).suffix.lower() in getattr(loaded.task, "writes", ()) else out  # the task writes it itself
     if out:
         inputs_lib.check_out(Path(out))
     source = None if run is None else getattr(run.data, "source", None)

@@ -66,6 +66,9 @@ class Task(Protocol):
     pipeline_tag: ClassVar[str] = ""
     """The Hub's name of the task, for model cards: "text-classification"; "": it has none."""
 
+    writes: ClassVar[tuple[str, ...]] = ()
+    """The endings of the files that `respond` writes itself where `--out` names one: (".png",)."""
+
     accumulates: ClassVar[bool] = False
     """Whether the loss of a row depends on the other rows. Micro-batches are then not the same batch: the step passes
     `train.accumulate` to `loss`, which computes the whole batch's loss in that many parts."""
@@ -205,6 +208,24 @@ class Task(Protocol):
         Args:
           outputs: as for `report`.
           evaluation: the set.
+          folder: where to write.
+          name: begins the name of each file: FOLDER/NAME_*.png.
+        """
+        return []
+
+    def drawn(
+        self, params: Any, model_cfg: Any, tokenizer: Any, evaluation: Evaluation, options: Any, folder: Path, name: str
+    ) -> list[Path]:
+        """The paths of what the model itself draws at each evaluation, such as pictures of a few captions.
+
+        Only the first process calls this.
+
+        Args:
+          params: the family's parameter tree, on this process's devices.
+          model_cfg: the family's Config.
+          tokenizer: of the run.
+          evaluation: the set.
+          options: the experiment's `sample`.
           folder: where to write.
           name: begins the name of each file: FOLDER/NAME_*.png.
         """

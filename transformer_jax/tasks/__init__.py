@@ -11,6 +11,7 @@ from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.preferences import DPO
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.tagging import Tagging
+from transformer_jax.tasks.text_to_image import TextToImage
 from transformer_jax.tasks.translation import Translation
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "MaskedLM",
     "SpanQA",
     "Tagging",
+    "TextToImage",
     "Translation",
 ]

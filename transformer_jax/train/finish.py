@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 import transformer_jax
-from transformer_jax import extras, hosts, observe, sharding
-from transformer_jax.errors import InputError
+from transformer_jax import extras, hosts, observe
 from transformer_jax.nn import params as params_lib
 from transformer_jax.observe import banner
 from transformer_jax.runs import checkpoint, fingerprint, records, saved
 from transformer_jax.runs import workdir as workdirs
+from transformer_jax.train import state as state_lib
 from transformer_jax.train import steps
 from transformer_jax.train.folder import Results
 from transformer_jax.train.setup import Run
@@ -163,7 +162,7 @@ def _pictures(run: Run) -> None:
 
 def _sample(run: Run) -> str:
     """The task's sample, printed. Only host 0 computes it."""
-    params = _on_this_host(run.evaluated(), run.program.declaration)
+    params = state_lib.on_this_host(run.evaluated(), run.program.declaration)
     if jax.process_index() != 0:
         return ""
     task, sample = run.experiment.task, run.experiment.sample
@@ -173,17 +172,3 @@ def _sample(run: Run) -> str:
         banner(8, "a sample:")
         print(text, flush=True)
     return text
-
-
-def _on_this_host(params: Any, declaration: Any) -> Any:
-    """The parameters on this host's devices: on the first one, if every device has a copy."""
-    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params)):
-        return jax.device_put(jax.tree.map(lambda leaf: leaf.addressable_data(0), params), jax.local_devices()[0])
-    if hosts.alone():
-        return params
-    mesh = sharding.make_mesh(data=1, fsdp=-1, devices=jax.local_devices())
-    try:
-        shardings = params_lib.shardings(declaration, mesh)
-    except InputError:  # a parameter does not divide over these devices
-        shardings = jax.local_devices()[0]
-    return jax.device_put(multihost_utils.process_allgather(params, tiled=True), shardings)

@@ -9,9 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from transformer_jax import hosts, sharding
 from transformer_jax.contracts import EvaluatesOther, TrainState
+from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import shardings as optim_shardings
 
@@ -163,3 +166,22 @@ def to_store(state: TrainState, optimizer: Any) -> TrainState:
     if state.ema is None and isinstance(optimizer, EvaluatesOther):
         return state.replace(ema=evaluated(state, optimizer))  # type: ignore[attr-defined]
     return state
+
+
+def on_this_host(params: Any, declaration: Any) -> Any:
+    """The parameters on this host's devices: on the first one, if every device has a copy.
+
+    Args:
+      params: on the devices of a mesh.
+      declaration: their tree of `Param`.
+    """
+    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params)):
+        return jax.device_put(jax.tree.map(lambda leaf: leaf.addressable_data(0), params), jax.local_devices()[0])
+    if hosts.alone():
+        return params
+    mesh = sharding.make_mesh(data=1, fsdp=-1, devices=jax.local_devices())
+    try:
+        shardings = params_lib.shardings(declaration, mesh)
+    except InputError:  # a parameter does not divide over these devices
+        shardings = jax.local_devices()[0]
+    return jax.device_put(multihost_utils.process_allgather(params, tiled=True), shardings)

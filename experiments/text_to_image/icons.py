@@ -1,0 +1,56 @@
+"""Icons drawn from words: a small decoder over captions and codes of pictures, which runs on every machine.
+
+tools/run experiments.text_to_image.icons
+transformer-jax train text_to_image.icons --seed 1 --workdir runs/icons-1
+transformer-jax predict runs/text_to_image-icons "arrow left bold" --out arrows.png --count 16
+"""
+
+from transformer_jax.data.tokenizers import TrainWordPiece
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Train
+from transformer_jax.models import gpt
+from transformer_jax.optim import Muon
+from transformer_jax.tasks import TextToImage
+from transformer_jax.tasks.contrastive.icons import Icons
+from transformer_jax.tasks.text_to_image import Draw
+from transformer_jax.tasks.text_to_image.captioned import Captioned
+from transformer_jax.tasks.text_to_image.tokenizer import TextAndCodes
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        model=gpt.Config(
+            vocab_size=256 + 1 + 1024,
+            max_length=12 + 64,
+            width=192,
+            num_layers=4,
+            num_heads=3,
+            mlp_width=512,
+            activation="silu",
+            gated=True,
+            norm="rms",
+            bias=False,
+            position="learned",
+            scan_layers=False,
+        ),
+        data=Captioned(
+            Icons(),
+            TextAndCodes(TrainWordPiece(1024), num_codes=256, patch=4, size=32, channels=1),
+            caption_length=12,
+        ),
+        task=TextToImage(),
+        optim=Muon(
+            peak_lr=0.02, adamw_lr=4e-3, lr_schedule="linear", warmup_steps=30, final_lr_fraction=0.0, iterations=4
+        ),
+        train=Train(steps=1000, batch_size=32, log_every=20),
+        evaluate=Evaluate(every=500, batch_size=142),
+        checkpoint=Checkpoint(every=500),
+        sample=Draw(),
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from transformer_jax.__main__ import main
+
+    raise SystemExit(main(["train", __file__, *sys.argv[1:]]))
