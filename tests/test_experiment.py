@@ -24,10 +24,10 @@ from transformer_jax.optim import Optim
 from transformer_jax.tasks import Distillation, MaskedLM, chat, tagging
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
-from transformer_jax.tasks.text_to_image import captioned
-from transformer_jax.tasks.text_to_image.tokenizer import TextAndCodes
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.tagging import tagged
+from transformer_jax.tasks.text_to_image import captioned
+from transformer_jax.tasks.text_to_image.tokenizer import TextAndCodes
 from transformer_jax.tasks.translation import bitext, parallel
 from transformer_jax.train import loop
 from transformer_jax.train import program as programs

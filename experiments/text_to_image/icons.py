@@ -3,6 +3,15 @@
 tools/run experiments.text_to_image.icons
 transformer-jax train text_to_image.icons --seed 1 --workdir runs/icons-1
 transformer-jax predict runs/text_to_image-icons "arrow left bold" --out arrows.png --count 16
+
+Data: the 15,510 glyphs of `embed.icons` with their names, 32 x 32 pixels, a tenth of the names' stems held out. A
+picture is 8 x 8 codes of patches, by a codebook of 256 patches (20 dB, measured).
+Model: the modern decoder, 4 layers, 192 wide, over 8 tokens of a name and 64 codes.
+
+Hardware and time: 2 CPU cores.
+Expected: fewer nats per code of held-out icons than the codes to the left and above give, 1.83 (measured, printed by
+each run; 2.37 by the one to the left, 3.24 by none), and fewer with the right name than with another. drawn/ in the
+workdir shows icons of 32 held-out names at each evaluation.
 """
 
 from transformer_jax.data.tokenizers import TrainWordPiece
@@ -20,7 +29,7 @@ def experiment() -> Experiment:
     return Experiment(
         model=gpt.Config(
             vocab_size=256 + 1 + 1024,
-            max_length=12 + 64,
+            max_length=8 + 64,
             width=192,
             num_layers=4,
             num_heads=3,
@@ -35,7 +44,7 @@ def experiment() -> Experiment:
         data=Captioned(
             Icons(),
             TextAndCodes(TrainWordPiece(1024), num_codes=256, patch=4, size=32, channels=1),
-            caption_length=12,
+            caption_length=8,
         ),
         task=TextToImage(),
         optim=Muon(

@@ -47,9 +47,7 @@ def main(arguments: list[str]) -> int:
         transformer-jax predict runs/de < source.txt > target.txt
         transformer-jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
-    A model of pictures draws a row of --count pictures for each INPUT into one PNG.
-
-        transformer-jax predict runs/icons "three red circles" --out circles.png --count 16
+    A model of pictures draws a row of --count pictures for each INPUT into one PNG: "a red circle" --out a.png --count 9
 
     A classifier of images labels files, or all files in a folder. With --attention it also draws the attention over
     each image, NAME_attention.png, into this folder or --folder.
@@ -82,10 +80,7 @@ def main(arguments: list[str]) -> int:
     options = overrides.override(
         loaded.task.predict_options(defaults), rest, description="Predict.", program=f"{PROGRAM} predict {where} INPUT"
     )
-    out = getattr(options, "out", "")
-    out = "" if Path(out).suffix.lower() in getattr(loaded.task, "writes", ()) else out  # the task writes it itself
-    if out:
-        inputs_lib.check_out(Path(out))
+    out = _table(loaded.task, options)
     source = None if run is None else getattr(run.data, "source", None)
     asked = _asked(loaded.task, inputs, options, getattr(source, "input_columns", ()))
     if not asked:
@@ -99,6 +94,15 @@ def main(arguments: list[str]) -> int:
         for piece in loaded.task.respond(loaded, asked, options, progress=count):
             print(piece, end="", flush=True)
     return 0
+
+
+def _table(task: Any, options: Any) -> str:
+    """The table that `--out` names; "" where there is none, or the task itself writes such a file."""
+    out = getattr(options, "out", "")
+    if not out or Path(out).suffix.lower() in getattr(task, "writes", ()):
+        return ""
+    inputs_lib.check_out(Path(out))
+    return str(out)
 
 
 def _write(out: str, asked: Sequence[Input], answered: Iterator[Any]) -> None:
