@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         transformer-jax predict runs/de < source.txt > target.txt
         transformer-jax predict runs/de "a cat on a mat" --beam 8 --nbest 3
 
-    A model of pictures draws a row of --count pictures for each INPUT into one PNG: "a red circle" --out a.png --count 9
+    A model of pictures draws a row of --count pictures for each INPUT into a PNG: "a red circle" --out a.png --count 9
 
     A classifier of images labels files, or all files in a folder. With --attention it also draws the attention over
     each image, NAME_attention.png, into this folder or --folder.
