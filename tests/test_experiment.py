@@ -15,7 +15,7 @@ from PIL import Image
 from transformer_jax import brought, config_json, models, restore, sharding
 from transformer_jax import experiment as experiments
 from transformer_jax.cli import process
-from transformer_jax.data import conversations, corpus, image_sources, images, sources, tables, tokenizers
+from transformer_jax.data import boxes, conversations, corpus, image_sources, images, sources, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Train
 from transformer_jax.models import gpt, seq2seq
@@ -24,6 +24,7 @@ from transformer_jax.optim import Optim
 from transformer_jax.tasks import Distillation, MaskedLM, chat, tagging
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
+from transformer_jax.tasks.detection import scenes
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.tagging import tagged
 from transformer_jax.tasks.text_to_image import captioned
@@ -409,6 +410,17 @@ def shrink_images(experiment: Experiment, folder: Path) -> Experiment:
     return dataclasses.replace(experiment, model=dataclasses.replace(model, **changes), task=task, data=data)
 
 
+def shrink_boxes(experiment: Experiment) -> Experiment:
+    """A few scenes of digits."""
+    changes: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32, "num_classes": 10}
+    model = dataclasses.replace(experiment.model, **changes, image_size=32, patch_size=16)
+    task = dataclasses.replace(
+        experiment.task, preprocess=dataclasses.replace(experiment.task.preprocess, size=32, resize=32)
+    )
+    data = boxes.BoxSet(scenes.Scenes(train=16, validation=8), most_objects=4)
+    return dataclasses.replace(experiment, model=model, data=data, task=task)
+
+
 def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
     """The same recipe with little of everything. Of encoder-decoders no text is asked: other tests search beams."""
     if isinstance(experiment.data, paired.Paired):
@@ -417,6 +429,8 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         return shrink_run(shrink_captioned(experiment, text))
     if isinstance(experiment.data, images.ImageSet):
         return shrink_run(shrink_images(experiment, text.with_suffix("")))
+    if isinstance(experiment.data, boxes.BoxSet):
+        return shrink_run(shrink_boxes(experiment))
     pairs = isinstance(experiment.model, seq2seq.Config)
     model = dataclasses.replace(
         experiment.model,

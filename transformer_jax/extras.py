@@ -16,6 +16,7 @@ EXTRAS = {
     "tensorflow_datasets": ("tensorflow-datasets", "data"),
     "babel": ("Babel", "data"),
     "PIL": ("Pillow", "vision"),
+    "pycocotools": ("pycocotools", "vision"),
     "qtawesome": ("qtawesome", "vision"),
     "soundfile": ("soundfile", "sound"),
     "sklearn": ("scikit-learn", "metrics"),

@@ -100,34 +100,38 @@ def read(path: Path, limit: int, *, inside: Path | None = None) -> bytes:
     return data
 
 
-def read_json(path: Path, limit: int = JSON_BYTES, *, inside: Path | None = None) -> Any:
+def read_json(
+    path: Path, limit: int = JSON_BYTES, *, inside: Path | None = None, most_values: int = JSON_VALUES
+) -> Any:
     """The value of a JSON file.
 
     Args:
       path: the file.
       limit: the most bytes that it may have.
       inside: as for `opened`.
+      most_values: as for `parse_json`.
 
     Raises:
       FileNotFoundError: it does not exist.
       InputError: as `opened` and `parse_json`.
     """
-    return parse_json(read(path, limit, inside=inside), str(path))
+    return parse_json(read(path, limit, inside=inside), str(path), most_values)
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def parse_json(data: bytes, where: str, most_values: int = JSON_VALUES) -> Any:
     """The value of a JSON text.
 
     Args:
       data: in UTF-8.
       where: its origin, for messages.
+      most_values: the most values that it may have.
 
     Raises:
       InputError: it is not JSON, is nested too deep, or has so many values that they would need much more memory than
         the text.
     """
-    if sum(map(data.count, b",[{")) > JSON_VALUES:
-        raise InputError(f"{where} has more than {JSON_VALUES:,} values, which are not read")
+    if sum(map(data.count, b",[{")) > most_values:
+        raise InputError(f"{where} has more than {most_values:,} values, which are not read")
     try:
         return json.loads(data)
     except RecursionError:

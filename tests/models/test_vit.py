@@ -18,9 +18,11 @@ from transformer_jax.nn.masks import Mask
 
 VIT = vit.Config(image_size=12, patch_size=4, width=16, num_layers=3, num_heads=4, num_classes=6)
 VARIANTS = {
-    "paper": dataclasses.replace(VIT, pre_logits=10),
+    "paper": dataclasses.replace(VIT, pre_logits=10, image_size=(8, 12)),
     "deit": dataclasses.replace(VIT, distillation="head", layer_scale=0.1, norm_eps=1e-12, mlp_width=24),
-    "plain": dataclasses.replace(VIT, position="sincos2d", pool="mean", activation="gelu_tanh", channels=1),
+    "plain": dataclasses.replace(
+        VIT, image_size=(12, 8), position="sincos2d", pool="mean", activation="gelu_tanh", channels=1
+    ),
     "map": dataclasses.replace(VIT, pool="map", num_registers=2, qk_norm=True, qkv_bias=False),
     "token": dataclasses.replace(VIT, distillation="token", num_registers=1, position="sincos2d"),
 }
@@ -29,7 +31,7 @@ apply, hidden = (jax.jit(f, static_argnums=1) for f in (vit.apply, vit.hidden))
 
 
 def images(cfg, batch=2, seed=0):
-    shape = (batch, cfg.image_size, cfg.image_size, cfg.channels)
+    shape = (batch, *cfg.sides, cfg.channels)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -228,6 +230,8 @@ def test_weight_decay_is_for_kernels():
     ("change", "message"),
     [
         ({"patch_size": 5}, "model.patch_size 5 does not divide model.image_size 12; change one of them"),
+        ({"image_size": (12, 10)}, r"model.patch_size 4 does not divide model.image_size \(12, 10\); change one"),
+        ({"image_size": (0, 12)}, r"model.image_size is \(0, 12\); it must be at least 1"),
         ({"channels": 0}, "model.channels is 0; it must be at least 1"),
         ({"num_heads": 3}, "model.num_heads 3 does not divide model.width 16"),
         ({"pool": "gap"}, "model.pool is 'gap'; it is one of class, mean, both, map"),
@@ -343,6 +347,9 @@ def test_positions_at_another_resolution():
     np.testing.assert_allclose(halves[:, :4], 1.0, atol=1e-6)
     np.testing.assert_allclose(halves + halves[:, ::-1], 1.0, atol=1e-6)
     assert jax.eval_shape(lambda p: vit.apply(p, large, images(large)), larger).shape == (2, 6)
+    wide, _ = vit.resample_positions(params, cfg, (32, 48))
+    columns = np.asarray(wide["embed"]["position"]["embedding"])[2:, 0].reshape(8, 12)
+    np.testing.assert_allclose(columns, halves[:8], atol=1e-6, err_msg="rows stay, columns are those of the square")
     assert larger["head"] is params["head"]
     assert vit.resample_positions(params, cfg, 32) == (params, cfg)
     with pytest.raises(InputError, match="model.patch_size 4 does not divide model.image_size 50"):

@@ -257,8 +257,8 @@ def vit_hidden(params, cfg, image_YXC):
     LayerScale; Darcet et al. 2024, registers; Chen et al. 2021, two-dimensional sines and cosines)."""
     embed, side, patches = params["embed"], cfg.patch_size, []
     special = [embed[name]["embedding"][0] for name in ("class", "distillation") if name in embed]
-    for y in range(0, cfg.image_size, side):
-        for x in range(0, cfg.image_size, side):
+    for y in range(0, cfg.sides[0], side):
+        for x in range(0, cfg.sides[1], side):
             patch = image_YXC[y : y + side, x : x + side]
             values_P = np.concatenate([patch[..., c].ravel() for c in range(cfg.channels)])
             patches.append(_dense(embed["patch"], values_P))

@@ -5,7 +5,8 @@ An augmentation is a frozen dataclass in the experiment; `apply` runs a tuple of
     (Flip(), Crop(padding=4), RandAugment(count=2, magnitude=10), Erase(probability=0.25))
 
 Images are float32 [B, Y, X, C] in [0, 1], of one or three channels, before and after each augmentation; the model
-normalises them later. `mix` (MixUp, CutMix) combines pairs of rows of a batch, images and targets.
+normalises them later. `apply_moving` moves boxes and masks with the pixels, by the same keys. `mix` (MixUp, CutMix)
+combines pairs of rows of a batch, images and targets.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from transformer_jax.augment.colour import ColorJitter
 from transformer_jax.augment.geometry import Affine, Crop, Erase, Flip, ResizedCrop
 from transformer_jax.augment.mixing import Batch, cutmix, mix, mixup
+from transformer_jax.augment.moving import Moving, apply_moving, check_moves
 from transformer_jax.augment.randaugment import RandAugment
 
 Augmentation = Flip | Crop | ResizedCrop | Affine | RandAugment | ColorJitter | Erase
@@ -28,9 +30,12 @@ __all__ = [
     "Crop",
     "Erase",
     "Flip",
+    "Moving",
     "RandAugment",
     "ResizedCrop",
     "apply",
+    "apply_moving",
+    "check_moves",
     "cutmix",
     "mix",
     "mixup",

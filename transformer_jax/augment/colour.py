@@ -5,6 +5,7 @@ Y, X pixels, C channels.
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ class ColorJitter:
     full circle in either direction. Images of one channel have neither saturation nor hue.
     """
 
+    still: ClassVar[bool] = True
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0

@@ -2,7 +2,8 @@
 
 Each is a frozen dataclass with `image(key, image_YXC) -> image_YXC`: one image, float32 in [0, 1], of one or three
 channels, to an image of the same shape. `augment.apply` maps it over a batch. Positions are in pixels, and (0, 0) is
-the centre of the top left pixel.
+the centre of the top left pixel. `warp(key, Y, X)` says where the same key moves pixels to, for boxes and masks
+(`augment.moves`).
 
 A resized crop resamples rows and columns separately, with two small matrix products and no gather. A rotation needs a
 gather.
@@ -12,12 +13,20 @@ Y, X pixels, C channels.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from transformer_jax.errors import InputError
+
+
+class Warp(NamedTuple):
+    """Where an image's pixels come from: the pixel at (y, x) shows the source at matrix @ (y, x) + offset."""
+
+    matrix_22: jax.Array
+    offset_2: jax.Array
+
 
 ERASE_RATIO = (0.3, 1 / 0.3)  # range of the width / height of an erased box
 
@@ -34,6 +43,11 @@ class Flip:
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key, self.probability), image_YXC[:, ::-1], image_YXC)
 
+    def warp(self, key: jax.Array, Y: int, X: int) -> Warp:
+        mirrored = jax.random.bernoulli(key, self.probability)
+        matrix_22 = jnp.where(mirrored, jnp.diag(jnp.array([1.0, -1.0])), jnp.eye(2))
+        return Warp(matrix_22, jnp.where(mirrored, jnp.array([0.0, X - 1.0]), 0.0))
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -46,9 +60,16 @@ class Crop:
             raise InputError(f"Crop.padding is {self.padding}; it must be 0 or more")
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
-        top, left = (jax.random.uniform(key, (2,)) * (2 * self.padding + 1)).astype(jnp.int32)
+        top, left = self._corner(key)
         padding = (self.padding, self.padding)
         return jax.lax.dynamic_slice(jnp.pad(image_YXC, (padding, padding, (0, 0))), (top, left, 0), image_YXC.shape)
+
+    def warp(self, key: jax.Array, Y: int, X: int) -> Warp:
+        return Warp(jnp.eye(2), (self._corner(key) - self.padding).astype(jnp.float32))
+
+    def _corner(self, key: jax.Array) -> jax.Array:
+        """Top and left of the crop in the padded image, int32 [2]."""
+        return (jax.random.uniform(key, (2,)) * (2 * self.padding + 1)).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,11 @@ class ResizedCrop:
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         Y, X, _ = image_YXC.shape
         return resize_box(image_YXC, random_box(key, Y, X, self.scale, self.ratio))
+
+    def warp(self, key: jax.Array, Y: int, X: int) -> Warp:
+        box = random_box(key, Y, X, self.scale, self.ratio)
+        step_2 = jnp.stack([jnp.asarray(box.height) / Y, jnp.asarray(box.width) / X])
+        return Warp(jnp.diag(step_2), jnp.stack([jnp.asarray(box.top), jnp.asarray(box.left)]) + (step_2 - 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -93,19 +119,22 @@ class Affine:
 
     def image(self, key: jax.Array, image_YXC: jax.Array) -> jax.Array:
         Y, X, _ = image_YXC.shape
+        return bilinear(image_YXC, *positions(Y, X, *self.warp(key, Y, X)))
+
+    def warp(self, key: jax.Array, Y: int, X: int) -> Warp:
         direction, down, right, size = jax.random.uniform(key, (4,))
         angle = math.radians(self.degrees) * (2 * direction - 1)
         shift_2 = self.shift * (2 * jnp.stack([down, right]) - 1) * jnp.array([Y, X])
         matrix_22 = rotation(angle) / (self.zoom[0] + (self.zoom[1] - self.zoom[0]) * size)
         centre_2 = jnp.array([(Y - 1) / 2, (X - 1) / 2])
-        y_YX, x_YX = positions(Y, X, matrix_22, centre_2 - matrix_22 @ (centre_2 + shift_2))
-        return bilinear(image_YXC, y_YX, x_YX)
+        return Warp(matrix_22, centre_2 - matrix_22 @ (centre_2 + shift_2))
 
 
 @dataclass(frozen=True)
 class Erase:
     """Replaces a box by noise, each value uniform in [0, 1]: RE-R of Zhong et al. 2020."""
 
+    still: ClassVar[bool] = True
     probability: float = 0.5
     area: tuple[float, float] = (0.02, 0.4)
     """Range of the box's share of the area."""

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from transformer_jax import extras
-from transformer_jax.data.preprocess import Preprocess
-from transformer_jax.errors import first_line
+from transformer_jax.data.preprocess import Preprocess, sides
+from transformer_jax.errors import InputError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MOST_BYTES = 400_000_000  # of memory for decoding one image, see `_bytes_needed`
@@ -54,7 +54,7 @@ def pixels(
     crop: tuple[float, float] | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """The pixels uint8 [size, size, C] of an image: the resized centre, or a resized random crop.
+    """The pixels uint8 [rows, columns, C] of an image: the resized centre, or a resized random crop.
 
     Args:
       data: the bytes of an image file, or decoded pixels uint8 [Y, X] or [Y, X, C].
@@ -66,19 +66,46 @@ def pixels(
       Broken: the image cannot be decoded, or takes too much memory.
     """
     try:
-        image = _upright(data, channels=len(preprocess.mean), side=preprocess.resize)
+        image = upright(data, channels=len(preprocess.mean), side=max(sides(preprocess.resize)))
         if crop is None or rng is None:
             return _centre(image, preprocess)
         box = inception_box(image.width, image.height, crop, rng)
-        return _array(image.crop(box).resize((preprocess.size, preprocess.size), _filter(preprocess)))
+        return _array(image.crop(box).resize(preprocess.sides[::-1], _filter(preprocess)))
     except Broken:
         raise
     except Exception as error:  # decoders raise many types for damaged bytes
         raise Broken(f"cannot be decoded ({first_line(error)})") from None
 
 
-def _upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
-    """A Pillow image of mode L or RGB, rotated as its EXIF tag says."""
+def stored_size(data: bytes, where: str) -> tuple[int, int]:
+    """Rows and columns of an image, rotated as its EXIF tag says, from its header.
+
+    Args:
+      data: the bytes of an image file.
+      where: names it in messages.
+
+    Raises:
+      InputError: they are no image's.
+    """
+    try:
+        image = _open(data)
+        rotated = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if rotated else (image.height, image.width)
+    except Exception as error:  # decoders raise many types for damaged bytes
+        raise InputError(f"{where} cannot be decoded ({first_line(error)})") from None
+
+
+def upright(data: bytes | np.ndarray, *, channels: int, side: int) -> Any:
+    """A Pillow image of mode L or RGB, rotated as its EXIF tag says.
+
+    Args:
+      data: as for `pixels`.
+      channels: 1 (L) or 3 (RGB).
+      side: pixels of a side that are enough: a much larger JPEG is decoded at a reduced size.
+
+    Raises:
+      Broken: it takes too much memory; decoders raise many types for damaged bytes.
+    """
     extras.need("PIL", "reading images")
     from PIL import Image, ImageOps
 
@@ -156,16 +183,16 @@ def _open(data: bytes) -> Any:
 
 
 def _centre(image: Any, preprocess: Preprocess) -> np.ndarray:
-    size = preprocess.size
-    wanted: tuple[int, ...] = (preprocess.resize, preprocess.resize)
+    rows, columns = preprocess.sides
+    wanted: tuple[int, ...] = sides(preprocess.resize)[::-1]
     if preprocess.fit == "shortest":
-        short = min(image.size)
-        wanted = tuple(preprocess.resize if n == short else int(preprocess.resize * n / short) for n in image.size)
+        shortest, short = wanted[0], min(image.size)
+        wanted = tuple(shortest if n == short else int(shortest * n / short) for n in image.size)
     if math.prod(wanted) > MAX_RESIZED:
         raise Broken(f"{image.width} x {image.height} pixels, too narrow to resize its shorter side to {min(wanted)}")
     resized = _array(image.resize(wanted, _filter(preprocess)))
-    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
-    return resized[top : top + size, left : left + size]
+    top, left = (resized.shape[0] - rows) // 2, (resized.shape[1] - columns) // 2
+    return resized[top : top + rows, left : left + columns]
 
 
 def inception_box(

@@ -2,7 +2,7 @@
 
 An example is a fixed shape:
 
-    {"images": uint8 [size, size, C], "labels": int32 [], "weights": float32 []}
+    {"images": uint8 [rows, columns, C], "labels": int32 [], "weights": float32 []}
 
 The host decodes, resizes and crops (`image_files`). The task augments and normalises on the device. A set that fits
 into `ImageSet.memory` is decoded once. For a larger set, and for random crops, each example is decoded when it is
@@ -12,6 +12,7 @@ Letters: B rows, E images, C channels.
 """
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -63,14 +64,14 @@ class Held(pipeline.StackedExamples):
     """Examples whose images are decoded and in memory."""
 
     images: np.ndarray
-    """uint8 [E, size, size, C]."""
+    """uint8 [E, rows, columns, C]."""
     labels: np.ndarray
     """int32 [E]."""
     order: Sequence[int]
     """Example -> image."""
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """A batch: {"images": uint8 [B, size, size, C], "labels": int32 [B], "weights": float32 [B]}."""
+        """A batch: {"images": uint8 [B, rows, columns, C], "labels": int32 [B], "weights": float32 [B]}."""
         rows_B = np.array([self.order[i] for i in numbers], np.int64)
         weights_B = np.ones(len(rows_B), np.float32)
         return {"images": self.images[rows_B], "labels": self.labels[rows_B], "weights": weights_B}
@@ -95,12 +96,11 @@ class OnDemand(pipeline.StackedExamples):
     """Where a skipped image is -> why it was skipped."""
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """A batch: {"images": uint8 [B, size, size, C], "labels": int32 [B], "weights": float32 [B]}."""
+        """A batch: {"images": uint8 [B, rows, columns, C], "labels": int32 [B], "weights": float32 [B]}."""
         items = self.source.read([self.order[i] for i in numbers])
         rngs = [self.crop and objectives.generator(self.seed, i, CROPS) for i in numbers]
-        made = _decode(items, self.preprocess, self.crop, rngs)
-        size, channels = self.preprocess.size, len(self.preprocess.mean)
-        images = np.zeros((len(items), size, size, channels), np.uint8)
+        made = decode(items, self.preprocess, self.crop, rngs)
+        images = np.zeros((len(items), *self.preprocess.shape), np.uint8)
         weights_B = np.zeros(len(items), np.float32)
         for b, (item, found) in enumerate(zip(items, made, strict=True)):
             if isinstance(found, np.ndarray):
@@ -139,7 +139,7 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
         here is checked when it is read.
     """
     if preprocess.seen < LEAST_SEEN:
-        fit = f"--task.preprocess.resize {round(preprocess.size * 8 / 7)}"
+        fit = f"--task.preprocess.resize {' '.join(str(round(n * 8 / 7)) for n in dict.fromkeys(preprocess.sides))}"
         raise InputError(
             f"task.preprocess resizes pictures to {preprocess.resize} pixels and crops the central {preprocess.size}: "
             f"the model sees {preprocess.seen:.1%} of each; give {fit}"
@@ -156,7 +156,7 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
         facts["share_of_each_picture_that_is_seen"] = round(preprocess.seen, 3)
     sides: tuple[Side, ...] = ("train", "validation", "test")
     found = {side: images for side in sides if (images := data.source.images(side)) is not None}
-    each, left = preprocess.size**2 * len(preprocess.mean), data.memory
+    each, left = math.prod(preprocess.shape), data.memory
     made: dict[str, pipeline.Examples] = {}
     for side, images in found.items():
         facts[f"{side}_images"] = images.count
@@ -182,14 +182,14 @@ def _few(broken: Sequence[str]) -> str:
 
 
 def _decode_all(images: Images, preprocess: Preprocess, data: ImageSet) -> tuple[np.ndarray, list[int], list[str]]:
-    """(pixels uint8 [E, size, size, C], the source's labels, which images were skipped and why)."""
-    pixels = np.empty((images.count, preprocess.size, preprocess.size, len(preprocess.mean)), np.uint8)
+    """(pixels uint8 [E, rows, columns, C], the source's labels, which images were skipped and why)."""
+    pixels = np.empty((images.count, *preprocess.shape), np.uint8)
     labels: list[int] = []
     broken: list[str] = []
     with _progress(images) as advance:
         for first in range(0, images.count, BLOCK):
             items = images.read(range(first, min(first + BLOCK, images.count)))
-            for item, found in zip(items, _decode(items, preprocess), strict=True):
+            for item, found in zip(items, decode(items, preprocess), strict=True):
                 if isinstance(found, np.ndarray):
                     pixels[len(labels)] = found
                     labels.append(item.label)
@@ -225,13 +225,20 @@ def _progress(images: Images) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def _decode(
+def decode(
     items: Sequence[Item],
     preprocess: Preprocess,
     crop: tuple[float, float] | None = None,
     rngs: Sequence[Any] | None = None,
 ) -> Iterator[np.ndarray | image_files.Broken]:
-    """Each item's pixels, or what is wrong with it. Threads use all cores, since Pillow releases the GIL."""
+    """Each item's pixels, or what is wrong with it. Threads use all cores, since Pillow releases the GIL.
+
+    Args:
+      items: images as they are stored.
+      preprocess: resizes and crops each.
+      crop: as for `image_files.pixels`.
+      rngs: of each item's random crop; None: there is none.
+    """
 
     def one(item: Item, rng: np.random.Generator | None) -> np.ndarray | image_files.Broken:
         try:

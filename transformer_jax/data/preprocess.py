@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,10 +20,10 @@ class Preprocess:
     The defaults are the published ViT's. A crop larger than the resized image is an `InputError`.
     """
 
-    size: int = 224
-    """Height and width of the model's input, in pixels."""
-    resize: int = 224
-    """Pixels of a side after resizing, before the centre crop."""
+    size: int | tuple[int, int] = 224
+    """Rows and columns of the model's input, in pixels; one number: a square."""
+    resize: int | tuple[int, int] = 224
+    """Rows and columns after resizing, before the centre crop; one number: a square, or the shorter side."""
     fit: Literal["squash", "shortest"] = "squash"
     """squash: both sides become `resize`; shortest: the shorter one does, and the aspect ratio is kept."""
     resample: Resample = "bilinear"
@@ -37,7 +38,9 @@ class Preprocess:
             raise InputError(f"preprocess.fit is {self.fit!r}; it is one of squash, shortest")
         if self.resample not in get_args(Resample):
             raise InputError(f"preprocess.resample is {self.resample!r}; it is one of {', '.join(get_args(Resample))}")
-        if self.size < 1 or self.resize < self.size:
+        if self.fit == "shortest" and isinstance(self.resize, tuple):
+            raise InputError(f"preprocess.resize is {self.resize} with fit 'shortest', which takes one number")
+        if min(self.sides) < 1 or any(r < s for r, s in zip(sides(self.resize), self.sides, strict=True)):
             raise InputError(
                 f"preprocess.size is {self.size} and resize {self.resize}; resize to at least the size, and that to 1"
             )
@@ -47,14 +50,32 @@ class Preprocess:
             )
 
     @property
-    def seen(self) -> float:
-        """The share of the resized square that the model sees."""
-        return (self.size / self.resize) ** 2
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of the model's input, in pixels."""
+        return sides(self.size)
 
-    def scaled(self, size: int) -> "Preprocess":
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels of the model's input."""
+        return (*self.sides, len(self.mean))
+
+    @property
+    def seen(self) -> float:
+        """The share of the resized image that the model sees."""
+        return math.prod(self.sides) / math.prod(sides(self.resize))
+
+    def scaled(self, size: int | tuple[int, int]) -> "Preprocess":
         """This preprocessing for another size. `resize` scales with it, so the model sees the same part of an image.
 
         Args:
           size: of the new input, in pixels.
         """
-        return dataclasses.replace(self, size=size, resize=round(self.resize * size / self.size))
+        rows, columns = (
+            round(old * new / now) for old, new, now in zip(sides(self.resize), sides(size), self.sides, strict=True)
+        )
+        return dataclasses.replace(self, size=size, resize=rows if rows == columns else (rows, columns))
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a size, of which one number is a square."""
+    return size if isinstance(size, tuple) else (size, size)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.data.preprocess import Preprocess, Resample
+from transformer_jax.data.preprocess import Preprocess, Resample, sides
 from transformer_jax.errors import InputError
 from transformer_jax.hub import weights
 
@@ -79,15 +79,16 @@ def read(folder: Path, processors: Mapping[str, Mapping[str, Any]]) -> Preproces
         raise InputError(f"{path}: {error}") from None
 
 
-def _size(value: Any, where: str) -> tuple[int, Any]:
-    """(pixels, `Preprocess.fit`)."""
-    sides = {"height": value, "width": value} if type(value) is int else value
-    if isinstance(sides, Mapping) and all(type(side) is int for side in sides.values()):
-        if sides.keys() == {"height", "width"} and sides["height"] == sides["width"]:
-            return sides["height"], "squash"
-        if sides.keys() == {"shortest_edge"}:
-            return sides["shortest_edge"], "shortest"
-    raise InputError(f"{where} is {value!r}; it must be one number, equal height and width, or a shortest_edge")
+def _size(value: Any, where: str) -> tuple[Any, Any]:
+    """(pixels of a side, or rows and columns; `Preprocess.fit`)."""
+    given = {"height": value, "width": value} if type(value) is int else value
+    if isinstance(given, Mapping) and all(type(side) is int for side in given.values()):
+        if given.keys() == {"height", "width"}:
+            rows, columns = given["height"], given["width"]
+            return rows if rows == columns else (rows, columns), "squash"
+        if given.keys() == {"shortest_edge"}:
+            return given["shortest_edge"], "shortest"
+    raise InputError(f"{where} is {value!r}; it must be one number, height and width, or a shortest_edge")
 
 
 def _channels(value: Any, where: str) -> tuple[float, ...]:
@@ -103,15 +104,15 @@ def write(preprocess: Preprocess, processor: str) -> dict[str, Any]:
       preprocess: to express.
       processor: the name of the image processor: "ViT" for ViTImageProcessor.
     """
-    square = {"height": preprocess.resize, "width": preprocess.resize}
+    resized, cropped = ({"height": s[0], "width": s[1]} for s in (sides(preprocess.resize), preprocess.sides))
     crops = preprocess.fit == "shortest" or preprocess.size != preprocess.resize
     return {
         "image_processor_type": f"{processor}ImageProcessor",
         "do_resize": True,
-        "size": square if preprocess.fit == "squash" else {"shortest_edge": preprocess.resize},
+        "size": resized if preprocess.fit == "squash" else {"shortest_edge": preprocess.resize},
         "resample": next(number for number, name in FILTERS.items() if name == preprocess.resample),
         "do_center_crop": crops,
-        "crop_size": {"height": preprocess.size, "width": preprocess.size},
+        "crop_size": cropped,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

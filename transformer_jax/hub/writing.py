@@ -15,7 +15,7 @@ import jax
 
 from transformer_jax import compress, contracts, files, models
 from transformer_jax.data import tokenizers
-from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.data.preprocess import Preprocess, sides
 from transformer_jax.data.tokenizers.batch import around
 from transformer_jax.data.tokenizers.subwords import OWN_SWITCH
 from transformer_jax.decoding.beam import Beam
@@ -154,7 +154,7 @@ def _check_preprocess(preprocess: Preprocess, config: Any, processor: str) -> No
     if not processor or not hasattr(config, "image_size"):
         raise InputError("preprocessing of images is given to export, but the model takes no images; leave it out")
     fixed = getattr(config, "interpolate", "never") == "never"
-    if len(preprocess.mean) != config.channels or (fixed and preprocess.size != config.image_size):
+    if len(preprocess.mean) != config.channels or (fixed and preprocess.sides != sides(config.image_size)):
         raise InputError(
             f"preprocessing to export makes images of {preprocess.size} pixels and {len(preprocess.mean)} channels; "
             f"the model takes {config.image_size} and {config.channels}"

@@ -5,6 +5,7 @@ from transformer_jax.tasks.chat import Chat
 from transformer_jax.tasks.classification import Classification
 from transformer_jax.tasks.contrastive import Contrastive
 from transformer_jax.tasks.denoising import Denoising
+from transformer_jax.tasks.detection import Detection
 from transformer_jax.tasks.distillation import Distillation
 from transformer_jax.tasks.image_classification import ImageClassification
 from transformer_jax.tasks.masked_lm import MaskedLM
@@ -21,6 +22,7 @@ __all__ = [
     "Classification",
     "Contrastive",
     "Denoising",
+    "Detection",
     "Distillation",
     "ImageClassification",
     "MaskedLM",

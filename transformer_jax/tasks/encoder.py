@@ -117,7 +117,7 @@ def image_flops(model_cfg: Any) -> float:
     Args:
       model_cfg: the model.
     """
-    T, patches = model_cfg.max_length, model_cfg.grid**2
+    T, patches = model_cfg.max_length, model_cfg.num_patches
 
     def tokens(path: str) -> float:
         return T if path.startswith("blocks/") else patches * (path == "embed/patch/kernel")

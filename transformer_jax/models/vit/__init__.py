@@ -11,14 +11,18 @@ pre-norm blocks, a linear head that starts at zero.
     big_vision    position="sincos2d", pool="mean" or "map", activation="gelu_tanh" (Beyer et al. 2022)
     registers     num_registers=4 (Darcet et al. 2024)
     DeiT III      layer_scale=1e-4, stochastic_depth up to 0.5 (Touvron et al. 2022)
+    YOLOS         detector="queries", num_queries=100, and layer_positions=True for S and B (Fang et al. 2021)
+    OWL-ViT       detector="patches": each patch predicts a box near its own place (Minderer et al. 2022)
     DINOv2        layer_scale=1, pool="both", interpolate="bicubic"; giant: gated=True, activation="silu" (Oquab et al.
                   2023)
 
 The paper's code and big_vision compute GELU by its approximation ("gelu_tanh"), timm and Transformers exactly.
 
-Config and parameters are here, the functions in `trunk.py`, `heads.py`, `inspection.py` and `resolution.py`.
+Config and parameters are here, the functions in `trunk.py`, `heads.py`, `detection.py`, `inspection.py` and
+`resolution.py`.
 
-B batch, Y and X pixels, C channels, P values of a patch, S special tokens, T tokens, D width, K classes, L layers.
+B batch, Y and X pixels, C channels, P values of a patch, S special tokens, T tokens, D width, K classes, L layers,
+Q queries.
 """
 
 import dataclasses
@@ -29,6 +33,7 @@ import jax
 
 from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
+from transformer_jax.models.vit.detection import declare_detector, detect
 from transformer_jax.models.vit.heads import apply, distilled_logits, features, head_logits, pooled
 from transformer_jax.models.vit.inspection import attention_weights, hidden_states, rollout
 from transformer_jax.models.vit.resolution import resample_positions, resized
@@ -47,6 +52,7 @@ __all__ = [
     "apply",
     "attention_weights",
     "declare",
+    "detect",
     "distilled_logits",
     "features",
     "head_logits",
@@ -60,7 +66,7 @@ __all__ = [
     "rollout",
 ]
 
-TRUNK = ("embed", "blocks", "final_norm", "pool")  # the parts of the tree that are no head
+TRUNK = ("embed", "blocks", "final_norm", "pool", "layer_positions")  # the parts of the tree that are no head
 LABEL_HEADS = ("head", "distillation_head")
 
 # Ti and S: Touvron et al. 2021; B, L and H: Dosovitskiy et al. 2021, table 1.
@@ -81,10 +87,10 @@ class Config(config.Config):
       InputError: on construction, where sizes contradict each other.
     """
 
-    image_size: int = field(default=224, metadata=RUN)
-    """Pixels of a side; images are square."""
+    image_size: int | tuple[int, int] = field(default=224, metadata=RUN)
+    """Rows and columns of pixels; one number: a square."""
     patch_size: int = 16
-    """Pixels of a patch's side; it divides the image's."""
+    """Pixels of a patch's side; it divides the image's rows and columns."""
     channels: int = 3
     """C, of the images."""
     num_classes: int = field(default=1000, metadata=RUN)
@@ -105,6 +111,13 @@ class Config(config.Config):
     """A bias in the projection of the patches; CLIP has none."""
     embedding_norm: bool = False
     """A norm before the first block (CLIP)."""
+    detector: Literal["none", "queries", "patches"] = field(default="none", metadata=RUN)
+    """What predicts objects (`detect`), in place of the classifier's head: learned tokens after the patches; or each
+    patch, with a box whose centre is that of the patch before it has learned another."""
+    num_queries: int = field(default=100, metadata=RUN)
+    """Q, learned tokens with detector "queries"."""
+    layer_positions: bool = False
+    """Learned positions that are added after every layer but the last (YOLOS-S and B)."""
     pre_logits: int = field(default=0, metadata=RUN)
     """Width of a tanh layer before the head, which the paper uses in pre-training; 0: none."""
     qkv_bias: bool = True
@@ -132,14 +145,16 @@ class Config(config.Config):
     """Of the initial positions, distillation and register tokens, and with initializer "normal" of kernels."""
 
     def __post_init__(self) -> None:
-        config.check(self, sizes=("image_size", "patch_size", "channels"))
+        config.check(self, sizes=("patch_size", "channels"))
         for name in ("num_classes", "num_registers", "pre_logits", "layer_scale"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("attention_dropout", "stochastic_depth", "patch_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if self.image_size % self.patch_size:
+        if min(self.sides) < 1:
+            raise InputError(f"model.image_size is {self.image_size}; it must be at least 1")
+        if any(side % self.patch_size for side in self.sides):
             raise InputError(
                 f"model.patch_size {self.patch_size} does not divide model.image_size {self.image_size}; "
                 "change one of them"
@@ -151,15 +166,38 @@ class Config(config.Config):
                 f"model.distillation is {self.distillation!r} with model.pool {self.pool!r}; the distillation token "
                 "stands beside a class token, so set model.pool to 'class'"
             )
+        if self.detector != "none" and (self.distillation != "none" or self.pre_logits or not self.num_classes):
+            raise InputError(
+                f"model.detector is {self.detector!r}, which needs model.num_classes and neither distillation nor "
+                "pre_logits"
+            )
+        if self.detector == "queries" and self.num_queries < 1:
+            raise InputError(f"model.num_queries is {self.num_queries}; it must be at least 1")
+        if self.detector == "queries" and (self.position != "learned" or self.patch_dropout):
+            raise InputError("model.detector 'queries' needs learned positions and no patch_dropout")
+        if self.detector == "patches" and self.patch_dropout:
+            raise InputError("model.detector 'patches' needs all patches; set patch_dropout to 0")
+        if self.layer_positions and (self.position != "learned" or self.patch_dropout or self.num_registers):
+            raise InputError("model.layer_positions needs learned positions, no registers and no patch_dropout")
         if self.distillation == "head" and not self.num_classes:
             raise InputError("model.distillation 'head' needs classes; set model.num-classes, or distillation 'token'")
         if self.distillation == "head" and self.pre_logits:
             raise InputError(f"model.pre_logits is {self.pre_logits} with two heads; it is for one, so set it to 0")
 
     @property
-    def grid(self) -> int:
-        """Patches of a side."""
-        return self.image_size // self.patch_size
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.sides[0] // self.patch_size, self.sides[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return self.grid[0] * self.grid[1]
 
     @property
     def has_class_token(self) -> bool:
@@ -182,9 +220,19 @@ class Config(config.Config):
         return self.num_positioned + self.num_registers
 
     @property
+    def query_tokens(self) -> int:
+        """Tokens after the patches."""
+        return self.num_queries if self.detector == "queries" else 0
+
+    @property
+    def num_predictions(self) -> int:
+        """Q, the boxes of `detect`; 0: the model detects nothing."""
+        return self.num_patches if self.detector == "patches" else self.query_tokens
+
+    @property
     def max_length(self) -> int:
         """T of a whole image."""
-        return self.num_special + self.grid**2
+        return self.num_special + self.num_patches + self.query_tokens
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -214,7 +262,8 @@ def declare(cfg: Config) -> dict[str, Any]:
     if cfg.num_registers:
         embed["registers"] = _declare_tokens(cfg.num_registers, D, normal(std))
     if cfg.position == "learned":
-        table = Param((cfg.num_positioned + cfg.grid**2, D), ("position", "embed"), normal(std), decay=False)
+        rows = cfg.num_positioned + cfg.num_patches + cfg.query_tokens
+        table = Param((rows, D), ("position", "embed"), normal(std), decay=False)
         embed["position"] = {"embedding": table}
 
     if cfg.embedding_norm:
@@ -224,6 +273,10 @@ def declare(cfg: Config) -> dict[str, Any]:
         "blocks": params_lib.stack(block.declare(cfg, layer_scale=cfg.layer_scale), cfg.num_layers),
         "final_norm": layers.declare_norm(D, cfg.norm, bias=cfg.bias),
     }
+    if cfg.layer_positions:
+        shape = (cfg.num_layers - 1, 1, cfg.max_length, D)
+        table = Param(shape, (None, None, "position", "embed"), normal(std), decay=False)
+        rest["layer_positions"] = {"embedding": table}
     if cfg.pool == "map":
         one = block.declare(cfg, cross=True)
         rest["pool"] = {
@@ -240,6 +293,9 @@ def declare(cfg: Config) -> dict[str, Any]:
         return dataclasses.replace(p, init=draw) if path[-1].key == "kernel" else p
 
     rest = jax.tree_util.tree_map_with_path(initialized, rest, is_leaf=lambda x: isinstance(x, Param))
+    if cfg.detector != "none":
+        queries = {"queries": _declare_tokens(cfg.num_queries, D, normal(std))} if cfg.query_tokens else {}
+        return {"embed": embed, **rest, **queries, **declare_detector(cfg)}
     heads = ["head"] * (cfg.num_classes > 0) + ["distillation_head"] * (cfg.distillation == "head")
     return {"embed": embed, **rest, **{name: _declare_head(cfg) for name in heads}}
 

@@ -10,6 +10,7 @@ of the patches. The mask token, which only pre-training reads, is ignored, and w
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from transformer_jax.data.preprocess import sides
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table, dense, fused, norm
@@ -80,20 +81,25 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
     """
     has_registers = given["model_type"] == "dinov2_with_registers"
     known = {name: value for name, value in given.items() if name not in UNREAD}
-    known |= {n: vit_format.side(given[n], n, where) for n in ("image_size", "patch_size") if n in given}
+    sizes = vit_format.read_sizes(given, where)
+    known |= {name: max(sides(value)) for name, value in sizes.items()}
     s = settings.read(known, DEFAULTS | (REGISTERS if has_registers else {}), {}, where)
     if s["layerscale_value"] == 0.0:
         raise InputError(f'{where}: "layerscale_value" is 0.0; it must be above 0')
     classifies, gated = "classifier.weight" in names, s["use_swiglu_ffn"]
     num_classes = len(settings.label_names(given, where)) if classifies else 0
-    fields = vit_format.common_fields(s, num_classes, where) | {
-        "mlp_width": _mlp_width(s["hidden_size"], s["mlp_ratio"], gated),
-        "gated": gated,
-        "layer_scale": s["layerscale_value"],
-        "num_registers": s.get("num_register_tokens", 0),
-        "pool": "both" if classifies else "class",
-        "interpolate": "antialiased" if has_registers else "bicubic",
-    }
+    fields = (
+        vit_format.common_fields(s, num_classes, where)
+        | sizes
+        | {
+            "mlp_width": _mlp_width(s["hidden_size"], s["mlp_ratio"], gated),
+            "gated": gated,
+            "layer_scale": s["layerscale_value"],
+            "num_registers": s.get("num_register_tokens", 0),
+            "pool": "both" if classifies else "class",
+            "interpolate": "antialiased" if has_registers else "bicubic",
+        }
+    )
     return vit.Config(**fields | ({"activation": "silu"} if gated else {}))
 
 

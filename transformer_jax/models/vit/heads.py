@@ -44,7 +44,7 @@ def features(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.
 
 def _num_outputs(cfg: "Config") -> int | None:
     """How many of the first tokens the heads read; None: all, or the length is sharded and must not change."""
-    if cfg.pool != "class" or sharding.shards("length") > 1:
+    if cfg.pool != "class" or cfg.layer_positions or sharding.shards("length") > 1:
         return None
     return 2 if cfg.distillation == "head" else 1
 

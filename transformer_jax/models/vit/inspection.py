@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.models.vit.trunk import embed
+from transformer_jax.models.vit.trunk import embed, fitted
 from transformer_jax.nn import block
 from transformer_jax.nn.masks import Mask
 
@@ -48,10 +48,12 @@ def _through_layers(
 ) -> tuple[jax.Array, jax.Array]:
     """(states after the last block, look(parameters, input) of each layer, stacked)."""
 
+    params = fitted(params, cfg, images_BYXC)
+
     def one(x_BTD: jax.Array, p: Any) -> tuple[jax.Array, jax.Array]:
         return block.apply(p, cfg, x_BTD, mask=Mask())[0], look(p, x_BTD)
 
-    return jax.lax.scan(one, embed(params["embed"], cfg, images_BYXC, None), params["blocks"])
+    return jax.lax.scan(one, embed(params, cfg, images_BYXC, None), params["blocks"])
 
 
 def rollout(w_LBNTT: jax.Array, cfg: "Config") -> jax.Array:
@@ -73,5 +75,9 @@ def rollout(w_LBNTT: jax.Array, cfg: "Config") -> jax.Array:
     flow_BTT = jax.lax.scan(further, jnp.broadcast_to(jnp.eye(T), (B, T, T)), w_LBNTT)[0]
     to_patches_BTP = flow_BTT[:, :, cfg.num_special :]
     read_BP = to_patches_BTP[:, 0] if cfg.has_class_token else jnp.mean(to_patches_BTP[:, cfg.num_special :], axis=1)
-    side = math.isqrt(read_BP.shape[1])
-    return read_BP.reshape(B, side, side)
+    return read_BP.reshape(B, *_grid(cfg, read_BP.shape[1]))
+
+
+def _grid(cfg: "Config", patches: int) -> tuple[int, int]:
+    """Rows and columns of this number of patches: the config's, or of an interpolated square."""
+    return cfg.grid if patches == cfg.num_patches else (math.isqrt(patches), math.isqrt(patches))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Params = Any
 
 
-def resample_positions(params: Params, cfg: "Config", image_size: int) -> "tuple[Params, Config]":
+def resample_positions(params: Params, cfg: "Config", image_size: int | tuple[int, int]) -> "tuple[Params, Config]":
     """(params, cfg) of the same model for images of another size, with interpolated positions.
 
     Interpolation is bicubic without antialiasing, with half-pixel centres, as in PyTorch and so in DINO and in
@@ -23,7 +23,7 @@ def resample_positions(params: Params, cfg: "Config", image_size: int) -> "tuple
     Args:
       params: of `init`.
       cfg: the model's config.
-      image_size: pixels of a side.
+      image_size: rows and columns of pixels; one number: a square.
 
     Raises:
       InputError: patches do not divide this size.
@@ -31,21 +31,49 @@ def resample_positions(params: Params, cfg: "Config", image_size: int) -> "tuple
     new = dataclasses.replace(cfg, image_size=image_size)
     if cfg.position != "learned" or new.grid == cfg.grid:
         return params, new
-    weights = (_antialiased if cfg.interpolate == "antialiased" else _bicubic)(cfg.grid, new.grid)
-    table = params["embed"]["position"]["embedding"]
-    special, patches = table[: cfg.num_positioned], table[cfg.num_positioned :]
-    patches_YXD = jnp.reshape(patches, (cfg.grid, cfg.grid, -1))
-    patches_yxD = jnp.einsum("yY,xX,YXD->yxD", weights, weights, patches_YXD, precision="highest")
-    table = jnp.concatenate([special, patches_yxD.reshape(-1, cfg.width).astype(table.dtype)])
-    return {**params, "embed": {**params["embed"], "position": {"embedding": table}}}, new
+    interpolation = _antialiased if cfg.interpolate == "antialiased" else _bicubic
+    down_yY, across_xX = (interpolation(old, now) for old, now in zip(cfg.grid, new.grid, strict=True))
+
+    def resampled(table: Any) -> Any:
+        """A table [..., tokens, D] with its rows of the patches interpolated."""
+        end = cfg.num_positioned + cfg.num_patches
+        special, patches, queries = jnp.split(table, (cfg.num_positioned, end), axis=-2)
+        grid = jnp.reshape(patches, (*table.shape[:-2], *cfg.grid, cfg.width))
+        grid = jnp.einsum("yY,xX,...YXD->...yxD", down_yY, across_xX, grid, precision="highest").astype(table.dtype)
+        return jnp.concatenate([special, grid.reshape(*table.shape[:-2], -1, cfg.width), queries], axis=-2)
+
+    position = {"embedding": resampled(params["embed"]["position"]["embedding"])}
+    params = {**params, "embed": {**params["embed"], "position": position}}
+    if cfg.layer_positions:
+        params["layer_positions"] = {"embedding": resampled(params["layer_positions"]["embedding"])}
+    return params, new
 
 
 def resized(params: Params, cfg: "Config", wanted: "Config", log: Callable[[str], None]) -> Params:
-    """The parameters of `cfg` for the image size of `wanted`, with a line to `log` where it is another."""
-    if cfg.image_size == wanted.image_size:
-        return params
-    log(f"from images of {cfg.image_size} pixels to {wanted.image_size}")
-    return resample_positions(params, cfg, wanted.image_size)[0]
+    """The parameters of `cfg` for the image size and the queries of `wanted`, with a line to `log` for each change.
+
+    Queries that `cfg` has not begin with a position of zeros.
+    """
+    if cfg.sides != wanted.sides:
+        log(f"from images of {cfg.image_size} pixels to {wanted.image_size}")
+        params, cfg = resample_positions(params, cfg, wanted.image_size)
+    if cfg.query_tokens != wanted.query_tokens and cfg.position == "learned":
+        log(f"from {cfg.query_tokens} queries to {wanted.query_tokens}")
+        kept = min(cfg.query_tokens, wanted.query_tokens)
+
+        def counted(table: Any, others: int) -> Any:
+            missing = [(0, 0)] * (table.ndim - 2) + [(0, wanted.query_tokens - kept), (0, 0)]
+            return jnp.pad(table[..., : others + kept, :], missing)
+
+        others = cfg.num_positioned + cfg.num_patches
+        position = {"embedding": counted(params["embed"]["position"]["embedding"], others)}
+        params = {**params, "embed": {**params["embed"], "position": position}}
+        if cfg.layer_positions:
+            table = params["layer_positions"]["embedding"]
+            params["layer_positions"] = {"embedding": counted(table, others)}
+        if kept:
+            params["queries"] = {"embedding": counted(params["queries"]["embedding"], 0)}
+    return params
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:

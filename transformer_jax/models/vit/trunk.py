@@ -3,6 +3,7 @@
 B batch, Y and X pixels, C channels, P values of a patch, T tokens, D width.
 """
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ Params = Any
 def hidden(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Hidden states after the final norm, [B, T, D] in cfg.dtype.
 
-    First the special tokens (class, distillation, registers), then the patches row by row; with patch dropout and a
-    key, the patches that are not dropped.
+    First the special tokens (class, distillation, registers), then the patches row by row (with patch dropout and a
+    key, those that are not dropped), then the queries of a detector.
 
     Args:
       params: of `init`.
@@ -53,16 +54,19 @@ def trunk(
         only; None: all.
     """
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+    params = fitted(params, cfg, images_BYXC)
+    positions_L1TD = params["layer_positions"]["embedding"] if cfg.layer_positions else None
     deepest = max(cfg.num_layers - 1, 1)
 
     def one(p: Any, x_BTD: jax.Array, layer: Any, key: jax.Array | None, num_outputs: int | None = None) -> jax.Array:
         drop_path = cfg.stochastic_depth * layer / deepest if cfg.stochastic_depth else None
-        return block.apply(p, cfg, x_BTD, mask=Mask(), drop_path=drop_path, num_outputs=num_outputs, key=key)[0]
+        x_BTD = block.apply(p, cfg, x_BTD, mask=Mask(), drop_path=drop_path, num_outputs=num_outputs, key=key)[0]
+        return x_BTD if positions_L1TD is None else x_BTD + _after_layer(positions_L1TD, layer).astype(x_BTD.dtype)
 
     x_BTD = stack.run(
         one,
         params["blocks"],
-        embed(params["embed"], cfg, images_BYXC, embed_key),
+        embed(params, cfg, images_BYXC, embed_key),
         num_layers=cfg.num_layers,
         scan=cfg.scan_layers,
         remat=cfg.remat,
@@ -72,19 +76,32 @@ def trunk(
     return layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
 
 
-def embed(p: Any, cfg: "Config", images_BYXC: jax.Array, key: jax.Array | None) -> jax.Array:
+def fitted(params: Params, cfg: "Config", images_BYXC: jax.Array) -> Params:
+    """The parameters with positions for images of this size, interpolated where `cfg` says so."""
+    if cfg.interpolate == "never" or images_BYXC.ndim != 4 or images_BYXC.shape[1:3] == cfg.sides:
+        return params
+    return resample_positions(params, cfg, (images_BYXC.shape[1], images_BYXC.shape[2]))[0]
+
+
+def _after_layer(positions_L1TD: jax.Array, layer: Any) -> jax.Array:
+    """The positions that are added after a layer, [1, T, D]; zeros after the last."""
+    last = len(positions_L1TD)
+    return jnp.where(layer < last, sharding.constrain(positions_L1TD, (None,) * 4)[jnp.minimum(layer, last - 1)], 0.0)
+
+
+def embed(params: Params, cfg: "Config", images_BYXC: jax.Array, key: jax.Array | None) -> jax.Array:
     """Tokens and patches with their positions, [B, T, D].
 
     Args:
-      p: the "embed" of the parameters.
+      params: as for `hidden`, with positions for images of this size.
       cfg: the model's config.
       images_BYXC: as for `hidden`.
       key: likewise.
     """
-    if cfg.interpolate != "never" and images_BYXC.ndim == 4 and images_BYXC.shape[1] != cfg.image_size:
-        resized, cfg = resample_positions({"embed": p}, cfg, images_BYXC.shape[1])
-        p = resized["embed"]
+    if cfg.interpolate != "never" and images_BYXC.ndim == 4:
+        cfg = dataclasses.replace(cfg, image_size=(images_BYXC.shape[1], images_BYXC.shape[2]))
     _check_images(cfg, images_BYXC)
+    p, queries = params["embed"], []
     dropout_key, patches_key = (None, None) if key is None else jax.random.split(key)
     with sharding.replicated_length():  # the parts that are concatenated need not divide
         x_BTD = layers.dense(p["patch"], _patches(cfg, images_BYXC).astype(cfg.dtype), out=None)
@@ -92,22 +109,25 @@ def embed(p: Any, cfg: "Config", images_BYXC: jax.Array, key: jax.Array | None) 
         special = [sharding.constrain(p[name]["embedding"], (None, None)).astype(cfg.dtype) for name in names]
         if cfg.position == "learned":
             table = sharding.constrain(p["position"]["embedding"], (None, None)).astype(cfg.dtype)
-            x_BTD = x_BTD + table[cfg.num_positioned :]
+            x_BTD = x_BTD + table[cfg.num_positioned :][: cfg.num_patches]
+            if cfg.query_tokens:
+                query_QD = sharding.constrain(params["queries"]["embedding"], (None, None)).astype(cfg.dtype)
+                queries = [query_QD + table[cfg.num_positioned + cfg.num_patches :]]
             special[: cfg.num_positioned] = [token + table[i] for i, token in enumerate(special[: cfg.num_positioned])]
         else:
-            x_BTD = x_BTD + positions.sincos_2d(cfg.grid, cfg.grid, cfg.width).astype(cfg.dtype)
+            x_BTD = x_BTD + positions.sincos_2d(*cfg.grid, cfg.width).astype(cfg.dtype)
         if patches_key is not None and cfg.patch_dropout > 0.0:
             x_BTD = _some_patches(cfg, x_BTD, patches_key)
-        spread = [jnp.broadcast_to(tokens, (x_BTD.shape[0], *tokens.shape)) for tokens in special]
+        spread = [jnp.broadcast_to(tokens, (x_BTD.shape[0], *tokens.shape)) for tokens in (*special, *queries)]
         spread = [sharding.constrain(tokens, ("batch", None, None)) for tokens in spread]
-        x_BTD = jnp.concatenate([*spread, x_BTD], axis=1)
+        x_BTD = jnp.concatenate([*spread[: len(special)], x_BTD, *spread[len(special) :]], axis=1)
         x_BTD = layers.norm(p["norm"], x_BTD, cfg.norm, cfg.norm_eps) if cfg.embedding_norm else x_BTD
         x_BTD = layers.dropout(x_BTD, cfg.dropout, dropout_key)
     return sharding.constrain(x_BTD, ("batch", "length", None), name="the tokens of an image")
 
 
 def _check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
-    wanted = (cfg.image_size, cfg.image_size, cfg.channels)
+    wanted = (*cfg.sides, cfg.channels)
     if images_BYXC.ndim != 4 or images_BYXC.shape[1:] != wanted:
         raise InputError(
             f"images have the shape {images_BYXC.shape}; the model's are {('B', *wanted)}, so resize the images, or "
@@ -119,10 +139,10 @@ def _check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
 
 def _patches(cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
     """The images' patches row by row, each flattened by channel, row and column, [B, T, P]."""
-    B, grid, side, C = images_BYXC.shape[0], cfg.grid, cfg.patch_size, cfg.channels
+    B, (rows, columns), side, C = images_BYXC.shape[0], cfg.grid, cfg.patch_size, cfg.channels
     # One axis at a time: in an Explicit mesh a reshape of several is ambiguous.
-    split = images_BYXC.reshape(B, grid, side, grid * side, C).reshape(B, grid, side, grid, side, C)
-    return split.transpose(0, 1, 3, 5, 2, 4).reshape(B, grid * grid, C, side, side).reshape(B, grid * grid, -1)
+    split = images_BYXC.reshape(B, rows, side, columns * side, C).reshape(B, rows, side, columns, side, C)
+    return split.transpose(0, 1, 3, 5, 2, 4).reshape(B, rows * columns, C, side, side).reshape(B, rows * columns, -1)
 
 
 def _some_patches(cfg: "Config", x_BTD: jax.Array, key: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax import hub
-from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.data.preprocess import Preprocess, sides
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table, dense, norm
@@ -133,14 +133,19 @@ def read_fields(given: Mapping[str, Any], names: Collection[str], where: str, *,
       classifies: whether the architecture has a head.
     """
     known = {name: value for name, value in given.items() if name not in UNREAD}
-    known |= {name: side(given[name], name, where) for name in ("image_size", "patch_size") if name in given}
+    sizes = read_sizes(given, where)
+    known |= {name: max(sides(value)) for name, value in sizes.items()}
     s = settings.read(known, DEFAULTS, NEUTRAL, where)
     pools = not classifies and any(name.endswith("pooler.dense.weight") for name in names)
     num_classes = len(settings.label_names(given, where)) if classifies else 0
-    return common_fields(s, num_classes, where) | {
-        "mlp_width": s["intermediate_size"],
-        "pre_logits": (s["pooler_output_size"] or s["hidden_size"]) if pools else 0,
-    }
+    return (
+        common_fields(s, num_classes, where)
+        | sizes
+        | {
+            "mlp_width": s["intermediate_size"],
+            "pre_logits": (s["pooler_output_size"] or s["hidden_size"]) if pools else 0,
+        }
+    )
 
 
 def common_fields(s: Mapping[str, Any], num_classes: int, where: str) -> dict[str, Any]:
@@ -169,22 +174,28 @@ def common_fields(s: Mapping[str, Any], num_classes: int, where: str) -> dict[st
     }
 
 
-def side(value: Any, name: str, where: str) -> Any:
-    """One number, which may be given twice, in a list.
+def read_sizes(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The image_size and patch_size of config.json: one number for a square; of an image otherwise rows and columns.
 
     Args:
-      value: of the setting.
-      name: of the setting.
+      given: config.json's object.
       where: names the file in messages.
 
     Raises:
-      InputError: two numbers.
+      InputError: a list that is not of two integers above 0, or patches that are no squares.
     """
-    if isinstance(value, list):
-        if len(value) != 2 or value[0] != value[1]:
-            raise InputError(f'{where}: "{name}" is {value!r}; only squares are supported')
-        return value[0]
-    return value
+    read = {}
+    for name in ("image_size", "patch_size"):
+        value = given.get(name)
+        if isinstance(value, list):
+            if len(value) != 2 or any(type(side) is not int or side < 1 for side in value):
+                raise InputError(f'{where}: "{name}" is {value!r}; it must be a number, or rows and columns')
+            if name == "patch_size" and value[0] != value[1]:
+                raise InputError(f'{where}: "patch_size" is {value!r}; only square patches are supported')
+            value = value[0] if value[0] == value[1] else tuple(value)
+        if value is not None:
+            read[name] = value
+    return read
 
 
 def write_fields(cfg: vit.Config, model_type: str, architecture: str) -> dict[str, Any]:

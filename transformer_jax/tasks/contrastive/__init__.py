@@ -29,7 +29,7 @@ from transformer_jax.contracts import (
     no_progress,
     require_data,
 )
-from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.data.preprocess import Preprocess, sides
 from transformer_jax.errors import InputError
 from transformer_jax.losses import contrastive
 from transformer_jax.tasks import encoder
@@ -99,11 +99,11 @@ class Contrastive(Task):
             lefts = [("texts", "pictures")[is_image] for is_image in (data.source.images, image is not None)]
             raise InputError(f"the left sides of the data are {lefts[0]}, but model.left reads {lefts[1]}")
         if image is not None:
-            wanted = (image.image_size, image.channels)
-            given = (self.preprocess.size, len(self.preprocess.mean))
-            if wanted != given:
+            wanted = (*sides(image.image_size), image.channels)
+            if wanted != self.preprocess.shape:
                 raise InputError(
-                    f"model.left.image_size and channels are {wanted}, but task.preprocess gives pictures of {given}; "
+                    f"model.left.image_size and channels are {wanted}, but task.preprocess gives pictures of "
+                    f"{self.preprocess.shape}; "
                     "set one to the other"
                 )
         if data.length > model_cfg.max_length:
@@ -119,7 +119,7 @@ class Contrastive(Task):
     def example(self, data: paired.Paired) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
         row, count = jax.ShapeDtypeStruct((data.length,), np.int32), jax.ShapeDtypeStruct((), np.int32)
-        shape = (self.preprocess.size, self.preprocess.size, len(self.preprocess.mean))
+        shape = self.preprocess.shape
         left = {"left": jax.ShapeDtypeStruct(shape, np.uint8)}
         made = left if data.source.images else {"left": row, "left_lengths": count}
         made |= {"right": row, "right_lengths": count}

@@ -12,6 +12,7 @@ A user's own source implements `Source`. Texts are in memory as tokens, pictures
 Letters: B rows, T length, H hard negatives of a pair, C channels, E pairs of a set.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -352,7 +353,7 @@ def examples(pairs: Pairs, data: Paired, tokenizer: Any, preprocess: Preprocess,
     left: Texts | Pictures
     if data.source.images:
         lefts = [pair.left for pair in held]
-        fits = len(held) * preprocess.size**2 * len(preprocess.mean) <= data.memory
+        fits = len(held) * math.prod(preprocess.shape) <= data.memory
         decoded = stacked(lefts, preprocess) if fits else None
         left = Pictures(lefts, preprocess, decoded)
     else:

@@ -23,7 +23,7 @@ from transformer_jax import contracts, figures, metrics, models, sharding
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import image_files, image_sources, images
 from transformer_jax.data import inputs as inputs_lib
-from transformer_jax.data.preprocess import Preprocess
+from transformer_jax.data.preprocess import Preprocess, sides
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.image_classification import pictures
@@ -97,7 +97,8 @@ class ImageClassification(Task):
         models.require(model_cfg, "task ImageClassification", ("apply",), ("image_size", "channels", "num_classes"))
         reads = ("source", "train_crop", "crop_area", "broken", "memory")
         contracts.require_data(data, "task ImageClassification", reads)
-        if model_cfg.image_size != self.preprocess.size and getattr(model_cfg, "interpolate", "never") == "never":
+        fixed = getattr(model_cfg, "interpolate", "never") == "never"
+        if fixed and sides(model_cfg.image_size) != self.preprocess.sides:
             raise InputError(
                 f"model.image_size is {model_cfg.image_size}, but task.preprocess.size is {self.preprocess.size}; set "
                 "one to the other"
@@ -116,9 +117,8 @@ class ImageClassification(Task):
 
     def example(self, data: images.ImageSet) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
-        shape = (self.preprocess.size, self.preprocess.size, len(self.preprocess.mean))
         return {
-            "images": jax.ShapeDtypeStruct(shape, np.uint8),
+            "images": jax.ShapeDtypeStruct(self.preprocess.shape, np.uint8),
             "labels": jax.ShapeDtypeStruct((), np.int32),
             "weights": jax.ShapeDtypeStruct((), np.float32),
         }
@@ -377,7 +377,7 @@ class ImageClassification(Task):
                 yield answer
 
     def _blank(self) -> np.ndarray:
-        return np.zeros((self.preprocess.size, self.preprocess.size, len(self.preprocess.mean)), np.uint8)
+        return np.zeros(self.preprocess.shape, np.uint8)
 
     def _attention(self, family: Any, params: Any, model_cfg: Any, x_BYXC: jax.Array) -> jax.Array:
         mean_C, std_C = (jnp.array(x, jnp.float32) for x in (self.preprocess.mean, self.preprocess.std))
@@ -391,17 +391,23 @@ class ImageClassification(Task):
         return f"{answers}: {prediction['image']}{drawn}"
 
 
-def in_auto_mesh(f: Callable[..., Any], *arrays: jax.Array, out: Sequence[sharding.Axes]) -> tuple[jax.Array, ...]:
+def in_auto_mesh(
+    f: Callable[..., Any],
+    *arrays: jax.Array,
+    out: Sequence[sharding.Axes],
+    shapes: Sequence[tuple[int, ...]] | None = None,
+) -> tuple[jax.Array, ...]:
     """The results of f, which is written without regard to sharding: in an Explicit mesh the compiler shards inside it.
 
     Args:
-      f: gives a tuple of arrays with the shapes of the last arguments; it must not close over arrays.
+      f: gives a tuple of arrays; it must not close over arrays.
       *arrays: f's arguments.
       out: the logical axes of each result.
+      shapes: of the results; None: those of the last arguments.
     """
     if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
-        pairs = zip(out, arrays[-len(out) :], strict=True)
-        specs = tuple(sharding.specs(axes, x.shape)[1] for axes, x in pairs)
+        shapes = [x.shape for x in arrays[-len(out) :]] if shapes is None else shapes
+        specs = tuple(sharding.specs(axes, shape)[1] for axes, shape in zip(out, shapes, strict=True))
         return jax.sharding.auto_axes(f, out_sharding=specs)(*arrays)
     return tuple(sharding.constrain(x, axes) for x, axes in zip(f(*arrays), out, strict=True))
 
