@@ -220,7 +220,7 @@ def checked(pictures: Pictures, classes: Sequence[str], data: BoxSet, facts: dic
     Raises:
       InputError: a bad box, or more than `data.most_objects` objects.
     """
-    kept, left_out = [], 0
+    kept, skipped = [], 0
     for of in pictures.objects:
         faults = {n: why for n in range(len(of.boxes)) if (why := _fault(of, n, len(classes)))}
         if faults and data.bad_boxes == "refuse":
@@ -230,7 +230,7 @@ def checked(pictures: Pictures, classes: Sequence[str], data: BoxSet, facts: dic
                 f"{of.where}: box {n + 1}, left, top, right, bottom = {edges_text}, {why}; correct it, or to leave "
                 "such boxes out, give --data.bad-boxes skip"
             )
-        left_out += len(faults)
+        skipped += len(faults)
         good = np.array([n not in faults for n in range(len(of.boxes))], bool)
         edges = np.array([of.size[1], of.size[0]] * 2, np.float64)
         good_boxes = np.clip(of.boxes[good].reshape(-1, 4), 0.0, edges)
@@ -242,8 +242,8 @@ def checked(pictures: Pictures, classes: Sequence[str], data: BoxSet, facts: dic
             )
         chosen = {name: getattr(of, name)[good] for name in ("classes", "ignored", "areas")}
         kept.append(dataclasses.replace(of, boxes=good_boxes, **chosen))
-    if left_out:
-        facts[f"{side}_boxes_skipped"] = left_out
+    if skipped:
+        facts[f"{side}_boxes_skipped"] = skipped
     return Pictures(pictures.origin, kept, pictures.read, pictures.labels)
 
 

@@ -77,5 +77,5 @@ class Preprocess:
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a size, of which one number is a square."""
+    """Rows and columns of `size`, of which one number is a square."""
     return size if isinstance(size, tuple) else (size, size)

@@ -57,7 +57,7 @@ def detect(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Ar
 
 
 def declare_detector(cfg: "Config") -> dict[str, Any]:
-    """The heads' trees of `Param`s: two MLPs of three layers."""
+    """The heads' trees of `Param`s for `cfg`: two MLPs of three layers."""
     return {"class_head": _declare_mlp(cfg, cfg.num_classes + 1), "box_head": _declare_mlp(cfg, 4)}
 
 

@@ -93,8 +93,7 @@ class Detection(Task):
         """Refuses a model that does not suit the images."""
         settings = ("image_size", "channels", "num_classes", "num_predictions")
         models.require(model_cfg, "task Detection", ("detect",), settings)
-        if not hasattr(data, "most_objects"):
-            raise InputError(f"task Detection reads a boxes.BoxSet, not a {type(data).__name__}")
+        contracts.require_data(data, "task Detection", ("source", "most_objects", "bad_boxes", "memory"))
         if not model_cfg.num_predictions:
             raise InputError("model.detector is 'none'; task Detection needs 'queries' or 'patches'")
         if sides(model_cfg.image_size) != self.preprocess.sides and getattr(model_cfg, "interpolate", "") in (

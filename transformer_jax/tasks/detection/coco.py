@@ -83,7 +83,7 @@ def average_precision(truth: Sequence[Objects], found: Sequence[Found], num_clas
 
 
 def as_bbox(box: np.ndarray) -> list[float]:
-    """[left, top, width, height] of (left, top, right, bottom)."""
+    """[left, top, width, height] of a `box` (left, top, right, bottom)."""
     left, top, right, bottom = (float(x) for x in box)
     return [left, top, right - left, bottom - top]
 
