@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from tools.targets import collectives
-from transformer_jax import adapters, compress, kernels, optim, restore, tasks
+from transformer_jax import adapters, kernels, optim, restore, tasks
 from transformer_jax.adapters import Lora
-from transformer_jax.cli import int8
+from transformer_jax.cli import smaller
 from transformer_jax.compress import Int8
+from transformer_jax.compress.low_rank import LowRank
+from transformer_jax.compress.pruning import Prune
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Experiment, Train
@@ -80,8 +82,8 @@ def test_a_merged_adapter_is_taken_out_again():
     for path, leaf in params_lib.flatten(undone).items():
         np.testing.assert_allclose(leaf, params_lib.flatten(adapted)[path], atol=1e-5, err_msg=path)
 
-    small = compress.quantize(gpt.init(jax.random.key(0), MODEL), Int8("blocks/"))
-    declaration = adapters.declare(compress.declare(gpt.declare(MODEL), Int8("blocks/")), RULE)
+    small = Int8("blocks/").apply(gpt.init(jax.random.key(0), MODEL))
+    declaration = adapters.declare(Int8("blocks/").declare(gpt.declare(MODEL)), RULE)
     adapted = jax.tree.map(
         lambda x: x if x.dtype == jnp.int8 else x + 0.5, adapters.attach(small, declaration, jax.random.key(1))
     )
@@ -208,16 +210,41 @@ def test_another_base_is_refused(runs, tmp_path):
 
 
 def test_a_run_in_eight_bits_is_loaded_and_reported(runs, tmp_path):
-    lines = int8.create(tmp_path / "small", runs / "adapter", Int8("blocks/"))
-    assert [line.partition(":")[0] for line in lines] == ["float32", "int8"]
+    lines = smaller.create(tmp_path / "small", runs / "adapter", Int8("blocks/"))
+    assert [line.partition(":")[0] for line in lines] == ["before", "after"]
     loaded, before = restore.load(tmp_path / "small"), adapters.merge(restore.load(runs / "adapter").params)
     assert loaded.step == 4 and loaded.adapter is None and loaded.tokenizer is not None
     assert loaded.params["blocks"]["mlp"]["up"]["kernel"].dtype == jnp.int8
     tokens = np.arange(8)[None]
     np.testing.assert_allclose(apply(loaded.params, MODEL, tokens), apply(before, MODEL, tokens), atol=0.02)
     with pytest.raises(InputError, match="matches nothing"):
-        int8.create(tmp_path / "other", runs / "adapter", Int8("qeury"))
+        smaller.create(tmp_path / "other", runs / "adapter", Int8("qeury"))
     assert not (tmp_path / "other").exists()
+
+
+def test_smaller_runs_are_loaded_and_reported(runs, tmp_path):
+    before = restore.load(runs / "base")
+    for kind, rule in (("low-rank", LowRank(share=0.4)), ("heads", smaller.Heads(1)), ("prune", Prune(share=0.25))):
+        first, second = smaller.create(tmp_path / kind, runs / "base", rule)
+        assert first.startswith("before: kernels ") and second.startswith("after: kernels ")
+        loaded = restore.load(tmp_path / kind)
+        fewer = params_lib.count(loaded.family.declare(loaded.config)) < params_lib.count(gpt.declare(MODEL))
+        assert ("zeros)" in second, "low_a" in loaded.params["blocks"]["mlp"]["up"], fewer) == (
+            kind == "prune",
+            kind == "low-rank",
+            kind == "heads",
+        )
+        assert apply(loaded.params, loaded.config, np.arange(8)[None]).shape == (1, 8, 257)
+    assert before.config.num_heads == 2 and loaded.config == before.config
+
+
+@pytest.mark.slow
+def test_factors_are_trained_further(runs, tmp_path):
+    made = experiment(runs, init_from=str(runs / "base"), compress=LowRank(share=0.4), train=Train(2, batch_size=8))
+    loop.run(made, tmp_path / "run", load=restore.load)
+    found, began = restore.load(tmp_path / "run").params, LowRank(share=0.4).apply(restore.load(runs / "base").params)
+    change = found["blocks"]["mlp"]["up"]["low_a"] - began["blocks"]["mlp"]["up"]["low_a"]
+    assert 0 < np.abs(change).max() < 0.1
 
 
 @pytest.mark.slow
@@ -226,7 +253,7 @@ def test_an_adapter_beside_a_base_of_eight_bits_trains_and_resumes(runs, tmp_pat
     loop.run(made, tmp_path / "run", load=restore.load)
     loop.run(dataclasses.replace(made, train=Train(steps=4, batch_size=8)), tmp_path / "run", load=restore.load)
     loaded = restore.load(tmp_path / "run")
-    base = compress.quantize(restore.load(runs / "base").params, Int8("blocks/"))
+    base = Int8("blocks/").apply(restore.load(runs / "base").params)
     kernel = loaded.params["blocks"]["attention"]["query"]
     np.testing.assert_array_equal(kernel["kernel"], base["blocks"]["attention"]["query"]["kernel"])
     assert kernel["kernel"].dtype == jnp.int8 and np.abs(kernel["lora_b"]).max() > 0
@@ -250,7 +277,7 @@ def test_a_kernel_that_the_model_multiplies_by_itself_is_refused():
     declaration = {name: layers.declare_dense(4, 4, (None, None), bias=False, std=0.1) for name in ("a", "b")}
     for target, is_read in (("a/", True), ("b/", False)):
         params = params_lib.abstract(adapters.declare(declaration, Lora(rank=1, target=target)))
-        small = params_lib.abstract(compress.declare(declaration, Int8(target)))
+        small = params_lib.abstract(Int8(target).declare(declaration))
         if is_read:
             checks.check_dense(loss, params, jnp.ones((1, 2, 4)))
             checks.check_dense(loss, small, jnp.ones((1, 2, 4)))

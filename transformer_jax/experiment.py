@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 
-from transformer_jax import adapters, compress, contracts, models
+from transformer_jax import adapters, contracts, models
 from transformer_jax import optim as optimizers
 from transformer_jax.adapters import Lora
-from transformer_jax.compress import Int8
+from transformer_jax.compress import Int8, Rule
 from transformer_jax.contracts import LAUNCH, NOT_STORED, Predict
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.causal_lm import CausalLM, Sample
@@ -154,9 +154,9 @@ class Experiment:
     ema: Ema = field(default_factory=Ema)
     adapter: Lora = field(default_factory=Lora)
     """What is trained beside the model that `init_from` names, which stays as it is; of rank 0: the model itself."""
-    compress: Int8 = field(default_factory=Int8)
-    """Kernels that are stored in eight bits: of the model beside which an adapter is trained, or of one made by
-    `convert int8`; of target "": none."""
+    compress: Rule = field(default_factory=Int8)
+    """How kernels are stored: in eight bits, beside an adapter or in a run of `convert int8`; as two factors
+    (`compress.low_rank.LowRank`); of target "": as they are."""
     seed: int = 0
     """Decides the initial parameters, the order of the data, dropout and sampling."""
     order: int = field(default=2, metadata=LAUNCH)
@@ -260,14 +260,14 @@ class Experiment:
 
 
 def declare(experiment: Experiment, model: Any = None) -> Any:
-    """The tree of `nn.params.Param` of a run: the family's own, with kernels of eight bits and an adapter as it asks.
+    """The tree of `nn.params.Param` of a run: the family's own, with its kernels stored and an adapter as it asks.
 
     Args:
       experiment: the recipe.
       model: in place of its Config, such as one with another compute dtype; None: its own.
     """
     model = experiment.model if model is None else model
-    declaration = compress.declare(models.family(model).declare(model), experiment.compress)
+    declaration = experiment.compress.declare(models.family(model).declare(model))
     return adapters.declare(declaration, experiment.adapter)
 
 

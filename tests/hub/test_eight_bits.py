@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from transformer_jax import compress, hub
+from transformer_jax import hub
 from transformer_jax.compress import Int8
 from transformer_jax.errors import InputError
 from transformer_jax.nn import params as params_lib
@@ -21,7 +21,7 @@ HF = Path(__file__).parents[1] / "data" / "hf"
 
 def test_the_integers_come_back(tmp_path):
     config, params, _ = hub.load(HF / "llama")
-    small = compress.quantize(params, Int8("blocks/"))
+    small = Int8("blocks/").apply(params)
     hub.export(tmp_path / "llama", config, small)
     tensors = load_file(tmp_path / "llama" / "model.safetensors")
     name = "model.layers.1.self_attn.k_proj.weight"
@@ -31,7 +31,7 @@ def test_the_integers_come_back(tmp_path):
     assert tensors[name].dtype == np.int8 and tensors["lm_head.weight"].dtype == np.float32
     stated = json.loads((tmp_path / "llama" / "config.json").read_text())["quantization_config"]
     assert stated["format"] == "int-quantized" and stated["ignore"] == ["lm_head"]
-    again = compress.quantize(hub.load(tmp_path / "llama")[1], Int8("blocks/"))
+    again = Int8("blocks/").apply(hub.load(tmp_path / "llama")[1])
     for path, leaf in params_lib.flatten(small).items():
         np.testing.assert_allclose(params_lib.flatten(again)[path], leaf, rtol=1e-6, err_msg=path)
 
@@ -48,7 +48,7 @@ def test_the_integers_come_back(tmp_path):
 )
 def test_another_quantization_is_refused(change, words, tmp_path):
     config, params, _ = hub.load(HF / "llama")
-    hub.export(tmp_path / "llama", config, compress.quantize(params, Int8("attention/key/")))
+    hub.export(tmp_path / "llama", config, Int8("attention/key/").apply(params))
     path = tmp_path / "llama" / "config.json"
     settings = json.loads(path.read_text())
     stated = settings["quantization_config"]
@@ -65,5 +65,5 @@ def test_another_quantization_is_refused(change, words, tmp_path):
 def test_a_kernel_that_is_no_linear_is_refused(tmp_path):
     config, params, _ = hub.load(HF / "gpt2")
     with pytest.raises(InputError, match="in a Linear alone, and transformer.h.0.attn.c_attn.weight"):
-        hub.export(tmp_path / "gpt2", config, compress.quantize(params, Int8("attention/")))
+        hub.export(tmp_path / "gpt2", config, Int8("attention/").apply(params))
     assert not (tmp_path / "gpt2").exists()

@@ -126,7 +126,7 @@ def test_a_teacher_is_its_familys_own_tree(params):
     _, teacher = params
     declaration = adapters.declare(bert.declare(TEACHER), Lora(rank=1, target="query/"))
     adapted = jax.tree.map(lambda x: x + 0.1, adapters.attach(teacher, declaration, jax.random.key(2)))
-    small = compress.quantize(teacher, Int8("blocks/"))
+    small = Int8("blocks/").apply(teacher)
     for given, wanted in ((adapted, adapters.merge(adapted)), (small, compress.unpack(small))):
         jax.tree.map(np.testing.assert_array_equal, loaded(given)["teacher"].params, wanted)
         half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), loaded(given)["teacher"])

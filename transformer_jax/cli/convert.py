@@ -9,7 +9,6 @@ import optax
 
 from transformer_jax import adapters, config_json, hf, models, overrides
 from transformer_jax.cli.arguments import PROGRAM, of_base, path, positional, verified, with_types
-from transformer_jax.compress import Int8
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -17,13 +16,17 @@ from transformer_jax.runs.workdir import kind, run_id, write_json
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
 
+SMALLER = ("int8", "low-rank", "prune", "heads")
+
 
 def main(arguments: list[str]) -> int:
-    """Convert between Hugging Face folders and workdirs; write an adapter for PEFT, or kernels of eight bits; average.
+    """Convert between Hugging Face folders and workdirs; write an adapter for PEFT, or a smaller model; average.
 
         transformer-jax convert hf SRC DST [--card] [--license ID] [--push ORG/NAME] [--public] [--no-verify]
         transformer-jax convert peft RUN DST [--no-verify] [--base DIR]
         transformer-jax convert int8 RUN DST [--target PATTERN] [--base DIR]
+        transformer-jax convert low-rank|prune RUN DST [--target PATTERN] [--share 0.5] [--base DIR]
+        transformer-jax convert heads RUN DST --keep N [--base DIR]
         transformer-jax convert average RUN DST [--last N]
 
     hf: if SRC is a Hugging Face folder or its name on the Hub, hf://org/name@revision, DST becomes a workdir; if SRC is
@@ -33,8 +36,10 @@ def main(arguments: list[str]) -> int:
     also uploads the folder to the Hub, after it was read back, as a private repository unless --public is given.
     The adapter of a run that trained one is merged into its base, which is read from where it was, or from --base DIR.
     peft: DST becomes a folder of PEFT with the adapter of RUN alone.
-    int8: DST becomes a workdir with the kernels of the blocks, or those of --target, in eight bits. Both models are
-    evaluated, and bytes, time and numbers of both are printed.
+    int8: DST becomes a workdir with the kernels of the blocks, or those of --target, in eight bits; low-rank: as two
+    factors with --share of their numbers, which can be trained further; prune: with --share of their weights zero;
+    heads: with N attention heads in each layer. Both models are evaluated, and bytes, time and numbers of both are
+    printed.
     average: DST becomes a workdir whose parameters are the mean of RUN's newest N checkpoints, by default 5, which RUN
     must have kept (--checkpoint.keep N). DST must not exist.
 
@@ -45,10 +50,10 @@ def main(arguments: list[str]) -> int:
     """
     types, arguments = with_types(arguments)
     kind, source, target, rest = positional(main, arguments, 3)
-    if kind not in ("hf", "peft", "int8", "average"):
+    if kind not in ("hf", "peft", "average", *SMALLER):
         raise InputError(
-            f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders), peft (adapters), int8 (kernels of "
-            "eight bits) and average (checkpoints)"
+            f"convert {kind!r}: the kinds are hf (Hugging Face snapshot folders), peft (adapters), average "
+            "(checkpoints), and for smaller models int8, low-rank, prune and heads"
         )
     verify, rest = verified(rest) if kind in ("hf", "peft") else (True, rest)
     base, rest = of_base(rest) if kind != "average" else (None, rest)
@@ -60,8 +65,8 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"{target} exists; nothing is overwritten, so name another folder")
     if kind == "average":
         return _average(source, target, rest, types)
-    if kind == "int8":
-        return _int8(source, target, rest, types, base)
+    if kind in SMALLER:
+        return _smaller(kind, source, target, rest, types, base)
     if kind == "peft":
         return _peft(source, target, verify, types, base)
     return _convert(source, target, verify, rest, types, base)
@@ -108,14 +113,14 @@ def _convert(source: str, target: str, verify: bool, rest: list[str], types: lis
     return 0
 
 
-def _int8(source: str, target: str, rest: list[str], types: list[Any], base: str | None) -> int:
-    from transformer_jax.cli import int8
+def _smaller(kind: str, source: str, target: str, rest: list[str], types: list[Any], base: str | None) -> int:
+    from transformer_jax.cli import smaller
 
-    program = f"{PROGRAM} convert int8 RUN DST"
-    rule = overrides.override(Int8("blocks/"), rest, description="Kernels in eight bits.", program=program)
-    for line in int8.create(Path(target), path(source), rule, types=types, base=base):
+    program = f"{PROGRAM} convert {kind} RUN DST"
+    rule = overrides.override(smaller.KINDS[kind], rest, description="A smaller model.", program=program)
+    for line in smaller.create(Path(target), path(source), rule, types=types, base=base):
         print(line)
-    print(f"{target}: {source} with kernels of eight bits; try: {PROGRAM} evaluate {target}")
+    print(f"{target}: {source}, smaller; try: {PROGRAM} evaluate {target}")
     return 0
 
 

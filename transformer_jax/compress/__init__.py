@@ -1,19 +1,20 @@
-"""Kernels in eight bits: a quarter of the bytes, for models that are evaluated, or that an adapter is trained beside.
+"""Smaller models: kernels in eight bits, here; as two factors, `low_rank`; fewer weights or heads, `pruning`.
 
-    rule = Int8(target="blocks/")
-    params = quantize(params, rule)                           # int8 "kernel", and float32 "scale" beside it
+    rule = Int8(target="blocks/")                             # or low_rank.LowRank(target="blocks/", share=0.5)
+    params = rule.apply(params)                               # int8 "kernel", and float32 "scale" beside it
     family.apply(params, cfg, tokens)                         # `nn.layers.dense` multiplies by both
-    declaration = declare(family.declare(cfg), rule)          # of this tree: shardings, restore targets, counts
+    declaration = rule.declare(family.declare(cfg))           # of this tree: shardings, restore targets, counts
     params = unpack(params)                                   # float32 kernels, the family's own tree again
 
-Weights alone are rounded, symmetrically, with one scale for each output: w = scale * q with q in [-127, 127] and
-scale = max |w| / 127 over the inputs. No data are needed.
+In eight bits weights alone are rounded, symmetrically, with one scale for each output: w = scale * q with q in
+[-127, 127] and scale = max |w| / 127 over the inputs. No data are needed.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,29 @@ from transformer_jax.nn import layers
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.params import Param, Tree
 
+KERNELS = ("/kernel", "/low_a", "/low_b")
+"""How the paths of kernels end, in a model of either kind."""
+
+
+class Rule(Protocol):
+    """How kernels are stored: a frozen dataclass."""
+
+    def declare(self, declaration: Tree) -> Tree:
+        """The tree of `Param` of a model whose kernels are stored so.
+
+        Args:
+          declaration: the family's own tree.
+        """
+        ...
+
+    def apply(self, params: Tree) -> Tree:
+        """The parameters of that tree.
+
+        Args:
+          params: float parameters, the family's own tree.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -33,41 +57,57 @@ class Int8:
     """A regular expression, searched in the paths of the kernels: "blocks/" is all of the blocks'; "": none."""
 
     def __post_init__(self) -> None:
-        patterns.refuse_exploding(self.target, "compress.target")
-        try:
-            re.compile(self.target)
-        except re.error as error:
-            raise InputError(f"compress.target {self.target!r} is no regular expression ({error})") from None
+        check_pattern(self.target)
 
-    def matches(self, path: str) -> bool:
-        """Whether the parameter at `path` is a kernel that is stored in eight bits."""
-        return bool(self.target) and path.endswith("/kernel") and re.search(self.target, path) is not None
+    def declare(self, declaration: Tree) -> Tree:
+        """`declaration` with the chosen kernels in int8, each with its scales; none of it is trained. See `Rule`.
+
+        Raises:
+          InputError: the pattern matches no kernel.
+        """
+        if not self.target:
+            return declaration
+        flat = params_lib.flatten(declaration)
+        declared = {path: dataclasses.replace(p, trained=False) for path, p in flat.items()}
+        for path in chosen(flat, self.target):
+            (*lead, _, F), (*lead_axes, _, axis_F) = flat[path].shape, flat[path].axes
+            declared[path] = dataclasses.replace(declared[path], init=_zeros, dtype="int8")
+            axes = (*lead_axes, None if axis_F == "embed" else axis_F)
+            declared[_scale(path)] = Param((*lead, F), axes, params_lib.ones, trained=False)
+        return params_lib.nested(declared)
+
+    def apply(self, params: Tree) -> Tree:
+        """`params` with the chosen kernels in eight bits. See `Rule`."""
+        flat = params_lib.flatten(params)
+        for path in chosen(flat, self.target) if self.target else ():
+            flat[path], flat[_scale(path)] = _quantized(flat[path])
+        return params_lib.nested(flat)
 
 
-def declare(declaration: Tree, rule: Int8) -> Tree:
-    """A declaration in which the kernels that `rule` names are int8, each with its scales; none of it is trained.
+def check_pattern(target: str) -> None:
+    """Raises `InputError` where `target`, a rule's pattern, is no regular expression, or one that takes too long."""
+    patterns.refuse_exploding(target, "compress.target")
+    try:
+        re.compile(target)
+    except re.error as error:
+        raise InputError(f"compress.target {target!r} is no regular expression ({error})") from None
+
+
+def chosen(flat: Mapping[str, Any], target: str) -> list[str]:
+    """The paths of the kernels that a pattern chooses.
 
     Args:
-      declaration: a family's tree of `Param`.
-      rule: of target "": the declaration is returned as it is.
+      flat: {path: parameter, or its declaration}.
+      target: a regular expression, searched in the paths.
 
     Raises:
-      InputError: the pattern matches no kernel.
+      InputError: it matches no kernel.
     """
-    if not rule.target:
-        return declaration
-    flat = params_lib.flatten(declaration)
-    chosen = [path for path in flat if rule.matches(path)]
-    if not chosen:
-        kernels = ", ".join(path for path in flat if path.endswith("/kernel"))
-        raise InputError(f"compress.target {rule.target!r} matches nothing; the kernels are {kernels}")
-    declared = {path: dataclasses.replace(p, trained=False) for path, p in flat.items()}
-    for path in chosen:
-        (*lead, _, F), (*lead_axes, _, axis_F) = flat[path].shape, flat[path].axes
-        declared[path] = dataclasses.replace(declared[path], init=_zeros, dtype="int8")
-        axes = (*lead_axes, None if axis_F == "embed" else axis_F)
-        declared[_scale(path)] = Param((*lead, F), axes, params_lib.ones, trained=False)
-    return params_lib.nested(declared)
+    kernels = [path for path in flat if path.endswith("/kernel")]
+    found = [path for path in kernels if re.search(target, path)]
+    if not found:
+        raise InputError(f"compress.target {target!r} matches nothing; the kernels are {', '.join(kernels)}")
+    return found
 
 
 def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -76,19 +116,6 @@ def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _scale(path: str) -> str:
     return f"{path.removesuffix('kernel')}scale"
-
-
-def quantize(params: Tree, rule: Int8) -> Tree:
-    """The parameters with the kernels that `rule` names in eight bits.
-
-    Args:
-      params: float parameters, the family's own tree.
-      rule: which kernels.
-    """
-    flat = params_lib.flatten(params)
-    for path in [path for path in flat if rule.matches(path)]:
-        flat[path], flat[_scale(path)] = _quantized(flat[path])
-    return params_lib.nested(flat)
 
 
 @jax.jit
@@ -101,11 +128,11 @@ def _quantized(kernel_DF: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def unpack(params: Tree) -> Tree:
-    """`params` with each int8 kernel as float32; a tree without such kernels has the same leaves."""
+    """`params` with each kernel of eight bits, or of two factors, as float32, in the family's own tree."""
     if not isinstance(params, Mapping):
         return params
-    if getattr(params.get("kernel"), "dtype", None) == jnp.int8:
-        rest = {name: part for name, part in params.items() if name != "scale"}
+    if "low_a" in params or getattr(params.get("kernel"), "dtype", None) == jnp.int8:
+        rest = {name: part for name, part in params.items() if name not in ("scale", "low_a", "low_b")}
         return rest | {"kernel": layers.unpacked(dict(params))}
     return {name: unpack(part) for name, part in params.items()}
 

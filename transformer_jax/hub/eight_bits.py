@@ -1,7 +1,7 @@
 """Kernels of eight bits in a Hugging Face folder, in the format "int-quantized" of compressed-tensors.
 
 A Linear's `weight` is int8 [out, in], beside `weight_scale` [out, 1]; config.json states it in "quantization_config".
-Reading gives float32 kernels, from which `compress.quantize` makes the same integers.
+Reading gives float32 kernels, from which `compress.Int8` makes the same integers.
 """
 
 from collections.abc import Mapping

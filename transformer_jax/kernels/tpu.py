@@ -188,7 +188,7 @@ def self_attention(
     case: Any = {"bias": biased, "dropout": key is not None and cfg.attention_dropout > 0.0}
     as_projected = rope is None and num_outputs is None and not cfg.qk_norm and cfg.kv_heads == cfg.num_heads
     as_projected &= not cfg.score_cap
-    as_projected &= not any({"lora_a", "scale"} & p[name].keys() for name in ("query", "key", "value"))
+    as_projected &= not any({"lora_a", "scale", "low_a"} & p[name].keys() for name in ("query", "key", "value"))
     if not as_projected or cfg.attention not in ("auto", "tpu") or not fused_fits(heads, mask, **case):
         options: Any = {"rope": rope, "bias_NTS": bias_NTS, "distances_dD": distances_dD}
         return plain(p, cfg, x_BTD, mask, **options, num_outputs=num_outputs, key=key)

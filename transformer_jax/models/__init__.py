@@ -28,6 +28,7 @@ MODULES = {
     "optim": "optim",
     "adapters": "adapters",
     "compress": "compress",
+    "low_rank": "compress.low_rank",
     "causal_lm": "tasks.causal_lm",
     "masked_lm": "tasks.masked_lm",
     "denoising": "tasks.denoising",

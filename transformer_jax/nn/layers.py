@@ -71,22 +71,31 @@ def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.
     """x @ kernel + bias, [B, T, F] in x's dtype; with an adapter (`adapters`) x @ (kernel + scale a b) + bias.
 
     Args:
-      p: "kernel" [D, F], in int8 with "scale" [F], and "bias" [F] where there is one; of an adapter "lora_a" [D, r],
-        "lora_b" [r, F] and "lora_scale" [], and of DoRA "lora_magnitude" [F].
+      p: "kernel" [D, F], in int8 with "scale" [F], or its factors "low_a" [D, r] and "low_b" [r, F], and "bias" [F]
+        where there is one; of an adapter "lora_a" [D, r], "lora_b" [r, F] and "lora_scale" [], and of DoRA
+        "lora_magnitude" [F].
       x_BTD: any dtype.
       out: the logical name of the new last axis; None: not sharded.
     """
     if "lora_a" not in p:
-        return _product(p, x_BTD, out=out)
+        return _own(p, x_BTD, out=out)
     bias = {"bias": p["bias"]} if "bias" in p and "lora_magnitude" not in p else {}
-    kernel = {name: p[name] for name in ("kernel", "transposed", "scale") if name in p}
-    y_BTF = _product(kernel | bias, x_BTD, out=out)
+    kernel = {name: p[name] for name in ("kernel", "transposed", "scale", "low_a", "low_b") if name in p}
+    y_BTF = _own(kernel | bias, x_BTD, out=out)
     low_BTr = _product({"kernel": p["lora_a"]}, x_BTD, out=None)
     y_BTF += p["lora_scale"].astype(x_BTD.dtype) * _product({"kernel": p["lora_b"]}, low_BTr, out=out)
     if "lora_magnitude" not in p:
         return y_BTF
     y_BTF *= (p["lora_magnitude"] / jax.lax.stop_gradient(column_norms(adapted(p)))).astype(x_BTD.dtype)
     return y_BTF + p["bias"].astype(x_BTD.dtype) if "bias" in p else y_BTF
+
+
+def _own(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
+    """x @ kernel + bias, without an adapter; of a kernel in two factors one product after the other."""
+    if "low_a" not in p:
+        return _product(p, x_BTD, out=out)
+    bias = {"bias": p["bias"]} if "bias" in p else {}
+    return _product({"kernel": p["low_b"]} | bias, _product({"kernel": p["low_a"]}, x_BTD, out=None), out=out)
 
 
 @kernels.choose("dense")
@@ -110,7 +119,9 @@ def adapted(p: dict[str, jax.Array]) -> jax.Array:
 
 
 def unpacked(p: dict[str, jax.Array]) -> jax.Array:
-    """The kernel of a dense layer `p`, [..., D, F]; one of eight bits is multiplied by its scales."""
+    """The kernel of a dense layer `p`, [..., D, F]: of two factors their product, of eight bits times its scales."""
+    if "low_a" in p:
+        return p["low_a"] @ p["low_b"]
     kernel_DF = p["kernel"] if "kernel" in p else jnp.swapaxes(p["transposed"], -1, -2)
     return kernel_DF.astype(jnp.float32) * p["scale"][..., None, :] if "scale" in p else kernel_DF
 

@@ -50,19 +50,19 @@ def _gathered(leaf: jax.Array) -> Any:
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
-def tree(loaded: Any, config: Any, rule: compress.Int8, log: Callable[[str], None] = lambda line: None) -> Any:
+def tree(loaded: Any, config: Any, rule: compress.Rule, log: Callable[[str], None] = lambda line: None) -> Any:
     """The parameters of a model that a run starts from, as the run's model needs them, with an adapter merged.
 
     Args:
       loaded: a `restore.Loaded`.
       config: of the run's model.
-      rule: which kernels the run stores in eight bits.
+      rule: how the run stores kernels.
       log: called with each line to print.
     """
     if adapters.is_adapted(loaded.params):
         log("its adapter is merged")
     params = compress.unpack(adapters.merge(loaded.params))
-    return compress.quantize(models.hook(config, "resized")(params, loaded.config, config, log), rule)
+    return rule.apply(models.hook(config, "resized")(params, loaded.config, config, log))
 
 
 def of(found: Any, declaration: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from transformer_jax import adapters, brought, compress, contracts, hosts, models, observe, sharding
+from transformer_jax import adapters, brought, contracts, hosts, models, observe, sharding
 from transformer_jax.data import pipeline, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Experiment
@@ -216,7 +216,7 @@ def _initial_state(
             )
         found = frozen_lib.tree(loaded, program.model, experiment.compress, log)
         labels = () if loaded.task is None else loaded.task.snapshot_settings().get("labels", ())
-        declaration = compress.declare(models.family(program.model).declare(program.model), experiment.compress)
+        declaration = experiment.compress.declare(models.family(program.model).declare(program.model))
         params = start.transfer(found, declaration, experiment, key, mesh, log, labels=labels)
         if experiment.adapter.rank:
             frozen_lib.refuse_changed(frozen_lib.of(found, program.declaration), params)
