@@ -50,9 +50,9 @@ def experiment() -> Experiment:
         optim=Muon(
             peak_lr=0.02, adamw_lr=4e-3, lr_schedule="linear", warmup_steps=30, final_lr_fraction=0.0, iterations=4
         ),
-        train=Train(steps=1000, batch_size=32, log_every=20),
-        evaluate=Evaluate(every=500, batch_size=142),
-        checkpoint=Checkpoint(every=500),
+        train=Train(steps=1200, batch_size=32, log_every=20),
+        evaluate=Evaluate(every=400, batch_size=142),
+        checkpoint=Checkpoint(every=400),
         sample=Draw(),
     )
 

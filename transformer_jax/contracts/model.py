@@ -88,6 +88,9 @@ class Format(Protocol):
         """
         return dict(written)
 
+    # A format whose tokenizer is not in Hugging Face's tokenizer files also defines read_tokenizer(folder, cfg), which
+    # returns it or None, and write_tokenizer(folder, tokenizer).
+
     @staticmethod
     def table(cfg: Any) -> Any:
         """The `hub.mapping.Table` between our leaves and the tensors of `cfg`."""

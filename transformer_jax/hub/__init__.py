@@ -80,6 +80,9 @@ def read(
         table, declaration = format.table(config), models.family(config).declare(config)
         dtype = np.dtype(jnp.float32 if dtype is None else dtype)
         params, bytes_read = mapping.read_params(declaration, table, tensors, dtype, str(folder), chosen=chosen)
+    own = getattr(format, "read_tokenizer", None)
+    if own is not None:
+        return config, params, own(folder, config), bytes_read
     tokenizer = _load_tokenizer(folder, config.vocab_size) if hasattr(config, "vocab_size") else None
     return config, params, tokenizer, bytes_read
 

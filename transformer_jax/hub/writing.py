@@ -96,16 +96,23 @@ def export(
             _write_json(partial / preprocessor.FILE, preprocessor.write(preprocess, processor))
         weights.write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
-            tokenizer.save(partial)
-            _settle_tokenizer(partial / "tokenizer_config.json", getattr(config, "num_types", 0) > 1)
-            if settings.get("is_encoder_decoder"):
-                _end_sources(partial / "tokenizer.json", tokenizer)
-            _warn_if_changed(partial, tokenizer, settings["model_type"])
+            _write_tokenizer(partial, format, config, tokenizer, settings)
         # The folder's own file is kept as it is if it states this search, and its unsupported settings in any case.
         if beam is not None and generated is not None and not search.states(partial, config, beam):
             kept = weights.read_json(partial / search.FILE) if (partial / search.FILE).exists() else {}
             merged = {key: value for key, value in kept.items() if key not in search.WRITTEN} | generated
             _write_json(partial / search.FILE, merged)
+
+
+def _write_tokenizer(folder: Path, format: Any, config: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
+    if (own := getattr(format, "write_tokenizer", None)) is not None:
+        own(folder, tokenizer)
+        return
+    tokenizer.save(folder)
+    _settle_tokenizer(folder / "tokenizer_config.json", getattr(config, "num_types", 0) > 1)
+    if settings.get("is_encoder_decoder"):
+        _end_sources(folder / "tokenizer.json", tokenizer)
+    _warn_if_changed(folder, tokenizer, settings["model_type"])
 
 
 @contextlib.contextmanager

@@ -111,6 +111,7 @@ FAMILIES = tuple(name for name, path in MODULES.items() if path.startswith("mode
 
 # model_type of a Hugging Face config.json -> the module that reads and writes it.
 FORMATS = {
+    "imagegpt": "gpt.imagegpt",
     "gpt2": "gpt.gpt2",
     "llama": "gpt.llama",
     "qwen2": "gpt.llama",

@@ -71,6 +71,8 @@ class Config(config.TextConfig):
     """c of c tanh(score / c), the soft cap of the attention scores (Gemma 2); 0: none."""
     logit_cap: float = 0.0
     """The same of the output logits."""
+    num_outputs: int | None = None
+    """The head predicts only the first tokens of the vocabulary, this many; None: all (Image GPT)."""
     dropout: float = field(default=0.0, metadata=TRAINING)
     """The rate for embeddings, attention probabilities and sublayers' outputs; applied only when a key is given."""
 
@@ -87,6 +89,11 @@ class Config(config.TextConfig):
             )
         if self.score_width is not None and self.score_width < 1:
             raise InputError(f"model.score_width is {self.score_width}; it must be at least 1")
+        if self.num_outputs is not None and (self.tie_embeddings or not 0 < self.num_outputs <= self.vocab_size):
+            raise InputError(
+                f"model.num_outputs is {self.num_outputs}; it must be at most model.vocab_size = {self.vocab_size}, "
+                "with a head of its own (--model.no-tie-embeddings)"
+            )
         if self.rope_scaling is not None and self.position != "rotary":
             raise InputError(f"model.rope_scaling needs model.position rotary; it is {self.position}")
 
@@ -121,7 +128,8 @@ def declare(cfg: Config) -> dict[str, Any]:
     if cfg.norm_order == "pre":
         tree["final_norm"] = layers.declare_norm(cfg.width, cfg.norm, bias=cfg.bias)
     if not cfg.tie_embeddings:
-        tree["head"] = layers.declare_dense(cfg.width, cfg.vocab_size, ("embed", "vocab"), bias=False, std=cfg.init_std)
+        outputs = cfg.vocab_size if cfg.num_outputs is None else cfg.num_outputs
+        tree["head"] = layers.declare_dense(cfg.width, outputs, ("embed", "vocab"), bias=False, std=cfg.init_std)
     return tree
 
 

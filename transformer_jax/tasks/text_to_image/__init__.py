@@ -12,6 +12,7 @@ Letters: B rows, T tokens of a caption, S codes of a picture, K codes in all, D 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from transformer_jax.nn import config
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks import encoder
 from transformer_jax.tasks.text_to_image import captioned, codes, pictures
-from transformer_jax.tasks.text_to_image.tokenizer import PictureTokenizer
+from transformer_jax.tasks.text_to_image.tokenizer import PictureTokenizer, TextAndCodes
 
 DECODES = ("init_cache", "prefill", "decode_step", "for_decoding")  # the functions of a family that draws
 SHEET = 32  # pictures of an evaluation
@@ -272,6 +273,13 @@ class TextToImage(Task):
         path = folder / f"{name}_drawn.png"
         pictures.save_sheet(self.draw(params, model_cfg, tokenizer, some, options, seed=0), some, path)
         return [path]
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> captioned.Captioned:
+        """A table of pictures that the user has to give."""
+        source = captioned.paired.Table(("pictures.csv",), pictures=".")
+        size = math.isqrt(model_cfg.max_length - self.caption_length)
+        spec = TextAndCodes(None, self.num_codes, patch=1, size=size, fit="squash")
+        return captioned.Captioned(source, spec, self.caption_length)
 
     # ---------------------------------------------------------------------------------------------------- throughput
 

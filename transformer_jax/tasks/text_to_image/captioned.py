@@ -39,8 +39,11 @@ class Captioned:
     """T, tokens of a caption; longer ones are truncated. 0: pictures without captions."""
 
     def __post_init__(self) -> None:
-        if self.caption_length < 0:
-            raise InputError(f"data.caption_length = {self.caption_length}: must be 0 or more")
+        if self.caption_length < 0 or (self.caption_length and self.tokenizer.text is None):
+            reads = "" if self.caption_length < 0 else " without a data.tokenizer.text"
+            raise InputError(
+                f"data.caption_length = {self.caption_length}{reads}: must be 0 or more, and 0 without text"
+            )
 
     @property
     def length(self) -> int:
@@ -78,13 +81,13 @@ class Examples(pipeline.StackedExamples):
 
 
 def preprocess(spec: TextAndCodes) -> Preprocess:
-    """How pictures of any size become those that are encoded: the shorter side is resized, and the centre kept.
+    """How pictures of any size become those that are encoded.
 
     Args:
       spec: of the tokenizer.
     """
     plain = (0.0,) * spec.channels, (1.0,) * spec.channels
-    return Preprocess(size=spec.size, resize=spec.size, fit="shortest", mean=plain[0], std=plain[1])
+    return Preprocess(size=spec.size, resize=spec.size, fit=spec.fit, mean=plain[0], std=plain[1])
 
 
 def build_tokenizer(data: Captioned, train: paired.Pairs, given: Any) -> PictureTokenizer:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class PictureTokenizer(Tokenizer):
     """Texts and pictures to ids and back."""
 
     text: Any
-    """The `Tokenizer` of captions."""
+    """The `Tokenizer` of captions; None: there are none."""
     codebook: codes.Codebook
 
     @property
@@ -37,24 +37,31 @@ class PictureTokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         """The codes, the blank and the tokens of text."""
-        return self.blank + 1 + int(self.text.vocab_size)
+        return self.blank + 1 + (0 if self.text is None else int(self.text.vocab_size))
 
     @functools.cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """A hash of everything that decides how texts and pictures are encoded."""
-        return hashlib.sha256(f"{self.text.fingerprint} {self.codebook.fingerprint}".encode()).hexdigest()
+        text = "" if self.text is None else self.text.fingerprint
+        return hashlib.sha256(f"{text} {self.codebook.fingerprint}".encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 [n]."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text."""
+        """The ids of each text; none where there are no captions."""
+        if self.text is None:
+            return [np.zeros(0, np.int32)] * len(texts)
         return [np.asarray(ids, np.int32) + np.int32(self.blank + 1) for ids in self.text.encode_batch(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; codes and blanks add nothing."""
-        return str(self.text.decode([int(one) - self.blank - 1 for one in ids if one > self.blank]))
+        return (
+            ""
+            if self.text is None
+            else str(self.text.decode([int(one) - self.blank - 1 for one in ids if one > self.blank]))
+        )
 
     def captions(self, texts: Sequence[str], length: int) -> np.ndarray:
         """The ids int32 [N, length] of captions, truncated, or filled up by blanks.
@@ -74,8 +81,10 @@ class PictureTokenizer(Tokenizer):
         Args:
           folder: is created if it does not exist.
         """
-        (Path(folder) / "text").mkdir(parents=True, exist_ok=True)
-        self.text.save(Path(folder) / "text")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if self.text is not None:
+            (Path(folder) / "text").mkdir(exist_ok=True)
+            self.text.save(Path(folder) / "text")
         self.codebook.save(folder)
 
 
@@ -83,8 +92,8 @@ class PictureTokenizer(Tokenizer):
 class TextAndCodes:
     """The spec of a `PictureTokenizer`: a tokenizer of captions, and k-means of the patches of training pictures."""
 
-    text: TokenizerSpec
-    """The tokenizer of captions."""
+    text: TokenizerSpec | None = None
+    """The tokenizer of captions; None: pictures without captions."""
     num_codes: int = 256
     """K, the size of the codebook."""
     patch: int = 4
@@ -93,6 +102,8 @@ class TextAndCodes:
     """Pixels of a picture's side."""
     channels: int = 3
     """1: grey; 3: RGB."""
+    fit: Literal["shortest", "squash"] = "shortest"
+    """shortest: the shorter side is resized, and the centre kept; squash: both sides are resized."""
 
     def __post_init__(self) -> None:
         if self.patch < 1 or self.size < 1 or self.size % self.patch:
@@ -117,7 +128,7 @@ class TextAndCodes:
         pictures = getattr(documents, "pictures", None)
         if pictures is None:
             raise InputError("TextAndCodes is built of captions with pictures; use it in a text_to_image.Captioned")
-        text = tokenizers.build(self.text, documents, cache)
+        text = None if self.text is None else tokenizers.build(self.text, documents, cache)
         return PictureTokenizer(text, codes.fit(pictures, self.patch, self.num_codes))
 
     def read(self, folder: Path) -> PictureTokenizer:
@@ -126,4 +137,5 @@ class TextAndCodes:
         Args:
           folder: of the run.
         """
-        return PictureTokenizer(tokenizers.load(folder / "text", self.text), codes.load(folder))
+        text = tokenizers.load(folder / "text", self.text) if (folder / "text").is_dir() else None
+        return PictureTokenizer(text, codes.load(folder))
