@@ -73,6 +73,8 @@ class Evaluate:
     """Examples per evaluation batch; 0: train.batch_size / train.accumulate."""
     patience: int = 0
     """Evaluations in a row without a better `checkpoint.best_metric` after which the run ends; 0: never."""
+    sample: bool = False
+    """Whether the run's sample is also made after each evaluation, into WORKDIR/samples.jsonl."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@
     predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
     compare RUN RUN ... [--html FILE]                      what differs, and whether the numbers do; or a folder of runs
     score PATH TASK.jsonl [--shots K ...]                  k-shot evaluation of a language model on a local task
+    report RUN [--out FILE]                                a page with everything about a run, in one HTML file
+    watch RUN [--port N]                                   the same page in the browser, while the run trains
     inspect PATH [--verify]                                what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or workdir -> folder
     convert average RUN DST [--last N]                     the mean of a run's last checkpoints, as a workdir
@@ -39,7 +41,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from transformer_jax import interrupts
 from transformer_jax.errors import InputError, RunError
 
-WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare")
+WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare", "report", "watch")
 COMMANDS = (*WORK, "recipes", "launch", "doctor", "completion")
 
 

@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> int:
             launched.workdir,
             load=functools.partial(restore.load, types=types),
             types=types,
+            recipe=recipe,
             profile=profile,
             debug_nans=launched.debug.nans,
             verify=launched.verify,

@@ -76,6 +76,15 @@ class Observer(Protocol):
         """
         return
 
+    def sample(self, step: int, text: str) -> None:
+        """Called with the task's sample: at the end of a run and, with `evaluate.sample`, after each evaluation.
+
+        Args:
+          step: steps taken.
+          text: what `Task.sample` returned.
+        """
+        return
+
     def save(self, step: int) -> None:
         """Called before the checkpoint of `step` is written: flush to the disk."""
         return

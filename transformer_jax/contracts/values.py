@@ -130,6 +130,10 @@ class RunFacts:
       first_step: the step that the run resumes from; 0 for a new run.
       steps: the run's last step.
       metric: the reported number that chooses the best checkpoint (`checkpoint.best_metric`).
+      recipe: the experiment as its file states it, before the command's overrides; {} where it is not known.
+      data: what is known of the data (`Prepared.facts`).
+      parameters: how many the model has.
+      devices: their number and kind, "8 x TPU v5e".
     """
 
     folder: Path
@@ -139,6 +143,10 @@ class RunFacts:
     first_step: int
     steps: int
     metric: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    devices: str = ""
 
 
 class Input(NamedTuple):

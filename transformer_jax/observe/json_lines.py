@@ -26,7 +26,7 @@ class JsonLines(Observer):
     def start(self, run: RunFacts) -> None:
         """Opens the file. Rows after step `run.first_step`, which a killed run wrote, are removed first."""
         self.path = run.folder / NAME
-        self.evaluated = _remove_after(self.path, run.first_step) if self.path.exists() else set()
+        self.evaluated = remove_after(self.path, run.first_step) if self.path.exists() else set()
         self.file = files.appending(self.path)
 
     def row(self, row: Row) -> None:
@@ -85,7 +85,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
             yield line, row if isinstance(step, int | float) and not isinstance(step, bool) else None
 
 
-def _remove_after(path: Path, step: int) -> set[tuple[float, frozenset[str]]]:
+def remove_after(path: Path, step: int) -> set[tuple[float, frozenset[str]]]:
     """Removes the rows of later steps, and lines that are not rows; returns what tells apart the evaluations left."""
     stays = lambda line, row: line.endswith(b"\n") and row is not None and row["step"] <= step  # noqa: E731
     if not all(stays(line, row) for line, row in _lines(path)):

@@ -11,14 +11,16 @@ from typing import Any
 from transformer_jax import extras
 from transformer_jax.contracts import Observer, Report, Row, RunFacts
 from transformer_jax.observe.json_lines import JsonLines
+from transformer_jax.observe.report import RunPage
 from transformer_jax.observe.tensorboard import TensorBoard
 from transformer_jax.observe.terminal import Terminal
 
-DEFAULT = (JsonLines, Terminal, TensorBoard)  # the observers of every run; they are called before all others
+# The observers of every run. They are called before all others, except for the page of the run, which comes last.
+DEFAULT = (JsonLines, Terminal, TensorBoard, RunPage)
 
 
 def start(observers: Sequence[Observer], facts: RunFacts, *, primary: bool) -> "Observing":
-    """Starts the observers of a run: those of `DEFAULT` and the given ones, in this order.
+    """Starts the observers of a run: those of `DEFAULT` and the given ones.
 
     Args:
       observers: values with any of the methods of `contracts.Observer`; a method that is absent does nothing.
@@ -40,7 +42,7 @@ class Observing:
     def __init__(self, observers: Sequence[Observer], facts: RunFacts, primary: bool) -> None:
         self.terminal = Terminal()
         self.required: list[Observer] = [JsonLines(), self.terminal] if primary else []
-        self.optional: list[Observer] = [TensorBoard(), *observers] if primary else []
+        self.optional: list[Observer] = [TensorBoard(), *observers, RunPage()] if primary else []
         self.ended = False
         self._call("start", facts)
 
@@ -57,6 +59,10 @@ class Observing:
     def evaluation(self, step: int, name: str, report: Report) -> None:
         """Passes on the numbers of the set `name` after `step` steps."""
         self._call("evaluation", step, name, report)
+
+    def sample(self, step: int, text: str) -> None:
+        """Passes on the task's sample."""
+        self._call("sample", step, text)
 
     def save(self, step: int) -> None:
         """Called before the checkpoint of `step` is written: puts the rows up to it on the disk."""

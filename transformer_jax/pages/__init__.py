@@ -10,10 +10,11 @@ headers, and what scrolls can be reached with the keyboard.
 """
 
 from transformer_jax.pages.curves import Line, curves, shares
-from transformer_jax.pages.frame import Html, element, escaped, join, link, note, number, page, section, slug
+from transformer_jax.pages.frame import POLICY, Html, element, escaped, join, link, note, number, page, section, slug
 from transformer_jax.pages.tables import grid, image_type, picture, sheet, table
 
 __all__ = [
+    "POLICY",
     "Html",
     "Line",
     "curves",

@@ -1,11 +1,8 @@
 """The end of a run: the last evaluation and save, the test set by the best step, a sample, results.json."""
 
-import shlex
 import signal
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +11,9 @@ import transformer_jax
 from transformer_jax import extras, hosts, observe
 from transformer_jax.nn import params as params_lib
 from transformer_jax.observe import banner
-from transformer_jax.runs import checkpoint, fingerprint, records, saved
+from transformer_jax.runs import checkpoint, fingerprint, launch, records, saved
 from transformer_jax.runs import workdir as workdirs
-from transformer_jax.train import state as state_lib
-from transformer_jax.train import steps
+from transformer_jax.train import sampling, steps
 from transformer_jax.train.folder import Results
 from transformer_jax.train.setup import Run
 
@@ -91,7 +87,10 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
     folder, prepared, experiment = run.folder.local, run.prepared, run.experiment
     _plot(run)
     _pictures(run)
-    text = _sample(run)
+    text = sampling.sample(run)
+    if text:
+        banner(8, "a sample:")
+        print(text, flush=True)
     seconds = time.perf_counter() - run.began
     results = {
         "step": run.step,
@@ -112,7 +111,7 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
         "jax": jax.__version__,
         "source": f"{transformer_jax.__version__}, {fingerprint.source_hash()[:12]}",
         "data": fingerprint.identity(prepared),
-        "command": _command(),
+        "command": launch.command(),
     }
     if jax.process_index() == 0:
         workdirs.write_json(folder / "results.json", results)
@@ -129,15 +128,6 @@ def finish(run: Run, test: Mapping[str, Any], best_step: int | None) -> Results:
     banner(8, run.meter.goodput_in_words(seconds))
     banner(8, f"all numbers: {run.folder.path / 'results.json'}")
     return Results(run.step, run.report, test=test)
-
-
-def _command() -> str:
-    """The command line of this process, without the folders of its programs."""
-    program, *rest = sys.orig_argv or [""]
-    if rest and Path(rest[0]).is_absolute():  # python /venv/bin/transformer-jax, or python /home/me/mine.py
-        script = Path(rest[0])
-        return shlex.join([*(["python"] if script.suffix == ".py" else []), script.name, *rest[1:]])
-    return shlex.join([Path(program).name, *rest])
 
 
 def _plot(run: Run) -> None:
@@ -158,17 +148,3 @@ def _pictures(run: Run) -> None:
                 banner(8, run.folder.with_workdir(f"picture: {path}"))
         except extras.Missing as missing:
             banner(8, f"not written: {missing}")
-
-
-def _sample(run: Run) -> str:
-    """The task's sample, printed. Only host 0 computes it."""
-    params = state_lib.on_this_host(run.evaluated(), run.program.declaration)
-    if jax.process_index() != 0:
-        return ""
-    task, sample = run.experiment.task, run.experiment.sample
-    arguments = (params, run.program.model, run.prepared.tokenizer, sample)
-    text = "".join(task.sample(*arguments, seed=run.experiment.seed))
-    if text:
-        banner(8, "a sample:")
-        print(text, flush=True)
-    return text

@@ -104,7 +104,9 @@ def enter(
     if (results := _complete(experiment, saved_step, done)) is not None:
         return RunFolder(experiment, path, path, lambda: None, saved_step, False, seen, done=results)
 
-    local, publish = stack.enter_context(mirror.local_mirror(path, ("metrics.jsonl", "tokenizer/")))
+    local, publish = stack.enter_context(
+        mirror.local_mirror(path, ("metrics.jsonl", "launches.jsonl", "samples.jsonl", "tokenizer/"))
+    )
     is_new = "config.json" not in seen
     folder = RunFolder(experiment, path, local, publish, None, is_new, seen)
     if not is_new:  # a new folder is created and locked later, when all checks have passed

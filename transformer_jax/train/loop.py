@@ -22,6 +22,7 @@ from transformer_jax.contracts import RunFacts
 from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import Experiment
+from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import fingerprint, saved, store
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.runs.writer import Writer
@@ -44,6 +45,7 @@ def run(
     *,
     load: Callable[..., Any],
     types: Any = (),
+    recipe: Experiment | None = None,
     profile: tuple[int, int] | None = None,
     debug_nans: bool = False,
     verify: bool = True,
@@ -56,6 +58,7 @@ def run(
       load: `transformer_jax.load`, which reads the parameters that `experiment.init_from` names.
       types: the user's types that the folder's config may name besides those of `experiment`: a module, a class, or
         several of them.
+      recipe: `experiment` without the overrides of a command, to record what they changed.
       profile: (first, last): these steps are traced into WORKDIR/profile.
       debug_nans: stop at the first step that is not finite and report the operation; each step is then waited for.
       verify: False resumes from the newest checkpoint without comparing its files with its manifest.
@@ -70,15 +73,15 @@ def run(
         if folder.done is not None:
             return folder.done
         run = setup(folder, stack, load=load)
-        observe_run(run, stack)
+        observe_run(run, stack, recipe)
         with live(run):
             steps(run, profile=profile, debug_nans=debug_nans)
             test, best_step = finish.last_numbers(run)
         return finish.stopped(run) if run.stop.number else finish.finish(run, test, best_step)
 
 
-def observe_run(run: Run, stack: contextlib.ExitStack) -> None:
-    """Reads what `run` has logged before, and starts the observers; `stack` ends them."""
+def observe_run(run: Run, stack: contextlib.ExitStack, recipe: Experiment | None = None) -> None:
+    """Reads what `run` has logged before, and starts the observers; `stack` ends them. `recipe`: as for `run`."""
     folder, experiment = run.folder, run.experiment
     rows = observe.rows(folder.local / "metrics.jsonl")
     history = best_lib.read(rows, f"validation/{run.metric}", up_to=run.first_step)
@@ -93,6 +96,10 @@ def observe_run(run: Run, stack: contextlib.ExitStack) -> None:
         first_step=run.first_step,
         steps=experiment.train.steps,
         metric=run.metric,
+        recipe={} if recipe is None else config_json.to_json(recipe),
+        data=run.prepared.facts,
+        parameters=params_lib.count(run.program.declaration),
+        devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     )
     primary = jax.process_index() == 0
     run.observing = stack.enter_context(observe.start(experiment.observers, facts, primary=primary))

@@ -19,7 +19,7 @@ from transformer_jax.nn import params as params_lib
 from transformer_jax.runs import records, saved
 from transformer_jax.runs import workdir as workdirs
 from transformer_jax.train import batch as batch_lib
-from transformer_jax.train import diagnose
+from transformer_jax.train import diagnose, sampling
 from transformer_jax.train import evaluate as evaluation
 from transformer_jax.train import program as programs
 from transformer_jax.train import state as state_lib
@@ -163,6 +163,9 @@ def validate(run: Run) -> None:
             run.observing.evaluation(run.step, "validation", run.report)
             _draw(run)
         run.best = run.best.add(run.step, float(run.report.get(run.metric, math.nan)))
+    if run.report and run.experiment.evaluate.sample and not run.complete:  # a complete run makes its last sample
+        with run.meter.pause("sampling"):
+            sampling.sample(run)
 
 
 def _draw(run: Run) -> None:
