@@ -18,11 +18,13 @@ import pytest
 
 from tools.drills import bucket
 from transformer_jax import restore
+from transformer_jax.cli.main import main
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.errors import InputError, RunError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Sample, Train
 from transformer_jax.models import gpt
 from transformer_jax.nn import params as params_lib
+from transformer_jax.observe import report
 from transformer_jax.optim import Optim
 from transformer_jax.runs import lock, manifest, mirror, owners, saved, store, store_lock, writer
 from transformer_jax.train import loop
@@ -120,6 +122,15 @@ def test_it_is_the_run_on_a_disk_to_the_bit(tiny, run, server, tmp_path):
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert saved.steps(store.path(run) / "checkpoints") == [4, 6]  # older ones are deleted, whole
     assert not any(name.startswith("checkpoints/2/") for name in names)
+
+
+def test_the_page_of_a_run_in_a_store(run, server):
+    rows = [json.loads(line) for line in server.objects["runs/a/launches.jsonl"].data.splitlines()]
+    assert [row["step"] for row in rows] == [0, 4], "the resumed run adds to what the first one wrote"
+    assert b"Complete at step 6 of 6" in server.objects["runs/a/report.html"].data
+    page = report.made(store.path(run))
+    assert "Complete at step 6 of 6" in page and "Saved steps: 4, 6." in page and f"Run {run}" in page
+    assert main(["report", run]) == 0 and server.objects["runs/a/report.html"].data.decode() == page
 
 
 def test_the_manifest_comes_last_and_goes_first(run, server):

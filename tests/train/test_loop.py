@@ -95,7 +95,7 @@ def tiny(tmp_path_factory) -> Experiment:
         data=corpus.TextCorpus(sources.TextFiles((str(text),)), tokenizers.Bytes(), length=16),
         optim=Optim(peak_lr=1e-2, decay_steps=STEPS),
         train=Train(steps=STEPS, batch_size=16, accumulate=2, log_every=1),
-        evaluate=Evaluate(every=4),
+        evaluate=Evaluate(every=4, sample=True),
         checkpoint=Checkpoint(every=2),
         sample=Sample(max_new_tokens=0),
         ema=Ema(decay=0.9),
@@ -106,7 +106,10 @@ def tiny(tmp_path_factory) -> Experiment:
 def whole(tiny, tmp_path_factory) -> Path:
     """The workdir of the run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert loop.run(tiny, folder, load=restore.load).step == STEPS
+    recipe = dataclasses.replace(tiny, seed=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(tiny.task), "sample", lambda *arguments, seed: iter(["a ", "sample"]))
+        assert loop.run(tiny, folder, load=restore.load, recipe=recipe).step == STEPS
     return folder
 
 
@@ -127,6 +130,7 @@ def test_the_folder_explains_itself(tiny, whole):
     assert names == {
         *("run.json", "validation.examples.jsonl"),
         *("config.json", "tokenizer", "metrics.jsonl", "events.out", "checkpoints", "loss.png", "results.json"),
+        *("launches.jsonl", "samples.jsonl", "report.html"),
     }
     assert config_json.load(whole / "config.json") == tiny
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -144,6 +148,11 @@ def test_the_folder_explains_itself(tiny, whole):
     assert loss_N2[:, 0].sum() / loss_N2[:, 1].sum() == pytest.approx(
         results["report"]["loss_nats_per_token"], rel=1e-6
     )
+    samples = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert samples == [{"step": step, "text": "a sample"} for step in (4, STEPS)]
+    (launch,) = map(json.loads, (whole / "launches.jsonl").read_text().splitlines())
+    assert launch["changed"] == [["seed", 7, tiny.seed]] and launch["parameters"] == results["parameters"]
+    assert f"Complete at step {STEPS} of {STEPS}" in (whole / "report.html").read_text()
     assert results["seconds_to_first_step"] > 0 and results["seconds_compiling"] > 0
 
 
