@@ -101,7 +101,7 @@ def fits(
 
 
 def groups(head_width: int) -> bool:
-    """Whether several query heads may read one key head: a block is one head, so that it can choose its keys."""
+    """Whether query heads of this `head_width` may share a key head: a block is one head, and can choose its keys."""
     return head_width % LANES == 0
 
 

@@ -266,7 +266,7 @@ def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> 
         return
     single = f"{f'{bos}:0 ' if bos else ''}$A:0{f' {eos}:0' if eos else ''}"
     pair = f"{single}{f' {bos}:1' if bos else ''} $B:1{f' {eos}:1' if eos else ''}"
-    tokens = [(token, classes.id_of(inner, token, settings)) for token in {bos, eos} - {None}]
+    tokens = [(token, classes.id_of(inner, token, settings)) for token in (bos, eos) if token is not None]
     inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
 
 
