@@ -31,6 +31,7 @@ __all__ = [
     "norm",
     "remat_policy",
     "residual",
+    "rotate",
     "row_sums",
     "self_attention",
     "tied_kernel",
@@ -111,6 +112,28 @@ def tied_kernel(plain: Callable[..., jax.Array], p: dict[str, jax.Array]) -> jax
     Otherwise XLA transposes the gradient, and AdamW then copies the parameter and its moments.
     """
     return _row_major(p["embedding"]).T
+
+
+def rotate(plain: Callable[..., jax.Array], x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`nn.positions.rotate` with the halves exchanged by a product, which is exact: each sum has one term.
+
+    Halves of 64 columns are not aligned to the 128 lanes: the compiler splits, pads and joins them in float32, in four
+    passes over memory. The matrix unit exchanges them in the pass that multiplies.
+
+    Args:
+      plain: not used.
+      x_BTNH: queries or keys.
+      cos: [T, H/2] or [B, T, H/2].
+      sin: likewise.
+    """
+    half = x_BTNH.shape[-1] // 2
+    one = jnp.eye(half, dtype=x_BTNH.dtype)
+    zero = jnp.zeros_like(one)
+    exchange_HK = jnp.block([[zero, one], [-one, zero]])  # (first, second) becomes (-second, first)
+    options: Any = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+    exchanged_BTNH = jnp.einsum("BTNH,HK->BTNK", x_BTNH, exchange_HK, **options)
+    cos, sin = (jnp.concatenate([a, a], axis=-1)[..., None, :] for a in (cos, sin))  # the same angle for every head
+    return (x_BTNH.astype(jnp.float32) * cos + exchanged_BTNH * sin).astype(x_BTNH.dtype)
 
 
 def _row_major(x: jax.Array) -> jax.Array:
@@ -248,13 +271,14 @@ def attention_fits(q_BTNH: Any, mask: Any, *, num_keys: int, bias: bool, dropout
     return _fits(q_BTNH, mask, num_keys=num_keys, bias=bias, dropout=dropout)
 
 
-def _fits(q_BTNH: Any, mask: Any, *, num_keys: int, bias: bool, dropout: bool, fused: bool = False) -> bool:
+def _fits(q_BTNH: Any, mask: Any, *, num_keys: int, bias: bool, dropout: bool, **layout: bool) -> bool:
+    """As `attention_fits`, in a `layout` of `tpu_attention.fits`."""
     if bias or dropout or q_BTNH.dtype not in (jnp.bfloat16, jnp.float32) or mask.prefix_B is not None:
         return False
     _, T, N, H = q_BTNH.shape
     T, N = T // sharding.shards("length"), N // sharding.shards("heads")
-    sizes: Any = {"bytes_each": q_BTNH.dtype.itemsize, "chip": kernels.target_chip(), "fused": fused}
-    return tpu_attention.fits(T, num_keys, N, H, **sizes)
+    sizes: Any = {"bytes_each": q_BTNH.dtype.itemsize, "chip": kernels.target_chip()}
+    return tpu_attention.fits(T, num_keys, N, H, **sizes, **layout)
 
 
 def attention(
@@ -286,9 +310,9 @@ def attention(
     if not attention_fits(q_BTNH, mask, num_keys=S, bias=bias_NTS is not None, dropout=key is not None):
         options: Any = {"bias_NTS": bias_NTS, "scale": scale, "dropout_rate": dropout_rate, "key": key}
         return plain(q_BTNH, k_BSKH, v_BSKH, mask, **options)
-    K = k_BSKH.shape[2]
-    if K != N and not tpu_attention.groups(H):  # a block holds several heads, and their keys beside each other
-        k_BSKH, v_BSKH = (jnp.repeat(x, N // K, axis=2) for x in (k_BSKH, v_BSKH))
+    case: Any = {"num_keys": S, "bias": False, "dropout": False}
+    if k_BSKH.shape[2] != N and not _fits(q_BTNH, mask, **case, grouped=True):
+        k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
     operands = tuple(x.reshape(*x.shape[:2], -1) for x in (q_BTNH, k_BSKH, v_BSKH))
     return _kernel(operands, H, mask, scale).reshape(B, T, N, H)
 

@@ -74,6 +74,7 @@ def fits(
     bytes_each: int,
     chip: str,
     fused: bool = False,
+    grouped: bool = False,
 ) -> bool:
     """Whether the kernel computes these sizes: blocks divide the lengths, and fit the chip's vector memory.
 
@@ -85,24 +86,23 @@ def fits(
       bytes_each: of an element.
       chip: `jax.Device.device_kind`.
       fused: whether queries, keys and values are one array.
+      grouped: whether several query heads share a head of keys and values, which needs blocks of one head.
     """
     t, s = block(num_queries), block(num_keys)
     if t is None or s is None or head_width % 16 or min(num_queries, num_keys) < FEW:
         return False
     C = _columns(num_heads, head_width)
+    if grouped and head_width != C:
+        return False
     # Everything twice, because the next block is fetched meanwhile. Forward: a block of q and o, all of k and v.
     # Backward: all of q, o, do and dq with its float32 sums, blocks of k and v and of their gradients, or all of the
-    # gradients where they are one array.
+    # gradients where they are one array or summed over the query heads of a group.
     forward = 2 * bytes_each * C * (2 * t + 2 * num_keys)
-    gradients = 3 * num_queries if fused else num_queries + 2 * s
-    backward = 2 * bytes_each * C * (3 * num_queries + 2 * s + gradients) + 4 * C * (num_queries + 2 * s)
+    summed = num_keys if grouped else s
+    gradients = 3 * num_queries if fused else num_queries + 2 * summed
+    backward = 2 * bytes_each * C * (3 * num_queries + 2 * s + gradients) + 4 * C * (num_queries + 2 * summed)
     working = 4 * t * s * 6
     return max(forward, backward) + working <= 0.75 * _vmem(chip)
-
-
-def groups(head_width: int) -> bool:
-    """Whether query heads of this `head_width` may share a key head: a block is one head, and can choose its keys."""
-    return head_width % LANES == 0
 
 
 def _vmem(chip: str) -> int:
@@ -135,7 +135,7 @@ def attention(
 
     Args:
       operands: q [B, T, N * H], k and v [B, S, K * H]; or one array [3, B, T, N * H], which then has one gradient.
-        K is N, or divides it where `groups` accepts H: a block of queries then reads the keys of its group.
+        K is N, or divides it where `fits` accepts groups: a block of queries then reads the keys of its group.
       segments: int32 ([B, T], [B, S]); a query sees keys of its own segment. None: all keys.
       offset: the position of the first query among the keys, for causal and window.
       window: a query sees keys at most this far from it; None: all keys.
@@ -168,17 +168,7 @@ def _attention_forward(shape: Shape, operands, where, rows):
 def _attention_backward(shape: Shape, kept, do):
     operands, where, rows, bits, lse = kept
     grads = _backward(shape, operands, where, rows, bits, lse, do)
-    sums = [_group_sums(shape, grad, x.shape) for grad, x in zip(grads, operands, strict=True)]
-    return tuple(sums), None, tuple(None for _ in rows)
-
-
-def _group_sums(shape: Shape, grad: jax.Array, wanted: tuple[int, ...]) -> jax.Array:
-    """The gradient of keys or values, [B, S, K * H], from that of each query head, [B, S, N * H]."""
-    if grad.shape == wanted:
-        return grad
-    B, S, D = wanted
-    grad_BSKGH = grad.reshape(B, S, D // shape.head_width, grad.shape[2] // D, shape.head_width)
-    return jnp.sum(grad_BSKGH.astype(jnp.float32), axis=3).reshape(wanted).astype(grad.dtype)
+    return tuple(grads), None, tuple(None for _ in rows)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -314,7 +304,7 @@ def _forward(shape: Shape, operands, where_2, rows):
         lse_ref[...] = jnp.where(top[...] > HIDDEN / 2, top[...] + jnp.log2(total[...]), 0.0)
 
     group = D // operands[-1].shape[-1]
-    specs = [_spec(shape, 0, t, C, every=False), *(_spec(shape, kv, S, C, every=True, group=group) for kv in (1, 2))]
+    specs = [_spec(shape, which, t if which == 0 else S, C, every=which > 0, group=group) for which in range(3)]
     ids_specs = [
         pl.BlockSpec((None, 1, t), lambda b, j, i: (b, 0, i)),
         pl.BlockSpec((None, S, 1), lambda b, j, i: (b, 0, 0)),
@@ -343,8 +333,11 @@ def _forward(shape: Shape, operands, where_2, rows):
 # --------------------------------------------------------------------------------------------------------- backward
 
 
-def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
-    """The kernel for T queries and S keys, C columns at a time; `num_ids`: 2 with segments, else 0."""
+def _backward_kernel(shape: Shape, T: int, S: int, C: int, group: int, num_ids: int):
+    """The kernel for T queries and S keys, C columns at a time; `num_ids`: 2 with segments, else 0.
+
+    Its grid is (rows, heads of keys, query heads of a group, blocks of keys).
+    """
     H, t, s = shape.head_width, block(T, shape.narrow), block(S, shape.narrow)
     assert t is not None and s is not None
     queries = T // t
@@ -353,14 +346,16 @@ def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
         ids_refs, refs = refs[:num_ids], refs[num_ids:]
         (q_ref, k_ref, v_ref, o_ref, lse_ref, do_ref), refs = refs[:6], refs[6:]
         *out_refs, delta, dq_CT, dk_sums, dv_sums = refs
-        first_key = pl.program_id(2) * s
+        first_key = pl.program_id(3) * s
+        own = pl.ds(pl.multiple_of(first_key, s), s) if s < S else slice(None)
         if shape.fused:
-            own = pl.ds(pl.multiple_of(first_key, s), s) if s < S else slice(None)
             dq_ref, dk_ref, dv_ref = out_refs[0].at[0], out_refs[0].at[1, own], out_refs[0].at[2, own]
         else:
             dq_ref, dk_ref, dv_ref = out_refs
+        if group > 1:  # the sums of all keys stay until the last query head of the group has added to them
+            dk_ref, dv_ref, dk_sums, dv_sums = (x.at[own] for x in (dk_ref, dv_ref, dk_sums, dv_sums))
 
-        @pl.when(pl.program_id(2) == 0)
+        @pl.when(pl.program_id(3) == 0)
         def _begin() -> None:
             dq_CT[...] = jnp.zeros(dq_CT.shape, jnp.float32)
             for i in range(queries):  # the sum of each query's probabilities times their gradients
@@ -370,8 +365,11 @@ def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
                 for head in _heads(C, H):
                     delta[head : head + 1, at] = jnp.sum(both_Ct[head * H : (head + 1) * H], axis=0, keepdims=True)
 
-        dk_sums[...] = jnp.zeros(dk_sums.shape, jnp.float32)
-        dv_sums[...] = jnp.zeros(dv_sums.shape, jnp.float32)
+        @pl.when(group == 1 or pl.program_id(2) == 0)
+        def _no_sums() -> None:
+            dk_sums[...] = jnp.zeros(k_ref.shape, jnp.float32)
+            dv_sums[...] = jnp.zeros(v_ref.shape, jnp.float32)
+
         k_sC, v_sC = k_ref[...], v_ref[...]
         k_Cs = k_sC.T
 
@@ -393,10 +391,13 @@ def _backward_kernel(shape: Shape, T: int, S: int, C: int, num_ids: int):
 
         low, high = _visited(shape, first_key, s, queries, t, where_ref, keys=False)
         _each(low, high, queries, visit)
-        dk_ref[...] = (dk_sums[...] * shape.scale).astype(dk_ref.dtype)
-        dv_ref[...] = dv_sums[...].astype(dv_ref.dtype)
 
-        @pl.when(pl.program_id(2) == S // s - 1)
+        @pl.when(group == 1 or pl.program_id(2) == group - 1)
+        def _keys_end() -> None:
+            dk_ref[...] = (dk_sums[...] * shape.scale).astype(dk_ref.dtype)
+            dv_ref[...] = dv_sums[...].astype(dv_ref.dtype)
+
+        @pl.when(pl.program_id(3) == S // s - 1)
         def _end() -> None:
             for i in range(queries):
                 at = slice(i * t, (i + 1) * t)
@@ -411,35 +412,39 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
     s = block(S, shape.narrow)
     assert s is not None
     J, P = D // C, C // H
+    group = 1 if shape.fused else D // operands[-1].shape[-1]
     q, k, v = operands * 3 if shape.fused else operands
 
+    def each(spec: pl.BlockSpec) -> pl.BlockSpec:
+        at = spec.index_map
+        assert at is not None
+        return pl.BlockSpec(spec.block_shape, lambda b, k, g, i: at(b, k * group + g, i))
+
     whole = pl.BlockSpec((None, T, C), lambda b, j, i: (b, 0, j))
-    group = D // operands[-1].shape[-1]
-    specs = [_spec(shape, 0, T, C, every=True), *(_spec(shape, kv, s, C, every=False, group=group) for kv in (1, 2))]
-    gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))]
-    shapes = [operands[0].shape]
-    if not shape.fused:  # those of keys and values are each query head's own: two programs cannot add to one block
-        gradients = [specs[0], *(_spec(shape, kv, s, C, every=False) for kv in (1, 2))]
-        shapes = [(B, T, D), (B, S, D), (B, S, D)]
+    specs = [_spec(shape, which, T if which == 0 else s, C, every=which == 0, group=group) for which in range(3)]
+    gradients = [pl.BlockSpec((3, None, T, C), lambda b, j, i: (0, b, 0, j))] if shape.fused else specs
+    if group > 1:
+        gradients = [specs[0], *(_spec(shape, which, S, C, every=True, group=group) for which in (1, 2))]
     ids_specs = [
         pl.BlockSpec((None, 1, T), lambda b, j, i: (b, 0, 0)),
         pl.BlockSpec((None, s, 1), lambda b, j, i: (b, i, 0)),
     ]
     lse_spec = pl.BlockSpec((None, None, P, T), lambda b, j, i: (b, j, 0, 0))
     smem = pl.BlockSpec(memory_space=pltpu.SMEM)
+    summed = S if group > 1 else s
     return pl.pallas_call(
-        _backward_kernel(shape, T, S, C, len(rows)),
-        grid=(B, J, S // s),
-        in_specs=[smem, *ids_specs[: len(rows)], *specs, whole, lse_spec, whole],
-        out_specs=gradients,
-        out_shape=[_like(q, one, q.dtype) for one in shapes],
+        _backward_kernel(shape, T, S, C, group, len(rows)),
+        grid=(B, J // group, group, S // s),
+        in_specs=[smem, *map(each, (*ids_specs[: len(rows)], *specs, whole, lse_spec, whole))],
+        out_specs=[each(spec) for spec in gradients],
+        out_shape=[_like(q, x.shape, x.dtype) for x in operands],
         scratch_shapes=[
             pltpu.VMEM((P, T), jnp.float32),
             pltpu.VMEM((C, T), jnp.float32),
-            pltpu.VMEM((s, C), jnp.float32),
-            pltpu.VMEM((s, C), jnp.float32),
+            pltpu.VMEM((summed, C), jnp.float32),
+            pltpu.VMEM((summed, C), jnp.float32),
         ],
-        compiler_params=_parameters(shape),
+        compiler_params=_parameters(shape, pltpu.ARBITRARY),
         cost_estimate=_cost(shape, B, T, S, D, products=5, arrays=8),
         interpret=shape.interpret,
         name="attention_backward",
@@ -449,8 +454,8 @@ def _backward(shape: Shape, operands, where_2, rows, bits_BTD, lse_BJPT, do_BTD)
 def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool, group: int = 1) -> pl.BlockSpec:
     """The block of queries (0), keys (1) or values (2) that a program reads: `rows` tokens and C columns.
 
-    `every`: the tokens are all of them; else those of the program's index in the grid. `group`: how many blocks of
-    queries share one of keys.
+    `every`: the tokens are all of them; else those of the program's index in the grid. `group`: how many query heads
+    share a head of keys.
     """
 
     def at(i):
@@ -458,7 +463,8 @@ def _spec(shape: Shape, which: int, rows: int, C: int, *, every: bool, group: in
 
     if shape.fused:
         return pl.BlockSpec((None, None, rows, C), lambda b, j, i: (which, b, at(i), j))
-    return pl.BlockSpec((None, rows, C), lambda b, j, i: (b, at(i), j // group))
+    shared = 1 if which == 0 else group
+    return pl.BlockSpec((None, rows, C), lambda b, j, i: (b, at(i), j // shared))
 
 
 def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -466,9 +472,9 @@ def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
-def _parameters(shape: Shape) -> Any:
+def _parameters(shape: Shape, *inner: Any) -> Any:
     # Rows and heads in any order; the blocks of a head one after the other, since they add to its sums.
-    order = (pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY)
+    order = (pltpu.PARALLEL, pltpu.PARALLEL, pltpu.ARBITRARY, *inner)
     return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=int(0.95 * _vmem(shape.chip)))
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import sharding
+from transformer_jax import kernels, sharding
 from transformer_jax.errors import InputError
 
 
@@ -116,6 +116,7 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@kernels.choose("rotate")
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """x with each pair (column i, column i + H/2) rotated by its angle, in x's dtype.
 
