@@ -231,6 +231,7 @@ def test_how_many_tiles():
 
     assert [tiles(16, 1024, 50257), tiles(16, 256, 32000), tiles(8, 80, 30522)] == [16, 2, 1]  # of 256 MiB at most
     assert tiles(1, 7, 2**26) == 7 and tiles(64, 1, 2**26) == 1  # a tile has at least a position of every row
+    assert tiles(1, 8192, 128256) == 8  # 1,024 positions, though 513 MB
     # At least 512 positions where the chip gains from as few, and a tile that fits stays whole.
     v5e = [(16, 256, 32000), (8, 1024, 50257), (8, 80, 30522), (64, 127, 32000), (8, 256, 65), (32, 1024, 12576)]
     assert [tiles(*sizes, "TPU v5 lite") for sizes in v5e] == [8, 16, 1, 127, 1, 32]

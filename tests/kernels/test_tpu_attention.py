@@ -256,3 +256,4 @@ def test_which_sizes_it_takes():
     assert not fits(8192, 8192, 32, 128, "TPU v4")
     assert fits(1024, 1024, 12, 64, "TPU v4")
     assert fits(16384, 16384, 12, 64) and not fits(16384, 16384, 12, 64, fused=True)  # all gradients whole
+    assert fits(8192, 8192, 32, 128, grouped=True) and not fits(8192, 8192, 32, 64, grouped=True)

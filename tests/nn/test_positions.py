@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.nn import reference
+from transformer_jax import kernels
 from transformer_jax.errors import InputError
 from transformer_jax.nn import positions
 
@@ -23,9 +24,11 @@ def test_sinusoids():
 def test_rotary_turns_pairs_by_their_angle(scaling):
     x_TH = np.random.default_rng(0).standard_normal((20, 16))
     cos, sin = positions.rotary_angles(jnp.arange(20), 16, theta=500.0, scaling=scaling)
-    ours = positions.rotate(jnp.asarray(x_TH, jnp.float32)[None, :, None], cos, sin)[0, :, 0]
     frequencies = reference.rotary_frequencies(16, 500.0, scaling)
-    np.testing.assert_allclose(ours, reference.rotate(x_TH, frequencies), atol=1e-5)
+    for platform in ("plain", "tpu"):
+        with kernels.use(platform):
+            ours = positions.rotate(jnp.asarray(x_TH, jnp.float32)[None, :, None], cos, sin)[0, :, 0]
+        np.testing.assert_allclose(ours, reference.rotate(x_TH, frequencies), atol=1e-5, err_msg=platform)
 
 
 def test_llama_31_frequencies():

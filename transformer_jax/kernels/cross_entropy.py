@@ -21,9 +21,10 @@ from transformer_jax.kernels.gradients import vary_alike
 # Of float32 logits that exist at once on one device. Each tile reads and writes the whole gradient of the kernel. TPUs
 # have much memory, and with few tiles the head takes a quarter less time there (docs/performance.md).
 TILE_BYTES = {"cpu": 128 * 2**20, "gpu": 128 * 2**20, "tpu": 256 * 2**20}
-# Positions of a tile, whatever its bytes. With fewer, reading and writing the kernel's gradient takes longer than the
-# product that adds to it: at 400 TFLOP/s and 2.8 TB/s with fewer than 600.
-FEWEST = {"tpu": 1024}
+# (positions of all rows, bytes): with fewer positions in a tile, reading and writing the kernel's gradient takes longer
+# than the product that adds to it, on a chip of 400 TFLOP/s and 2.8 TB/s with fewer than 600. So a tile of a large
+# vocabulary may have more bytes, but not more than these.
+LARGE_TILES = {"tpu": (1024, 2**30)}
 # (positions of all rows, bytes): the smallest tiles on a chip that keeps the logits of small tiles in its vector
 # memory. With fewer positions, the gradient of the kernel costs more than that saves (docs/performance.md).
 SMALL_TILES = {"TPU v5 lite": (512, 48 * 2**20)}
@@ -91,9 +92,10 @@ def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, ti
     """
     positions = rows * length
     limit = TILE_BYTES.get(platform, TILE_BYTES["cpu"]) if tile_bytes is None else tile_bytes
+    if tile_bytes is None and platform in LARGE_TILES:
+        fewest, most = LARGE_TILES[platform]
+        limit = max(limit, min(4 * fewest * columns, most))
     needed = math.ceil(4 * positions * columns / limit)
-    if tile_bytes is None and platform in FEWEST:
-        needed = min(needed, math.ceil(positions / FEWEST[platform]))
     divisors = [n for n in range(1, length + 1) if length % n == 0]
     tiles = next((n for n in divisors if n >= needed), length)
     if tiles > 1 and tile_bytes is None and chip in SMALL_TILES:
