@@ -16,6 +16,7 @@ from transformer_jax import brought, config_json, models, restore, sharding
 from transformer_jax import experiment as experiments
 from transformer_jax.cli import process
 from transformer_jax.data import boxes, conversations, corpus, image_sources, images, sources, tables, tokenizers
+from transformer_jax.data import conversations, corpus, image_sources, images, interactions, sources, tables, tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Train
 from transformer_jax.models import gpt, seq2seq
@@ -25,6 +26,7 @@ from transformer_jax.tasks import Distillation, MaskedLM, chat, tagging
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
 from transformer_jax.tasks.detection import scenes
+from transformer_jax.tasks.next_item import histories
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.tagging import tagged
 from transformer_jax.tasks.text_to_image import captioned
@@ -419,6 +421,14 @@ def shrink_boxes(experiment: Experiment) -> Experiment:
     )
     data = boxes.BoxSet(scenes.Scenes(train=16, validation=8), most_objects=4)
     return dataclasses.replace(experiment, model=model, data=data, task=task)
+def shrink_histories(experiment: Experiment, text: Path) -> Experiment:
+    """Nine users of six items each."""
+    events = text.with_suffix(".inter")
+    rows = [f"u{user}\ti{(user + at) % 7}\t{at}" for user in range(9) for at in range(6)]
+    events.write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows, ""]))
+    data = histories.Histories(interactions.Table((str(events),)), length=8)
+    model = dataclasses.replace(experiment.model, vocab_size=9, max_length=8, width=16, num_layers=1, num_heads=2)
+    return dataclasses.replace(experiment, model=model, data=data, sample=Predict(inputs=("i1, i2",)))
 
 
 def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
@@ -431,6 +441,8 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         return shrink_run(shrink_images(experiment, text.with_suffix("")))
     if isinstance(experiment.data, boxes.BoxSet):
         return shrink_run(shrink_boxes(experiment))
+    if isinstance(experiment.data, histories.Histories):
+        return shrink_run(shrink_histories(experiment, text))
     pairs = isinstance(experiment.model, seq2seq.Config)
     model = dataclasses.replace(
         experiment.model,
@@ -470,7 +482,7 @@ def shrink_run(experiment: Experiment) -> Experiment:
 # embed.icons.
 ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
-    *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16"),
+    *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16", "stdlib_calls"),
 )
 
 

@@ -1,6 +1,7 @@
 """Records of named columns, from any file that has them. The name of the file says which it is.
 
     .csv, .tsv       quoted as in RFC 4180; no quoting: a TAB always ends a field       compressed or not
+    .inter, .item, .user   RecBole's: .tsv whose columns are named "item_id:token"      compressed or not
     .jsonl           an object a line                                                   compressed or not
     .parquet, .arrow                                                                    `columnar`
     .tar             WebDataset: a record is the members of one name                    `webdataset`
@@ -19,7 +20,8 @@ from typing import Any
 from transformer_jax.data import columnar, remote, text_files, webdataset
 from transformer_jax.errors import InputError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", *columnar.SUFFIXES, webdataset.SUFFIX)
+ATOMIC = (".inter", ".item", ".user")
+SUFFIXES = (".csv", ".tsv", ".jsonl", *ATOMIC, *columnar.SUFFIXES, webdataset.SUFFIX)
 BLANK = "blank lines"
 FEW = 5  # places that a message lists
 
@@ -50,10 +52,10 @@ def read(
         return _records(
             path, _csv(path), headed, skipped, "a text with commas, quotes or line ends is written in quotes"
         )
-    if ending == ".tsv":
+    if ending in (".tsv", *ATOMIC):
         rows = ((number, line.split("\t")) for number, line in enumerate(text_files.lines(path), 1))
         fix = "a text in .tsv cannot hold a TAB or a line end; write such texts as .csv or .jsonl"
-        return _records(path, rows, headed, skipped, fix)
+        return _records(path, rows, headed, skipped, fix, typed=ending in ATOMIC)
     if ending == ".jsonl":
         return json_lines(path, skipped)
     if ending in columnar.SUFFIXES:
@@ -218,7 +220,13 @@ def _csv_lines(path: remote.File) -> Iterator[str]:
 
 
 def _records(
-    path: remote.File, rows: Iterator[tuple[int, list[str]]], headed: bool, skipped: Counter[str], fix: str
+    path: remote.File,
+    rows: Iterator[tuple[int, list[str]]],
+    headed: bool,
+    skipped: Counter[str],
+    fix: str,
+    *,
+    typed: bool = False,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     columns: list[str] = []
     for line, row in rows:
@@ -227,6 +235,7 @@ def _records(
             skipped[BLANK] += 1
             continue
         if not columns:
+            row = [name.partition(":")[0] for name in row] if typed else row
             columns = [(headed and name.strip()) or str(i) for i, name in enumerate(row)]
             if twice := {column for column in columns if columns.count(column) > 1}:
                 raise InputError(f"{path}:{line}: two columns are named {min(twice)!r}; rename one")

@@ -9,6 +9,7 @@ from transformer_jax.tasks.detection import Detection
 from transformer_jax.tasks.distillation import Distillation
 from transformer_jax.tasks.image_classification import ImageClassification
 from transformer_jax.tasks.masked_lm import MaskedLM
+from transformer_jax.tasks.next_item import NextItem
 from transformer_jax.tasks.preferences import DPO
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.tagging import Tagging
@@ -26,6 +27,7 @@ __all__ = [
     "Distillation",
     "ImageClassification",
     "MaskedLM",
+    "NextItem",
     "SpanQA",
     "Tagging",
     "TextToImage",

@@ -1,0 +1,48 @@
+"""SASRec on MovieLens 100K: 943 people and the films they rated, by the full ranking of the films they had not seen.
+
+    pip download --no-deps recbole==1.2.1 && unzip recbole-*.whl 'recbole/dataset_example/*'
+    transformer-jax train recommend.movielens --data.source.files recbole/dataset_example/ml-100k/ml-100k.inter
+    transformer-jax predict runs/recommend-movielens "Toy Story, GoldenEye"
+
+RecBole's wheel holds the data as GroupLens gives them, for research and not to be passed on; nothing of RecBole is
+imported. Its .item beside it names the films: --data.source.names, --data.source.name movie_title.
+
+Hardware and time: 2 CPU cores, five minutes (estimated).
+Expected (full ranking of unseen films, test): HR@10 0.22 and NDCG@10 0.115 (estimated); popularity reaches 0.087 and
+0.044, what followed the last five films within five steps 0.200 and 0.111 (measured, printed by each run).
+"""
+
+from transformer_jax.data.interactions import Table
+from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Train
+from transformer_jax.models import gpt
+from transformer_jax.optim import Optim
+from transformer_jax.tasks import NextItem
+from transformer_jax.tasks.next_item.histories import Histories
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        model=gpt.Config(
+            vocab_size=1351,
+            max_length=64,
+            width=64,
+            num_layers=2,
+            num_heads=2,
+            dropout=0.3,
+            scan_layers=False,
+        ),
+        data=Histories(Table(("ml-100k.inter",)), length=64),
+        task=NextItem(unseen=True),
+        optim=Optim(peak_lr=1e-3, warmup_steps=50, final_lr_fraction=0.1, beta2=0.98, weight_decay=0.1),
+        train=Train(steps=1000, batch_size=64, log_every=25),
+        evaluate=Evaluate(every=100, batch_size=256),
+        checkpoint=Checkpoint(every=100, best_metric="ndcg_10_full_unseen", best="highest"),
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from transformer_jax.__main__ import main
+
+    raise SystemExit(main(["train", __file__, *sys.argv[1:]]))
