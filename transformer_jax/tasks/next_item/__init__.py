@@ -158,7 +158,9 @@ class NextItem(TextTask):
         if self.unseen:
             scores_BV = jnp.put_along_axis(scores_BV, batch["seen"], -jnp.inf, axis=1, inplace=False)
         own_B1 = jnp.take_along_axis(scores_BV, target_B[:, None], axis=1)
-        rank_B = jnp.sum(~(scores_BV < own_B1), axis=1).astype(jnp.int32)
+        # The item itself is not compared: XLA may compute its score twice, with other last bits.
+        is_other_BV = jnp.arange(scores_BV.shape[1]) != target_B[:, None]
+        rank_B = 1 + jnp.sum(is_other_BV & ~(scores_BV < own_B1), axis=1).astype(jnp.int32)
         rank_B = jnp.where(jnp.isfinite(own_B1[:, 0]), rank_B, scores_BV.shape[1])
         weight_B = jnp.max(batch["weights"], axis=1)
         nats, gain = jnp.sum(jnp.where(weight_B > 0, nats_B, 0)), -jnp.sum(batch["popularity"] * batch["weights"])
