@@ -421,6 +421,8 @@ def shrink_boxes(experiment: Experiment) -> Experiment:
     )
     data = boxes.BoxSet(scenes.Scenes(train=16, validation=8), most_objects=4)
     return dataclasses.replace(experiment, model=model, data=data, task=task)
+
+
 def shrink_histories(experiment: Experiment, text: Path) -> Experiment:
     """Nine users of six items each."""
     events = text.with_suffix(".inter")

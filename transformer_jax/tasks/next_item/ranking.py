@@ -29,6 +29,7 @@ def numbers(rank_C: np.ndarray, protocol: str) -> dict[str, float]:
       rank_C: from 1.
       protocol: "full", or "full_unseen" where items of the history are no candidates.
     """
+    rank_C = np.maximum(rank_C, 1)  # outputs of zeros try a report before a run begins
     scores: dict[str, float] = {}
     for k in AT:
         scores[f"hit_rate_{k}_{protocol}"] = float((rank_C <= k).mean())
