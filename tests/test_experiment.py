@@ -15,8 +15,17 @@ from PIL import Image
 from transformer_jax import brought, config_json, models, restore, sharding
 from transformer_jax import experiment as experiments
 from transformer_jax.cli import process
-from transformer_jax.data import boxes, conversations, corpus, image_sources, images, sources, tables, tokenizers
-from transformer_jax.data import conversations, corpus, image_sources, images, interactions, sources, tables, tokenizers
+from transformer_jax.data import (
+    boxes,
+    conversations,
+    corpus,
+    image_sources,
+    images,
+    interactions,
+    sources,
+    tables,
+    tokenizers,
+)
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Train
 from transformer_jax.models import gpt, seq2seq
