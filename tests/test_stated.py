@@ -49,7 +49,7 @@ def checkout(tmp_path, monkeypatch):
     source = tmp_path / "results.json"
     source.write_text('{"report": {"x": 1.23456}, "s": 83.2}')
     command = f"tools/run tests.written_results {source} {{out}}/r.json"
-    lines = ["| {a:x} in {a:s} | {a:where} | {b:value}, {b:source} |"]
+    lines = ["Line.", "| {a:x} in {a:s} | {a:where} | {b:value}, {b:source} |"]
     book = {
         "measured": {"a": ENTRY | {"command": command}},
         "published": {"b": {"value": 93.5, "source": "a paper"}},
@@ -65,7 +65,7 @@ def checkout(tmp_path, monkeypatch):
 def test_an_entry_is_run_and_its_record_makes_the_page(checkout):
     book = stated.read(checkout)
     assert pages.write(book, checkout) == ["docs/p.md"] and pages.write(book, checkout) == []
-    assert "| not run yet in not run yet | not run yet | 93.5, a paper |" in (checkout / "docs/p.md").read_text()
+    assert (checkout / "docs/p.md").read_text() == "Text.\n\n<!-- numbers: t -->\nLine.\n<!-- /numbers -->\nMore.\n"
     seen, failed = running.run("a", book["measured"]["a"])
     assert failed == [] and seen["values"] == {"x": 1.23456, "s": 83.2}
     assert "written_results" not in str(seen["code"]) and "files" in seen["code"]["transformer_jax"].split()

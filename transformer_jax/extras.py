@@ -31,6 +31,7 @@ EXTRAS = {
     "aiohttp": ("aiohttp", "http"),
     "pyarrow": ("pyarrow", "data"),
     "apache_beam": ("apache-beam", "beam"),
+    "optuna": ("optuna", "sweep"),
     "huggingface_hub": ("huggingface_hub", "hub"),
 }
 

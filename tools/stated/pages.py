@@ -8,7 +8,7 @@ A page holds, where BLOCK is a name in docs/numbers.json,
 
 and everything between is written by `tools/verify` from the block's lines, in which {ENTRY:NUMBER} is a number,
 {ENTRY:where} the day, the commit and the machine that it was seen on, and {PUBLISHED:value}, {PUBLISHED:source} what
-others have published.
+others have published. A line with a number that was never measured is left out.
 """
 
 import ast
@@ -21,7 +21,6 @@ from transformer_jax import files
 from transformer_jax.errors import InputError
 
 MARKED = re.compile(r"(<!-- numbers: ([\w-]+) -->\n)(.*?)(\n?<!-- /numbers -->)", re.DOTALL)
-NOT_RUN = "not run yet"
 
 
 def generated(book: stated.Book, page: str, text: str) -> str:
@@ -39,12 +38,14 @@ def generated(book: stated.Book, page: str, text: str) -> str:
     marked = [found[2] for found in MARKED.finditer(text)]
     if sorted(marked) != sorted(blocks):
         raise InputError(f"{page} marks the blocks {marked}, and {stated.FILE} has {[*blocks]}; give both the same")
-    made = lambda found: found[1] + "\n".join(filled(book, line) for line in blocks[found[2]]) + "\n<!-- /numbers -->"  # noqa: E731
-    return MARKED.sub(made, text)
+    rows = {name: [filled(book, line) for line in lines] for name, lines in blocks.items()}
+    made = {name: "\n".join(row for row in lines if row is not None) for name, lines in rows.items()}
+    return MARKED.sub(lambda found: f"{found[1]}{made[found[2]]}\n<!-- /numbers -->", text)
 
 
-def filled(book: stated.Book, line: str) -> str:
-    """A line of a block of `book`, with its numbers."""
+def filled(book: stated.Book, line: str) -> str | None:
+    """A line of a block of `book`, with its numbers; None where one of them was never measured."""
+    missing: list[str] = []
 
     def one(found: re.Match[str]) -> str:
         name, number = found[1], found[2]
@@ -57,12 +58,14 @@ def filled(book: stated.Book, line: str) -> str:
         if number == "command":
             return str(entry["command"].split(" --workdir")[0])
         if seen is None or number not in (*seen["values"], "where"):
-            return NOT_RUN
+            missing.append(name)
+            return ""
         if number == "where":
             return f"{seen['date']}, `{seen['commit']}`, {seen['machine']}"
         return shown(seen["values"][number], entry["numbers"][number].get("as", ".4g"))
 
-    return re.sub(r"\{([\w./-]+):(\w+)\}", one, line)
+    made = re.sub(r"\{([\w./-]+):(\w+)\}", one, line)
+    return None if missing else made
 
 
 def shown(value: float, form: str) -> str:

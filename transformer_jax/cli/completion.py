@@ -11,10 +11,10 @@ _transformer_jax() {{
   COMPREPLY=()
   case $COMP_CWORD:${{COMP_WORDS[1]}} in
     1:*) COMPREPLY=($(compgen -W "{commands}" -- "$word")) ;;
-    2:train | 3:recipes) COMPREPLY=($(compgen -W "{recipes}" -- "$word")) ;;
+    2:train | 2:sweep | 3:recipes) COMPREPLY=($(compgen -W "{recipes}" -- "$word")) ;;
     2:recipes) COMPREPLY=($(compgen -W "copy" -- "$word")) ;;
     2:launch) COMPREPLY=($(compgen -W "{kinds}" -- "$word")) ;;
-    *:train)
+    *:train | *:sweep)
       if [[ $word == --* ]]; then
         COMPREPLY=($(compgen -W "$(transformer-jax completion flags "${{COMP_WORDS[2]}}" 2>/dev/null)" -- "$word"))
       fi ;;

@@ -1,6 +1,7 @@
 """Train transformers in JAX and use them.
 
     train EXPERIMENT [--workdir DIR] [--FIELD VALUE ...]   train, or resume; EXPERIMENT is a recipe or a file
+    sweep EXPERIMENT --over FIELD VALUE ...                the same with other values, one run after the other
     evaluate WORKDIR [--FIELD VALUE ...]                   the validation numbers of the newest checkpoint
     predict PATH [INPUT ...] [--FIELD VALUE ...]           continuation, translation, filled masks, label or answer
     compare RUN RUN ... [--html FILE]                      what differs, and whether the numbers do; or a folder of runs
@@ -41,7 +42,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from transformer_jax import interrupts
 from transformer_jax.errors import InputError, RunError
 
-WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare", "report", "watch")
+WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare", "sweep", "report", "watch")
 COMMANDS = (*WORK, "recipes", "launch", "doctor", "completion")
 
 
