@@ -25,6 +25,7 @@ from transformer_jax.data import (
     sources,
     tables,
     tokenizers,
+    waves,
 )
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Train
@@ -37,6 +38,7 @@ from transformer_jax.tasks.contrastive import paired
 from transformer_jax.tasks.detection import scenes
 from transformer_jax.tasks.next_item import histories
 from transformer_jax.tasks.span_qa import questions
+from transformer_jax.tasks.speech_recognition import recordings, utterances
 from transformer_jax.tasks.tagging import tagged
 from transformer_jax.tasks.text_to_image import captioned
 from transformer_jax.tasks.text_to_image.tokenizer import TextAndCodes
@@ -448,6 +450,8 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         return shrink_run(shrink_dual(experiment, text))
     if isinstance(experiment.data, captioned.Captioned):
         return shrink_run(shrink_captioned(experiment, text))
+    if isinstance(experiment.data, utterances.Speech):
+        return shrink_run(shrink_speech(experiment, text.with_suffix("")))
     if isinstance(experiment.data, images.ImageSet):
         return shrink_run(shrink_images(experiment, text.with_suffix("")))
     if isinstance(experiment.data, boxes.BoxSet):
@@ -474,6 +478,20 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
     return shrink_run(dataclasses.replace(experiment, model=model, data=data))
 
 
+def shrink_speech(experiment: Experiment, folder: Path) -> Experiment:
+    """A small encoder, and noise of half a second in place of speech."""
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), ["path\tsentence"]
+    for i in range(20):
+        waves.write(folder / f"{i}.wav", rng.normal(0, 0.1, 8000))
+        lines.append(f"{i}.wav\ta rose")
+    (folder / "a.tsv").write_text("\n".join(lines))
+    small = {"vocab_size": 300, "mels": 20, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
+    source = recordings.Recordings((str(folder / "a.tsv"),), (str(folder / "a.tsv"),))
+    data = dataclasses.replace(experiment.data, source=source, tokenizer=tokenizers.Bytes(), seconds=1.2, labels=8)
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **small), data=data)
+
+
 def shrink_run(experiment: Experiment) -> Experiment:
     return dataclasses.replace(
         experiment,
@@ -494,6 +512,7 @@ def shrink_run(experiment: Experiment) -> Experiment:
 ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
     *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16", "stdlib_calls"),
+    "librispeech_ctc",
 )
 
 

@@ -110,7 +110,7 @@ def _wrong_arrows(source: str, module: str) -> list[str]:
 
 def test_the_table_is_read():
     assert TABLE["nn"] == {"sharding", "kernels"} and TABLE["kernels"] == {"sharding"}
-    assert TABLE["data"] == {"objectives", "contracts", "words"}
+    assert TABLE["data"] == {"objectives", "contracts", "words", "sound"}
     assert TABLE["losses"] == TABLE["decoding"] == {"nn", "kernels", "sharding", "words"}
     assert "experiment" in TABLE["train"] and FAMILIES not in TABLE["train"]
     assert "restore" not in TABLE["train"]

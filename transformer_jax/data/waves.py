@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_jax import extras, files
+from transformer_jax import extras, files, sound
 from transformer_jax.errors import first_line
 
 RATE = 16_000
@@ -120,7 +120,7 @@ def read(path: Path) -> np.ndarray:
         raise Broken(f"cannot be decoded ({first_line(error)})") from None
     if len(mono_W) < found.frames:
         raise Broken(f"cut off: {len(mono_W):,} samples of the {found.frames:,} that its header states")
-    return as_int16(resampled(mono_W, found.rate))
+    return as_int16(sound.resample(mono_W[None], found.rate, RATE)[0])
 
 
 def _is_wav(path: Path) -> bool:
@@ -149,21 +149,6 @@ def _other(path: Path) -> np.ndarray:
 
     values_WC, _ = soundfile.read(str(path), dtype="float32", always_2d=True)
     return values_WC.mean(axis=1)
-
-
-def resampled(values_W: np.ndarray, rate: int) -> np.ndarray:
-    """float32 samples at `RATE`, by a polyphase filter.
-
-    Args:
-      values_W: float32 samples.
-      rate: of these, in Hz.
-    """
-    if rate == RATE:
-        return values_W
-    from scipy import signal
-
-    common = math.gcd(RATE, rate)
-    return signal.resample_poly(values_W, RATE // common, rate // common).astype(np.float32)
 
 
 def as_int16(values_W: np.ndarray) -> np.ndarray:

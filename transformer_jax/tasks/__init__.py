@@ -12,6 +12,7 @@ from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.next_item import NextItem
 from transformer_jax.tasks.preferences import DPO
 from transformer_jax.tasks.span_qa import SpanQA
+from transformer_jax.tasks.speech_recognition import SpeechRecognition
 from transformer_jax.tasks.tagging import Tagging
 from transformer_jax.tasks.text_to_image import TextToImage
 from transformer_jax.tasks.translation import Translation
@@ -29,6 +30,7 @@ __all__ = [
     "MaskedLM",
     "NextItem",
     "SpanQA",
+    "SpeechRecognition",
     "Tagging",
     "TextToImage",
     "Translation",
