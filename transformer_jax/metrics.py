@@ -454,7 +454,7 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
 
     Substitutions, deletions and insertions, over the words (characters) of the references. Words are separated by white
     space, which counts once and not at the ends. The interval is the central 95 % of 1,000 bootstrap resamples of the
-    utterances (Bisani and Ney 2004). Above 1 where more is inserted than was said.
+    utterances (Bisani and Ney 2004). Above 1 where more is inserted than was spoken.
 
     Args:
       hypotheses: texts.
@@ -466,14 +466,14 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
     _check_texts(hypotheses, references)
     pairs = [(made.split(), wanted.split()) for made, wanted in zip(hypotheses, references, strict=True)]
     wrong_E = np.array([edit_distance(made, wanted) for made, wanted in pairs], np.float64)
-    said_E = np.array([len(wanted) for _, wanted in pairs], np.float64)
+    spoken_E = np.array([len(wanted) for _, wanted in pairs], np.float64)
     spelled = [(" ".join(made), " ".join(wanted)) for made, wanted in pairs]
     wrong_letters = sum(edit_distance(made, wanted) for made, wanted in spelled)
     drawn = np.random.default_rng(0).integers(len(pairs), size=(1000, len(pairs)))
-    rates = wrong_E[drawn].sum(1) / np.maximum(said_E[drawn].sum(1), 1)
+    rates = wrong_E[drawn].sum(1) / np.maximum(spoken_E[drawn].sum(1), 1)
     low, high = np.quantile(rates, (0.025, 0.975))
     return {
-        "wer": float(wrong_E.sum() / max(said_E.sum(), 1)),
+        "wer": float(wrong_E.sum() / max(spoken_E.sum(), 1)),
         "wer_low": float(low),
         "wer_high": float(high),
         "cer": wrong_letters / max(sum(len(wanted) for _, wanted in spelled), 1),

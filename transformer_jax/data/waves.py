@@ -4,8 +4,8 @@
     seconds = waves.header(Path("a.flac")).seconds      # of the header alone
     waves.write(Path("b.wav"), samples_W)
 
-WAV is read by the standard library, FLAC, MP3 and Ogg by `soundfile`. What is not sound, is cut off, or is longer than
-`LONGEST` is `Broken`, with one line that says why.
+WAV is read by the standard library, FLAC, MP3 and Ogg by `soundfile`. What is not sound, is truncated, or is longer
+than `LONGEST` is `Broken`, with one line that says why.
 
 Letters: W samples, C channels.
 """
@@ -119,7 +119,7 @@ def read(path: Path) -> np.ndarray:
     except Exception as error:
         raise Broken(f"cannot be decoded ({first_line(error)})") from None
     if len(mono_W) < found.frames:
-        raise Broken(f"cut off: {len(mono_W):,} samples of the {found.frames:,} that its header states")
+        raise Broken(f"truncated: {len(mono_W):,} samples of the {found.frames:,} that its header states")
     return as_int16(sound.resample(mono_W[None], found.rate, RATE)[0])
 
 

@@ -1,4 +1,4 @@
-"""From a CTC model's distributions to labels: the best path, the most probable labels, and when each was said.
+"""From a CTC model's distributions to labels: the best path, the most probable labels, and when each was spoken.
 
     greedy        the labels of the most probable path; what a run's probe uses
     prefix_beam   the most probable labels, summed over their paths, with a language model where there is one
@@ -89,7 +89,7 @@ def prefix_beam(
         raise InputError(f"width {width}, symbols {symbols}, nbest {nbest}: each at least 1, and nbest at most width")
     none = (-math.inf, -math.inf)  # log p of the paths that end in a blank, and in the last label
     beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
-    said: dict[tuple[int, ...], float] = {(): 0.0}  # what the language model adds
+    added: dict[tuple[int, ...], float] = {(): 0.0}  # what the language model adds
     following: dict[tuple[int, ...], np.ndarray] = {}
 
     def adds(prefix: tuple[int, ...], label: int) -> float:
@@ -100,7 +100,7 @@ def prefix_beam(
         return weight * float(following[prefix][label]) + bonus
 
     def score(prefix: tuple[int, ...], both: tuple[float, float]) -> float:
-        return float(np.logaddexp(*both)) + said[prefix]
+        return float(np.logaddexp(*both)) + added[prefix]
 
     for log_p_V in np.asarray(log_p_TV, np.float64):
         chosen = np.argsort(-log_p_V, kind="stable")[:symbols]
@@ -119,8 +119,8 @@ def prefix_beam(
                 from_before = ends_blank if prefix and prefix[-1] == symbol else either
                 if from_before == -math.inf:
                     continue
-                if longer not in said:
-                    said[longer] = said[prefix] + adds(prefix, int(symbol))
+                if longer not in added:
+                    added[longer] = added[prefix] + adds(prefix, int(symbol))
                 of_blank, of_label = found.get(longer, none)
                 found[longer] = (of_blank, float(np.logaddexp(of_label, from_before + log_p_V[symbol])))
         beam = dict(heapq.nlargest(width, found.items(), key=lambda one: score(*one)))

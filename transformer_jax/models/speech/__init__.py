@@ -113,7 +113,7 @@ def init(key: jax.Array, cfg: Config) -> Params:
 
 
 def steps(cfg: Config, samples: Any) -> Any:
-    """How many steps an utterance of `samples` samples has; arrays elementwise."""
+    """How many steps of `cfg` an utterance of `samples` samples has; arrays elementwise."""
     return -(-samples // cfg.step_samples)
 
 

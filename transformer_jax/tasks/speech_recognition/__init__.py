@@ -1,4 +1,4 @@
-"""Speech recognition by connectionist temporal classification (CTC): what was said, and when.
+"""Speech recognition by connectionist temporal classification (CTC): what was spoken, and when.
 
 The host sends samples as int16; augmentation and the model's features are part of the loss, on the device. Each row of
 metrics has the label error rate of the greedy transcripts of its batch, which begins at 1 (nothing is written) and is

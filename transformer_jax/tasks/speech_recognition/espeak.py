@@ -28,7 +28,7 @@ CHILD = Path(__file__).with_name("espeak_child.py")
 
 
 class Line(NamedTuple):
-    """What is said, and how.
+    """What is spoken, and how.
 
     Attributes:
       voice: of espeak-ng, with a variant: "en-us+f2".

@@ -19,6 +19,7 @@ UTF8 = 1  # espeakCHARS_UTF8
 
 
 def main(library: str, data: str) -> None:
+    """Speaks the lines of stdin with `library` and its folder of `data`, as the file's docstring states."""
     espeak = ctypes.CDLL(library)
     rate = espeak.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0)
     if rate <= 0:

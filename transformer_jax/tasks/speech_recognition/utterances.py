@@ -1,4 +1,4 @@
-"""Utterances: sound with what was said, packed into rows of one length, as random-access examples.
+"""Utterances: sound with what was spoken, packed into rows of one length, as random-access examples.
 
 An example is a row of `data.pack` times `data.seconds`. Several utterances share it, so that little of a batch is
 silence, and one shape serves all:
@@ -30,7 +30,7 @@ READERS = 8  # threads that decode files
 
 
 class Utterance(NamedTuple):
-    """Sound with what was said.
+    """Sound with what was spoken.
 
     Attributes:
       sound: a file, or int16 samples at `waves.RATE`.
@@ -53,7 +53,7 @@ class Utterances:
     """Names them in messages."""
     held: Sequence[Utterance]
     parts: tuple[str, ...] = ()
-    """Names of parts that are scored apart, such as voices that were heard and others."""
+    """Names of parts that are scored apart, such as known voices and others."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Counts of what was skipped: {"blank lines": 2}."""
 
