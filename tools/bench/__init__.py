@@ -9,6 +9,7 @@
     tools/run tools.bench transformer-tiny --against torch --torch-python ~/torch/bin/python [--full-rows]
     tools/run tools.bench gpt-4x128 --profile                         # where the time goes, by operation
     tools/run tools.bench gpt2-124m --target tpu:v5p:2x2x1 --train.batch-size 64    # compiled, for other chips
+    tools/run tools.bench llama3-8b --target tpu:v5p:4x4x4
 
 What is timed is the step that `train` runs: same mesh, same optimiser, state donated, one step dispatched ahead of the
 one waited for. The batches, of random tokens or images, are on the devices already: the input pipeline is not timed.
@@ -57,7 +58,7 @@ from transformer_jax import experiment as experiments
 from transformer_jax.cli import process
 from transformer_jax.data import corpus, image_sources, images, tables, tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.experiment import Checkpoint, Experiment, Train
+from transformer_jax.experiment import Checkpoint, Experiment, Mesh, Train
 from transformer_jax.models import bert, gpt, seq2seq, vit
 from transformer_jax.tasks import Classification, ImageClassification, Translation
 from transformer_jax.tasks.classification import labelled
@@ -114,6 +115,28 @@ SHAPES: dict[str, Callable[[], Experiment]] = {
     "transformer-base": lambda: transformer(16, vocab_size=37_000),
     "gpt2-124m": lambda: Experiment(
         model=gpt.Config(vocab_size=50257), data=corpus.TextCorpus(length=1024), train=Train(batch_size=16)
+    ),
+    "llama3-8b": lambda: Experiment(  # a row of 8,192 tokens on each of 64 chips
+        model=gpt.Config(
+            vocab_size=128_256,
+            max_length=8192,
+            width=4096,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=8,
+            mlp_width=14_336,
+            position="rotary",
+            rope_theta=5e5,
+            norm="rms",
+            activation="silu",
+            gated=True,
+            bias=False,
+            tie_embeddings=False,
+            remat="full",
+        ),
+        data=corpus.TextCorpus(length=8192),
+        train=Train(batch_size=64),
+        mesh=Mesh(data=1, fsdp=64),
     ),
 }
 

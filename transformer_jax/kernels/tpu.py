@@ -277,8 +277,8 @@ def _fits(q_BTNH: Any, mask: Any, *, num_keys: int, bias: bool, dropout: bool, *
         return False
     _, T, N, H = q_BTNH.shape
     T, N = T // sharding.shards("length"), N // sharding.shards("heads")
-    sizes: Any = {"bytes_each": q_BTNH.dtype.itemsize, "chip": kernels.target_chip()}
-    return tpu_attention.fits(T, num_keys, N, H, **sizes, **layout)
+    sizes: dict[str, Any] = {"bytes_each": q_BTNH.dtype.itemsize, "chip": kernels.target_chip()}
+    return tpu_attention.fits(T, num_keys, N, H, **(sizes | layout))
 
 
 def attention(
