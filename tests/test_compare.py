@@ -57,6 +57,8 @@ def test_a_difference_is_claimed_where_there_is_one_and_not_between_equals():
     assert claimed <= 10, "runs that differ by chance alone"
     assert not any(bootstrap.ratio(a_E2, a_E2.copy(), samples=50, seed=seed).claimed for seed in range(100))
     assert bootstrap.ratio(a_E2, a_E2.copy()).p == 1.0
+    assert bootstrap.ratio(a_E2[:5], a_E2[:5] + [1.0, 0.0]).p < 0.05
+    assert not bootstrap.ratio(a_E2[:5], a_E2[:5] + [1.0, 0.0]).claimed, "five examples are too few"
     no_entity = np.zeros((3, 2))
     assert bootstrap.ratio(no_entity, no_entity).a == 0.0
     for bad in (a_E2[:5], np.full_like(a_E2, np.nan)):

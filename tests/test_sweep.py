@@ -279,7 +279,11 @@ def test_a_real_sweep_with_optuna_is_killed_and_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     assert states(folder) == ["done"] * 3
     steps = [row for row in evaluations(folder)[1] if row % 50 == 0]
-    assert sorted(set(steps)) == [50, 100, 150, 200, 250, 300] and "resumed" in (folder / "001.log").read_text()
+    rates = {tuple(run["arguments"]) for run in json.loads((folder / "sweep.json").read_text())["runs"]}
+    assert len(rates) == 3, "a resumed study goes on drawing, and does not begin again"
+    assert (
+        sorted(set(steps)) == [50, 100, 150, 200, 250, 300] and "resume from step" in (folder / "001.log").read_text()
+    )
 
 
 MINE = """

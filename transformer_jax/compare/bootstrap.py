@@ -16,6 +16,7 @@ import numpy as np
 
 from transformer_jax import extras, metrics
 
+LEAST = 20  # examples, or batches of them; a bootstrap of fewer finds differences where there are none
 AT_ONCE = 2**22  # indices of resamples that exist at once
 
 
@@ -28,7 +29,7 @@ class Difference(NamedTuple):
       low: the lower end of the 95 % interval of b - a.
       high: its upper end.
       p: the p-value of b - a.
-      examples: on which both were evaluated.
+      examples: on which both were evaluated, or batches of them.
     """
 
     a: float
@@ -40,8 +41,8 @@ class Difference(NamedTuple):
 
     @property
     def claimed(self) -> bool:
-        """Whether it is called a difference: p is below 0.05."""
-        return self.p < 0.05
+        """Whether it is called a difference: p is below 0.05, over enough examples for a bootstrap."""
+        return self.p < 0.05 and self.examples >= LEAST
 
 
 def ratio(

@@ -68,8 +68,7 @@ def _set(a: compare.Run, b: compare.Run, of: compare.Paired) -> list[Any]:
         return [pages.note(f"{of.set} set: not compared, {of.why_not}")]
     header = ["number", a.name, b.name, "difference", "95 % interval", "p", ""]
     rows = [[name, *terminal.difference(found)] for name, found in of.differences.items()]
-    examples = max(found.examples for found in of.differences.values())
-    parts = [pages.table(f"The {of.set} set, paired bootstrap over {examples:,} examples", header, rows)]
+    parts = [pages.table(f"The {of.set} set, paired bootstrap over {terminal.over(of)}", header, rows)]
     for name, found in of.disagreements.items():
         names = list(dict.fromkeys(key for one in found for key in one.texts))
         texts = [[one.example, one.a, one.b, *(_texts(one.texts.get(key)) for key in names)] for one in found]

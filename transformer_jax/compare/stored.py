@@ -123,7 +123,7 @@ def same_examples(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     counts = [len(next(iter(columns.values()))) for columns in (a, b)]
     if counts[0] != counts[1]:
         return f"{counts[0]:,} examples in one and {counts[1]:,} in the other"
-    for key in ("label", "references", "sources"):
+    for key in ("label", "examples", "references", "sources"):
         if key in a and key in b:
             other = next((at for at, pair in enumerate(zip(a[key], b[key], strict=True)) if pair[0] != pair[1]), None)
             if other is not None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformer_jax import compare
+from transformer_jax.compare import bootstrap
 
 WIDEST = 44  # characters of a cell
 
@@ -47,7 +48,8 @@ def number(value: float) -> str:
 def difference(found: compare.Difference) -> list[str]:
     """The cells of a difference: both values, b - a, its interval, the p-value, and whether it is claimed."""
     interval = f"[{found.low:+.4g}, {found.high:+.4g}]"
-    verdict = "differs" if found.claimed else "no difference shown"
+    few = f"fewer than {bootstrap.LEAST}, too few to say"
+    verdict = few if found.examples < bootstrap.LEAST else "differs" if found.claimed else "no difference shown"
     return [number(found.a), number(found.b), f"{found.b - found.a:+.4g}", interval, f"{found.p:.3f}", verdict]
 
 
@@ -76,10 +78,9 @@ def paired(a: compare.Run, b: compare.Run, sets: Sequence[compare.Paired]) -> li
         if of.why_not:
             lines += ["", f"{of.set} set: not compared, {plain(of.why_not)}"]
             continue
-        pairs = {name: found.examples for name, found in of.differences.items()}
         header = ["", a.name, b.name, "difference", "95 % interval", "p", ""]
         rows = [[name, *difference(found)] for name, found in of.differences.items()]
-        lines += ["", f"{of.set} set, paired bootstrap over {_counts(pairs)}:", *table(header, rows)]
+        lines += ["", f"{of.set} set, paired bootstrap over {over(of)}:", *table(header, rows)]
         for name, found in of.disagreements.items():
             if found:
                 lines.append(f"where {plain(name)} differs most:")
@@ -87,9 +88,12 @@ def paired(a: compare.Run, b: compare.Run, sets: Sequence[compare.Paired]) -> li
     return lines
 
 
-def _counts(pairs: dict[str, int]) -> str:
-    counts = sorted(set(pairs.values()))
-    return " or ".join(f"{count:,}" for count in counts) + " examples"
+def over(of: compare.Paired) -> str:
+    """What the bootstrap of a set draws: "1,000 examples", or "120 batches of examples"."""
+    shown = [one for found in of.disagreements.values() for one in found]
+    kind = "batches of examples" if any("examples" in one.texts for one in shown) else "examples"
+    counts = sorted({found.examples for found in of.differences.values()})
+    return f"{' and '.join(f'{count:,}' for count in counts)} {kind}"
 
 
 def _example(one: compare.Disagreement) -> list[str]:

@@ -215,7 +215,7 @@ def of_batches(batches: Mapping[str, np.ndarray], batch_size: int, examples: int
       examples: of the set.
     """
     firsts = range(0, examples, batch_size)
-    return {"label": [f"{at + 1}-{min(at + batch_size, examples)}" for at in firsts], **batches} if batches else {}
+    return {"examples": [f"{at + 1}-{min(at + batch_size, examples)}" for at in firsts], **batches} if batches else {}
 
 
 def reported(evaluate: Callable[..., Any], params: Any, batch: Any, task: Task, examples: Evaluation) -> list[str]:

@@ -115,7 +115,7 @@ class Sweep:
 
             extras.need("optuna", "a study")
             folder.mkdir(parents=True, exist_ok=True)
-            self.study = Study(folder, asked, highest=highest)
+            self.study = Study(folder, asked, begun=len(self.runs), highest=highest)
         folder.mkdir(parents=True, exist_ok=True)
         self.store()
 

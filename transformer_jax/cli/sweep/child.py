@@ -1,6 +1,6 @@
 """The process of one run of a sweep: `train`, which gets SIGTERM, and saves, when the sweep is killed.
 
-    python -m transformer_jax.cli.sweep.child PARENT train ...
+python -m transformer_jax.cli.sweep.child PARENT train ...
 """
 
 import ctypes

@@ -132,7 +132,7 @@ def runs(asked: Asked) -> list[list[str]]:
 
 
 def arguments_of(fields: Mapping[str, Any]) -> list[str]:
-    """The command line of `fields`, {flag: value}: a bool is --x or --no-x, a list or a text with spaces several words."""
+    """The command line of `fields`, {flag: value}: a bool is --x or --no-x, a list several words."""
     words: list[str] = []
     for flag, value in fields.items():
         if isinstance(value, bool):

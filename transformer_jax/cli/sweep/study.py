@@ -1,6 +1,5 @@
 """A study of Optuna: it chooses the fields of the next run by the results of those before."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformer_jax.cli.sweep.plan import Asked, arguments_of
 class Study:
     """Optuna's study in WORKDIR/optuna.log, its own journal, from which a killed sweep resumes."""
 
-    def __init__(self, folder: Path, asked: Asked, *, highest: bool) -> None:
+    def __init__(self, folder: Path, asked: Asked, *, begun: int, highest: bool) -> None:
         extras.need("optuna", "a study")
         import optuna
         from optuna.storages.journal import JournalFileBackend
@@ -21,7 +20,7 @@ class Study:
         self.study: Any = optuna.create_study(
             study_name="sweep",
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.log"))),
-            sampler=optuna.samplers.TPESampler(seed=random.Random(str(asked.train)).randrange(2**31)),
+            sampler=optuna.samplers.TPESampler(seed=begun),  # otherwise a resumed study draws its first values again
             direction="maximize" if highest else "minimize",
             load_if_exists=True,
         )
