@@ -21,7 +21,17 @@ from transformer_jax import hub
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert
-from transformer_jax.models.bert import albert, deberta, distilbert, electra, esm, modernbert, mpnet, roberta
+from transformer_jax.models.bert import (
+    albert,
+    contact_maps,
+    deberta,
+    distilbert,
+    electra,
+    esm,
+    modernbert,
+    mpnet,
+    roberta,
+)
 from transformer_jax.models.bert import bert as bert_format
 from transformer_jax.nn import params as param_tree
 
@@ -80,10 +90,10 @@ HEADS = {
     "DebertaV2ForTokenClassification": ("tokens",),
     "DebertaV2ForQuestionAnswering": ("span",),
     "DebertaV2ForMultipleChoice": (*POOLED, "choice"),
-    "EsmModel": POOLED,
-    "EsmForMaskedLM": ("mlm",),
-    "EsmForSequenceClassification": (*POOLED, "classification"),
-    "EsmForTokenClassification": ("tokens",),
+    "EsmModel": (*POOLED, "contacts"),
+    "EsmForMaskedLM": ("mlm", "contacts"),
+    "EsmForSequenceClassification": (*POOLED, "classification", "contacts"),
+    "EsmForTokenClassification": ("tokens", "contacts"),
     "XLMRobertaForMaskedLM": ("mlm",),
     "CamembertForTokenClassification": ("tokens",),
 }
@@ -150,6 +160,22 @@ def test_hidden_states_and_logits_are_transformers(name):
         per_token = value.shape[:2] == real_BT.shape
         ours, theirs = ((np.asarray(v)[real_BT] if per_token else np.asarray(v)) for v in (value, expected[key]))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5, err_msg=key)
+
+
+def test_contacts_are_transformers():
+    """With padded rows, with masks and token dropout; and the precision of the best pairs, by hand."""
+    folder = FIXTURES / "EsmForMaskedLM"
+    config, params, _ = hub.load(folder)
+    with np.load(folder / "contacts.npz", allow_pickle=False) as file:
+        tokens, lengths, expected = (file[name] for name in ("tokens", "lengths", "contacts"))
+    assert (tokens == config.zeroed_token).sum() == 5 and lengths.min() < tokens.shape[1]
+    found = np.asarray(jax.jit(bert.contacts, static_argnums=1)(params, config, tokens, lengths=lengths))
+    for b, length in enumerate(lengths):
+        real = slice(0, length - 2)
+        np.testing.assert_allclose(found[b, real, real], expected[b, real, real], rtol=0, atol=2e-5)
+    touches, scores = np.zeros((10, 10), bool), np.zeros((10, 10))
+    scores[0, 9], scores[0, 8], touches[0, 9] = 2, 1, True  # of ten residues L/5 is two pairs
+    assert contact_maps.precision(scores, touches) == 0.5
 
 
 def test_the_task_of_a_folder_pools_as_the_folder_states():

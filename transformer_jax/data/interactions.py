@@ -40,7 +40,10 @@ class Event(NamedTuple):
 
 
 class Source(Protocol):
-    """A source of events: a frozen dataclass. A class that inherits from this has its defaults."""
+    """A source of events: a frozen dataclass.
+
+    A source may also have `titles()`, {item: its name for people}; an item without one is named by its key.
+    """
 
     def events(self, skipped: Counter[str]) -> Iterable[Event]:
         """The events, in any order of users.
@@ -49,10 +52,6 @@ class Source(Protocol):
           skipped: counts what was skipped, by reason.
         """
         ...
-
-    def titles(self) -> Mapping[str, str]:
-        """{item: its name for people}; an item without one is named by its key."""
-        return {}
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,9 @@ def read(source: Source, *, min_user: int = 1, min_item: int = 1) -> Interaction
     present = sorted(np.unique(item_E).tolist(), key=lambda item: names[item])
     number_of = np.zeros(len(names), np.int32)
     number_of[present] = np.arange(len(present))
-    titles, keys = source.titles(), tuple(names[item] for item in present)
+    named = getattr(source, "titles", None)
+    titles: Mapping[str, str] = named() if named else {}
+    keys = tuple(names[item] for item in present)
     starts = np.append(np.flatnonzero(np.append(True, user_E[1:] != user_E[:-1])), len(user_E))
     facts: dict[str, Any] = {"users": len(starts) - 1, "items": len(keys), "events": len(item_E)}
     facts |= {"events_dropped_as_rare": len(users) - len(item_E)} if len(users) > len(item_E) else {}

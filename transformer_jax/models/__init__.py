@@ -55,6 +55,7 @@ MODULES = {
     "randaugment": "augment.randaugment",
     "corpus": "data.corpus",
     "sources": "data.sources",
+    "fasta": "data.fasta",
     "cleaning": "data.cleaning",
     "tokenizers": "data.tokenizers",
     "tables": "data.tables",

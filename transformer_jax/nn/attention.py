@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax import kernels, sharding
+from transformer_jax.nn import watch
 from transformer_jax.nn.layers import dropout
 from transformer_jax.nn.masks import Mask
 
@@ -35,6 +36,7 @@ def attend(
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     implementation: str = "auto",
+    kind: str = watch.SELF,
 ) -> jax.Array:
     """softmax(q k^T scale + bias) v over the keys that the mask allows, [B, T, N, H] (Vaswani et al. 2017, 3.2).
 
@@ -52,6 +54,7 @@ def attend(
       key: of dropout; None: without.
       implementation: a name of `IMPLEMENTATIONS`. "auto" is the platform's kernel where it computes this case, and
         otherwise the plain form, "xla".
+      kind: by which name `watch` keeps the probabilities.
 
     Raises:
       ValueError: a causal, segment or window mask with T != S, or a named implementation that does not compute this
@@ -62,6 +65,10 @@ def attend(
     k_BSKH = sharding.constrain(k_BSKH, ("batch", None, "kv_heads", None))  # every query needs all keys
     v_BSKH = sharding.constrain(v_BSKH, ("batch", None, "kv_heads", None))
     key = key if dropout_rate > 0.0 else None
+    if watch.current() is not None:
+        return _watched(
+            q_BTNH, k_BSKH, v_BSKH, mask.dense(q_BTNH.shape[1], k_BSKH.shape[1]), bias_NTS, scale, cap, kind
+        )
     options: Any = {"bias_NTS": bias_NTS, "scale": scale, "dropout_rate": dropout_rate, "key": key}
 
     def refuse(*operands: Any, **options: Any) -> jax.Array:
@@ -102,6 +109,30 @@ def _attend(
         else:
             out_BKGTH = _local(q_BKGTH, k_BKSH, v_BKSH, mask, block, scale, cap, dropout_rate, key)
         return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
+
+
+def _watched(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array | None,
+    bias_NTS: jax.Array | None,
+    scale: float,
+    cap: float,
+    kind: str,
+) -> jax.Array:
+    """The plain form without dropout, whose probabilities `watch` keeps and may change, [B, T, N, H]."""
+    times = q_BTNH.shape[2] // k_BSKH.shape[2]
+    k_BSNH, v_BSNH = jnp.repeat(k_BSKH, times, axis=2), jnp.repeat(v_BSKH, times, axis=2)
+    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH, preferred_element_type=jnp.float32)
+    scores_BNTS = scores_BNTS if bias_NTS is None else scores_BNTS + bias_NTS
+    scores_BNTS = kernels.soft_cap(scores_BNTS, cap) if cap else scores_BNTS
+    if mask_BTS is not None:
+        scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, -1e30)
+    seen = watch.current()
+    assert seen is not None
+    probs_BNTS = seen.changed(kind, jax.nn.softmax(scores_BNTS, axis=-1))
+    return jnp.einsum("BNTS,BSNH->BTNH", probs_BNTS.astype(v_BSNH.dtype), v_BSNH)
 
 
 def _local(
@@ -211,6 +242,9 @@ def attend_cached(
     q_BKGTH = q_BNH.reshape(B, K, N // K, 1, H)
     bias_NTS = None if bias_NS is None else bias_NS[:, None, :]
     scale = 1.0 / math.sqrt(H) if scale is None else scale
+    if watch.current() is not None:
+        k_BSKH, v_BSKH = jnp.moveaxis(k_BKSH, 1, 2), jnp.moveaxis(v_BKSH, 1, 2)
+        return _watched(q_BNH[:, None], k_BSKH, v_BSKH, mask.dense(1, S), bias_NTS, scale, cap, watch.CACHED)[:, 0]
     return _heads_first(q_BKGTH, k_BKSH, v_BKSH, mask.dense(1, S), bias_NTS, scale, cap, 0.0, None).reshape(B, N, H)
 
 

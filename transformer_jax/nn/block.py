@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax import kernels, sharding
-from transformer_jax.nn import attention, layers, positions
+from transformer_jax.nn import attention, layers, positions, watch
 from transformer_jax.nn.attention import KVCache
 from transformer_jax.nn.config import Config
 from transformer_jax.nn.masks import Mask
@@ -275,7 +275,7 @@ def _attend_cross(
         q_BTNH = q_BTNH.reshape(sources, -1, *shape[2:])
     options: Any = {"scale": cfg.score_scale, "dropout_rate": cfg.attention_dropout, "key": key}
     operands = (q_BTNH, cross.k_BSKH, cross.v_BSKH, cross.mask)
-    return attention.attend(*operands, **options, implementation=implementation).reshape(shape)
+    return attention.attend(*operands, **options, implementation=implementation, kind=watch.CROSS).reshape(shape)
 
 
 def cross_keys_values(p: dict[str, Any], cfg: Config, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,8 @@ writes it into a folder, and `load` reads that folder.
     TrainBPE         byte-level BPE trained on the training text, as GPT-2's and RoBERTa's
     TrainWordPiece   WordPiece trained on the training text, as BERT's
     TrainUnigram     Unigram trained on the training text, as SentencePiece's and ALBERT's
+    Residues         a token for each residue of a protein: ESM's vocabulary
+    Kmers            a token for each word of k letters of DNA
     TokenizerFile    a Hugging Face folder or a tokenizer.json, encoded as Transformers does; its files are kept
 
 A user's own spec is a frozen dataclass with `build(documents, cache) -> contracts.Tokenizer`. If its tokenizer saves
@@ -34,6 +36,8 @@ from transformer_jax.data.tokenizers.special import Special
 from transformer_jax.data.tokenizers.specs import (
     Bytes,
     Characters,
+    Kmers,
+    Residues,
     TokenizerFile,
     TrainBPE,
     TrainUnigram,
@@ -50,7 +54,9 @@ __all__ = [
     "Bytes",
     "CharacterTokenizer",
     "Characters",
+    "Kmers",
     "Languages",
+    "Residues",
     "Spec",
     "Special",
     "SubwordTokenizer",

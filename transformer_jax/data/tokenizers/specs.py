@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -142,6 +143,43 @@ class TrainUnigram(_Trained):
 
     def _train(self, documents: Documents) -> SubwordTokenizer:
         return training.train_unigram(self.vocab_size, self.lowercase, documents)
+
+
+AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWCXBUZO"  # in the order of ESM's vocabulary
+
+
+@dataclass(frozen=True)
+class Residues:
+    """ESM's vocabulary of 33 ids: a token for each residue of a protein. Nothing is trained."""
+
+    def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
+        """The tokenizer; it needs neither documents nor a cache."""
+        return _residues(("<cls>", "<pad>", "<eos>", "<unk>", *AMINO_ACIDS, ".", "-", "<null_1>", "<mask>"))
+
+
+@dataclass(frozen=True)
+class Kmers:
+    """A token for each word of k letters of DNA, and for the single letters. Nothing is trained."""
+
+    k: int = 6
+    """Letters of a word: 4^k words."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= 8:
+            raise InputError(f"Kmers.k = {self.k} must be 1 to 8")
+
+    def build(self, documents: Documents, cache: Path | None = None) -> SubwordTokenizer:
+        """The tokenizer; it needs neither documents nor a cache."""
+        made = ("".join(letters) for letters in itertools.product("ATCG", repeat=self.k)) if self.k > 1 else ()
+        return _residues(("<unk>", "<pad>", "<mask>", "<cls>", "<eos>", *made, *"ATCGN"))
+
+
+def _residues(vocabulary: tuple[str, ...]) -> SubwordTokenizer:
+    """ESM's kind of tokenizer with this vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.txt").write_text("\n".join(vocabulary))
+        Path(folder, "tokenizer_config.json").write_text('{"tokenizer_class": "EsmTokenizer"}')
+        return load(folder)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ B batch, T length, D width, E embedding width, C labels, V vocabulary, L layers.
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ import numpy as np
 from transformer_jax import sharding
 from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
+from transformer_jax.models.bert import contact_maps
 from transformer_jax.models.bert.heads import (
     choose,
     classify,
@@ -47,7 +48,7 @@ from transformer_jax.models.bert.heads import (
     summary,
     tag,
 )
-from transformer_jax.nn import block, config, layers, positions, stack
+from transformer_jax.nn import block, config, layers, positions, stack, watch
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.params import Param, zeros
@@ -61,8 +62,10 @@ __all__ = [
     "Config",
     "Head",
     "apply",
+    "attention_weights",
     "choose",
     "classify",
+    "contacts",
     "declare",
     "discriminate",
     "features",
@@ -78,8 +81,8 @@ __all__ = [
     "tag",
 ]
 
-Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator"]
-HEADS: tuple[Head, ...] = ("pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator")
+Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "choice", "discriminator", "contacts"]
+HEADS: tuple[Head, ...] = get_args(Head)
 TRUNK = ("embed", "blocks", "relative_bias", "distances", "final_norm")  # the parts of the tree that are no head
 RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
 UNMASKED_IN_TRAINING = 1.0 - 0.15 * 0.8  # of ESM: 80 % of the chosen 15 % are masked
@@ -229,6 +232,7 @@ def declare(cfg: Config) -> dict[str, Any]:
         "span": _declare_dense(D, 2, std),
         "choice": _declare_dense(D, 1, std),
         "discriminator": {"transform": _declare_dense(D, D, std), "out": _declare_dense(D, 1, std)},
+        "contacts": _declare_dense(cfg.num_layers * cfg.num_heads, 1, std),
     }
     if not cfg.tie_embeddings:
         heads["mlm"]["kernel"] = Param((E, cfg.vocab_size), ("embed", "vocab"), params_lib.normal(std))
@@ -311,6 +315,43 @@ def apply(
     if cfg.norm_order == "pre":
         x_BTD = layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
     return x_BTD
+
+
+def attention_weights(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    *,
+    types: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """The attention probabilities of each layer and head, float32 [L, B, N, T, T]; rows sum to 1, of padding too.
+
+    Args:
+      params: as for `apply`.
+      cfg: likewise.
+      tokens_BT: likewise.
+      types: likewise.
+      lengths: likewise.
+      segments: likewise.
+    """
+    with watch.attention() as seen:
+        apply(params, watch.open_up(cfg), tokens_BT, types=types, lengths=lengths, segments=segments)
+    return seen.probabilities(watch.SELF)
+
+
+def contacts(params: Params, cfg: Config, tokens_BT: jax.Array, *, lengths: jax.Array | None = None) -> jax.Array:
+    """Logits [B, T-2, T-2] float32, above 0 where two residues of a protein touch (`contact_maps.logits`).
+
+    Args:
+      params: of `init`, with the head "contacts".
+      cfg: the model's config.
+      tokens_BT: a first token, the residues and a last token, then padding. Its first residue is row and column 0.
+      lengths: [B], tokens of each row before its padding; None: no padding.
+    """
+    w_LBNTT = attention_weights(params, cfg, tokens_BT, lengths=lengths)
+    return contact_maps.logits(params["contacts"], w_LBNTT, lengths)
 
 
 def features(

@@ -3,10 +3,11 @@ Hugging Face stores them: `model_type: esm`.
 
 A pre-norm encoder of protein or DNA with rotary positions, or in the older ones learned positions that count from the
 padding's id plus one. ESM's masked tokens have no embedding, and the others are scaled for it (`Config.zeroed_token`).
-The classification head has a dense layer of its own, which is our pooler. The head that predicts contacts from the
-attention of all layers is not read, and written as zeros.
+The classification head has a dense layer of its own, which is our pooler. The head that predicts contacts reads the
+attention of all layers (`bert.contacts`); a model without it is written with zeros.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -37,11 +38,12 @@ KINDS: tuple[bert.Head, ...] = ("mlm", "classification", "tokens")
 HEADS: encoders.Heads = {
     "pooler": dense("pooler", "esm.pooler.dense"),
     **{head: roberta.HEADS[head] for head in KINDS},
+    "contacts": dense("contacts", "esm.contact_head.regression"),
 }
 ENDINGS = {heads: ending for heads, ending in encoders.ENDINGS.items() if set(heads) <= set(KINDS)}
 TIED = {"lm_head.decoder.weight": "esm.embeddings.word_embeddings.weight"}
-# The head for contacts; and the frequencies of rotary positions, under which name each version stored them.
-UNREAD_TENSORS = r"(esm\.)?(contact_head\.regression\.(weight|bias)|(encoder\..*)?rotary_embeddings\.inv_freq)"
+# The frequencies of rotary positions, under which name each version stored them.
+UNREAD_TENSORS = r"(esm\.)?(encoder\..*)?rotary_embeddings\.inv_freq"
 
 POSITIONS = {"rotary": "rotary", "absolute": "learned"}
 DEFAULTS = {name: default for name, default in encoders.DEFAULTS.items() if name != "type_vocab_size"} | {
@@ -64,8 +66,11 @@ def table(cfg: bert.Config) -> Table:
     unread = UNREAD_TENSORS
     if cfg.position == "rotary":  # published files have the other table too
         unread += r"|(esm\.)?embeddings\.position_embeddings\.weight"
+    if "contacts" in cfg.heads:
+        return made._replace(buffers=f"{made.buffers}|{unread}")
     contacts = {"weight": (1, cfg.num_layers * cfg.num_heads), "bias": (1,)}
     zeros = {f"esm.contact_head.regression.{name}": shape for name, shape in contacts.items()}
+    unread += r"|(esm\.)?contact_head\.regression\.(weight|bias)"
     return made._replace(buffers=f"{made.buffers}|{unread}", zeros=zeros)
 
 
@@ -110,7 +115,8 @@ def holds(cfg: Any) -> bool:
 
 def write_config(cfg: bert.Config) -> dict[str, Any]:
     """config.json's settings for `cfg`, of those that ESM has."""
-    written = encoders.write_fields(cfg, "esm", "Esm", ENDINGS)
+    beside = dataclasses.replace(cfg, heads=tuple(head for head in cfg.heads if head != "contacts"))
+    written = encoders.write_fields(beside, "esm", "Esm", ENDINGS)
     learned = cfg.position == "learned"
     return {name: value for name, value in written.items() if name not in ("type_vocab_size", "hidden_act")} | {
         "position_embedding_type": "absolute" if learned else "rotary",

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from transformer_jax import kernels, sharding
 from transformer_jax.contracts import TRAINING
 from transformer_jax.errors import InputError
-from transformer_jax.nn import attention, block, config, layers, positions, stack
+from transformer_jax.nn import attention, block, config, layers, positions, stack, watch
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.attention import KVCache
 from transformer_jax.nn.masks import Mask
@@ -211,6 +211,28 @@ def apply(
       key: likewise.
     """
     return _logits(params, cfg, hidden(params, cfg, tokens_BT, segments=segments, prefix=prefix, key=key))
+
+
+def attention_weights(
+    params: Params,
+    cfg: Config,
+    tokens_BT: jax.Array,
+    *,
+    segments: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+) -> jax.Array:
+    """The attention probabilities of each layer and head, float32 [L, B, N, T, T]; rows sum to 1.
+
+    Args:
+      params: as for `hidden`.
+      cfg: likewise.
+      tokens_BT: likewise.
+      segments: likewise.
+      prefix: likewise.
+    """
+    with watch.attention() as seen:
+        hidden(params, watch.open_up(cfg), tokens_BT, segments=segments, prefix=prefix)
+    return seen.probabilities(watch.SELF)
 
 
 def init_cache(cfg: Config, batch: int, length: int) -> KVCache:

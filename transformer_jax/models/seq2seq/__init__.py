@@ -40,7 +40,15 @@ from transformer_jax.models.seq2seq.decoding import (
     reorder,
     repeat,
 )
-from transformer_jax.models.seq2seq.sequences import apply, encode, head, head_bias, hidden
+from transformer_jax.models.seq2seq.sequences import (
+    AttentionWeights,
+    apply,
+    attention_weights,
+    encode,
+    head,
+    head_bias,
+    hidden,
+)
 from transformer_jax.nn import block, config, layers
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.params import Param, normal, zeros
@@ -49,9 +57,11 @@ Params = Any
 
 __all__ = [
     "TRUNK",
+    "AttentionWeights",
     "Cache",
     "Config",
     "apply",
+    "attention_weights",
     "declare",
     "decode_step",
     "encode",

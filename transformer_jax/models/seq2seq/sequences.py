@@ -4,13 +4,13 @@ B batch, S source length, T target length, D width, N heads, V vocabulary.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from transformer_jax import sharding
-from transformer_jax.nn import block, layers, positions, stack
+from transformer_jax.nn import block, layers, positions, stack, watch
 from transformer_jax.nn.masks import Mask
 
 if TYPE_CHECKING:
@@ -105,6 +105,44 @@ def hidden(
         one, p["blocks"], x_BTD, num_layers=cfg.decoder_layers, scan=cfg.scan_layers, remat=cfg.remat, key=blocks_key
     )
     return _scaled(cfg, final_norm(p, cfg, x_BTD))
+
+
+class AttentionWeights(NamedTuple):
+    """The attention probabilities of each layer and head, float32; rows sum to 1.
+
+    Attributes:
+      encoder: [L, B, N, S, S].
+      decoder: [L, B, N, T, T], of each token to those before it.
+      cross: [L, B, N, T, S], of each target token to the source.
+    """
+
+    encoder: jax.Array
+    decoder: jax.Array
+    cross: jax.Array
+
+
+def attention_weights(
+    params: Params,
+    cfg: "Config",
+    source_BS: jax.Array,
+    target_BT: jax.Array,
+    *,
+    source_lengths: jax.Array | None = None,
+) -> AttentionWeights:
+    """The attention probabilities of encoder, decoder and cross-attention.
+
+    Args:
+      params: as for `hidden`.
+      cfg: likewise.
+      source_BS: likewise.
+      target_BT: likewise.
+      source_lengths: likewise.
+    """
+    with watch.attention() as seen:
+        hidden(params, watch.open_up(cfg), source_BS, target_BT, source_lengths=source_lengths)
+    own = seen.each(watch.SELF)  # the encoder's layers are computed first
+    encoder, decoder = jnp.stack(own[: cfg.num_layers]), jnp.stack(own[cfg.num_layers :])
+    return AttentionWeights(encoder, decoder, seen.probabilities(watch.CROSS))
 
 
 def head(params: Params, cfg: "Config") -> jax.Array:
