@@ -69,6 +69,7 @@ MODULES = {
     "augment_speech": "augment.speech",
     "paired": "tasks.contrastive.paired",
     "icons": "tasks.contrastive.icons",
+    "masked_image": "tasks.masked_image",
     "text_to_image": "tasks.text_to_image",
     "captioned": "tasks.text_to_image.captioned",
     "picture_tokenizer": "tasks.text_to_image.tokenizer",

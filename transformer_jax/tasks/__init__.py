@@ -8,6 +8,7 @@ from transformer_jax.tasks.denoising import Denoising
 from transformer_jax.tasks.detection import Detection
 from transformer_jax.tasks.distillation import Distillation
 from transformer_jax.tasks.image_classification import ImageClassification
+from transformer_jax.tasks.masked_image import MaskedImage
 from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.next_item import NextItem
 from transformer_jax.tasks.preferences import DPO
@@ -27,6 +28,7 @@ __all__ = [
     "Detection",
     "Distillation",
     "ImageClassification",
+    "MaskedImage",
     "MaskedLM",
     "NextItem",
     "SpanQA",

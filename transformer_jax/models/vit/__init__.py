@@ -13,6 +13,7 @@ pre-norm blocks, a linear head that starts at zero.
     DeiT III      layer_scale=1e-4, stochastic_depth up to 0.5 (Touvron et al. 2022)
     YOLOS         detector="queries", num_queries=100, and layer_positions=True for S and B (Fang et al. 2021)
     OWL-ViT       detector="patches": each patch predicts a box near its own place (Minderer et al. 2022)
+    MAE           decoder=Decoder(8), num_classes=0: `reconstruct` predicts masked patches (He et al. 2022)
     DINOv2        layer_scale=1, pool="both", interpolate="bicubic"; giant: gated=True, activation="silu" (Oquab et al.
                   2023)
 
@@ -36,8 +37,9 @@ from transformer_jax.errors import InputError
 from transformer_jax.models.vit.detection import declare_detector, detect
 from transformer_jax.models.vit.heads import apply, distilled_logits, features, head_logits, pooled
 from transformer_jax.models.vit.inspection import attention_weights, hidden_states, rollout
+from transformer_jax.models.vit.reconstruction import Decoder, declare_decoder, reconstruct
 from transformer_jax.models.vit.resolution import resample_positions, resized
-from transformer_jax.models.vit.trunk import hidden
+from transformer_jax.models.vit.trunk import hidden, patches, unsplit
 from transformer_jax.nn import block, config, layers
 from transformer_jax.nn import params as params_lib
 from transformer_jax.nn.params import Param, normal, zeros
@@ -49,6 +51,7 @@ __all__ = [
     "SIZES",
     "TRUNK",
     "Config",
+    "Decoder",
     "apply",
     "attention_weights",
     "declare",
@@ -60,10 +63,13 @@ __all__ = [
     "hidden_states",
     "init",
     "mesh_sizes",
+    "patches",
     "pooled",
+    "reconstruct",
     "resample_positions",
     "resized",
     "rollout",
+    "unsplit",
 ]
 
 TRUNK = ("embed", "blocks", "final_norm", "pool", "layer_positions")  # the parts of the tree that are no head
@@ -118,6 +124,8 @@ class Config(config.Config):
     """Q, learned tokens with detector "queries"."""
     layer_positions: bool = False
     """Learned positions that are added after every layer but the last (YOLOS-S and B)."""
+    decoder: Decoder = field(default=Decoder(), metadata=RUN)
+    """What predicts masked patches (`reconstruct`), in pre-training."""
     pre_logits: int = field(default=0, metadata=RUN)
     """Width of a tanh layer before the head, which the paper uses in pre-training; 0: none."""
     qkv_bias: bool = True
@@ -179,6 +187,8 @@ class Config(config.Config):
             raise InputError("model.detector 'patches' needs all patches; set patch_dropout to 0")
         if self.layer_positions and (self.position != "learned" or self.patch_dropout or self.num_registers):
             raise InputError("model.layer_positions needs learned positions, no registers and no patch_dropout")
+        if self.decoder.layers and (self.decoder.width % max(self.decoder.heads, 1) or self.decoder.width % 4):
+            raise InputError(f"model.decoder is {self.decoder}: its width must be a multiple of its heads and of 4")
         if self.distillation == "head" and not self.num_classes:
             raise InputError("model.distillation 'head' needs classes; set model.num-classes, or distillation 'token'")
         if self.distillation == "head" and self.pre_logits:
@@ -285,6 +295,8 @@ def declare(cfg: Config) -> dict[str, Any]:
             "norm": one["mlp_norm"],
             "mlp": one["mlp"],
         }
+    if cfg.decoder.layers:
+        rest["decoder"] = declare_decoder(cfg)
     if cfg.pre_logits:
         rest["pre_logits"] = layers.declare_dense(cfg.pooled_width, cfg.pre_logits, ("embed", None), bias=True, std=std)
 

@@ -55,6 +55,22 @@ def trunk(
     """
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
     params = fitted(params, cfg, images_BYXC)
+    x_BTD = embed(params, cfg, images_BYXC, embed_key)
+    return blocks(params, cfg, x_BTD, blocks_key, num_outputs=num_outputs)
+
+
+def blocks(
+    params: Params, cfg: "Config", x_BTD: jax.Array, key: jax.Array | None, *, num_outputs: int | None = None
+) -> jax.Array:
+    """Hidden states after the final norm, [B, T or num_outputs, D], of tokens with their positions.
+
+    Args:
+      params: a tree with "blocks" and "final_norm".
+      cfg: the settings of these.
+      x_BTD: of `embed`, or some of its tokens.
+      key: of dropout and stochastic depth; None: evaluation.
+      num_outputs: as for `trunk`.
+    """
     positions_L1TD = params["layer_positions"]["embedding"] if cfg.layer_positions else None
     deepest = max(cfg.num_layers - 1, 1)
 
@@ -66,11 +82,11 @@ def trunk(
     x_BTD = stack.run(
         one,
         params["blocks"],
-        embed(params, cfg, images_BYXC, embed_key),
+        x_BTD,
         num_layers=cfg.num_layers,
         scan=cfg.scan_layers,
         remat=cfg.remat,
-        key=blocks_key,
+        key=key,
         last=None if num_outputs is None else functools.partial(one, num_outputs=num_outputs),
     )
     return layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
@@ -104,7 +120,7 @@ def embed(params: Params, cfg: "Config", images_BYXC: jax.Array, key: jax.Array 
     p, queries = params["embed"], []
     dropout_key, patches_key = (None, None) if key is None else jax.random.split(key)
     with sharding.replicated_length():  # the parts that are concatenated need not divide
-        x_BTD = layers.dense(p["patch"], _patches(cfg, images_BYXC).astype(cfg.dtype), out=None)
+        x_BTD = layers.dense(p["patch"], patches(cfg, images_BYXC).astype(cfg.dtype), out=None)
         names = [name for name in ("class", "distillation", "registers") if name in p]
         special = [sharding.constrain(p[name]["embedding"], (None, None)).astype(cfg.dtype) for name in names]
         if cfg.position == "learned":
@@ -137,12 +153,29 @@ def _check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
         raise InputError(f"images are {images_BYXC.dtype}; scale and normalise them to floats first")
 
 
-def _patches(cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
-    """The images' patches row by row, each flattened by channel, row and column, [B, T, P]."""
+def patches(cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
+    """The images' patches row by row, each flattened by channel, row and column, [B, N, P].
+
+    Args:
+      cfg: the model's config.
+      images_BYXC: of its size.
+    """
     B, (rows, columns), side, C = images_BYXC.shape[0], cfg.grid, cfg.patch_size, cfg.channels
     # One axis at a time: in an Explicit mesh a reshape of several is ambiguous.
     split = images_BYXC.reshape(B, rows, side, columns * side, C).reshape(B, rows, side, columns, side, C)
     return split.transpose(0, 1, 3, 5, 2, 4).reshape(B, rows * columns, C, side, side).reshape(B, rows * columns, -1)
+
+
+def unsplit(cfg: "Config", patches_BNP: jax.Array) -> jax.Array:
+    """The images [B, Y, X, C] of patches: the inverse of `patches`.
+
+    Args:
+      cfg: the model's config.
+      patches_BNP: all patches of each image.
+    """
+    (rows, columns), side = cfg.grid, cfg.patch_size
+    split = patches_BNP.reshape(-1, rows, columns, cfg.channels, side, side).transpose(0, 1, 4, 2, 5, 3)
+    return split.reshape(-1, *cfg.sides, cfg.channels)
 
 
 def _some_patches(cfg: "Config", x_BTD: jax.Array, key: jax.Array) -> jax.Array:

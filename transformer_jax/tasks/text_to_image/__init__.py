@@ -23,7 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import losses, models
-from transformer_jax.contracts import TRAINING, Evaluation, Input, Outputs, Prepared, Progress, Sums, Task, no_progress
+from transformer_jax.contracts import (
+    TRAINING,
+    Evaluation,
+    Input,
+    Outputs,
+    Prepared,
+    Progress,
+    Sums,
+    Task,
+    no_progress,
+    require_data,
+)
 from transformer_jax.decoding import decode, sets
 from transformer_jax.decoding.guidance import Guided
 from transformer_jax.errors import InputError
@@ -112,8 +123,7 @@ class TextToImage(Task):
     def check(self, model_cfg: Any, data: Any) -> None:
         """Refuses a model that does not suit the data."""
         models.require(model_cfg, "task TextToImage", ("hidden", "head"), ("vocab_size", "max_length", "width"))
-        if not isinstance(data, captioned.Captioned):
-            raise InputError(f"task TextToImage reads a text_to_image.Captioned, not a {type(data).__name__}")
+        require_data(data, "task TextToImage", ("source", "tokenizer", "caption_length", "length"))
         if not data.source.images:
             raise InputError("the left sides of data.source are texts; task TextToImage needs pictures")
         if data.length > model_cfg.max_length:
