@@ -1,6 +1,7 @@
 """Masked autoencoders: what the encoder sees, the loss, and a classifier that begins from one."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from transformer_jax.optim import Optim
 from transformer_jax.tasks.masked_image import EPS
 from transformer_jax.train import loop
 
-SIZES = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 32, "scan_layers": False}
+SIZES: Any = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 32, "scan_layers": False}
 MODEL = vit.Config(
     image_size=8, patch_size=2, channels=1, num_classes=0, decoder=vit.Decoder(1, 24, 3), init_std=0.2, **SIZES
 )

@@ -89,7 +89,7 @@ def reconstruct(
 
 
 def decoder_config(cfg: "Config") -> "Config":
-    """The settings of the decoder's blocks."""
+    """The settings of the blocks of the decoder of `cfg`."""
     return dataclasses.replace(
         cfg,
         width=cfg.decoder.width,
@@ -105,7 +105,7 @@ def decoder_config(cfg: "Config") -> "Config":
 
 
 def declare_decoder(cfg: "Config") -> dict[str, Any]:
-    """The decoder's tree of `Param`s."""
+    """The tree of `Param`s of the decoder of `cfg`."""
     small, values = decoder_config(cfg), cfg.channels * cfg.patch_size**2
     D, std = small.width, cfg.init_std
     return {
