@@ -152,7 +152,7 @@ def test_rows_and_the_loss(source):
 # ---- Guided drawing ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("scale", [2.5, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (0.0, 1.0))])
 def test_guidance_is_that_of_a_naive_loop(scale):
     params = gpt.init(jax.random.key(0), MODEL)
     prompts = np.array([[K, 7, 9, 30], [K, 11, K, K]], np.int32)
