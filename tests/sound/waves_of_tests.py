@@ -25,3 +25,14 @@ def like_speech(length: int) -> np.ndarray:
     swell = 0.5 - 0.5 * np.cos(2 * np.pi * 2.1 * t)
     noise = np.random.default_rng(5).random(length) - 0.5
     return (0.2 * swell * voice + 0.01 * noise).astype(np.float32)
+
+
+def utterances(count: int, length: int) -> list[np.ndarray]:
+    """`count` different waves, int16 [length]: parts of one voice, each with a tone of its own."""
+    speech, t = like_speech(length + 4000 * count), np.arange(length) / RATE
+    made = []
+    for i in range(count):
+        tone = 0.05 * (i % 4) * np.sin(2 * np.pi * (300 + 170 * i) * t)
+        wave = (0.2 + 0.8 * i / count) * speech[4000 * i : 4000 * i + length] + tone
+        made.append(np.clip(np.rint(32767 * wave), -32768, 32767).astype(np.int16))
+    return made

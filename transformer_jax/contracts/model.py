@@ -77,6 +77,27 @@ class Format(Protocol):
         ...
 
     @staticmethod
+    def read_extractor(cfg: Any, given: Mapping[str, Any], where: str) -> Any:
+        """`cfg` with what preprocessor_config.json says of the features of sound that the model reads.
+
+        A format of models of sound defines it, and `write_extractor`.
+
+        Args:
+          cfg: of `read_config`.
+          given: the object in preprocessor_config.json.
+          where: the file's name, for messages.
+
+        Raises:
+          InputError: features that the model would not compute.
+        """
+        return cfg
+
+    @staticmethod
+    def write_extractor(cfg: Any) -> dict[str, Any] | None:
+        """The object of a preprocessor_config.json that describes the features of `cfg`; None: it reads no sound."""
+        return None
+
+    @staticmethod
     def for_tokenizer(written: Mapping[str, Any], tokenizer_class: str) -> dict[str, Any]:
         """The object of a config.json with the model type that has tokenizers of a class.
 

@@ -40,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.decoding import timestamps
 from transformer_jax.decoding.decode import Prompts
 from transformer_jax.errors import InputError
 
@@ -85,6 +86,10 @@ class Beam:
     off."""
     suppress_ids: tuple[int, ...] = ()
     """Tokens that are never chosen, such as Marian's padding."""
+    begin_suppress_ids: tuple[int, ...] = ()
+    """Tokens that are not the first new one, such as Whisper's end of text."""
+    first_timestamp: int | None = None
+    """The id of <|0.00|>: it and all ids above are times, and follow Whisper's rules (`timestamps`). None: no rules."""
     forced_first: int | None = None
     """The first new token, with log-probability 0: mBART's language, BART's <s>."""
     forced_last: int | None = None
@@ -96,9 +101,10 @@ class Beam:
     paper's lambda, with Hamming diversity). Scores include it."""
 
     def __post_init__(self) -> None:
-        for name in ("stop_ids", "suppress_ids"):
+        for name in ("stop_ids", "suppress_ids", "begin_suppress_ids"):
             object.__setattr__(self, name, tuple(int(i) for i in getattr(self, name)))
-        tokens = (*self.stop_ids, *self.suppress_ids)
+        tokens = (*self.stop_ids, *self.suppress_ids, *self.begin_suppress_ids)
+        times = self.first_timestamp is None or bool(self.stop_ids and self.first_timestamp > self.stop_ids[0])
         for name, fine, rule in (
             ("width", self.width >= 1, "at least 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
@@ -110,6 +116,7 @@ class Beam:
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
             ("no_repeat_ngram", self.no_repeat_ngram >= 0, "0 (off) or positive"),
             ("suppress_ids", all(i >= 0 for i in tokens), "token ids, 0 or more"),
+            ("first_timestamp", times, "None, or an id above the first of stop_ids, which ends the text tokens"),
             ("forced_first", self.forced_first is None or self.forced_first >= 0, "None or a token id, 0 or more"),
             ("forced_last", self.forced_last is None or self.forced_last >= 0, "None or a token id, 0 or more"),
             ("groups", self.groups >= 1 and self.width % self.groups == 0, f"a divisor of the width, {self.width}"),
@@ -243,7 +250,7 @@ def start(
     logits_BV, cache = model.prefill(params, cfg, tokens_BT, cache, start_B=start_B)
     (B, V), G, W = logits_BV.shape, settings.groups, settings.width // settings.groups
     named = [i for i in (settings.forced_first, settings.forced_last) if i is not None]
-    named += [*settings.stop_ids, *settings.suppress_ids]
+    named += [*settings.stop_ids, *settings.suppress_ids, *settings.begin_suppress_ids, settings.first_timestamp or 0]
     if max(named, default=0) >= V:
         raise ValueError(f"the settings name token {max(named)}; the vocabulary has {V} tokens")
     none_BGW, filler = jnp.full((B, G, W), -jnp.inf, jnp.float32), _filler(settings)
@@ -399,12 +406,18 @@ def constrain(
     ids_V11 = jnp.arange(len(logits_VBW))[:, None, None]
     if settings.suppress_ids:
         logits_VBW = jnp.where(jnp.isin(ids_V11, jnp.array(settings.suppress_ids)), -jnp.inf, logits_VBW)
+    if settings.begin_suppress_ids:
+        begins_V11 = jnp.isin(ids_V11, jnp.array(settings.begin_suppress_ids)) & (step == 0)
+        logits_VBW = jnp.where(begins_V11, -jnp.inf, logits_VBW)
     if settings.min_new_tokens and settings.stop_ids:
         early_V11 = jnp.isin(ids_V11, jnp.array(settings.stop_ids)) & (step < settings.min_new_tokens)
         logits_VBW = jnp.where(early_V11, -jnp.inf, logits_VBW)
     if settings.no_repeat_ngram:
         repeats_BWV = repeats(tokens_BWM, prompts, step, settings.no_repeat_ngram, len(logits_VBW))
         logits_VBW = jnp.where(jnp.moveaxis(repeats_BWV, -1, 0), -jnp.inf, logits_VBW)
+    if settings.first_timestamp is not None:
+        first, ends = settings.first_timestamp, settings.stop_ids[0]
+        logits_VBW = timestamps.constrain(logits_VBW, tokens_BWM, step, first=first, text_end=ends)
     for forced, where_B in ((settings.forced_first, 0 * limit_B), (settings.forced_last, limit_B - 1)):
         if forced is not None:
             only_VBW = jnp.where(ids_V11 == forced, norm_BW, -jnp.inf)

@@ -76,7 +76,7 @@ def read(
     quantization = weights.read_json(folder / "config.json").get("quantization_config")
     with weights.open_tensors(folder) as stored:
         tensors = eight_bits.read(quantization, stored, where)
-        config = format.read_config(given, tensors.keys(), where)
+        config = _with_extractor(format, format.read_config(given, tensors.keys(), where), folder)
         table, declaration = format.table(config), models.family(config).declare(config)
         dtype = np.dtype(jnp.float32 if dtype is None else dtype)
         params, bytes_read = mapping.read_params(declaration, table, tensors, dtype, str(folder), chosen=chosen)
@@ -202,6 +202,14 @@ def _read_settings(folder: Path) -> tuple[dict[str, Any], Any, str]:
         raise InputError(f'{where}: "model_type" is {named!r}; supported are {", ".join(models.FORMATS)}')
     given = {name: value for name, value in given.items() if name != "quantization_config"}  # `eight_bits` reads it
     return given | {"model_type": model_type}, format, where
+
+
+def _with_extractor(format: Any, config: Any, folder: Path) -> Any:
+    """The config with what the folder says of the features of sound, where the format reads any."""
+    path = folder / preprocessor.FILE
+    if not hasattr(format, "read_extractor") or not path.exists():
+        return config
+    return format.read_extractor(config, weights.read_json(path), str(path))
 
 
 def _load_tokenizer(folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:

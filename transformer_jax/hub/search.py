@@ -7,6 +7,7 @@
     eos_token_id                       stop_ids: one or several
     forced_bos_token_id, forced_eos_token_id             forced_first, forced_last
     suppress_tokens, bad_words_ids (of one token each)   suppress_ids
+    begin_suppress_tokens              begin_suppress_ids
     length_penalty, no_repeat_ngram_size, num_return_sequences, num_beam_groups, diversity_penalty   likewise
 
 A decoder has do_sample, temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens (`sampling`).
@@ -37,7 +38,7 @@ NOT_COMPUTED = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "guidance_scale": 1.0,
-    **dict.fromkeys(("encoder_no_repeat_ngram_size", "begin_suppress_tokens", "exponential_decay_length_penalty")),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty")),
     **dict.fromkeys(("sequence_bias", "force_words_ids", "constraints", "penalty_alpha", "renormalize_logits")),
     **dict.fromkeys(("stop_strings", "max_time", "watermarking_config", "token_healing", "dola_layers")),
 }
@@ -105,6 +106,7 @@ def _search(settings: Mapping[str, Any], where: Path, config: Any) -> tuple[Beam
             min_new_tokens=min(shortest, longest),
             no_repeat_ngram=number("no_repeat_ngram_size", 0),
             suppress_ids=suppressed,
+            begin_suppress_ids=token_ids(settings, "begin_suppress_tokens", where),
             forced_first=next(iter(token_ids(settings, "forced_bos_token_id", where)), None),
             forced_last=forced_last[0] if len(forced_last) == 1 else None,
             groups=number("num_beam_groups", 1),
@@ -135,8 +137,15 @@ def _warn(ignored: list[str], where: Path) -> None:
 # The settings that `write` may write. An export keeps the other settings of the folder.
 WRITTEN = (
     *("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "length_penalty", "early_stopping"),
-    *("num_return_sequences", "no_repeat_ngram_size", "suppress_tokens", "bad_words_ids", "forced_bos_token_id"),
-    *("forced_eos_token_id", "num_beam_groups", "diversity_penalty", "eos_token_id", "pad_token_id"),
+    *("num_return_sequences", "no_repeat_ngram_size", "suppress_tokens", "bad_words_ids", "begin_suppress_tokens"),
+    *(
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "num_beam_groups",
+        "diversity_penalty",
+        "eos_token_id",
+        "pad_token_id",
+    ),
     "decoder_start_token_id",
 )
 # If a folder has any of these settings, it says how its decoder samples.
@@ -145,7 +154,8 @@ SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_p
 NOT_SAMPLED = {
     **{name: off for name, off in NOT_COMPUTED.items() if name not in SAMPLING},
     **{"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "top_h": 1.0},
-    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id")),
     **dict.fromkeys(("epsilon_cutoff", "eta_cutoff")),
 }
 
@@ -218,6 +228,7 @@ def write(beam: Beam, config: Any, languages: Languages | None = None) -> dict[s
         "num_return_sequences": beam.nbest if beam.nbest > 1 else None,
         "no_repeat_ngram_size": beam.no_repeat_ngram or None,
         "suppress_tokens": list(beam.suppress_ids) or None,
+        "begin_suppress_tokens": list(beam.begin_suppress_ids) or None,
         "forced_bos_token_id": first,
         "forced_eos_token_id": beam.forced_last,
         "num_beam_groups": beam.groups if beam.groups > 1 else None,

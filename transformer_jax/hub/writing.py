@@ -66,7 +66,10 @@ def export(
     settings = _written(format, config, tokenizer)
     declaration = models.family(config).declare(config)
     names = mapping.tensor_names(declaration, format.table(config))
-    _check_says(config, format.read_config(settings, names, "config.json"), settings["model_type"])
+    read_back = format.read_config(settings, names, "config.json")
+    extractor = format.write_extractor(config) if hasattr(format, "write_extractor") else None
+    read_back = read_back if extractor is None else format.read_extractor(read_back, extractor, preprocessor.FILE)
+    _check_says(config, read_back, settings["model_type"])
     wide = compress.unpack(params)
     tensors, dtype = mapping.write_params(declaration, format.table(config), wide), _dtype(wide)
     if labels:
@@ -93,7 +96,9 @@ def export(
         if readme is not None:
             (partial / card.FILE).write_text(readme(own | {"model_type": settings["model_type"]}), encoding="utf-8")
         if preprocess is not None:
-            _write_json(partial / preprocessor.FILE, preprocessor.write(preprocess, processor))
+            extractor = preprocessor.write(preprocess, processor)
+        if extractor is not None:
+            _write_json(partial / preprocessor.FILE, extractor)
         weights.write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
             _write_tokenizer(partial, format, config, tokenizer, settings)

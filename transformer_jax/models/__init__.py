@@ -25,6 +25,7 @@ MODULES = {
     "vit": "models.vit",
     "dual": "models.dual",
     "speech": "models.speech",
+    "whisper": "models.whisper",
     "positions": "nn.positions",
     "optim": "optim",
     "adapters": "adapters",
@@ -95,6 +96,7 @@ MODULES = {
     "pairs": "tasks.preferences.pairs",
     "cldr_replies": "tasks.preferences.cldr",
     "chat_templates": "data.chat_templates",
+    "transcription": "tasks.transcription",
 }
 # Names that old config.json files hold for types that have another name today.
 RENAMED = {
@@ -154,6 +156,7 @@ FORMATS = {
     "clip": "dual.clip",
     "siglip": "dual.siglip",
     "sentence-transformers": "dual.sentences",
+    "whisper": "whisper.whisper",
 }
 
 

@@ -16,6 +16,7 @@ from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.speech_recognition import SpeechRecognition
 from transformer_jax.tasks.tagging import Tagging
 from transformer_jax.tasks.text_to_image import TextToImage
+from transformer_jax.tasks.transcription import Transcription
 from transformer_jax.tasks.translation import Translation
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "SpeechRecognition",
     "Tagging",
     "TextToImage",
+    "Transcription",
     "Translation",
 ]

@@ -86,9 +86,48 @@ def hidden(
     Raises:
       ValueError: S or T > cfg.max_length.
     """
-    encode_key, embed_key, blocks_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+    encode_key, decode_key = (None, None) if key is None else jax.random.split(key)
     x_BSD = encode(params, cfg, source_BS, lengths=source_lengths, segments=source_segments, key=encode_key)
+    return decode(
+        params,
+        cfg,
+        x_BSD,
+        target_BT,
+        source_lengths=source_lengths,
+        source_segments=source_segments,
+        target_segments=target_segments,
+        key=decode_key,
+    )
+
+
+def decode(
+    params: Params,
+    cfg: "Config",
+    x_BSD: jax.Array,
+    target_BT: jax.Array,
+    *,
+    source_lengths: jax.Array | None = None,
+    source_segments: jax.Array | None = None,
+    target_segments: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """The states that `head` multiplies, [B, T, D] in cfg.dtype, of whole targets.
+
+    Args:
+      params: of `init`.
+      cfg: the model's config.
+      x_BSD: the encoder's states.
+      target_BT: as for `hidden`.
+      source_lengths: likewise.
+      source_segments: likewise.
+      target_segments: likewise.
+      key: likewise.
+
+    Raises:
+      ValueError: T > cfg.max_length.
+    """
     p = params["decoder"]
+    embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
     check_length(cfg, target_BT.shape[1])
     columns_T = jnp.arange(target_BT.shape[1])
     where = columns_T if target_segments is None else positions.restarted(target_segments)
@@ -188,7 +227,7 @@ def apply(
         target_segments=target_segments,
         key=key,
     )
-    return _logits(params, cfg, x_BTD)
+    return logits(params, cfg, x_BTD)
 
 
 # ------------------------------------------------------------------------------------------------ the parts of both
@@ -254,7 +293,14 @@ def _scaled(cfg: "Config", x_BTD: jax.Array) -> jax.Array:
     return x_BTD * cfg.width**-0.5 if cfg.scale_head else x_BTD
 
 
-def _logits(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
+def logits(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
+    """The logits of hidden states, [B, T, V] float32.
+
+    Args:
+      params: of the model.
+      cfg: the model's config.
+      x_BTD: of `decode`.
+    """
     kernel_DV, bias_V = head(params, cfg).astype(x_BTD.dtype), head_bias(params, cfg)
     axes = ("batch", "length", "vocab")
     logits_BTV = sharding.einsum("BTD,DV->BTV", x_BTD, kernel_DV, out=axes, dtype=jnp.float32)
@@ -272,7 +318,7 @@ def next_logits(params: Params, cfg: "Config", x_BD: jax.Array) -> jax.Array:
     x_BD = _scaled(cfg, x_BD)
     if not cfg.tie_embeddings:
         with sharding.replicated_length():
-            return _logits(params, cfg, x_BD[:, None])[:, 0]
+            return logits(params, cfg, x_BD[:, None])[:, 0]
     logits_BV, bias_V = layers.tied_logits(params["embed"]["token"], x_BD), head_bias(params, cfg)
     return logits_BV if bias_V is None else logits_BV + bias_V
 
