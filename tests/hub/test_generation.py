@@ -94,7 +94,6 @@ def test_nothing_said_is_greedy_up_to_the_models_length(tmp_path, marian):
         ({"bad_words_ids": [[3, 4], [5]]}, r"bad_words_ids [3, 4] (several tokens)"),
         ({"forced_eos_token_id": [0, 2]}, "forced_eos_token_id [0, 2]"),
         ({"decoder_start_token_id": 3}, "decoder_start_token_id 3 (config.json has 39)"),
-        ({"begin_suppress_tokens": [7]}, "begin_suppress_tokens [7]"),
     ],
 )
 def test_what_is_not_computed_is_named(tmp_path, marian, capsys, said, names):

@@ -66,10 +66,8 @@ def export(
     settings = _written(format, config, tokenizer)
     declaration = models.family(config).declare(config)
     names = mapping.tensor_names(declaration, format.table(config))
-    read_back = format.read_config(settings, names, "config.json")
     extractor = format.write_extractor(config) if hasattr(format, "write_extractor") else None
-    read_back = read_back if extractor is None else format.read_extractor(read_back, extractor, preprocessor.FILE)
-    _check_says(config, read_back, settings["model_type"])
+    _check_says(config, _read_back(format, settings, names, extractor), settings["model_type"])
     wide = compress.unpack(params)
     tensors, dtype = mapping.write_params(declaration, format.table(config), wide), _dtype(wide)
     if labels:
@@ -95,10 +93,8 @@ def export(
         _write_json(partial / "config.json", own)
         if readme is not None:
             (partial / card.FILE).write_text(readme(own | {"model_type": settings["model_type"]}), encoding="utf-8")
-        if preprocess is not None:
-            extractor = preprocessor.write(preprocess, processor)
-        if extractor is not None:
-            _write_json(partial / preprocessor.FILE, extractor)
+        if (features := preprocessor.write(preprocess, processor) if preprocess else extractor) is not None:
+            _write_json(partial / preprocessor.FILE, features)
         weights.write_tensors(partial, tensors, shard_bytes)
         if tokenizer is not None:
             _write_tokenizer(partial, format, config, tokenizer, settings)
@@ -277,6 +273,12 @@ def _written(format: Any, config: Any, tokenizer: tokenizers.Tokenizer | None) -
     """The object of config.json, under the model type that goes with the tokenizer."""
     for_tokenizer = getattr(format, "for_tokenizer", contracts.Format.for_tokenizer)
     return for_tokenizer(format.write_config(config), getattr(tokenizer, "tokenizer_class", ""))
+
+
+def _read_back(format: Any, settings: dict[str, Any], names: set[str], extractor: dict[str, Any] | None) -> Any:
+    """The config that is read from the objects of config.json and, for sound, of preprocessor_config.json."""
+    config = format.read_config(settings, names, "config.json")
+    return config if extractor is None else format.read_extractor(config, extractor, preprocessor.FILE)
 
 
 def _check_says(config: Any, read_back: Any, model_type: str) -> None:

@@ -102,7 +102,7 @@ def hidden(
 
 def decode(
     params: Params,
-    cfg: "Config",
+    cfg: Any,
     x_BSD: jax.Array,
     target_BT: jax.Array,
     *,
@@ -278,7 +278,7 @@ def score_bias(
     return positions.relative_bias(table, queries_T, keys_S, max_distance=far, bidirectional=bidirectional)
 
 
-def final_norm(side: Any, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
+def final_norm(side: Any, cfg: Any, x_BTD: jax.Array) -> jax.Array:
     """The states after the last block, normed where the model is pre-norm.
 
     Args:
@@ -293,7 +293,7 @@ def _scaled(cfg: "Config", x_BTD: jax.Array) -> jax.Array:
     return x_BTD * cfg.width**-0.5 if cfg.scale_head else x_BTD
 
 
-def logits(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
+def logits(params: Params, cfg: Any, x_BTD: jax.Array) -> jax.Array:
     """The logits of hidden states, [B, T, V] float32.
 
     Args:

@@ -8,7 +8,7 @@ Letters: B rows, W samples, T tokens of the decoder, D width, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,17 +16,20 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from transformer_jax import losses, models
-from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Progress, Sums, Task, no_progress
+from transformer_jax import files, losses, metrics, models, sharding
+from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import inputs as inputs_lib
-from transformer_jax.data import waves
+from transformer_jax.data import pipeline, waves
 from transformer_jax.decoding.beam import Beam
 from transformer_jax.errors import InputError
 from transformer_jax.nn import config
-from transformer_jax.tasks import text_to_text
+from transformer_jax.tasks import encoder, text_to_text
+from transformer_jax.tasks.speech_recognition import utterances
 from transformer_jax.tasks.transcription import windows
 from transformer_jax.tasks.transcription.windows import Transcript, Wanted
 
+PROMPT = 4  # the most first tokens: start, language, task, no times
+EXAMPLES = 5  # transcripts that a run prints beside their references
 FILES = 16  # files that `predict` reads and transcribes together
 
 
@@ -59,7 +62,7 @@ class Transcription(Task):
     pipeline_tag: ClassVar[str] = "automatic-speech-recognition"
 
     language: str = ""
-    """The language that is spoken: "de"; "auto": the most probable one; "": the model knows one language alone."""
+    """The language that is spoken: "de"; "auto": the most probable one; "": the model knows one alone."""
     translate: bool = False
     """The texts are English, whatever is spoken."""
     label_smoothing: float = 0.0
@@ -70,6 +73,63 @@ class Transcription(Task):
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InputError(f"task.label_smoothing = {self.label_smoothing}: must be in [0, 1)")
+
+    # ---- Data
+
+    def check(self, model_cfg: Any, data: utterances.Speech) -> None:
+        """Refuses a model that does not transcribe, and utterances that do not fit into its window."""
+        needed = ("features", "encode", "decode", "head", "head_bias", "init_cache", "prefill", "decode_step")
+        settings = ("window", "max_length", "eos_id", "decoder_start_id")
+        models.require(model_cfg, "task Transcription", needed, settings)
+        if data.pack != 1:
+            raise InputError(f"data.pack = {data.pack}: a window holds one utterance; give 1")
+        if data.samples > model_cfg.window:
+            seconds = model_cfg.window / waves.RATE
+            raise InputError(f"data.seconds = {data.seconds:g} is longer than the model's window of {seconds:g} s")
+        if data.labels + PROMPT > model_cfg.max_length:
+            raise InputError(
+                f"data.labels = {data.labels} and {PROMPT} first tokens are more than model.max_length = "
+                f"{model_cfg.max_length}; give at most {model_cfg.max_length - PROMPT}"
+            )
+        if self.language == "auto":
+            raise InputError('task.language = "auto" cannot be trained; name the language that is spoken')
+
+    def example(self, data: utterances.Speech) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of one example."""
+        T = data.labels + PROMPT
+        tokens = {name: jax.ShapeDtypeStruct((T,), np.int32) for name in ("inputs", "targets")}
+        return {
+            "waves": jax.ShapeDtypeStruct((data.samples,), np.int16),
+            "lengths": jax.ShapeDtypeStruct((), np.int32),
+            **tokens,
+            "weights": jax.ShapeDtypeStruct((T,), np.float32),
+        }
+
+    def prepare(self, data: utterances.Speech, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
+        """The decoded utterances, one in each row, and their texts after the first tokens."""
+        self.check(model_cfg, data)
+        sides: tuple[utterances.Side, ...] = ("train", "validation", "test")
+        found = {side: data.source.utterances(side) for side in sides[: 3 if data.source.has_test else 2]}
+        tokenizer = utterances.build_tokenizer(data, found["train"], workdir_tokenizer)
+        encoder.check_ids(model_cfg, tokenizer)
+        known = windows.special(tokenizer, model_cfg)
+        start = windows.prompt(known, Wanted(self.language, self.translate), self.language)
+        facts: dict[str, Any] = {"vocabulary": tokenizer.vocab_size, "baseline_wer_of_empty_transcripts": 1.0}
+        sets = {}
+        for side, one in found.items():
+            rows, dropped = utterances.rows(
+                one,
+                data,
+                tokenizer,
+                step=1,
+                gap=0,
+                steps=lambda samples: samples,
+                needed=len,
+                seed=seed if side == "train" else None,
+            )
+            facts |= {f"{side}_utterances": len(rows.packed)} | {f"{side}_{name}": n for name, n in dropped.items()}
+            sets[side] = Evaluation(_Texts(rows, start, known.end), (rows, utterances.texts(one, data.case)))
+        return Prepared(sets["train"].examples, sets["validation"], facts, tokenizer, sets.get("test"))
 
     # ---- Numbers
 
@@ -93,11 +153,60 @@ class Transcription(Task):
         """Nats and perplexity per token of the texts; both depend on the tokenizer."""
         return text_to_text.report(sums)
 
+    def score(
+        self,
+        params: Any,
+        model_cfg: Any,
+        tokenizer: Any,
+        evaluation: Evaluation,
+        folder: Path,
+        name: str,
+        *,
+        mesh: Any,
+        log: Callable[[str], None],
+        progress: Progress = no_progress,
+    ) -> dict[str, float | str]:
+        """Word and character error rates of the texts that the search finds; five of them are logged.
+
+        Writes FOLDER/NAME.references.txt and .hypotheses.txt, which agree line by line. Of several hosts each
+        transcribes the whole set.
+        """
+        rows, texts = evaluation.reference
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            params = multihost_utils.process_allgather(params, tiled=True)
+            mesh = sharding.make_mesh(devices=jax.local_devices())
+        recordings = [rows.samples_of(p) for p in range(len(texts))]
+        found = self._transcripts(params, model_cfg, tokenizer, recordings, mesh=mesh, progress=progress)
+        written = [one.text.replace("\n", " ") for one in found]
+        if jax.process_index() == 0:
+            for kind, lines in (("references", texts), ("hypotheses", written)):
+                files.write(folder / f"{name}.{kind}.txt", "".join(f"{line}\n" for line in lines))
+        for p in np.unique(np.linspace(0, len(texts) - 1, EXAMPLES).astype(int)):
+            log(f"said     {texts[p]}\n    written  {written[p]}")
+        return dict(metrics.error_rates(written, texts))
+
+    def tokens(self, data: utterances.Speech) -> int:
+        """The seconds of a row, silence included."""
+        return max(1, round(data.samples / waves.RATE))
+
+    def flops(self, model_cfg: Any, data: utterances.Speech) -> float:
+        """The FLOPs of a training step on one row, forward and backward, without the features (PaLM, appendix B)."""
+        return text_to_text.flops(model_cfg, model_cfg.max_frames, data.labels + PROMPT)
+
     # ---- Predictions
 
     def snapshot_settings(self) -> dict[str, Any]:
         """The search."""
         return {"beam": self.beam}
+
+    def default_data(self, tokenizer: Any, model_cfg: Any) -> utterances.Speech:
+        """A table that the user has to give."""
+        from transformer_jax.tasks.speech_recognition import recordings
+
+        seconds, labels = model_cfg.window / waves.RATE, model_cfg.max_length - PROMPT
+        return utterances.Speech(recordings.Recordings(("recordings.tsv",)), tokenizer, seconds=seconds, labels=labels)
 
     def predict_options(self, defaults: Predict) -> Listen:
         """The language, the task and the search."""
@@ -193,6 +302,31 @@ class Transcription(Task):
         wanted = Wanted(self.language, self.translate, timestamps)
         arguments = (models.family(model_cfg), params, model_cfg, tokenizer, recordings, self.beam, wanted)
         return windows.transcripts(*arguments, mesh=mesh, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Texts(pipeline.Examples):
+    """Rows of one utterance: its wave, and its text after the first tokens, as the decoder reads and writes it."""
+
+    rows: utterances.Rows
+    start: Sequence[int]
+    end: int
+
+    @property
+    def order(self) -> Sequence[int]:  # type: ignore[override]
+        return self.rows.order
+
+    def example(self, i: int) -> dict[str, np.ndarray]:
+        row = self.rows.example(i)
+        T = row["labels"].shape[1] + PROMPT
+        text = row["labels"][0, : row["sizes"][0]].tolist()
+        inputs, targets = [*self.start, *text], [*self.start[1:], *text, self.end]
+        made = {"waves": row["waves"], "lengths": row["lengths"][0]}
+        made |= {name: np.zeros(T, np.int32) for name in ("inputs", "targets")}
+        made["inputs"][: len(inputs)], made["targets"][: len(targets)] = inputs, targets
+        made["weights"] = np.zeros(T, np.float32)
+        made["weights"][len(self.start) - 1 : len(targets)] = 1
+        return made
 
 
 def _read(path: str) -> np.ndarray | str:

@@ -67,7 +67,7 @@ class Special(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """What was said in a recording.
+    """The text of a recording.
 
     Attributes:
       text: all of it.
@@ -93,7 +93,9 @@ def special(tokenizer: Any, cfg: Any) -> Special:
     spelled = set(tokenizer.special_spellings)
 
     def id_of(name: str) -> int | None:
-        ids = tokenizer.encode_prompt(f"<|{name}|>") if f"<|{name}|>" in spelled else ()
+        if f"<|{name}|>" not in spelled:
+            return None
+        ids = tokenizer.encode_prompt(f"<|{name}|>")
         return int(ids[0]) if len(ids) == 1 else None
 
     codes = sorted(name for s in spelled if 2 <= len(name := s.removeprefix("<|").removesuffix("|>")) <= 3)
