@@ -190,6 +190,9 @@ def _centre(image: Any, preprocess: Preprocess) -> np.ndarray:
         wanted = tuple(shortest if n == short else int(shortest * n / short) for n in image.size)
     if math.prod(wanted) > MAX_RESIZED:
         raise Broken(f"{image.width} x {image.height} pixels, too narrow to resize its shorter side to {min(wanted)}")
+    if preprocess.fit == "inside":
+        rows, columns = preprocess.inside(image.height, image.width)
+        wanted = (columns, rows)
     resized = _array(image.resize(wanted, _filter(preprocess)))
     top, left = (resized.shape[0] - rows) // 2, (resized.shape[1] - columns) // 2
     return resized[top : top + rows, left : left + columns]

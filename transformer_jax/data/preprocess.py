@@ -24,8 +24,12 @@ class Preprocess:
     """Rows and columns of the model's input, in pixels; one number: a square."""
     resize: int | tuple[int, int] = 224
     """Rows and columns after resizing, before the centre crop; one number: a square, or the shorter side."""
-    fit: Literal["squash", "shortest"] = "squash"
-    """squash: both sides become `resize`; shortest: the shorter one does, and the aspect ratio is kept."""
+    fit: Literal["squash", "shortest", "inside"] = "squash"
+    """squash: both sides become `resize`; shortest: the shorter one does, and the aspect ratio is kept; inside: the
+    aspect ratio is kept, the shorter side becomes the first of `resize` unless the longer would be above the second,
+    and nothing is cropped, so that images differ in size (`inside`)."""
+    multiple: int = 1
+    """inside: sides are rounded down to a multiple of this."""
     resample: Resample = "bilinear"
     """The name of Pillow's resampling filter."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -34,8 +38,10 @@ class Preprocess:
     """The standard deviation of each channel, of pixels in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.fit not in ("squash", "shortest"):
-            raise InputError(f"preprocess.fit is {self.fit!r}; it is one of squash, shortest")
+        if self.fit not in ("squash", "shortest", "inside"):
+            raise InputError(f"preprocess.fit is {self.fit!r}; it is one of squash, shortest, inside")
+        if self.fit == "inside" and self.size != self.resize:
+            raise InputError(f"preprocess.size is {self.size} with fit 'inside'; give it the value of resize")
         if self.resample not in get_args(Resample):
             raise InputError(f"preprocess.resample is {self.resample!r}; it is one of {', '.join(get_args(Resample))}")
         if self.fit == "shortest" and isinstance(self.resize, tuple):
@@ -63,6 +69,17 @@ class Preprocess:
     def seen(self) -> float:
         """The share of the resized image that the model sees."""
         return math.prod(self.sides) / math.prod(sides(self.resize))
+
+    def inside(self, rows: int, columns: int) -> tuple[int, int]:
+        """Rows and columns of an image with `rows` and `columns` after resizing by fit "inside"."""
+        least, most = sides(self.resize)
+        short, long = min(rows, columns), max(rows, columns)
+        exact: float = least
+        if long / short * least > most:
+            exact, least = most * short / long, round(most * short / long)
+        resized = [least if side == short else int(exact * side / short) for side in (rows, columns)]
+        down, across = (max(side - side % self.multiple, self.multiple) for side in resized)
+        return down, across
 
     def scaled(self, size: int | tuple[int, int]) -> "Preprocess":
         """This preprocessing for another size. `resize` scales with it, so the model sees the same part of an image.

@@ -31,6 +31,7 @@ SUFFIXES = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "Featur
 UNREAD = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "device", "return_tensors"),
     *("data_format", "input_data_format", "do_convert_rgb", "size_divisor", "default_to_square", "disable_grouping"),
+    *("do_pad", "pad_size", "format", "do_convert_annotations"),  # of batches and of annotations
 )
 
 
@@ -74,7 +75,11 @@ def read(folder: Path, processors: Mapping[str, Mapping[str, Any]]) -> Preproces
     else:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     try:
-        return Preprocess(size=size, resize=resize, fit=fit, resample=FILTERS[s["resample"]], mean=mean, std=std)
+        return Preprocess(
+            **{"size": size, "resize": resize, "fit": fit, "resample": FILTERS[s["resample"]]},
+            multiple=processors[stem].get("multiple", 1) if fit == "inside" else 1,
+            **{"mean": mean, "std": std},
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -86,9 +91,13 @@ def _size(value: Any, where: str) -> tuple[Any, Any]:
         if given.keys() == {"height", "width"}:
             rows, columns = given["height"], given["width"]
             return rows if rows == columns else (rows, columns), "squash"
+        if given.keys() == {"shortest_edge", "longest_edge"}:
+            return (given["shortest_edge"], given["longest_edge"]), "inside"
         if given.keys() == {"shortest_edge"}:
             return given["shortest_edge"], "shortest"
-    raise InputError(f"{where} is {value!r}; it must be one number, height and width, or a shortest_edge")
+    raise InputError(
+        f"{where} is {value!r}; it must be one number, height and width, or a shortest_edge, with a longest_edge or not"
+    )
 
 
 def _channels(value: Any, where: str) -> tuple[float, ...]:
@@ -105,14 +114,15 @@ def write(preprocess: Preprocess, processor: str) -> dict[str, Any]:
       processor: the name of the image processor: "ViT" for ViTImageProcessor.
     """
     resized, cropped = ({"height": s[0], "width": s[1]} for s in (sides(preprocess.resize), preprocess.sides))
+    edges = dict(zip(("shortest_edge", "longest_edge"), resized.values(), strict=True))
     crops = preprocess.fit == "shortest" or preprocess.size != preprocess.resize
+    size = {"squash": resized, "shortest": {"shortest_edge": preprocess.resize}, "inside": edges}[preprocess.fit]
     return {
         "image_processor_type": f"{processor}ImageProcessor",
         "do_resize": True,
-        "size": resized if preprocess.fit == "squash" else {"shortest_edge": preprocess.resize},
+        "size": size,
         "resample": next(number for number, name in FILTERS.items() if name == preprocess.resample),
-        "do_center_crop": crops,
-        "crop_size": cropped,
+        **({} if preprocess.fit == "inside" else {"do_center_crop": crops, "crop_size": cropped}),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -150,6 +150,7 @@ FORMATS = {
     "mbart": "seq2seq.bart",
     "marian": "seq2seq.marian",
     "vit": "vit.vit",
+    "yolos": "vit.yolos",
     "deit": "vit.deit",
     "dinov2": "vit.dinov2",
     "dinov2_with_registers": "vit.dinov2",

@@ -110,7 +110,7 @@ def _mlp_width(width: int, ratio: int, gated: bool) -> int:
 
 def holds(cfg: Any) -> bool:
     """Whether this is the format to try for a config."""
-    return isinstance(cfg, vit.Config) and cfg.distillation == "none" and cfg.interpolate != "never"
+    return isinstance(cfg, vit.Config) and vit_format.plain(cfg) and cfg.interpolate != "never"
 
 
 def write_config(cfg: vit.Config) -> dict[str, Any]:

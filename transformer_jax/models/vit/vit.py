@@ -53,12 +53,17 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
 
 def holds(cfg: Any) -> bool:
     """Whether this is the format to try for a config."""
-    return isinstance(cfg, vit.Config) and cfg.distillation == "none" and cfg.interpolate == "never"
+    return isinstance(cfg, vit.Config) and plain(cfg) and cfg.interpolate == "never"
 
 
 def write_config(cfg: vit.Config) -> dict[str, Any]:
     """config.json's settings for `cfg`, of those that ViT has."""
     return write_fields(cfg, "vit", "ViTForImageClassification" if cfg.num_classes else "ViTModel")
+
+
+def plain(cfg: vit.Config) -> bool:
+    """Whether `cfg` has neither distillation nor a detector."""
+    return cfg.distillation == "none" and cfg.detector == "none"
 
 
 # ---------------------------------------------------------------------------------------------------- with DeiT's

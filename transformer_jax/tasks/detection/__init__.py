@@ -253,6 +253,14 @@ class Detection(Task):
 
         return boxes.BoxSet(box_files.Coco("annotations/instances_train2017.json", "train2017"))
 
+    def adopt(self, theirs: Any, log: Any, origin: str) -> "Detection":
+        """With the normalisation of the images that the checkpoint's parameters were trained on."""
+        found = theirs.preprocess
+        if (self.preprocess.mean, self.preprocess.std) != (found.mean, found.std):
+            log(f"images are normalised by mean {found.mean}, std {found.std} as in {origin}")
+        adopted = dataclasses.replace(self.preprocess, mean=found.mean, std=found.std)
+        return dataclasses.replace(self, preprocess=adopted)
+
     def predict_options(self, defaults: Predict) -> Look:
         """The options of `predict`: which objects to give, and where to draw and write them."""
         return Look()

@@ -1,0 +1,108 @@
+"""Detectors that Transformers wrote give Transformers' logits and boxes, for images of two shapes; exports come back to
+the bit; image processors make the same pixels; settings that we do not compute are refused in one line.
+
+The fixtures in tests/data/hf/detection are made by tools/fixtures/make_hf_detection.py, which also checks that
+Transformers loads our exports.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from transformer_jax import hub, models, restore
+from transformer_jax.data import image_files
+from transformer_jax.errors import InputError
+from transformer_jax.models import vit
+from transformer_jax.models.vit import yolos
+from transformer_jax.nn import params as param_tree
+from transformer_jax.tasks import Detection
+
+FIXTURES = Path(__file__).parents[1] / "data" / "hf" / "detection"
+LABELS = ("crane", "lantern", "teapot")
+
+
+def expected_of(name):
+    with np.load(FIXTURES / name / "expected.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", ["YolosTi", "YolosS"])
+def test_logits_and_boxes_are_transformers(name):
+    config, params, _ = hub.load(FIXTURES / name)
+    assert config.detector == "queries" and config.image_size == (16, 24) and config.num_queries == 5
+    assert config.layer_positions == (name == "YolosS")
+    expected = expected_of(name)
+    detect = jax.jit(models.family(config).detect, static_argnums=1)
+    for prefix, images in (("", expected["images"]), ("larger_", expected["larger"])):
+        found = detect(params, config, images)
+        assert expected[f"{prefix}logits"].std() > 0.5, "the bound below means something at this scale only"
+        np.testing.assert_allclose(found.logits, expected[f"{prefix}logits"], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found.boxes, expected[f"{prefix}boxes"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["YolosTi", "YolosS"])
+def test_exports_come_back_to_the_bit(name, tmp_path):
+    loaded = restore.load(FIXTURES / name)
+    assert isinstance(loaded.task, Detection) and loaded.task.labels == LABELS
+    preprocess = loaded.task.preprocess
+    hub.export(tmp_path / "out", loaded.config, loaded.params, labels=LABELS, preprocess=preprocess)
+    again = restore.load(tmp_path / "out")
+    assert again.config == loaded.config and again.task == loaded.task
+    for (path, x), y in zip(param_tree.flatten(loaded.params).items(), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=path)
+
+
+def test_pixels_are_the_image_processors():
+    expected, preprocess = expected_of("YolosTi"), hub.preprocessing(FIXTURES / "YolosTi")
+    pixels = image_files.pixels(expected["photograph"], preprocess)
+    found = (pixels / 255.0 - np.array(preprocess.mean)) / np.array(preprocess.std)
+    assert found.shape == expected["pixels"].shape == (32, 32, 3)
+    assert np.abs((found - expected["pixels"]) * np.array(preprocess.std)).max() <= 1 / 255 + 1e-6
+    published = hub.preprocessing(FIXTURES / "YolosS")
+    assert published.inside(480, 640) == (800, 1056) and published.inside(400, 1000) == (528, 1328)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_detection_tokens": None}, 'lacks "num_detection_tokens"'),
+        ({"num_detection_tokens": 4}, r"vit.embeddings.position_embeddings has shape \(1, 12, 16\), but its config.json"),
+        ({"use_mid_position_embeddings": False}, "the unexpected vit.encoder.mid_position_embeddings"),
+        ({"rope_theta": 3}, '"rope_theta": 3 is an unknown setting'),
+    ],
+)
+def test_what_is_not_computed_is_refused(settings, message, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "YolosS", folder)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(InputError, match=message):
+        hub.load(folder)
+
+
+def test_a_detector_of_patches_has_no_folder():
+    cfg = vit.Config(image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2, detector="patches", num_classes=3)
+    assert yolos.holds(cfg)
+    with pytest.raises(InputError, match="model.detector is 'patches'.*no Hugging Face folder can be written"):
+        yolos.write_config(cfg)
+
+
+def test_a_classifier_becomes_a_detector():
+    """The positions of a trained ViT are kept and those of new queries are zeros; fewer queries keep the first ones."""
+    plain = vit.Config(image_size=16, patch_size=8, width=8, num_layers=1, num_heads=2, num_classes=3)
+    wanted = dataclasses.replace(plain, image_size=(16, 24), detector="queries", num_queries=4)
+    params, said = jax.jit(vit.init, static_argnums=1)(jax.random.key(0), plain), []
+    found = vit.resized(params, plain, wanted, said.append)
+    table = np.asarray(found["embed"]["position"]["embedding"])
+    assert table.shape == (1 + 6 + 4, 8) and not table[7:].any() and table[0].any()
+    assert said == ["from images of 16 pixels to (16, 24)", "from 0 queries to 4"]
+    fewer = dataclasses.replace(wanted, num_queries=2)
+    both = jax.jit(vit.init, static_argnums=1)(jax.random.key(1), wanted)
+    less = vit.resized(both, wanted, fewer, said.append)
+    np.testing.assert_array_equal(less["queries"]["embedding"], both["queries"]["embedding"][:2])
+    np.testing.assert_array_equal(less["embed"]["position"]["embedding"], both["embed"]["position"]["embedding"][:9])
