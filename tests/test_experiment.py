@@ -22,6 +22,7 @@ from transformer_jax.data import (
     image_sources,
     images,
     interactions,
+    masks,
     sources,
     tables,
     tokenizers,
@@ -423,14 +424,17 @@ def shrink_images(experiment: Experiment, folder: Path) -> Experiment:
     return dataclasses.replace(experiment, model=dataclasses.replace(model, **changes), task=task, data=data)
 
 
-def shrink_boxes(experiment: Experiment) -> Experiment:
+def shrink_scenes(experiment: Experiment) -> Experiment:
     """A few scenes of digits."""
-    changes: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32, "num_classes": 10}
+    detects = isinstance(experiment.data, boxes.BoxSet)
+    changes: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
+    changes["num_classes"] = 10 if detects else 11
     model = dataclasses.replace(experiment.model, **changes, image_size=32, patch_size=16)
     task = dataclasses.replace(
         experiment.task, preprocess=dataclasses.replace(experiment.task.preprocess, size=32, resize=32)
     )
-    data = boxes.BoxSet(scenes.Scenes(train=16, validation=8), most_objects=4)
+    few = scenes.Scenes(train=16, validation=8)
+    data = boxes.BoxSet(few, most_objects=4) if detects else masks.MaskSet(few)
     return dataclasses.replace(experiment, model=model, data=data, task=task)
 
 
@@ -454,8 +458,8 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         return shrink_run(shrink_speech(experiment, text.with_suffix("")))
     if isinstance(experiment.data, images.ImageSet):
         return shrink_run(shrink_images(experiment, text.with_suffix("")))
-    if isinstance(experiment.data, boxes.BoxSet):
-        return shrink_run(shrink_boxes(experiment))
+    if isinstance(experiment.data, boxes.BoxSet | masks.MaskSet):
+        return shrink_run(shrink_scenes(experiment))
     if isinstance(experiment.data, histories.Histories):
         return shrink_run(shrink_histories(experiment, text))
     pairs = isinstance(experiment.model, seq2seq.Config)

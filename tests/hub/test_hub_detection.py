@@ -71,7 +71,10 @@ def test_pixels_are_the_image_processors():
     ("settings", "message"),
     [
         ({"num_detection_tokens": None}, 'lacks "num_detection_tokens"'),
-        ({"num_detection_tokens": 4}, r"vit.embeddings.position_embeddings has shape \(1, 12, 16\), but its config.json"),
+        (
+            {"num_detection_tokens": 4},
+            r"vit.embeddings.position_embeddings has shape \(1, 12, 16\), but its config.json",
+        ),
         ({"use_mid_position_embeddings": False}, "the unexpected vit.encoder.mid_position_embeddings"),
         ({"rope_theta": 3}, '"rope_theta": 3 is an unknown setting'),
     ],

@@ -42,6 +42,8 @@ MODULES = {
     "contrastive": "tasks.contrastive",
     "detection": "tasks.detection",
     "scenes": "tasks.detection.scenes",
+    "segmentation": "tasks.segmentation",
+    "masks": "data.masks",
     "sets": "losses.sets",
     "boxes": "data.boxes",
     "box_files": "data.box_files",

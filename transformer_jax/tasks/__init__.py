@@ -12,6 +12,7 @@ from transformer_jax.tasks.masked_image import MaskedImage
 from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.next_item import NextItem
 from transformer_jax.tasks.preferences import DPO
+from transformer_jax.tasks.segmentation import Segmentation
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.speech_recognition import SpeechRecognition
 from transformer_jax.tasks.tagging import Tagging
@@ -32,6 +33,7 @@ __all__ = [
     "MaskedImage",
     "MaskedLM",
     "NextItem",
+    "Segmentation",
     "SpanQA",
     "SpeechRecognition",
     "Tagging",

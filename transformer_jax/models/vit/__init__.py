@@ -35,7 +35,7 @@ import jax
 from transformer_jax.contracts import RUN, TRAINING
 from transformer_jax.errors import InputError
 from transformer_jax.models.vit.detection import declare_detector, detect
-from transformer_jax.models.vit.heads import apply, distilled_logits, features, head_logits, pooled
+from transformer_jax.models.vit.heads import apply, distilled_logits, features, head_logits, pooled, segment
 from transformer_jax.models.vit.inspection import attention_weights, hidden_states, rollout
 from transformer_jax.models.vit.reconstruction import Decoder, declare_decoder, reconstruct
 from transformer_jax.models.vit.resolution import resample_positions, resized
@@ -69,6 +69,7 @@ __all__ = [
     "resample_positions",
     "resized",
     "rollout",
+    "segment",
     "unsplit",
 ]
 
@@ -117,6 +118,8 @@ class Config(config.Config):
     """A bias in the projection of the patches; CLIP has none."""
     embedding_norm: bool = False
     """A norm before the first block (CLIP)."""
+    head_grid: int = field(default=1, metadata=RUN)
+    """Rows and columns of labels that the head gives each patch in segmentation (`segment`)."""
     detector: Literal["none", "queries", "patches"] = field(default="none", metadata=RUN)
     """What predicts objects (`detect`), in place of the classifier's head: learned tokens after the patches; or each
     patch, with a box whose centre is that of the patch before it has learned another."""
@@ -178,6 +181,11 @@ class Config(config.Config):
             raise InputError(
                 f"model.detector is {self.detector!r}, which needs model.num_classes and neither distillation nor "
                 "pre_logits"
+            )
+        if self.head_grid < 1 or (self.head_grid > 1 and (self.pool != "mean" or self.pre_logits)):
+            raise InputError(
+                f"model.head_grid is {self.head_grid}; it must be at least 1, and above 1 only with pool 'mean' and "
+                "without pre_logits"
             )
         if self.detector == "queries" and self.num_queries < 1:
             raise InputError(f"model.num_queries is {self.num_queries}; it must be at least 1")
@@ -317,8 +325,9 @@ def _declare_tokens(count: int, width: int, init: params_lib.Initializer) -> dic
 
 
 def _declare_head(cfg: Config) -> dict[str, Param]:
-    kernel = Param((cfg.pre_logits or cfg.pooled_width, cfg.num_classes), ("embed", None), zeros)
-    return {"kernel": kernel, "bias": Param((cfg.num_classes,), (None,), zeros)}
+    outputs = cfg.num_classes * cfg.head_grid**2
+    kernel = Param((cfg.pre_logits or cfg.pooled_width, outputs), ("embed", None), zeros)
+    return {"kernel": kernel, "bias": Param((outputs,), (None,), zeros)}
 
 
 def init(key: jax.Array, cfg: Config) -> Params:

@@ -105,6 +105,27 @@ def distilled_logits(params: Params, cfg: "Config", x_BTD: jax.Array) -> tuple[j
     return _head(params["head"], own_B1D[:, 0]), _head(params["distillation_head"], distilled_B1D[:, 0])
 
 
+def segment(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Logits of the parts of each patch, float32 [B, rows, columns, K], by the head applied to each patch alone.
+
+    Rows and columns are those of the patches times `cfg.head_grid`. With a grid of 1 this is Segmenter's linear decoder
+    (Strudel et al. 2021, arXiv 2105.05633).
+
+    Args:
+      params: as for `hidden`.
+      cfg: with pool="mean", so that the head reads states of the model's width.
+      images_BYXC: as for `hidden`.
+      key: likewise; there is no patch dropout.
+    """
+    x_BTD = sharding.constrain(trunk(params, cfg, images_BYXC, key), ("batch", None, None))[:, cfg.num_special :]
+    B, s = len(x_BTD), cfg.head_grid
+    rows, columns = (side // cfg.patch_size for side in images_BYXC.shape[1:3])
+    with sharding.replicated_length():
+        logits_BTK = layers.dense(params["head"], x_BTD.astype(jnp.float32), out=None)
+    parts = logits_BTK.reshape(B, rows, columns, s, s, cfg.num_classes).transpose(0, 1, 3, 2, 4, 5)
+    return parts.reshape(B, rows * s, columns, s, cfg.num_classes).reshape(B, rows * s, columns * s, cfg.num_classes)
+
+
 def _head(p: Any, x_BD: jax.Array) -> jax.Array:
     with sharding.replicated_length():
         x_B1D = sharding.constrain(x_BD.astype(jnp.float32)[:, None], ("batch", None, None))

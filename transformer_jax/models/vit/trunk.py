@@ -93,7 +93,13 @@ def blocks(
 
 
 def fitted(params: Params, cfg: "Config", images_BYXC: jax.Array) -> Params:
-    """The parameters `params` with positions for the size of `images_BYXC`, interpolated where `cfg` says so."""
+    """The parameters with positions for images of this size, interpolated where the config says so.
+
+    Args:
+      params: as for `hidden`.
+      cfg: the model's config.
+      images_BYXC: as for `hidden`.
+    """
     if cfg.interpolate == "never" or images_BYXC.ndim != 4 or images_BYXC.shape[1:3] == cfg.sides:
         return params
     return resample_positions(params, cfg, (images_BYXC.shape[1], images_BYXC.shape[2]))[0]
