@@ -76,9 +76,13 @@ def read(folder: Path, processors: Mapping[str, Mapping[str, Any]]) -> Preproces
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     try:
         return Preprocess(
-            **{"size": size, "resize": resize, "fit": fit, "resample": FILTERS[s["resample"]]},
+            size=size,
+            resize=resize,
+            fit=fit,
             multiple=processors[stem].get("multiple", 1) if fit == "inside" else 1,
-            **{"mean": mean, "std": std},
+            resample=FILTERS[s["resample"]],
+            mean=mean,
+            std=std,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
