@@ -8,6 +8,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import threading
 import zlib
 
@@ -374,3 +375,31 @@ def test_the_command(folder, tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
+
+
+MILLION = """
+import json, resource, sys, time
+from pathlib import Path
+from transformer_jax.observe import report
+before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+page = report.made(Path(sys.argv[1]))
+used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(json.dumps({"seconds": time.process_time() - began, "mib": used, "bytes": len(page.encode())}))
+assert "1,000,000 rows" in page and "the band around it spans 2 to 99" in page
+"""
+
+
+@pytest.mark.slow
+def test_a_million_rows(folder, capsys):
+    """Read in bounded memory; a spike in one of them is still there."""
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1_000_000):
+            row = {"step": step, "loss": 99.0 if step == 777_777 else 2.0, "accuracy": 0.25, "learning_rate": 1e-3}
+            row |= {"grad_norm": 0.5, "skipped": 0.0, "seconds_per_step": 0.1, "data_wait": 0.0}
+            file.write(json.dumps(row | {"tokens_per_second": 100.0, "seconds_left": 5.0}) + "\n")
+    done = subprocess.run([sys.executable, "-c", MILLION, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    with capsys.disabled():
+        print(found)
+    assert found["seconds"] < 60 and found["mib"] < 64 and found["bytes"] < 500_000

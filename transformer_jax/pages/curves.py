@@ -223,7 +223,9 @@ def _describe(line: Line, points: Sequence[tuple[float, float]], log: bool) -> s
     if len(points) == 1:
         return f"{line.name}: {number(first)} at {number(x0)}{gaps}."
     low, high = min(points, key=lambda p: p[1]), max(points, key=lambda p: p[1])
+    edges = [value for _, *ends in line.band for value in ends if _is_drawn(value, log)]
+    around = f"; the band around it spans {number(min(edges))} to {number(max(edges))}" if edges else ""
     return (
         f"{line.name}: from {number(first)} at {number(x0)} to {number(last)} at {number(x1)}, "
-        f"lowest {number(low[1])} at {number(low[0])}, highest {number(high[1])} at {number(high[0])}{gaps}."
+        f"lowest {number(low[1])} at {number(low[0])}, highest {number(high[1])} at {number(high[0])}{around}{gaps}."
     )
