@@ -10,6 +10,7 @@ from sacrebleu.significance import PairedTest
 from transformer_jax import tasks
 from transformer_jax.cli.main import main
 from transformer_jax.compare import bootstrap, stored
+from transformer_jax.compare import page as compare_page
 from transformer_jax.contracts import Evaluation
 from transformer_jax.errors import InputError
 from transformer_jax.runs import records
@@ -123,7 +124,8 @@ def test_the_command_prints_what_differs_and_by_how_much(runs, capsys):
     assert main(["compare", a, a]) == 0
     text = capsys.readouterr().out
     assert "no difference" in text and " differs" not in text.replace("differs most", "")
-    assert main(["compare", str(runs)]) == 0
+    assert main(["compare", str(runs), "--html", str(page)]) == 0
+    assert "Settings and results" in page.read_text() and "a: optim.peak_lr 0.1" in page.read_text()
     listed = capsys.readouterr().out.splitlines()
     assert "optim.peak_lr" in listed[0] and listed[1].split()[:3] == ["a", "0.1", "0"] and listed[2].split()[0] == "b"
 
@@ -192,6 +194,18 @@ def test_a_long_metrics_file_is_thinned_and_its_bad_values_are_left_out(runs):
     curve = stored.read("a", runs / "a").curves["loss"]
     assert len(curve) < stored.MOST_POINTS and curve[0][0] == 1 and curve[-1][0] > 8000
     assert all(np.isfinite(value) for _, value in curve) and "validation/x" not in stored.read("a", runs / "a").curves
+
+
+def test_curves_by_what_has_passed(runs):
+    """A step takes half a second, then a whole one, at 100 tokens a second; the rows are 10 steps apart."""
+    rows = [{"step": 10, "loss": 3.0, "seconds_per_step": 0.5}, {"step": 20, "loss": 2.0, "seconds_per_step": 1.0}]
+    lines = [json.dumps(row | {"tokens_per_second": 100.0}) for row in rows] + ['{"step": 15, "validation/loss": 2.5}']
+    (runs / "a/metrics.jsonl").write_text("\n".join(lines))
+    run = stored.read("a", runs / "a")
+    assert run.passed == {"seconds": [(10, 5.0), (20, 15.0)], "tokens": [(10, 500.0), (20, 1500.0)]}
+    text = "".join(compare_page.curves([run]))
+    assert "a: from 3 at 5 to 2 at 15" in text and "a: from 3 at 500 to 2 at 1,500" in text
+    assert "a: 2.5 at 10." in text and "a: 2.5 at 1,000." in text
 
 
 def test_what_is_stored_of_an_example(tmp_path):

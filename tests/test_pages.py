@@ -96,6 +96,20 @@ def test_a_curve_is_where_its_numbers_are():
         assert (y1 - y2) / (y0 - y2) == pytest.approx(share, abs=0.01)
 
 
+def test_parallel_coordinates():
+    """The best is highest where its number is; a number over two orders of magnitude is on a logarithmic axis."""
+    items = {"a": [1e-4, "adam", True, 2.0], "b": [1e-2, "lion", False, 3.0], "c": [1e-3, [1], None, math.nan]}
+    svg = pages.parallel("t", ["rate", "kind", "flag", EVIL], items | {EVIL: [1e-3, EVIL, True, 2.5]})
+    Elements(svg)
+    drawn = {re.search("<title>(.)", line)[1]: line for line in re.findall("<path d=.*?</path>", svg)}
+    heights = {name: [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", line)] for name, line in drawn.items()}
+    assert heights["a"][0] > heights["c"][0] > heights["b"][0] and len(heights["a"]) == 4
+    assert heights["c"][0] == pytest.approx((heights["a"][0] + heights["b"][0]) / 2, abs=0.1)
+    assert len(heights["c"]) == 2, "neither a flag nor a number"
+    assert "stroke: var(--c0)" in drawn["a"] and "a: rate 0.0001, kind adam" in svg.replace("1.0000e-04", "0.0001")
+    assert "Nothing to draw" in pages.parallel("t", ["only"], {"a": [1]})
+
+
 def test_what_is_not_drawn_is_said():
     svg = pages.curves("t", [pages.Line("a", [(1, 2.0), (2, math.nan), (3, 1.0)])], x="step")
     assert "a: from 2 at 1 to 1 at 3, lowest 1 at 3, highest 2 at 1; 1 values that are not finite are not drawn" in svg

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from transformer_jax import compare, pages
 from transformer_jax.compare import terminal
 
 MOST_CURVES = 12  # of evaluations that are drawn
+MOST_LOSSES, MOST_UNITS = 3, 2  # that are also drawn by tokens, seconds, ...
 
 
 def of_runs(runs: Sequence[compare.Run], pairs: Sequence[tuple[compare.Run, compare.Run, list[compare.Paired]]]) -> str:
@@ -37,17 +40,34 @@ def of_trials(name: str, runs: Sequence[compare.Run]) -> str:
     runs = compare.ordered(runs, metric, highest)
     rows = [[run.name, *(run.settings.get(key) for key in varied), compare.best(run, metric, highest)] for run in runs]
     made = pages.table(f"The best {metric} of each run", ["run", *varied, metric], [[*map(_cell, row)] for row in rows])
-    return pages.page(name, [pages.section("Runs", made), pages.section("Curves", *curves(runs))])
+    across = pages.parallel("Settings and results", [*varied, metric], {name: row for name, *row in rows})
+    sections = [pages.section("Runs", made, *([across] if varied else [])), pages.section("Curves", *curves(runs))]
+    return pages.page(name, sections)
 
 
 def curves(runs: Sequence[compare.Run]) -> list[Any]:
-    """A figure for the training loss and each number of an evaluation, with a line for each of the `runs`."""
+    """A figure for the training loss and each number of an evaluation, with a line for each of the `runs`: by step, and
+    of the losses also by what has passed, such as tokens and seconds."""
     names = list(dict.fromkeys(name for run in runs for name in run.curves))
     figures = [
         pages.curves(name, [pages.Line(run.name, run.curves.get(name, [])) for run in runs], x="step")
         for name in names[:MOST_CURVES]
     ]
+    units = list(dict.fromkeys(unit for run in runs for unit in run.passed))
+    for name in [name for name in names if name.rpartition("/")[2].startswith("loss")][:MOST_LOSSES]:
+        for unit in units[:MOST_UNITS]:
+            lines = [pages.Line(run.name, _by(run, name, unit)) for run in runs]
+            figures.append(pages.curves(f"{name} by {unit}", lines, x=f"{unit} of training"))
     return [pages.grid(*figures)] if figures else [pages.note("No run has written a row of metrics yet.")]
+
+
+def _by(run: compare.Run, name: str, unit: str) -> list[tuple[float, float]]:
+    """A curve by what had passed at each of its steps; [] where that is not known."""
+    points, passed = run.curves.get(name, []), run.passed.get(unit, [])
+    if not points or not passed:
+        return []
+    totals = np.interp([step for step, _ in points], *zip(*[(0.0, 0.0), *passed], strict=True))
+    return [(total, value) for total, (_, value) in zip(totals.tolist(), points, strict=True)]
 
 
 def _differences(runs: Sequence[compare.Run]) -> list[Any]:

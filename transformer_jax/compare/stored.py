@@ -4,8 +4,9 @@ Nothing of it is imported or built: config.json is read as JSON, so a user's own
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Run:
       code: {file: digest} of the user's own files, and of the package as "transformer_jax".
       facts: the other entries of results.json, such as the step and the devices; {} where the run has not ended.
       curves: {"loss": (step, value) by step, "validation/loss_nats_per_token": ...} of metrics.jsonl, thinned.
+      passed: {"seconds": (step, total) by step, "tokens": ...}, of steps alone; without what the rows do not have.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Run:
     code: Mapping[str, str]
     facts: Mapping[str, Any]
     curves: Mapping[str, list[tuple[float, float]]]
+    passed: Mapping[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 def read(name: str, folder: Path) -> Run:
@@ -61,7 +64,7 @@ def read(name: str, folder: Path) -> Run:
     facts: dict[str, Any] = {
         key: results[key] for key in ("step", "best_step", "devices", "jax", "data") if key in results
     }
-    return Run(name, folder, dict(_fields(tree)), code, facts, _curves(folder))
+    return Run(name, folder, dict(_fields(tree)), code, facts, *_curves(folder))
 
 
 def _digest(path: Path, folder: Path) -> str:
@@ -77,26 +80,51 @@ def _fields(tree: Any, path: str = "") -> Any:
         yield from _fields(value, f"{path}.{key}" if path else str(key))
 
 
-def _curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """The training loss, and each number of an evaluation, by step; of a long curve every second, fourth, ... point."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    every: dict[str, tuple[int, int]] = {}  # (points seen, of how many one is kept)
+Curves = dict[str, list[tuple[float, float]]]
+
+
+def _curves(folder: Path) -> tuple[Curves, Curves]:
+    """The training loss, and each number of an evaluation, by step; and what has passed by each step, `Run.passed`."""
+    curves, passed = _Thinned(), _Thinned()
+    totals: dict[str, float] = {}
+    last = 0.0
     for row in observe.rows(folder / "metrics.jsonl"):
-        for key, value in row.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-            if not is_number or not (key == "loss" or key.startswith(("validation/", "test/"))) or len(key) > 200:
-                continue
-            if key not in found and len(found) == MOST_CURVES:
-                continue
-            points = found.setdefault(key, [])
-            seen, stride = every.get(key, (0, 1))
-            if seen % stride == 0:
-                points.append((float(row["step"]), float(value)))
-            if len(points) == MOST_POINTS:
-                del points[1::2]
-                stride *= 2
-            every[key] = seen + 1, stride
-    return found
+        step = float(row["step"]) if abs(row["step"]) < 1e15 else math.inf
+        numbers = {key: float(x) for key, x in row.items() if _is_number(x) and len(key) <= 200}
+        for key, value in numbers.items():
+            if key == "loss" or key.startswith(("validation/", "test/")):
+                curves.add(key, step, value)
+        if "seconds_per_step" in numbers and last < step < math.inf:
+            seconds, last = numbers["seconds_per_step"] * (step - last), step
+            rates = {key.removesuffix("_per_second"): x for key, x in numbers.items() if key.endswith("_per_second")}
+            for key, rate in (("seconds", 1.0), *rates.items()):
+                totals[key] = totals.get(key, 0.0) + rate * seconds
+                passed.add(key, step, totals[key])
+    return curves.points, passed.points
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+class _Thinned:
+    """Points by name; of a long series every second, fourth, ... is kept."""
+
+    def __init__(self) -> None:
+        self.points: Curves = {}
+        self.every: dict[str, tuple[int, int]] = {}  # (points seen, of how many one is kept)
+
+    def add(self, key: str, step: float, value: float) -> None:
+        if key not in self.points and len(self.points) == MOST_CURVES:
+            return
+        points = self.points.setdefault(key, [])
+        seen, stride = self.every.get(key, (0, 1))
+        if seen % stride == 0:
+            points.append((step, value))
+        if len(points) == MOST_POINTS:
+            del points[1::2]
+            stride *= 2
+        self.every[key] = seen + 1, stride
 
 
 def examples(run: Run, of: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ headers, and what scrolls can be reached with the keyboard.
 
 from transformer_jax.pages.curves import Line, curves, shares
 from transformer_jax.pages.frame import POLICY, Html, element, escaped, join, link, note, number, page, section, slug
+from transformer_jax.pages.parallel import parallel
 from transformer_jax.pages.tables import grid, image_type, picture, sheet, table
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "note",
     "number",
     "page",
+    "parallel",
     "picture",
     "section",
     "shares",
