@@ -111,6 +111,16 @@ def test_what_a_page_says(folder):
     assert page.count("data:image/png;base64,") == 1 and 'http-equiv="refresh"' not in page
 
 
+def test_pictures_of_the_course_of_a_run(folder):
+    (folder / "drawn").mkdir()
+    for step in range(0, 100, 5):
+        (folder / "drawn" / f"{step:07d}.png").write_bytes(png())
+    run = recorded.read(folder, folder)
+    assert [name for name, _ in run.drawn] == [f"{step:07d}.png" for step in (0, 15, 25, 40, 55, 70, 80, 95)]
+    page = report.render(run)
+    assert page.index("Of the evaluation") < page.index("Drawn during training") < page.index("0000015.png")
+
+
 def test_a_run_that_goes_on(folder):
     (folder / "results.json").unlink()
     text = words(report.made(folder))

@@ -40,7 +40,7 @@ def of_trials(name: str, runs: Sequence[compare.Run]) -> str:
     runs = compare.ordered(runs, metric, highest)
     rows = [[run.name, *(run.settings.get(key) for key in varied), compare.best(run, metric, highest)] for run in runs]
     made = pages.table(f"The best {metric} of each run", ["run", *varied, metric], [[*map(_cell, row)] for row in rows])
-    across = pages.parallel("Settings and results", [*varied, metric], {name: row for name, *row in rows})
+    across = pages.parallel("Settings and results", [*varied, metric], {str(row[0]): row[1:] for row in rows})
     sections = [pages.section("Runs", made, *([across] if varied else [])), pages.section("Curves", *curves(runs))]
     return pages.page(name, sections)
 
@@ -66,7 +66,8 @@ def _by(run: compare.Run, name: str, unit: str) -> list[tuple[float, float]]:
     points, passed = run.curves.get(name, []), run.passed.get(unit, [])
     if not points or not passed:
         return []
-    totals = np.interp([step for step, _ in points], *zip(*[(0.0, 0.0), *passed], strict=True))
+    steps, sums = [0.0, *(step for step, _ in passed)], [0.0, *(total for _, total in passed)]
+    totals = np.interp([step for step, _ in points], steps, sums)
     return [(total, value) for total, (_, value) in zip(totals.tolist(), points, strict=True)]
 
 

@@ -8,10 +8,8 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from transformer_jax import extras, observe
-from transformer_jax.contracts import Task
+from transformer_jax import observe
 from transformer_jax.data import pipeline
 from transformer_jax.errors import RunError
 from transformer_jax.experiment import computed_in
@@ -161,29 +159,11 @@ def validate(run: Run) -> None:
         )
         if run.step not in run.best.values:  # a resumed run may evaluate again what it has logged before
             run.observing.evaluation(run.step, "validation", run.report)
-            _draw(run)
+            sampling.draw(run)
         run.best = run.best.add(run.step, float(run.report.get(run.metric, math.nan)))
     if run.report and run.experiment.evaluate.sample and not run.complete:  # a complete run makes its last sample
         with run.meter.pause("sampling"):
             sampling.sample(run)
-
-
-def _draw(run: Run) -> None:
-    """Has the task draw into WORKDIR/drawn, where it draws."""
-    task, folder = run.experiment.task, run.folder.local / "drawn"
-    if type(task).drawn is Task.drawn:
-        return
-    params = state_lib.on_this_host(run.evaluated(), run.program.declaration)
-    if jax.process_index() == 0:
-        folder.mkdir(exist_ok=True)
-        arguments = (run.program.model, run.prepared.tokenizer, run.prepared.validation, run.experiment.sample, folder)
-        no_mesh = jax.sharding.Mesh(np.empty((), object), ())  # the parameters may be on one device of the run's mesh
-        with jax.set_mesh(no_mesh):
-            try:
-                for path in task.drawn(params, *arguments, f"{run.step:07d}"):
-                    run.observing.print_line(f"drawn: {path.relative_to(run.folder.local)}")
-            except extras.Missing as missing:
-                run.observing.print_line(f"not drawn: {missing}")
 
 
 def save(run: Run) -> None:

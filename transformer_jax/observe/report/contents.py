@@ -1,7 +1,7 @@
 """The sections of a run's page."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformer_jax import pages
@@ -44,8 +44,9 @@ def render(run: Recorded, *, refresh: int = 0, lead: Any = "") -> str:
     sections = [made for maker in makers if (made := maker(run)) is not None]
     head = pages.join([pages.element("p", pages.element("strong", state(run))), lead])
     footer = "Written by transformer_jax. This file needs no network and has no script."
+    groups = {"Of the evaluation": run.pictures, "Drawn during training": run.drawn}
     left = MOST_BYTES - len(pages.page(title, sections, lead=head, footer=footer, refresh=refresh).encode())
-    if (pictures := _pictures(run, left - 20_000)) is not None:
+    if (pictures := _pictures(groups, left - 20_000)) is not None:
         sections.insert(3, pictures)
     return pages.page(title, sections, lead=head, footer=footer, refresh=refresh)
 
@@ -138,18 +139,23 @@ def _samples(run: Recorded) -> Section | None:
     return pages.section("Samples", pages.sheet(items))
 
 
-def _pictures(run: Recorded, room: int) -> Section | None:
-    """The pictures of the run, as many as fit into `room` bytes."""
-    shown, left = [], []
-    for name, data in run.pictures:
-        size = len(data) * 4 // 3 + 1000
-        if size <= room:
+def _pictures(groups: Mapping[str, Sequence[tuple[str, bytes]]], room: int) -> Section | None:
+    """The pictures of the run, {title: (name, bytes)}, as many as fit into `room` bytes; of a group the last ones."""
+    parts, left = [], []
+    for title, pictures in groups.items():
+        shown: list[Html] = []
+        for name, data in reversed(pictures):
+            size = len(data) * 4 // 3 + 1000
+            if size > room:
+                left.append(f"{name} ({len(data) / 1000:,.0f} KB)")
+                continue
             room -= size
-            shown.append(pages.picture(data, name.rpartition(".")[0].replace("_", " "), caption=name))
-        else:
-            left.append(f"{name} ({len(data) / 1000:,.0f} KB)")
-    notes = [pages.note(f"Too large for this page, in the run's folder: {', '.join(left)}")] if left else []
-    return pages.section("Pictures", pages.grid(*shown), *notes) if shown or left else None
+            shown.insert(0, pages.picture(data, name.rpartition(".")[0].replace("_", " "), caption=name))
+        if shown:
+            parts += [pages.element("h3", title), pages.grid(*shown)]
+    if left:
+        parts.append(pages.note(f"Too large for this page, in the run's folder: {', '.join(left)}"))
+    return pages.section("Pictures", *parts) if parts else None
 
 
 def _data(run: Recorded) -> Section | None:

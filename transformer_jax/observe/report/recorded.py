@@ -23,6 +23,7 @@ JSON = ("config.json", "results.json", "evaluation.json", "diagnosis.json", "loc
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 PICTURE_BYTES = 2**21  # of one picture; a larger one is named
 MOST_PICTURES = 100
+DRAWN, MOST_DRAWN = "drawn", 8
 MOST_NAMES = 300  # of series
 MOST_ROWS = 200  # of launches and samples that are kept: the newest
 LARGEST = 1.7e308
@@ -44,6 +45,7 @@ class Recorded:
       rows: how many metrics.jsonl has.
       last_step: of the rows.
       pictures: (file name, bytes).
+      drawn: the same, of pictures that the task drew during training, in their order.
       steps: the saved ones.
       owner: the process that trains, in words; "" where none does.
       problems: what is missing or cannot be read.
@@ -60,6 +62,7 @@ class Recorded:
     rows: int = 0
     last_step: float = 0.0
     pictures: list[tuple[str, bytes]] = field(default_factory=list)
+    drawn: list[tuple[str, bytes]] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     owner: str = ""
     problems: list[str] = field(default_factory=list)
@@ -81,7 +84,8 @@ def local(path: Path) -> Iterator[Path]:
     there = [name for name in store.names(path) if name in wanted or name.lower().endswith(PICTURES)]
     if "config.json" not in there:
         raise InputError(f"{path} holds no config.json, so it is no run; give the workdir of a run")
-    with mirror.local_mirror(path, there[: MOST_PICTURES + len(wanted)]) as (folder, _):
+    drawn = [f"{DRAWN}/{name}" for name in _spread(store.names(path / DRAWN))]
+    with mirror.local_mirror(path, [*there[: MOST_PICTURES + len(wanted)], *drawn]) as (folder, _):
         yield folder
 
 
@@ -104,7 +108,10 @@ def read(folder: Path, path: Path) -> Recorded:
     run.launches = _lines(run, folder / LAUNCHES)
     texts = {row["step"]: row.get("text") for row in _lines(run, folder / SAMPLES)}  # the last of each step
     run.samples = [(step, text) for step, text in texts.items() if isinstance(text, str) and text]
-    _read_pictures(run, folder)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name != "loss.png")
+    run.pictures = _pictures(run, found, folder)
+    drawn = {path.name: path for path in (folder / DRAWN).iterdir()} if (folder / DRAWN).is_dir() else {}
+    run.drawn = _pictures(run, [drawn[name] for name in _spread(list(drawn))], folder)
     with contextlib.suppress(OSError):
         run.steps = saved.steps(path / "checkpoints")
     run.owner = _owner(folder)
@@ -188,15 +195,24 @@ def _lines(run: Recorded, path: Path) -> list[Mapping[str, Any]]:
     return kept
 
 
-def _read_pictures(run: Recorded, folder: Path) -> None:
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name != "loss.png")
+def _pictures(run: Recorded, found: list[Path], folder: Path) -> list[tuple[str, bytes]]:
+    """(name, bytes) of picture files; those that cannot be read are problems."""
+    pictures = []
     for path in found[:MOST_PICTURES]:
         try:
-            run.pictures.append((path.name, files.read(path, PICTURE_BYTES, inside=folder)))
+            pictures.append((path.name, files.read(path, PICTURE_BYTES, inside=folder)))
         except (InputError, OSError) as error:
             run.problems.append(first_line(error))
     if len(found) > MOST_PICTURES:
         run.problems.append(f"{len(found) - MOST_PICTURES:,} further pictures are not shown")
+    return pictures
+
+
+def _spread(names: list[str]) -> list[str]:
+    """At most `MOST_DRAWN` of the names of pictures, spread over their order, the last one among them."""
+    names = sorted(name for name in names if name.lower().endswith(PICTURES))
+    at = {round(i * (len(names) - 1) / max(1, MOST_DRAWN - 1)) for i in range(MOST_DRAWN)} if names else set()
+    return [names[i] for i in sorted(at)]
 
 
 def _owner(folder: Path) -> str:
