@@ -56,6 +56,29 @@ def test_the_definition(kind):
     assert 2 < whole[2] < 14
 
 
+def test_texts_that_share_tokens_are_targets_too():
+    """Both directions by hand in float64; the padding row is in no sum. Equal texts share the target evenly."""
+    left, right, _, weights = sides(2)
+    tokens = np.random.default_rng(3).integers(2, 12, (B, 5))
+    tokens[:, 0] = 1  # of every text, so it counts for nothing
+    tokens[7, 1:4] = tokens[2, [3, 1, 2]]
+    lengths = np.full(B, 4)
+    shared = contrastive.shared_tokens(tokens, lengths, weights, vocab_size=12, share=0.5)
+    rows = [i for i in range(B) if weights[i]]
+    bags = np.array([[v in tokens[i, : lengths[i]] for v in range(12)] for i in rows], float)
+    bags *= np.log(len(rows) / np.maximum(bags.sum(0), 1))
+    bags /= np.linalg.norm(bags, axis=1, keepdims=True)
+    target = 0.5 * (bags @ bags.T) ** 2
+    target[bags @ bags.T > 0.999] = 1
+    assert shared[2, 7] == 1 and 0 < np.median(target) < 0.5
+    np.testing.assert_allclose(np.asarray(shared)[np.ix_(rows, rows)], target, atol=1e-5)
+    made = contrastive.info_nce(left, right, 5.0, weights_B=weights, shared_BB=shared)
+    logits = 5.0 * unit(left[rows].astype(np.float64)) @ unit(right[rows].astype(np.float64)).T
+    log_p = [logits - np.log(np.exp(logits).sum(axis, keepdims=True)) for axis in (1, 0)]
+    nats = [-(target / target.sum(axis, keepdims=True) * log_p[i]).sum() for i, axis in enumerate((1, 0))]
+    np.testing.assert_allclose(made.sum, sum(nats) / 2, rtol=1e-5)
+
+
 def test_equal_embeddings_have_the_loss_of_a_guess():
     """log(B), at which a run stays that learns nothing; and nothing is found."""
     same = np.ones((B, E), np.float32)
@@ -77,6 +100,11 @@ def test_a_clipped_scale_can_come_back():
 def of(kind, left, right, negatives, weights, scale):
     """The mean loss, which a step takes the gradient of."""
     options = {"weights_B": weights, "negatives_BHE": negatives, "sizes": (4, 8)}
+    if kind == "shared":
+        texts = jnp.arange(3 * B).reshape(B, 3) * 7 % 10
+        shared = contrastive.shared_tokens(texts, jnp.full(B, 3), weights, vocab_size=10, share=0.5)
+        made = contrastive.info_nce(left, right, scale, weights, shared_BB=shared)
+        return made.sum / made.weight
     loss = contrastive.info_nce if kind == "softmax" else functools.partial(contrastive.sigmoid, bias=-3.0)
     made = loss(left, right, scale, **options)
     return made.sum / made.weight
@@ -116,6 +144,16 @@ def test_many_devices_have_the_loss_and_gradients_of_one(kind, mesh):
     own = B // (sizes[0] * sizes[1])  # each device holds the logits of its own left sides, and no others
     text = compiled.as_text()
     assert f"f32[{own},{B * (1 + H)}]" in text and f"f32[{B},{B * (1 + H)}]" not in text
+
+
+def test_shared_texts_on_many_devices_are_those_of_one():
+    left, right, _, weights = sides(1)
+    operands = (left, right, None, weights, np.float32(5.0))
+    step = jax.value_and_grad(functools.partial(of, "shared"), argnums=(0, 1, 4))
+    expected = jax.jit(step)(*operands)
+    with jax.set_mesh(collectives.mesh_of(collectives.MESHES["data2-fsdp2-tensor2"])):
+        found = jax.jit(step)(*operands)
+    jax.tree.map(lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6), found, expected)
 
 
 def test_micro_batches_have_the_gradients_of_the_batch():

@@ -7,7 +7,8 @@ A row's loss depends on all rows, so a batch cannot be split into micro-batches 
 computes the embeddings in micro-batches and the loss of the whole batch. Over a sharded batch the result is that of
 one device: the right side is gathered, and each device has the rows of the logits that belong to its left side.
 
-Each other pair of the batch is a negative, also one with the same text, as in the published losses.
+Each other pair of the batch is a negative, also one with the same text, as in the published losses. With
+`shared_tokens` texts that are equal, or share rare words, are right sides of each other as well, in part.
 
 B pairs, C right sides (B, and after them the hard negatives), E embedding width.
 """
@@ -46,6 +47,7 @@ def info_nce(
     weights_B: jax.Array | None = None,
     *,
     negatives_BHE: jax.Array | None = None,
+    shared_BB: jax.Array | None = None,
     sizes: Sequence[int] = (),
 ) -> Contrast:
     """The cross-entropy of the right side given the left one, and of the left given the right, the mean of both.
@@ -59,6 +61,9 @@ def info_nce(
       scale: the inverse temperature, which multiplies the cosines.
       weights_B: 0 for rows that are padding, which are no negatives of other rows either; None: all 1.
       negatives_BHE: H hard negatives of each row; None: none.
+      shared_BB: symmetric, in [0, 1], 1 on the diagonal: how much the right side of row j is right for row i too. The
+        targets are its rows, and its columns, divided by their sums (Yang et al. 2022, "UniCL", where it is 0 or 1);
+        None: a row's own right side alone.
       sizes: widths m; the loss is the mean over them of the loss of the first m features (matryoshka, Kusupati et al.
         2022); (): all features.
     """
@@ -71,6 +76,8 @@ def info_nce(
         to_right_B = jax.nn.logsumexp(jnp.where(counts_C, logits_BC, HIDDEN), axis=1)
         rows_B1 = (weights_B > 0)[:, None]
         to_left_B = jax.nn.logsumexp(jnp.where(rows_B1, logits_BC[:, : len(own_B)], HIDDEN), axis=0)
+        if shared_BB is not None:
+            own_B = _shared(logits_BC[:, : len(own_B)], jnp.where(counts_C[: len(own_B)] & rows_B1, shared_BB, 0.0))
         nats_B = (to_right_B + sharding.constrain(to_left_B, ("batch",))) / 2 - own_B
         return jnp.sum(weights_B * nats_B)
 
@@ -139,6 +146,42 @@ def _logits(
         return sharding.einsum("BE,CE->BC", left, right, out=("batch", None), dtype=jnp.float32)
 
     return [cosines(width) for width in sizes or (left_BE.shape[1],)]
+
+
+def _shared(logits_BB: jax.Array, shared_BB: jax.Array) -> jax.Array:
+    """The mean logit of each row's targets in both directions, [B]; rows without a weight have 0."""
+
+    def mean(axis: int) -> jax.Array:
+        total_B = jnp.sum(shared_BB * logits_BB, axis=axis) / jnp.maximum(jnp.sum(shared_BB, axis=axis), 1e-30)
+        return sharding.constrain(total_B, ("batch",))
+
+    return (mean(0) + mean(1)) / 2
+
+
+def shared_tokens(
+    tokens_BT: jax.Array, lengths_B: jax.Array, weights_B: jax.Array, *, vocab_size: int, share: float
+) -> jax.Array:
+    """How much each text of a batch is also right for the others, float32 [B, B], for `info_nce`.
+
+    1 for texts of the same tokens in any order; otherwise `share` times the square of the cosine of their bags of
+    tokens. A token counts by the logarithm of the batch's texts over those that have it, special tokens therefore by 0.
+
+    Args:
+      tokens_BT: the texts.
+      lengths_B: their tokens before the padding.
+      weights_B: 0 for rows that are padding.
+      vocab_size: the number of token ids.
+      share: from 0, so that only equal texts count, to 1.
+    """
+    B, T = tokens_BT.shape
+    inside_BT = (jnp.arange(T) < lengths_B[:, None]) & (weights_B > 0)[:, None]
+    bag_BV = jnp.zeros((B, vocab_size)).at[jnp.arange(B)[:, None], tokens_BT].max(inside_BT.astype(jnp.float32))
+    bag_BV = sharding.constrain(bag_BV, (None, None))
+    texts_V = jnp.maximum(jnp.sum(bag_BV, axis=0), 1.0)
+    bag_BV = layers.unit_length(bag_BV * jnp.log(jnp.maximum(jnp.sum(weights_B > 0), 1) / texts_V))
+    cosines_BB = sharding.einsum("BV,CV->BC", sharding.constrain(bag_BV, ("batch", None)), bag_BV, out=("batch", None))
+    is_same_BB = (cosines_BB > 1 - 1e-5) | _own(cosines_BB)
+    return jnp.where(is_same_BB, 1.0, share * jnp.square(cosines_BB))
 
 
 def _weights(left_BE: jax.Array, weights_B: jax.Array | None) -> jax.Array:

@@ -76,6 +76,9 @@ class Contrastive(Task):
     sizes: tuple[int, ...] = ()
     """Widths, increasing: the loss is the mean over those of the first features of the embeddings, which can then be
     truncated (matryoshka, Kusupati et al. 2022); (): the whole embeddings."""
+    shared: float | None = None
+    """Texts of the same tokens are right for each other, and those that share rare tokens in part, at most by this
+    share (`losses.contrastive.shared_tokens`); for the objective softmax. None: every other text is wrong."""
     max_scale: float = 100.0
     """The largest factor of the cosines in the loss (CLIP); 0: no bound."""
     preprocess: Preprocess = PUBLISHED
@@ -86,6 +89,8 @@ class Contrastive(Task):
     def __post_init__(self) -> None:
         if list(self.sizes) != sorted(set(self.sizes)) or min(self.sizes, default=1) < 1:
             raise InputError(f"task.sizes = {self.sizes}: give widths above 0, each larger than the one before")
+        if self.shared is not None and (self.objective != "softmax" or not 0 <= self.shared <= 1):
+            raise InputError(f"task.shared = {self.shared}: must be from 0 to 1, and is for task.objective softmax")
         if self.max_scale < 0:
             raise InputError(f"task.max_scale = {self.max_scale}: must be above 0, or 0 for no bound")
 
@@ -167,14 +172,22 @@ class Contrastive(Task):
         embedded = contrastive.in_parts(
             lambda rows, key: self._embed(params, model_cfg, rows, key), sides, accumulate, key
         )
-        return self._contrast(params, model_cfg, embedded, batch["weights"])
+        return self._contrast(params, model_cfg, embedded, batch)
 
-    def _contrast(self, params: Any, model_cfg: Any, embedded: Mapping[str, jax.Array], weights_B: jax.Array) -> Any:
+    def _contrast(
+        self, params: Any, model_cfg: Any, embedded: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> Any:
+        weights_B = batch["weights"]
         log_scale, bias = models.family(model_cfg).temperature(params, model_cfg)
         scale = contrastive.clipped_scale(log_scale, self.max_scale)
         left, right = embedded["left"], embedded["right"]
         options: Any = {"negatives_BHE": embedded.get("negatives"), "sizes": self.sizes}
         if self.objective == "softmax":
+            if self.shared is not None:
+                texts = (batch["right"], batch["right_lengths"], weights_B)
+                options["shared_BB"] = contrastive.shared_tokens(
+                    *texts, vocab_size=model_cfg.vocab_size, share=self.shared
+                )
             made = contrastive.info_nce(left, right, scale, weights_B, **options)
         else:
             made = contrastive.sigmoid(left, right, scale, bias, weights_B, **options)
@@ -217,7 +230,7 @@ class Contrastive(Task):
         """The sums of `loss`, over the rows of an evaluation batch, and the embeddings of every pair."""
         embedded = self._embed(params, model_cfg, batch, None)
         outputs = {"left": embedded["left"], "right": embedded["right"]}
-        return self._contrast(params, model_cfg, embedded, batch["weights"])[2], outputs
+        return self._contrast(params, model_cfg, embedded, batch)[2], outputs
 
     def best_metric(self) -> str:
         """The loss of the validation set."""
