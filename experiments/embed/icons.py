@@ -25,7 +25,7 @@ from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.data.tokenizers import TrainWordPiece
 from transformer_jax.experiment import Checkpoint, Ema, Evaluate, Experiment, Train
 from transformer_jax.models import bert, dual, vit
-from transformer_jax.optim import Optim
+from transformer_jax.optim import Muon
 from transformer_jax.tasks import Contrastive
 from transformer_jax.tasks.contrastive.icons import Icons
 from transformer_jax.tasks.contrastive.paired import Paired
@@ -62,9 +62,12 @@ def experiment() -> Experiment:
         data=Paired(Icons(), TrainWordPiece(2048), length=12),
         task=Contrastive(
             preprocess=Preprocess(size=32, resize=32, mean=(0.25,), std=(0.43,)),
-            augment=(Affine(degrees=5, shift=0.06, zoom=(0.9, 1.1)),),
+            augment=(Affine(degrees=8, shift=0.08, zoom=(0.8, 1.15)),),
+            shared=0.5,
         ),
-        optim=Optim(peak_lr=2e-3, warmup_steps=100, final_lr_fraction=0.0, beta2=0.98, weight_decay=0.1),
+        optim=Muon(
+            peak_lr=0.02, adamw_lr=3e-3, lr_schedule="linear", warmup_steps=30, final_lr_fraction=0.0, iterations=4
+        ),
         train=Train(steps=2000, batch_size=128, log_every=50),
         evaluate=Evaluate(every=250, batch_size=355),
         checkpoint=Checkpoint(every=500, best_metric="recall_at_1_right_to_left", best="highest"),

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
 import pytest
 
-from transformer_jax import restore
+from tools.targets import collectives
+from transformer_jax import adapters, restore
+from transformer_jax.adapters import Lora
 from transformer_jax.contracts import Frozen
 from transformer_jax.data.chat_templates import Template
 from transformer_jax.data.conversations import Messages
@@ -20,6 +23,7 @@ from transformer_jax.tasks.chat import Chat, Chats, Turns
 from transformer_jax.tasks.preferences import DPO, Preferences
 from transformer_jax.tasks.preferences.pairs import Ranked
 from transformer_jax.train import loop
+from transformer_jax.train import program as programs
 
 TEMPLATE = Template("<|user|>", "<|assistant|>", "<|end|>")
 SPEC = TrainBPE(259, special=("<|end|>", "<|user|>", "<|assistant|>"))
@@ -70,6 +74,32 @@ def test_equation_7(tmp_path):
     assert means["reward_accuracy"] == float(margin[0] > 0)
     assert means["log_likelihood_chosen"] == pytest.approx(chosen[0], rel=1e-5)
     assert means["log_likelihood_rejected"] == pytest.approx(rejected[0], rel=1e-5)
+
+
+def test_the_base_of_an_adapter_is_the_reference_without_a_copy(tmp_path):
+    made = Experiment(
+        model=CFG,
+        data=_data(tmp_path, *PAIRS),
+        task=DPO(template=TEMPLATE),
+        adapter=Lora(rank=2, target="attention/"),
+        train=Train(steps=2, batch_size=2),
+        checkpoint=Checkpoint(best_metric="loss_nats_per_pair"),
+        init_from="runs/chat",
+    )
+    mesh = collectives.mesh_of((1, 1, 1, 1))
+    program, base = programs.make(made, mesh), gpt.init(jax.random.key(0), CFG)
+    assert program.frozen == ()
+    params = adapters.attach(base, program.declaration, jax.random.key(1))
+    query = params["blocks"]["attention"]["query"]
+    query["lora_b"] = jax.random.normal(jax.random.key(2), query["lora_b"].shape)
+    batch = _batch(made.task.prepare(made.data, CFG, seed=0).validation.examples)
+    with jax.set_mesh(mesh):
+        found = jax.jit(program.loss)(params, batch, None)
+        wanted = jax.jit(made.task.loss, static_argnums=1)(params, CFG, batch | {"reference": Frozen(base, CFG)})
+    assert found[0] == pytest.approx(float(wanted[0]), rel=1e-6) and abs(found[0] / 2 - math.log(2)) > 0.01
+    # Where the adapter is not all that is trained, the base is no longer in the state.
+    for change in ({"adapter": Lora(rank=2, full=("final_norm/",))}, {"task": DPO(template=TEMPLATE, reference="a")}):
+        assert programs.make(dataclasses.replace(made, **change), mesh).frozen[0].keys() == {"reference"}
 
 
 def test_a_prompt_that_both_conversations_begin_with_is_written_once(tmp_path):

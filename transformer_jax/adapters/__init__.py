@@ -197,6 +197,12 @@ def _merged(tree: Tree) -> Tree:
     return rest | {"kernel": layers.matrix(dict(tree)).astype(dtype)}
 
 
+def without(params: Tree) -> Tree:
+    """The model beside which an adapter is trained: `params` without the adapter's leaves; no array is copied."""
+    flat = params_lib.flatten(params)
+    return params_lib.nested({path: leaf for path, leaf in flat.items() if not path.endswith(LEAVES)})
+
+
 def unmerge(merged: Tree, adapted: Tree) -> Tree:
     """`adapted` with the base that `merged` is made of, up to rounding: each kernel minus what the adapter adds.
 

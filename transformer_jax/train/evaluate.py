@@ -23,6 +23,7 @@ from transformer_jax.contracts import Evaluation, Task
 from transformer_jax.data import pipeline
 from transformer_jax.runs import records as records_lib
 from transformer_jax.train import batch as batch_lib
+from transformer_jax.train import further as further_lib
 
 Sums = dict[str, tuple[float, float]]
 
@@ -128,7 +129,14 @@ class Evaluator:
 
 
 def make(
-    task: Task, data: Any, model: Any, mesh: Mesh, *, batch_size: int, frozen: Mapping[str, Any] | None = None
+    task: Task,
+    data: Any,
+    model: Any,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    frozen: Mapping[str, Any] | None = None,
+    of_base: Sequence[str] = (),
 ) -> Evaluator:
     """An evaluator of a task's model.
 
@@ -139,12 +147,17 @@ def make(
       mesh: the devices.
       batch_size: rows of the global batch.
       frozen: further models that the task reads; None: none.
+      of_base: the names of those that are the base of the adapter (`further.of_base`).
 
     Raises:
       InputError: the batch does not divide over the mesh.
     """
     shardings = batch_lib.shardings(task.example(data), batch_size, mesh)
-    jitted = jax.jit(lambda params, rows, frozen: task.evaluate(params, model, {**rows, **frozen}))
+
+    def whole(params: Any, rows: Any, frozen: Any) -> Any:
+        return task.evaluate(params, model, further_lib.reading_base(of_base, params, model, {**rows, **frozen}))
+
+    jitted = jax.jit(whole)
     step = functools.partial(_evaluated, jitted, frozen or {})
     return Evaluator(task, model, mesh, batch_size, shardings, step)
 

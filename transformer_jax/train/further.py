@@ -1,7 +1,7 @@
 """The further models that a task reads beside the trained one: a teacher, or the reference of DPO (`Task.frozen`)."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,16 +26,49 @@ PROBE = (
 )
 
 
-def described(task: contracts.Task, model: Any, mesh: Mesh | AbstractMesh) -> dict[str, Frozen]:
+def of_base(experiment: Experiment, model: Any) -> tuple[str, ...]:
+    """The names of the further models that are the run's own base, without its adapter: they need no second copy.
+
+    That is so where the task names no path, so that the model is what the run starts from, and an adapter alone is
+    trained beside it.
+
+    Args:
+      experiment: the recipe.
+      model: the Config that is trained.
+    """
+    if not experiment.adapter.rank or experiment.adapter.full:
+        return ()
+    return tuple(name for name, (path, cfg) in experiment.task.frozen(model).items() if not path and cfg == model)
+
+
+def reading_base(names: Sequence[str], params: Any, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch that a task reads, with the base of an adapter as further models.
+
+    Args:
+      names: of `of_base`.
+      params: of the model with its adapter.
+      model: its Config.
+      batch: the rows, and the other further models.
+    """
+    base = Frozen(jax.lax.stop_gradient(adapters.without(params)), model) if names else None
+    return {**batch, **dict.fromkeys(names, base)}
+
+
+def described(
+    task: contracts.Task, model: Any, mesh: Mesh | AbstractMesh, without: Sequence[str] = ()
+) -> dict[str, Frozen]:
     """{name: a further model as `jax.ShapeDtypeStruct`s}, by the Config that the task states.
 
     Args:
       task: names them.
       model: the Config that is trained, with its compute dtype.
       mesh: the devices.
+      without: names that are left out.
     """
     found = {}
     for name, (_, cfg) in task.frozen(model).items():
+        if name in without:
+            continue
         cfg = experiments.computed_in(cfg, getattr(model, "dtype", "float32"))
         dtype = getattr(cfg, "dtype", "float32")
         found[name] = Frozen(params_lib.abstract(models.family(cfg).declare(cfg), mesh, dtype), cfg)
@@ -43,7 +76,7 @@ def described(task: contracts.Task, model: Any, mesh: Mesh | AbstractMesh) -> di
 
 
 def load(
-    experiment: Experiment, model: Any, mesh: Mesh, load_model: Callable[..., Any]
+    experiment: Experiment, model: Any, mesh: Mesh, load_model: Callable[..., Any], without: Sequence[str] = ()
 ) -> tuple[dict[str, Frozen], dict[str, Any]]:
     """({name: the further models that the task reads}, {name: their tokenizers}), on a mesh, with adapters merged.
 
@@ -52,12 +85,15 @@ def load(
       model: the Config that is trained, with its compute dtype.
       mesh: the devices.
       load_model: `transformer_jax.load`.
+      without: names that are left out.
 
     Raises:
       InputError: a path that is not a model, or a model with other labels than the task.
     """
     found, tokenizers, wanted = {}, {}, tuple(experiment.task.snapshot_settings().get("labels", ()))
     for name, (path, _) in experiment.task.frozen(model).items():
+        if name in without:
+            continue
         path = path or experiment.init_from
         if not path:
             raise InputError(f"task.{name} is empty, and so is init_from; give one a run, a step or a folder")

@@ -103,7 +103,8 @@ def make(
     example = experiment.task.example(experiment.data)
     batch_shardings = batch_lib.shardings(example, train.batch_size, mesh)
     batch_lib.check_parts(train.batch_size, train.accumulate, mesh)
-    frozen = further_lib.described(experiment.task, model, mesh) if frozen is None else frozen
+    of_base = further_lib.of_base(experiment, model)
+    frozen = further_lib.described(experiment.task, model, mesh, of_base) if frozen is None else frozen
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), dict(frozen))
     further = (abstract,) if abstract else ()
     for name, (axis, size) in models.hook(model, "mesh_sizes")(model).items():
@@ -114,10 +115,11 @@ def make(
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
         params, base = params_lib.split(params_lib.constrain(declaration, params), declaration)
         params = params_lib.join(optim.freeze(params, scales), base)
+        batch = further_lib.reading_base(of_base, params, model, batch)
         return experiment.task.loss(params, model, batch, key=key, **own)
 
     def evaluate(params: Any, batch: Any) -> Any:
-        return experiment.task.evaluate(params, model, batch)
+        return experiment.task.evaluate(params, model, further_lib.reading_base(of_base, params, model, batch))
 
     step = step_lib.make_step(
         loss,

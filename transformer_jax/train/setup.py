@@ -110,7 +110,8 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
     elif adapted:
         raise InputError("an adapter is of a model that was trained before; name its folder with --init-from")
     model = programs.computed(experiment)
-    frozen, tokenizers_of = further_lib.load(experiment, model, mesh, load)
+    of_base = further_lib.of_base(experiment, model)
+    frozen, tokenizers_of = further_lib.load(experiment, model, mesh, load, of_base)
     program = programs.make(experiment, mesh, frozen=frozen)
     used = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
     dtype = experiment_dtype(program.model)
@@ -143,7 +144,7 @@ def setup(folder: RunFolder, stack: contextlib.ExitStack, *, load: Callable[...,
         folder,
         mesh,
         program,
-        evaluation.make(task, experiment.data, program.model, mesh, batch_size=size, frozen=frozen),
+        evaluation.make(task, experiment.data, program.model, mesh, batch_size=size, frozen=frozen, of_base=of_base),
         prepared,
         train_key,
         step_fn,

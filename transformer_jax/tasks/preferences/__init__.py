@@ -39,7 +39,8 @@ class DPO(Chat):
     sft_weight: float = 0.0
     """Weight of the cross-entropy of the chosen reply, per token, which is added to the loss."""
     reference: str = ""
-    """The frozen model: a run, a step or a Hugging Face folder; empty: what the run starts from, `init_from`."""
+    """The frozen model: a run, a step or a Hugging Face folder; empty: what the run starts from, `init_from`, of which
+    a run that trains an adapter alone needs no second copy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
