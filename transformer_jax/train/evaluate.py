@@ -155,7 +155,7 @@ def make(
     shardings = batch_lib.shardings(task.example(data), batch_size, mesh)
 
     def whole(params: Any, rows: Any, frozen: Any) -> Any:
-        return task.evaluate(params, model, further_lib.reading_base(of_base, params, model, {**rows, **frozen}))
+        return task.evaluate(params, model, further_lib.reading_base(of_base, model, params, {**rows, **frozen}))
 
     jitted = jax.jit(whole)
     step = functools.partial(_evaluated, jitted, frozen or {})

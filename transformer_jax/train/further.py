@@ -41,13 +41,13 @@ def of_base(experiment: Experiment, model: Any) -> tuple[str, ...]:
     return tuple(name for name, (path, cfg) in experiment.task.frozen(model).items() if not path and cfg == model)
 
 
-def reading_base(names: Sequence[str], params: Any, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def reading_base(names: Sequence[str], model: Any, params: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
     """The batch that a task reads, with the base of an adapter as further models.
 
     Args:
       names: of `of_base`.
+      model: the Config.
       params: of the model with its adapter.
-      model: its Config.
       batch: the rows, and the other further models.
     """
     base = Frozen(jax.lax.stop_gradient(adapters.without(params)), model) if names else None

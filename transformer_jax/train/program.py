@@ -4,6 +4,7 @@ program = program.make(experiment, mesh)                     # the mesh may be a
 program.step.lower(program.state, program.batch, key, *program.frozen)      # the train step, without data or devices
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,7 @@ def make(
     Raises:
       InputError: a parameter or the batch does not divide over the mesh, or the schedule does not fit the run.
     """
-    train = experiment.train
-    model = computed(experiment, platform)
+    train, model = experiment.train, computed(experiment, platform)
     declaration = experiments.declare(experiment, model)
     trained, _ = params_lib.split(declaration, declaration)
     if not trained:
@@ -111,15 +111,15 @@ def make(
         sharding.partition_spec((axis,), (size,), mesh, name=f"model.{name}")
 
     own = {"accumulate": train.accumulate} if experiment.task.accumulates else {}
+    with_base = functools.partial(further_lib.reading_base, of_base, model)
 
     def loss(params: Any, batch: Any, key: jax.Array | None) -> Any:
         params, base = params_lib.split(params_lib.constrain(declaration, params), declaration)
         params = params_lib.join(optim.freeze(params, scales), base)
-        batch = further_lib.reading_base(of_base, params, model, batch)
-        return experiment.task.loss(params, model, batch, key=key, **own)
+        return experiment.task.loss(params, model, with_base(params, batch), key=key, **own)
 
     def evaluate(params: Any, batch: Any) -> Any:
-        return experiment.task.evaluate(params, model, further_lib.reading_base(of_base, params, model, batch))
+        return experiment.task.evaluate(params, model, with_base(params, batch))
 
     step = step_lib.make_step(
         loss,
