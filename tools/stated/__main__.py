@@ -96,7 +96,7 @@ def _unchecked(book: stated.Book) -> int:
     for page, lines in found.items():
         print("\n".join(f"{page}: {line}" for line in lines))
     counts = {page: len(lines) for page, lines in found.items()}
-    print(f"{sum(counts.values())} lines; {stated.FILE} allows {sum(book['unchecked'].values())}")
+    print(f"{sum(counts.values())} without an entry; {stated.FILE} allows {sum(book['unchecked'].values())}")
     fewer = {page: min(counts.get(page, 0), allowed) for page, allowed in book["unchecked"].items()}
     book["unchecked"] = {page: count for page, count in sorted(fewer.items()) if count}
     stated.write(book)

@@ -94,10 +94,10 @@ def _made(book: stated.Book, page: str, root: Path) -> str:
 
 
 def unchecked(root: Path = stated.ROOT) -> dict[str, list[str]]:
-    """{page or recipe: lines} that state a measurement outside of a generated part.
+    """{page or recipe: paragraphs and rows} that state a measurement outside of a generated part.
 
-    They are the lines with a digit in a paragraph or a table that says "measured", or in a table below such a
-    paragraph; in README, of every table. Of a recipe its docstring is read.
+    They are the paragraphs with a digit that say "measured", and the rows with a digit of a table that says so, or that
+    is below such a paragraph; in README, of every table. Of a recipe its docstring is read.
     """
     pages = [*sorted(root.glob("*.md")), *sorted(root.glob("docs/**/*.md"))]
     found = {page: list(of_page(page.read_text(encoding="utf-8"), page.name == "README.md")) for page in pages}
@@ -108,7 +108,7 @@ def unchecked(root: Path = stated.ROOT) -> dict[str, list[str]]:
 
 
 def of_page(text: str, every_table: bool) -> Iterator[str]:
-    """The lines of a Markdown text that state a measurement.
+    """The paragraphs and the rows of tables of a Markdown text that state a measurement.
 
     Args:
       text: of a page, or of a docstring.
@@ -119,8 +119,10 @@ def of_page(text: str, every_table: bool) -> Iterator[str]:
         lines = paragraph.strip("\n").splitlines()
         is_table = any(line.startswith("|") for line in lines)
         labelled = _says_measured(lines) or (is_table and (every_table or _says_measured([above])))
-        rows = [line for line in lines if not is_table or line.startswith("|")]
-        yield from (line.strip() for line in rows if labelled and re.search(r"\d", line))
+        rows = (
+            [line for line in lines if line.startswith("|")] if is_table else [" ".join(line.strip() for line in lines)]
+        )
+        yield from (row for row in rows if labelled and re.search(r"\d", row))
         above = paragraph
 
 

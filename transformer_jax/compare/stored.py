@@ -14,6 +14,7 @@ import numpy as np
 
 from transformer_jax import files, observe
 from transformer_jax.errors import InputError
+from transformer_jax.observe.report import recorded
 from transformer_jax.runs import records
 from transformer_jax.runs import workdir as workdirs
 
@@ -64,20 +65,11 @@ def read(name: str, folder: Path) -> Run:
     facts: dict[str, Any] = {
         key: results[key] for key in ("step", "best_step", "devices", "jax", "data") if key in results
     }
-    return Run(name, folder, dict(_fields(tree)), code, facts, *_curves(folder))
+    return Run(name, folder, recorded.flat(tree), code, facts, *_curves(folder))
 
 
 def _digest(path: Path, folder: Path) -> str:
     return hashlib.sha256(files.read(path, files.JSON_BYTES, inside=folder)).hexdigest()[:12]
-
-
-def _fields(tree: Any, path: str = "") -> Any:
-    """(path, value) of each value that is no object; "type" is that of the part that it is in."""
-    if not isinstance(tree, dict):
-        yield path[:200], tree
-        return
-    for key, value in tree.items():
-        yield from _fields(value, f"{path}.{key}" if path else str(key))
 
 
 Curves = dict[str, list[tuple[float, float]]]
