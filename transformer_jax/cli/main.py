@@ -8,6 +8,7 @@
     score PATH TASK.jsonl [--shots K ...]                  k-shot evaluation of a language model on a local task
     report RUN [--out FILE]                                a page with everything about a run, in one HTML file
     watch RUN [--port N]                                   the same page in the browser, while the run trains
+    look RUN INPUT [--out FILE]                            what the model looks at, in one HTML file
     inspect PATH [--verify]                                what a workdir, step or Hugging Face folder holds
     convert hf SRC DST                                     Hugging Face folder -> workdir, or workdir -> folder
     convert average RUN DST [--last N]                     the mean of a run's last checkpoints, as a workdir
@@ -42,8 +43,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from transformer_jax import interrupts
 from transformer_jax.errors import InputError, RunError
 
-WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare", "sweep", "report", "watch")
-COMMANDS = (*WORK, "recipes", "launch", "doctor", "completion")
+WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare", "sweep")
+PAGES = ("report", "watch", "look")
+COMMANDS = (*WORK, *PAGES, "recipes", "launch", "doctor", "completion")
 
 
 def console() -> int:

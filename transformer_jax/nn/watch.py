@@ -34,12 +34,12 @@ class Watch:
     Attributes:
       found: (kind, probabilities float32 [B, N, T, S]) of each call.
       factors: {kind: [L, N]}, what each head's output is multiplied by: 0 removes the head. {}: 1.
-      added: {kind: [L, B, N, T, S]}, added to the probabilities after the softmax: zeros, to differentiate by them.
+      added: {kind: of each layer [B, N, T, S]}, added to the probabilities after the softmax: zeros, to differentiate by them.
     """
 
     found: list[tuple[str, jax.Array]] = field(default_factory=list)
     factors: Mapping[str, jax.Array] = field(default_factory=dict)
-    added: Mapping[str, jax.Array] = field(default_factory=dict)
+    added: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self, kind: str, probs_BNTS: jax.Array) -> jax.Array:
         """The probabilities with which the pass continues; those given are kept."""
@@ -70,7 +70,7 @@ def current() -> Watch | None:
 
 @contextlib.contextmanager
 def attention(
-    factors: Mapping[str, jax.Array] | None = None, added: Mapping[str, jax.Array] | None = None
+    factors: Mapping[str, jax.Array] | None = None, added: Mapping[str, Any] | None = None
 ) -> Iterator[Watch]:
     """A context in which attention is looked at, and changed.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from transformer_jax import looking
 from transformer_jax.models.vit.trunk import embed, fitted
 from transformer_jax.nn import block
 from transformer_jax.nn.masks import Mask
@@ -66,13 +67,7 @@ def rollout(w_LBNTT: jax.Array, cfg: "Config") -> jax.Array:
       w_LBNTT: of `attention_weights`.
       cfg: the model's config.
     """
-
-    def further(flow_BTT: jax.Array, w_BNTT: jax.Array) -> tuple[jax.Array, None]:
-        step_BTT = (jnp.mean(w_BNTT, axis=1) + jnp.eye(w_BNTT.shape[-1])) / 2
-        return jnp.einsum("BTS,BSU->BTU", step_BTT, flow_BTT, precision="highest"), None
-
-    B, T = w_LBNTT.shape[1], w_LBNTT.shape[-1]
-    flow_BTT = jax.lax.scan(further, jnp.broadcast_to(jnp.eye(T), (B, T, T)), w_LBNTT)[0]
+    flow_BTT, B = looking.rollout(w_LBNTT), w_LBNTT.shape[1]
     to_patches_BTP = flow_BTT[:, :, cfg.num_special :]
     read_BP = to_patches_BTP[:, 0] if cfg.has_class_token else jnp.mean(to_patches_BTP[:, cfg.num_special :], axis=1)
     return read_BP.reshape(B, *_grid(cfg, read_BP.shape[1]))
