@@ -86,7 +86,7 @@ def _summary(run: Recorded) -> Section:
     }
     rows = [(name, pages.number(_cell(value))) for name, value in facts.items() if value is not None]
     notes = [pages.note(problem) for problem in run.problems]
-    return pages.section("What it was", pages.table("The run", ["", ""], rows), *notes)
+    return pages.section("What it was", pages.table("The run", ["fact", "value"], rows), *notes)
 
 
 def _numbers(run: Recorded) -> Section | None:
@@ -172,7 +172,7 @@ def _diagnosis(run: Recorded) -> Section | None:
         return None
     rows = [(name, _cell(value)) for name, value in flat(run.diagnosis).items()][:MOST_ROWS]
     title = "Steps that were not finite"
-    return pages.section(title, pages.table("diagnosis.json", ["", "value"], rows, hidden=True))
+    return pages.section(title, pages.table("diagnosis.json", ["field", "value"], rows, hidden=True))
 
 
 def _time(run: Recorded) -> Section | None:

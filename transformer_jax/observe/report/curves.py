@@ -89,7 +89,7 @@ def _line(run: Recorded, name: str, label: str) -> Line:
 
 
 def _alone(run: Recorded, name: str) -> Html:
-    return pages.curves(f"{_title(name)} by step", [_line(run, name, _title(name))], x="step")
+    return pages.curves(_title(name), [_line(run, name, _title(name))], x="step")
 
 
 def _folded(summary: str, figures: Sequence[Html]) -> Html:
