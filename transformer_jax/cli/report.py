@@ -7,11 +7,11 @@ from transformer_jax.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page of a run: what it was, its curves, numbers, samples and pictures, and how to go on.
+    """Write the page of a run: what it was, its curves, numbers, samples and pictures, and how to continue.
 
         transformer-jax report RUN [--out FILE]
 
-    RUN is a workdir, here or in a bucket; the run may be going on. A run writes WORKDIR/report.html when it ends; this
+    RUN is a workdir, here or in a bucket; the run may still train. A run writes WORKDIR/report.html when it ends; this
     command writes it as it is now, or into FILE. The page is one HTML file of at most 2 MB that needs no network and
     has no script.
 

@@ -86,7 +86,8 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
 
 
 def remove_after(path: Path, step: int) -> set[tuple[float, frozenset[str]]]:
-    """Removes the rows of later steps, and lines that are not rows; returns what tells apart the evaluations left."""
+    """What tells apart the evaluations left in the file `path`, of which the rows after `step`, and lines that are not
+    rows, are removed."""
     stays = lambda line, row: line.endswith(b"\n") and row is not None and row["step"] <= step  # noqa: E731
     if not all(stays(line, row) for line, row in _lines(path)):
         with files.replacing(path) as part, part.open("wb") as file:

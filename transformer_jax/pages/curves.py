@@ -75,19 +75,19 @@ def shares(title: str, parts: Mapping[str, float], *, unit: str = "") -> Html:
     total = sum(known.values())
     if not total:
         return element("figure", element("h3", title), element("figcaption", "Nothing to draw."))
-    said = [f"{name} {size / total:.1%} ({number(size)} {unit})" for name, size in known.items()]
+    words = [f"{name} {size / total:.1%} ({number(size)} {unit})" for name, size in known.items()]
     bars, at = [], 0.0
     for i, size in enumerate(known.values()):
         width = WIDTH * size / total
-        tip = element("title", said[i])
+        tip = element("title", words[i])
         fill = f"fill: var(--c{i % COLOURS})"
         bars.append(element("rect", tip, x=f"{at:.1f}", y=0, width=f"{max(width, 0.5):.1f}", height=24, style=fill))
         at += width
     name = slug(title)
-    words = (element("title", title, id=f"{name}-name"), element("desc", "; ".join(said), id=f"{name}-words"))
+    head = (element("title", title, id=f"{name}-name"), element("desc", "; ".join(words), id=f"{name}-words"))
     svg = element(
         "svg",
-        *words,
+        *head,
         *bars,
         viewBox=f"0 0 {WIDTH} 24",
         preserveAspectRatio="none",
@@ -96,7 +96,7 @@ def shares(title: str, parts: Mapping[str, float], *, unit: str = "") -> Html:
         aria_labelledby=f"{name}-name",
         aria_describedby=f"{name}-words",
     )
-    legend = [element("li", _block(i), text) for i, text in enumerate(said)]
+    legend = [element("li", _block(i), text) for i, text in enumerate(words)]
     return element("figure", element("h3", title), svg, element("figcaption", element("ul", *legend, class_="legend")))
 
 

@@ -29,7 +29,7 @@ def parallel(title: str, axes: Sequence[str], items: Mapping[str, Sequence[Any]]
     places = [_places([row[i] for row in items.values()]) for i in range(len(axes))]
     across = [SIDE + i * (WIDTH - 2 * SIDE) / (len(axes) - 1) for i in range(len(axes))]
     words = "; ".join(
-        f"{name}: {', '.join(f'{axis} {_said(x)}' for axis, x in zip(axes, row, strict=False))}"
+        f"{name}: {', '.join(f'{axis} {_text(x)}' for axis, x in zip(axes, row, strict=False))}"
         for name, row in items.items()
     )
     parts = [
@@ -38,7 +38,7 @@ def parallel(title: str, axes: Sequence[str], items: Mapping[str, Sequence[Any]]
         *(part for i, axis in enumerate(axes) for part in _axis(axis, i, across[i], places[i])),
     ]
     for i, (name, row) in reversed(list(enumerate(items.items()))):  # the best is drawn last, above the others
-        parts.append(_line(f"{name}: {_said(row[-1])}", row, i, across, places))
+        parts.append(_line(f"{name}: {_text(row[-1])}", row, i, across, places))
     svg = element(
         "svg",
         join(parts, "\n"),
@@ -83,7 +83,7 @@ def _axis(name: str, i: int, x: float, places: Mapping[Any, float]) -> list[Html
     shown = shown if len(shown) <= 6 else [shown[0], shown[-1]]
     short = {"style": "font-size: 11px", "text_anchor": "middle"}
     for value, height in shown:
-        parts.append(element("text", _said(value)[:14], x=f"{x:.1f}", y=f"{_y(height) - 3:.1f}", **short))
+        parts.append(element("text", _text(value)[:14], x=f"{x:.1f}", y=f"{_y(height) - 3:.1f}", **short))
     parts.append(element("text", name[-22:], x=f"{x:.1f}", y=HEIGHT - (8 if i % 2 else 24), **short))
     return parts
 
@@ -104,5 +104,5 @@ def _line(tip: str, row: Sequence[Any], i: int, across: Sequence[float], places:
     return element("path", element("title", tip), d="".join(path), style=style)
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return "none" if value is None else number(value)

@@ -81,7 +81,13 @@ def run(
 
 
 def observe_run(run: Run, stack: contextlib.ExitStack, recipe: Experiment | None = None) -> None:
-    """Reads what `run` has logged before, and starts the observers; `stack` ends them. `recipe`: as for `run`."""
+    """Reads what `run` has logged before, and starts the observers.
+
+    Args:
+      run: ready for its next step.
+      stack: ends the observers.
+      recipe: as for the function `run`.
+    """
     folder, experiment = run.folder, run.experiment
     rows = observe.rows(folder.local / "metrics.jsonl")
     history = best_lib.read(rows, f"validation/{run.metric}", up_to=run.first_step)

@@ -69,7 +69,7 @@ def made(path: Path) -> str:
 
 
 def changed_fields(recipe: Mapping[str, Any], config: Mapping[str, Any]) -> list[list[Any]] | None:
-    """[field, the recipe's value, the run's value] of each field that differs; None where the recipe is not known."""
+    """[field, value in `recipe`, value in `config`] of each field that differs; None for an unknown recipe, {}."""
     if not recipe:
         return None
     old, new = recorded.flat(recipe), recorded.flat(config)

@@ -39,7 +39,7 @@ def render(run: Recorded, *, refresh: int = 0, lead: Any = "") -> str:
         _time,
         _settings,
         _launches,
-        _go_on,
+        _continue,
     )
     sections = [made for maker in makers if (made := maker(run)) is not None]
     head = pages.join([pages.element("p", pages.element("strong", state(run))), lead])
@@ -52,7 +52,7 @@ def render(run: Recorded, *, refresh: int = 0, lead: Any = "") -> str:
 
 
 def state(run: Recorded) -> str:
-    """How far the run is, in words."""
+    """How far `run` is, in words."""
     steps = as_number(_field(run.config, "train", "steps"))
     of = f" of {pages.number(steps)}" if math.isfinite(steps) else ""
     if run.owner:
@@ -90,7 +90,7 @@ def _summary(run: Recorded) -> Section:
 
 
 def _numbers(run: Recorded) -> Section | None:
-    """The final numbers, with their intervals; of a run that goes on, those of its last evaluation."""
+    """The final numbers, with their intervals; of a run that trains, those of its last evaluation."""
     tables = []
     reports = {"validation": run.results.get("report"), "test": run.results.get("test")}
     step, best = run.results.get("step"), run.results.get("best_step")
@@ -191,8 +191,8 @@ def _time(run: Recorded) -> Section | None:
         compiling = as_number(run.results.get("seconds_compiling"))
         text.append(f"First step after {first:.1f} s, of which {compiling:.1f} s compiled it. Of the last launch.")
     figures += curves.speed(run)
-    said = [pages.element("p", " ".join(text))] if text else []
-    return pages.section("Time and throughput", *said, pages.grid(*figures)) if figures else None
+    above = [pages.element("p", " ".join(text))] if text else []
+    return pages.section("Time and throughput", *above, pages.grid(*figures)) if figures else None
 
 
 def _settings(run: Recorded) -> Section | None:
@@ -222,7 +222,7 @@ def _launches(run: Recorded) -> Section | None:
     return pages.section("Launches", pages.table("Each start of the run", header, rows))
 
 
-def _go_on(run: Recorded) -> Section:
+def _continue(run: Recorded) -> Section:
     name, steps = run.name, run.steps
     command = _text(run.launches[-1].get("command")) if run.launches else _text(run.results.get("command") or "")
     lines: list[tuple[str, str]] = []
@@ -237,7 +237,7 @@ def _go_on(run: Recorded) -> Section:
     rows = [(pages.element("code", text), what) for text, what in lines]
     saved = f"Saved steps: {', '.join(f'{step:,}' for step in steps[-20:])}." if steps else "No step is saved."
     table = pages.table("Commands", ["command", "gives"], rows)
-    return pages.section("How to go on", pages.element("p", saved), table)
+    return pages.section("How to continue", pages.element("p", saved), table)
 
 
 # ---- Values of a run, of which nothing is known

@@ -12,7 +12,7 @@ MOST = 24  # pictures of a section
 
 
 def learning(run: Recorded) -> tuple[str, Html] | None:
-    """Losses and scores, of training batches and of evaluations: one picture for each name."""
+    """Losses and scores of `run`, of training batches and of evaluations: one picture for each name."""
     training = [name for name in run.series if "/" not in name and not _is_other(name)]
     training.sort(key=lambda name: name != "loss")
     figures, used = [], set[str]()
@@ -35,7 +35,7 @@ def learning(run: Recorded) -> tuple[str, Html] | None:
 
 
 def optimisation(run: Recorded) -> tuple[str, Html] | None:
-    """The learning rate, and the norms of gradients and whatever else a row calls a norm."""
+    """The learning rate of `run`, and the norms of gradients and whatever else a row calls a norm."""
     names = [name for name in run.series if name == "learning_rate" or ("norm" in name and "/" not in name)]
     figures = [_alone(run, name) for name in names[:MOST]]
     skipped = run.series.get("skipped")
@@ -45,7 +45,7 @@ def optimisation(run: Recorded) -> tuple[str, Html] | None:
 
 
 def speed(run: Recorded) -> list[Html]:
-    """Figures of throughput, of the wait for data and of the share of the chip's peak."""
+    """Figures of the throughput of `run`, of the wait for data and of the share of the chip's peak."""
     names = [name for name in run.series if name in SPEED or name.endswith("_per_second")]
     return [_alone(run, name) for name in names[:MOST]]
 

@@ -1,4 +1,4 @@
-"""A run's page served on this machine alone, as the run goes on: no file is served, and nothing can be changed.
+"""A run's page served on this machine alone, while the run trains: no file is served, and nothing can be changed.
 
 Only requests for a name of this machine are answered. A web page of another server, whose name was made to point at
 127.0.0.1 (DNS rebinding), sends its own name and is refused.
@@ -49,7 +49,7 @@ class Live:
         """The page as it is now.
 
         Args:
-          follow: whether the browser loads it again while the run goes on.
+          follow: whether the browser loads it again while the run trains.
 
         Raises:
           InputError, RunError, OSError: the run cannot be read now.
@@ -61,12 +61,12 @@ class Live:
                     self.run = recorded.read(folder, self.path)
                 self.made = time.monotonic()
             run = self.run
-            goes_on = bool(run.owner) or not run.results
+            trains = bool(run.owner) or not run.results
             link = pages.link("Stop following", "/?still") if follow else pages.link("Follow", "/")
             when = f"As of {time.strftime('%H:%M:%S')}, "
-            every = f"loaded again every {self.seconds} seconds. " if follow and goes_on else "not loaded again. "
+            every = f"loaded again every {self.seconds} seconds. " if follow and trains else "not loaded again. "
             lead = pages.element("p", when, every, link)
-            text = contents.render(run, refresh=self.seconds if follow and goes_on else 0, lead=lead)
+            text = contents.render(run, refresh=self.seconds if follow and trains else 0, lead=lead)
             self.seconds = max(self.seconds, int((time.monotonic() - began) / SHARE))
             return text
 

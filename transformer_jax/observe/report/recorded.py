@@ -1,6 +1,6 @@
 """What a run's folder holds, read for its page: nothing of it is believed, and all of it may be missing.
 
-A folder may be a stranger's, half written, or of a run that is going on. Each file is read by itself; what cannot be
+A folder may be a stranger's, half written, or of a run that trains. Each file is read by itself; what cannot be
 read becomes a line in `Recorded.problems`, and the rest of the page is made without it.
 """
 
@@ -168,14 +168,20 @@ def _read_rows(run: Recorded, path: Path) -> None:
 
 
 def as_number(value: Any) -> float:
-    """A float; NaN for what is no number or has no place in one."""
+    """`value` as a float; NaN for what is no number or has no place in one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
         return math.nan
     return float(value)
 
 
 def flat(tree: Any, name: str = "", depth: int = 12) -> dict[str, Any]:
-    """{"model.num_layers": 2, ...} of nested objects; lists, and what is nested deeper than `depth`, are values."""
+    """{"model.num_layers": 2, ...} of nested objects.
+
+    Args:
+      tree: an object, or a value.
+      name: of the value, for recursion.
+      depth: what is nested deeper is a value, as lists are.
+    """
     if not isinstance(tree, Mapping) or not depth:
         return {name: tree}
     found: dict[str, Any] = {}
