@@ -28,7 +28,7 @@ from transformer_jax.tasks.text_to_image.tokenizer import TextAndCodes
 def experiment() -> Experiment:
     return Experiment(
         model=gpt.Config(
-            vocab_size=256 + 1 + 1024,
+            vocab_size=1280,  # 256 codes, the blank and the tokens of text
             max_length=8 + 64,
             width=160,
             num_layers=4,
@@ -43,7 +43,7 @@ def experiment() -> Experiment:
         ),
         data=Captioned(
             Icons(),
-            TextAndCodes(TrainWordPiece(1024), num_codes=256, patch=4, size=32, channels=1),
+            TextAndCodes(TrainWordPiece(1023), num_codes=256, patch=4, size=32, channels=1),
             caption_length=8,
         ),
         task=TextToImage(),

@@ -207,8 +207,8 @@ class TextToImage(Task):
         if not T:
             return jnp.zeros_like(nats_B), jnp.zeros_like(nats_B), nats_B
         is_text_BT = (caption_BT > K).astype(jnp.float32)
-        labels_BT = jnp.maximum(caption_BT - K - 1, 0)
-        text_BT = -losses.log_likelihoods(x_BTD[:, :T], kernel_DV[:, K + 1 :], labels_BT, cap=cap) * is_text_BT
+        # From the blank on, which no text has: so both parts of the vocabulary divide over devices if it and K do.
+        text_BT = -losses.log_likelihoods(x_BTD[:, :T], kernel_DV[:, K:], caption_BT - K, cap=cap) * is_text_BT
         count_B = is_text_BT.sum(1)
         return text_BT.sum(1) / jnp.maximum(count_B, 1), jnp.minimum(count_B, 1), nats_B
 
@@ -300,7 +300,7 @@ class TextToImage(Task):
     def flops(self, model_cfg: Any, data: captioned.Captioned) -> float:
         """The FLOPs of a training step on one row, forward and backward (PaLM, appendix B)."""
         T, S, K = data.caption_length, data.tokenizer.length, data.tokenizer.num_codes
-        head = 6.0 * model_cfg.width * (K * S + max(model_cfg.vocab_size - K - 1, 0) * T)
+        head = 6.0 * model_cfg.width * (K * S + (model_cfg.vocab_size - K) * T)
         scores = config.attention_width(model_cfg) * (T + S) ** 2
         declaration = models.family(model_cfg).declare(model_cfg)
         return head + params_lib.flops(declaration, lambda path: (T + S) * (path != "head/kernel"), scores)
