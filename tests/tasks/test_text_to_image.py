@@ -132,7 +132,7 @@ def test_rows_and_the_loss(source):
     np.testing.assert_allclose(sums["nats_per_text_token"], (of_text[used].sum(), 7), rtol=1e-5)
     np.testing.assert_allclose(sums["loss"], ((of_codes * 7 / 8 + of_text / 8)[used].sum(), 7), rtol=1e-5)
     swapped = expected({**batch, "caption": batch["other"]})[0]
-    np.testing.assert_allclose(sums["other"], (swapped[used].sum(), 7), rtol=1e-5)
+    np.testing.assert_allclose(sums["nats_per_code_with_other_caption"], (swapped[used].sum(), 7), rtol=1e-5)
     without = expected(blank)[0]
     _, weight, sums = loss(params, batch, jax.random.key(1))
     kept = int(sums["nats_per_code"][1])

@@ -45,6 +45,7 @@ from transformer_jax.tasks.text_to_image import captioned, codes, pictures
 from transformer_jax.tasks.text_to_image.tokenizer import PictureTokenizer, TextAndCodes
 
 DECODES = ("init_cache", "prefill", "decode_step", "for_decoding")  # the functions of a family that draws
+OTHER = "nats_per_code_with_other_caption"
 SHEET = 32  # pictures of an evaluation
 ROWS = 64  # pictures that are drawn together
 
@@ -182,17 +183,28 @@ class TextToImage(Task):
                 share_B = jax.random.uniform(drop_key) + self.caption_dropout * jnp.arange(len(weights_B) + 1)
                 has_B = (jnp.diff(jnp.floor(share_B)) == 0).astype(jnp.float32)
                 caption_BT = jnp.where(has_B[:, None] > 0, caption_BT, blank)
-        text_B, text_weight_B, nats_B = self._nats(params, model_cfg, caption_BT, batch["codes"], key)
-        code_weight = 1 - self.text_weight if caption_BT.shape[1] else 1.0
-        loss_B = self.text_weight * text_B + code_weight * nats_B
-        row_B = weights_B * (self.text_weight * text_weight_B + code_weight)
-        total, weight = jnp.sum(weights_B * loss_B), jnp.sum(row_B)
-        sums = {"loss": (total, weight), "nats_per_code": _mean(nats_B, weights_B * has_B)}
+        made = self._nats(params, model_cfg, caption_BT, batch["codes"], key)
+        total, weight, sums = self._sums(*made, weights_B, has_B)
         if key is not None and self.caption_dropout and caption_BT.shape[1]:
-            sums["nats_without_caption"] = _mean(nats_B, weights_B * (1 - has_B))
-        if caption_BT.shape[1]:
-            sums["nats_per_text_token"] = _mean(text_B, weights_B * text_weight_B)
+            sums["nats_without_caption"] = _mean(made[2], weights_B * (1 - has_B))
         return total, weight, jax.lax.stop_gradient(sums)
+
+    def _sums(
+        self,
+        text_B: jax.Array,
+        has_text_B: jax.Array,
+        nats_B: jax.Array,
+        weights_B: jax.Array,
+        has_caption_B: jax.Array,
+    ) -> Any:
+        """(sum, weight, {name: (sum, weight)}) of what `_nats` returns."""
+        code_weight = 1 - self.text_weight if self.caption_length else 1.0
+        total = jnp.sum(weights_B * (self.text_weight * text_B + code_weight * nats_B))
+        weight = jnp.sum(weights_B * (self.text_weight * has_text_B + code_weight))
+        sums = {"loss": (total, weight), "nats_per_code": _mean(nats_B, weights_B * has_caption_B)}
+        if self.caption_length:
+            sums["nats_per_text_token"] = _mean(text_B, weights_B * has_text_B)
+        return total, weight, sums
 
     def _nats(
         self, params: Any, model_cfg: Any, caption_BT: jax.Array, codes_BS: jax.Array, key: jax.Array | None
@@ -215,12 +227,13 @@ class TextToImage(Task):
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-        """The sums of `loss`, and the nats per code with the caption of another picture."""
-        sums = self.loss(params, model_cfg, batch)[2]
-        if batch["caption"].shape[1]:
-            other_B = self._nats(params, model_cfg, batch["other"], batch["codes"], None)[2]
-            sums = {**sums, "other": _mean(other_B, batch["weights"])}
-        return sums, {}
+        """The sums of `loss`, and the nats per code of each picture: with its caption, and with that of another."""
+        weights_B, captions = batch["weights"], {"nats_per_code": "caption"}
+        captions |= {OTHER: "other"} if batch["caption"].shape[1] else {}
+        made = {name: self._nats(params, model_cfg, batch[of], batch["codes"], None) for name, of in captions.items()}
+        sums = self._sums(*made["nats_per_code"], weights_B, jnp.ones_like(weights_B))[2]
+        outputs = {name: found[2] for name, found in made.items()}
+        return sums | {name: _mean(x, weights_B) for name, x in outputs.items()}, outputs | {"weights": weights_B}
 
     def best_metric(self) -> str:
         """The nats per code of the validation set."""
@@ -230,11 +243,17 @@ class TextToImage(Task):
         """Nats per code with the right caption and with another's, and the baselines."""
         means = {name: total / max(weight, 1e-9) for name, (total, weight) in sums.items()}
         found = {"nats_per_code": means["nats_per_code"]}
-        if "other" in means:
-            found["nats_per_code_with_other_caption"] = means["other"]
-            found["caption_worth_nats_per_code"] = means["other"] - means["nats_per_code"]
+        if OTHER in means:
+            found[OTHER] = means[OTHER]
+            found["caption_worth_nats_per_code"] = means[OTHER] - means["nats_per_code"]
             found["nats_per_text_token"] = means["nats_per_text_token"]
         return found | evaluation.reference["baselines"]
+
+    def records(self, outputs: Outputs, evaluation: Evaluation) -> dict[str, Sequence[Any]]:
+        """The nats per code of each picture, with its caption and with that of another."""
+        weights_E = outputs["weights"]
+        names = [name for name in ("nats_per_code", OTHER) if name in outputs]
+        return {name: np.stack([outputs[name] * weights_E, weights_E], 1) for name in names}
 
     def draw(
         self,
