@@ -10,9 +10,9 @@ Model: the modern decoder, 4 layers, 160 wide, over 8 tokens of a name and 64 co
 
 Hardware and time: 2 CPU cores, about ten minutes (estimated).
 Expected: fewer nats per code of held-out icons than the codes to the left and above give, 1.85 (measured, printed by
-each run; 2.36 by the one to the left, 3.24 by none), and fewer with the right name than with another. After 300 steps of
-a smaller model, 3 layers and 128 wide: 1.495, and with another's name 1.531 (measured, in 83 s of one core beside much
-other work). drawn/ in the workdir shows icons of 32 held-out names at each evaluation.
+each run; 2.36 by the one to the left, 3.24 by none), and fewer with the right name than with another. After 300 steps
+of a smaller model, 3 layers and 128 wide: 1.495, and with another's name 1.531 (measured, in 83 s of one core beside
+much other work). drawn/ in the workdir shows icons of 32 held-out names at each evaluation.
 """
 
 from transformer_jax.data.tokenizers import TrainWordPiece

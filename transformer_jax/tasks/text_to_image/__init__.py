@@ -253,7 +253,8 @@ class TextToImage(Task):
         """The nats per code of each picture, with its caption and with that of another."""
         weights_E = outputs["weights"]
         names = [name for name in ("nats_per_code", OTHER) if name in outputs]
-        return {name: np.stack([outputs[name] * weights_E, weights_E], 1) for name in names}
+        made: dict[str, Any] = {name: np.stack([outputs[name] * weights_E, weights_E], 1) for name in names}
+        return made
 
     def draw(
         self,
