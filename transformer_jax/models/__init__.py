@@ -26,6 +26,7 @@ MODULES = {
     "dual": "models.dual",
     "speech": "models.speech",
     "whisper": "models.whisper",
+    "wav2vec2": "models.wav2vec2",
     "positions": "nn.positions",
     "optim": "optim",
     "adapters": "adapters",
@@ -160,6 +161,7 @@ FORMATS = {
     "siglip": "dual.siglip",
     "sentence-transformers": "dual.sentences",
     "whisper": "whisper.whisper",
+    "wav2vec2": "wav2vec2.wav2vec2",
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax import hf
-from transformer_jax.data.tokenizers import assembly, classes, items, languages, marian, sentencepiece, special
+from transformer_jax.data.tokenizers import assembly, classes, items, languages, letters, marian, sentencepiece, special
 from transformer_jax.data.tokenizers.classes import CLASSES, TokenizerClass
 from transformer_jax.data.tokenizers.plain import ByteTokenizer, CharacterTokenizer
 from transformer_jax.data.tokenizers.subwords import SETTINGS, SubwordTokenizer, reads_literally
@@ -62,6 +62,8 @@ def load(path: str | os.PathLike[str], spec: Any = None) -> Any:
         return items.read(given / items.FILE, special.read_json(given / items.FILE))
     if (given / marian.SOURCE).is_file() and not (given / "tokenizer.json").is_file():
         return marian.read_folder(given)
+    if letters.is_folder(given):
+        return letters.read_folder(given)
     if any((given / name).is_file() for name in KEYS):
         return read_folder(given)
     if given.is_dir() and callable(getattr(spec, "read", None)):
