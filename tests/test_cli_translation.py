@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,14 @@ def test_evaluate_scores_other_text_with_another_search(workdir, tmp_path, capsy
     assert stored["report"]["chrf_signature"] in printed
     for side in ("validation", "test"):
         assert len((workdir / f"{side}.hypotheses.txt").read_text(encoding="utf-8").split("\n")) == 5 + 1
+    again = shutil.copytree(workdir, tmp_path / "again")
+    assert main(["compare", str(workdir), str(again)]) == 0, "what evaluate stores is what compare reads"
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("chrf ") == printed.count("bleu ") == 2
+        and "1 batches  fewer than 20" in printed
+        and " differs" not in printed
+    )
 
 
 def test_a_reader_that_has_seen_enough_and_a_locale_without_umlauts(workdir, tmp_path):

@@ -141,6 +141,17 @@ def test_other_examples_are_not_compared(runs, capsys):
     assert "not compared, 40 examples in one and 7 in the other" in capsys.readouterr().out
 
 
+def test_a_number_that_is_not_finite_is_left_out_alone(runs, capsys):
+    path = runs / "b" / records.name("test")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[3]["loss"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["compare", str(runs / "a"), str(runs / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert "loss: not compared, a number that is not finite" in printed
+    assert printed.startswith("run 1: ") and "accuracy" in printed and "bleu" in printed
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

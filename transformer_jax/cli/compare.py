@@ -5,6 +5,8 @@ from pathlib import Path
 from transformer_jax.cli.arguments import positional
 from transformer_jax.errors import InputError
 
+LONGEST = 24  # characters of a folder that heads a column; longer ones are numbered
+
 
 def main(arguments: list[str]) -> int:
     """Compare runs: what differs in their settings, code and data, then whether their numbers differ.
@@ -42,7 +44,11 @@ def main(arguments: list[str]) -> int:
     elif len(folders) == 1:
         raise InputError(f"{folders[0]} is one run; give another to compare it with: compare {folders[0]} RUN")
     else:
-        runs = [compare.read(name, folder) for name, folder in zip(names, folders, strict=True)]
+        short = names if max(map(len, names)) <= LONGEST else [f"run {at}" for at in range(1, len(names) + 1)]
+        runs = [compare.read(name, folder) for name, folder in zip(short, folders, strict=True)]
+        print(
+            "".join(f"{run.name}: {name}\n" for run, name in zip(runs, names, strict=True) if run.name != name), end=""
+        )
         print("\n".join(terminal.differences(runs)))
         pairs = [(runs[0], other, compare.paired(runs[0], other)) for other in runs[1:]]
         for a, b, sets in pairs:

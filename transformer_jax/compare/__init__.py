@@ -56,12 +56,14 @@ class Paired(NamedTuple):
       set: "validation", "test" or "given".
       differences: {number: its difference}.
       disagreements: {number: the examples on which the runs differ most}.
+      left_out: {number: why it is not compared}.
       why_not: why nothing is compared; "" where it is.
     """
 
     set: str
     differences: dict[str, Difference]
     disagreements: dict[str, list[Disagreement]]
+    left_out: dict[str, str]
     why_not: str = ""
 
 
@@ -94,7 +96,7 @@ def paired(a: Run, b: Run) -> list[Paired]:
     if not found:
         raise InputError(
             f"{a.name} and {b.name} have no evaluation with examples in common; "
-            f"evaluate both first: transformer-jax evaluate {a.name}"
+            f"evaluate both first: transformer-jax evaluate {a.folder}"
         )
     return found
 
@@ -103,16 +105,18 @@ def _of_set(a: Run, b: Run, of: str) -> Paired | None:
     """The numbers on one set; None where one of the runs has neither records nor texts of it."""
     rows_a, rows_b = examples(a, of), examples(b, of)
     texts_a, texts_b = translations(a, of), translations(b, of)
-    made = Paired(of, {}, {})
+    made = Paired(of, {}, {}, {})
     if rows_a and rows_b:
         if why := same_examples(rows_a, rows_b):
             return made._replace(why_not=why)
         for name in (name for name in rows_a if name in rows_b):
             if not isinstance(rows_a[name], list) and not isinstance(rows_b[name], list):
                 try:
-                    made.differences[name] = bootstrap.ratio(rows_a[name], rows_b[name])
+                    found = bootstrap.ratio(rows_a[name], rows_b[name])
                 except ValueError as error:
-                    return made._replace(why_not=f"{name}: {error}")
+                    made.left_out[name] = str(error)
+                    continue
+                made.differences[name] = found._replace(unit="batches" if "examples" in rows_a else found.unit)
                 made.disagreements[name] = _disagreements(rows_a, rows_b, name)
     if texts_a and texts_b:
         if why := same_examples(texts_a, texts_b):
@@ -121,7 +125,7 @@ def _of_set(a: Run, b: Run, of: str) -> Paired | None:
             args = (texts_a["hypotheses"], texts_b["hypotheses"], texts_a["references"])
             made.differences[name] = bootstrap.texts(name, *args)
         made.disagreements["chrf"] = _translated(texts_a, texts_b)
-    return made if made.differences else None
+    return made if made.differences or made.left_out else None
 
 
 def _disagreements(a: dict[str, Any], b: dict[str, Any], name: str) -> list[Disagreement]:

@@ -29,7 +29,8 @@ class Difference(NamedTuple):
       low: the lower end of the 95 % interval of b - a.
       high: its upper end.
       p: the p-value of b - a.
-      examples: on which both were evaluated, or batches of them.
+      examples: on which both were evaluated.
+      unit: what `examples` counts: "examples", or "batches" of them.
     """
 
     a: float
@@ -38,6 +39,7 @@ class Difference(NamedTuple):
     high: float
     p: float
     examples: int
+    unit: str = "examples"
 
     @property
     def claimed(self) -> bool:

@@ -87,9 +87,10 @@ def _cell(value: Any) -> Any:
 def _set(a: compare.Run, b: compare.Run, of: compare.Paired) -> list[Any]:
     if of.why_not:
         return [pages.note(f"{of.set} set: not compared, {of.why_not}")]
-    header = ["number", a.name, b.name, "difference", "95 % interval", "p", ""]
+    header = ["number", a.name, b.name, "difference", "95 % interval", "p", "over", ""]
     rows = [[name, *terminal.difference(found)] for name, found in of.differences.items()]
-    parts = [pages.table(f"The {of.set} set, paired bootstrap over {terminal.over(of)}", header, rows)]
+    parts = [pages.table(f"The {of.set} set, paired bootstrap", header, rows)]
+    parts += [pages.note(f"{name}: not compared, {why}") for name, why in of.left_out.items()]
     for name, found in of.disagreements.items():
         names = list(dict.fromkeys(key for one in found for key in one.texts))
         texts = [[one.example, one.a, one.b, *(_texts(one.texts.get(key)) for key in names)] for one in found]

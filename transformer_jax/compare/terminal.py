@@ -46,11 +46,12 @@ def number(value: float) -> str:
 
 
 def difference(found: compare.Difference) -> list[str]:
-    """The cells of a difference: both values, b - a, its interval, the p-value, and whether it is claimed."""
+    """The cells of a difference: both values, b - a, its interval, p-value and number of examples, and the verdict."""
     interval = f"[{found.low:+.4g}, {found.high:+.4g}]"
-    few = f"fewer than {bootstrap.LEAST}, too few to say"
+    few = f"fewer than {bootstrap.LEAST}"
     verdict = few if found.examples < bootstrap.LEAST else "differs" if found.claimed else "no difference shown"
-    return [number(found.a), number(found.b), f"{found.b - found.a:+.4g}", interval, f"{found.p:.3f}", verdict]
+    values = [number(found.a), number(found.b), f"{found.b - found.a:+.4g}", interval, f"{found.p:.3f}"]
+    return [*values, f"{found.examples:,} {found.unit}", verdict]
 
 
 def differences(runs: Sequence[compare.Run]) -> list[str]:
@@ -78,22 +79,15 @@ def paired(a: compare.Run, b: compare.Run, sets: Sequence[compare.Paired]) -> li
         if of.why_not:
             lines += ["", f"{of.set} set: not compared, {plain(of.why_not)}"]
             continue
-        header = ["", a.name, b.name, "difference", "95 % interval", "p", ""]
+        header = ["", a.name, b.name, "difference", "95 % interval", "p", "over", ""]
         rows = [[name, *difference(found)] for name, found in of.differences.items()]
-        lines += ["", f"{of.set} set, paired bootstrap over {over(of)}:", *table(header, rows)]
+        lines += ["", f"{of.set} set, paired bootstrap:", *table(header, rows)]
+        lines += [f"{plain(name)}: not compared, {why}" for name, why in of.left_out.items()]
         for name, found in of.disagreements.items():
             if found:
                 lines.append(f"where {plain(name)} differs most:")
                 lines += [f"  {line}" for one in found for line in _example(one)]
     return lines
-
-
-def over(of: compare.Paired) -> str:
-    """What the bootstrap of a set draws: "1,000 examples", or "120 batches of examples"."""
-    shown = [one for found in of.disagreements.values() for one in found]
-    kind = "batches of examples" if any("examples" in one.texts for one in shown) else "examples"
-    counts = sorted({found.examples for found in of.differences.values()})
-    return f"{' and '.join(f'{count:,}' for count in counts)} {kind}"
 
 
 def _example(one: compare.Disagreement) -> list[str]:
