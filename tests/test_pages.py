@@ -106,7 +106,7 @@ def test_parallel_coordinates():
     assert heights["a"][0] > heights["c"][0] > heights["b"][0] and len(heights["a"]) == 4
     assert heights["c"][0] == pytest.approx((heights["a"][0] + heights["b"][0]) / 2, abs=0.1)
     assert len(heights["c"]) == 2, "neither a flag nor a number"
-    assert "stroke: var(--c0)" in drawn["a"] and "a: rate 0.0001, kind adam" in svg.replace("1.0000e-04", "0.0001")
+    assert "stroke: var(--c0)" in drawn["a"] and "a: rate 0.0001, kind adam" in svg
     assert "Nothing to draw" in pages.parallel("t", ["only"], {"a": [1]})
 
 
@@ -127,7 +127,7 @@ def test_any_range_is_drawn(points):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1234567, "1,234,567"), (0.123456, "0.12346"), (5e-5, "5.0000e-05"), (math.nan, "not finite"), (1e308, "beyond")],
+    [(1234567, "1,234,567"), (0.123456, "0.12346"), (5e-5, "5e-05"), (math.nan, "not finite"), (1e308, "beyond")],
 )
 def test_numbers(value, text):
     assert pages.number(value).startswith(text)

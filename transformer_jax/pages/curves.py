@@ -171,7 +171,7 @@ def _tick(value: float, axis: _Axis) -> str:
 
 
 def _line(line: Line, points: Sequence[tuple[float, float]], i: int, across: _Axis, up: _Axis, log: bool) -> list[Html]:
-    colour, dash = f"var(--c{i % COLOURS})", DASHES[i // 2 % len(DASHES)]
+    colour, dash = f"var(--c{i % COLOURS})", _dash(i)
     parts: list[Html] = []
     edges = [(x, low, high) for x, low, high in line.band if _is_drawn(low, log) and _is_drawn(high, log)]
     if len(edges) > 1:
@@ -194,8 +194,13 @@ def _line(line: Line, points: Sequence[tuple[float, float]], i: int, across: _Ax
     return parts
 
 
+def _dash(i: int) -> str:
+    """The dashes of line `i`, so that no two of 32 lines have the same colour and the same dashes."""
+    return DASHES[(i // 2 + i // COLOURS) % len(DASHES)]
+
+
 def _swatch(i: int) -> Html:
-    dash = DASHES[i // 2 % len(DASHES)]
+    dash = _dash(i)
     style = f"stroke: var(--c{i % COLOURS}); stroke-width: 3" + (f"; stroke-dasharray: {dash}" if dash else "")
     return Html(f'<svg viewBox="0 0 32 8" aria-hidden="true"><path d="M0 4H32" style="{style}"/></svg>')
 

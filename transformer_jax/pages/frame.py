@@ -28,7 +28,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; padding: 0; margin: 
 figure { margin: 0; padding: 0.75rem; background: var(--panel); border-radius: 0.4rem; min-width: 0; }
 figure h3, h3 { font-size: 1rem; margin: 0 0 0.25rem; overflow-wrap: anywhere; }
 figcaption { font-size: 0.875rem; color: var(--faint); overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; } svg.bar { height: 1.5rem; }
+svg { display: block; width: 100%; max-width: 46rem; height: auto; } svg.bar { height: 1.5rem; max-width: none; }
 svg text { fill: var(--faint); font-size: 13px; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 0.2rem; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; margin: 0.25rem 0 0; padding: 0; list-style: none; }
@@ -112,7 +112,7 @@ def number(value: Any) -> str:
         return f"{int(value):,}"
     if abs(value) >= 10_000:
         return f"{value:,.0f}"
-    return f"{value:.4e}" if abs(value) < 1e-3 else f"{value:.5g}"
+    return f"{value:.5g}"
 
 
 def note(*content: Any) -> Html:
