@@ -31,7 +31,7 @@ def test_a_stated_number_is_seen():
     assert found("It takes 3 s (measured).\nAnd 4.") == ["It takes 3 s (measured). And 4."]
     assert found("*Measured* so:\n\n| a | b |\n|---|---|\n| x | 3 |\n\nSince 1990.") == ["| x | 3 |"]
     assert found("| a |\n|---|\n| 3 |") == [] and found("| a |\n|---|\n| 3 |", True) == ["| 3 |"]
-    assert found("<!-- numbers: a -->\nmeasured 3\n<!-- /numbers -->\n\n```\nmeasured 3\n```\nNot measured.") == []
+    assert found("<!-- numbers: a -->\nmeasured 3\n<!-- /numbers -->\n\n```\nmeasured 3\n```\nNot measured: 4.") == []
 
 
 ENTRY = {

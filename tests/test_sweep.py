@@ -108,6 +108,9 @@ def test_a_field_that_is_none_and_a_folder_that_is_no_sweep_are_refused_before_a
     (folder / "mine.txt").write_text("x")
     assert main([*STDLIB, "--over", "seed", "1", "--workdir", str(folder)]) == 2
     assert "it is no sweep" in capsys.readouterr().err
+    assert main([*STDLIB, "--over", "seed", "1", "--workdir", "gs://b/s"]) == 2 and "machine" in capsys.readouterr().err
+    grid = [*STDLIB, "--over", "seed", *map(str, range(40)), "--over", "optim.peak-lr", *map(str, range(1, 40))]
+    assert main(grid) == 2 and "1,560 runs" in capsys.readouterr().err
     assert main(["sweep", "--over", "seed", "1"]) == 2 and "needs an experiment" in capsys.readouterr().err
 
 

@@ -127,4 +127,4 @@ def of_page(text: str, every_table: bool) -> Iterator[str]:
 
 
 def _says_measured(lines: Iterable[str]) -> bool:
-    return any(re.search(r"\bmeasured\b", line, re.IGNORECASE) for line in lines)
+    return any(re.search(r"\b(?<!not )measured\b", line, re.IGNORECASE) for line in lines)

@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
         positional(main, arguments, 1)
     asked = plan.parse(arguments)
     experiment, name, check = _experiment(asked)
+    if "://" in asked.workdir:
+        raise InputError(f"--workdir {asked.workdir}: a sweep writes into a folder of this machine")
     folder = Path(asked.workdir or f"runs/{name}-sweep")
     chosen = [] if asked.optuna else plan.runs(asked)
     for words in chosen or [_first(asked)]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from transformer_jax import files
 from transformer_jax.errors import InputError
 
-MOST = 10_000  # runs of a grid
+MOST = 1000  # runs of a sweep; each is checked before the first one starts
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,12 @@ def runs(asked: Asked) -> list[list[str]]:
       InputError: there are too many, or the list cannot be read.
     """
     if asked.listed:
-        return list(_listed(Path(asked.listed)))
-    count = 1
-    for values in asked.over.values():
-        count *= len(values)
-    if count > MOST:
-        raise InputError(f"the grid has {count:,} runs; at most {MOST:,} are made")
+        listed = list(itertools.islice(_listed(Path(asked.listed)), MOST + 1))
+        if len(listed) > MOST:
+            raise InputError(f"{asked.listed} has more than {MOST:,} runs; split it")
+        return listed
+    if (count := math.prod(map(len, asked.over.values()))) > MOST:
+        raise InputError(f"the grid has {count:,} runs, more than {MOST:,}; give fewer values, or --optuna N")
     chosen = itertools.product(*([(flag, value) for value in values] for flag, values in asked.over.items()))
     return [arguments_of(dict(pairs)) for pairs in chosen]
 
