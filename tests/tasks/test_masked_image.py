@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import transformer_jax
-from transformer_jax import restore, tasks
+from transformer_jax import restore, sharding, tasks
 from transformer_jax.data.image_sources import Digits
 from transformer_jax.data.images import ImageSet
 from transformer_jax.data.preprocess import Preprocess
@@ -19,7 +19,7 @@ from transformer_jax.models import vit
 from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
 from transformer_jax.tasks.masked_image import EPS
-from transformer_jax.train import loop
+from transformer_jax.train import loop, start
 
 SIZES: Any = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 32, "scan_layers": False}
 MODEL = vit.Config(
@@ -71,30 +71,45 @@ def test_the_loss_and_what_is_masked_in_evaluations():
     np.testing.assert_allclose(evaluate(turned)["loss"], sums["loss"], rtol=1e-5)  # in another place of the batch
 
 
-def test_a_classifier_begins_from_it(tmp_path, capsys):
-    pretraining = Experiment(
-        model=MODEL,
-        data=ImageSet(Digits()),
-        task=TASK,
-        optim=Optim(peak_lr=0.01, warmup_steps=5),
-        train=Train(steps=40, batch_size=64),
-        evaluate=Evaluate(batch_size=64),
-    )
-    report = loop.run(pretraining, tmp_path / "mae", load=restore.load).report
-    assert report["error_of_masked_patches"] < 0.9 * report["baseline_error_of_their_means"]
-    assert list((tmp_path / "mae" / "drawn").glob("*_reconstructed.png"))
-    fine = dataclasses.replace(
-        pretraining,
+PRETRAINING = Experiment(
+    model=MODEL,
+    data=ImageSet(Digits()),
+    task=TASK,
+    optim=Optim(peak_lr=0.01, warmup_steps=5),
+    train=Train(steps=40, batch_size=64),
+    evaluate=Evaluate(batch_size=64),
+)
+
+
+def classifier(path: str) -> Experiment:
+    return dataclasses.replace(
+        PRETRAINING,
         model=dataclasses.replace(MODEL, num_classes=10, decoder=vit.Decoder()),
         task=tasks.ImageClassification(preprocess=TASK.preprocess),
         optim=Optim(peak_lr=1e-9),
         train=Train(steps=1, batch_size=64),
         checkpoint=Checkpoint(),
-        init_from=str(tmp_path / "mae"),
+        init_from=path,
     )
-    capsys.readouterr()
-    loop.run(fine, tmp_path / "fine", load=restore.load)
-    assert "head 'decoder' of" in capsys.readouterr().out
+
+
+def test_a_classifier_drops_the_decoder():
+    fine, lines = classifier("mae"), []
+    adopted = start.adopt(fine, MODEL, lines.append, task=TASK)
+    assert adopted.model == fine.model and not lines
+    found, declaration = vit.init(jax.random.key(0), MODEL), vit.declare(fine.model)
+    made = start.transfer(found, declaration, adopted, jax.random.key(1), sharding.make_mesh(), lines.append)
+    assert made.keys() == declaration.keys() and (np.asarray(made["head"]["kernel"]) == 0).all()
+    assert all(made[name] is found[name] for name in ("embed", "blocks", "final_norm"))
+    assert [line.split(":")[0] for line in lines] == ["head 'head'", "head 'decoder' of mae"]
+
+
+@pytest.mark.slow
+def test_a_run_begins_from_another(tmp_path):
+    report = loop.run(PRETRAINING, tmp_path / "mae", load=restore.load).report
+    assert report["error_of_masked_patches"] < 0.9 * report["baseline_error_of_their_means"]
+    assert list((tmp_path / "mae" / "drawn").glob("*_reconstructed.png"))
+    loop.run(classifier(str(tmp_path / "mae")), tmp_path / "fine", load=restore.load)
     before, after = (transformer_jax.load(tmp_path / name).params for name in ("mae", "fine"))
     assert "decoder" not in after and "head" not in before
     trunk = {path: leaf for path, leaf in params_lib.flatten(after).items() if not path.startswith("head")}
