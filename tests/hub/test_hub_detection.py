@@ -13,14 +13,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from transformer_jax import hub, models, restore
 from transformer_jax.data import image_files
 from transformer_jax.errors import InputError
-from transformer_jax.models import vit
+from transformer_jax.models import eomt, vit
 from transformer_jax.models.vit import yolos
 from transformer_jax.nn import params as param_tree
-from transformer_jax.tasks import Detection
+from transformer_jax.tasks import Detection, Segmentation
 
 FIXTURES = Path(__file__).parents[1] / "data" / "hf" / "detection"
 LABELS = ("crane", "lantern", "teapot")
@@ -109,3 +110,34 @@ def test_a_classifier_becomes_a_detector():
     less = vit.resized(both, wanted, fewer, said.append)
     np.testing.assert_array_equal(less["queries"]["embedding"], both["queries"]["embedding"][:2])
     np.testing.assert_array_equal(less["embed"]["position"]["embedding"], both["embed"]["position"]["embedding"][:9])
+
+
+# ---- EoMT ------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_eomt_are_transformers(tmp_path):
+    config, params, _ = hub.load(FIXTURES / "Eomt")
+    expected = expected_of("Eomt")
+    found, scores = jax.jit(
+        lambda p, x: (eomt.predict_masks(p, config, x), eomt.segment(p, config, x)), static_argnums=()
+    )(params, expected["images"])
+    assert min(expected["logits"].std(), expected["masks"].std()) > 0.5
+    np.testing.assert_allclose(found.logits, expected["logits"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found.masks, expected["masks"], rtol=2e-5, atol=2e-5 * np.abs(expected["masks"]).max())
+    p = np.exp(expected["logits"]) / np.exp(expected["logits"]).sum(-1, keepdims=True)
+    wanted = np.einsum("bqk,bqyx->byxk", p[..., :-1], 1 / (1 + np.exp(-expected["masks"])))
+    np.testing.assert_allclose(np.exp(scores), wanted, atol=1e-4)
+    hub.export(tmp_path / "out", config, params, labels=LABELS)
+    again, same, _ = hub.load(tmp_path / "out")
+    assert again == config and isinstance(restore.load(tmp_path / "out").task, Segmentation)
+    for (path, x), y in zip(param_tree.flatten(params).items(), jax.tree.leaves(same), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=path)
+
+
+def test_masked_attention_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "Eomt", folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"attn_mask_probs": np.array([0, 1], np.float32)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match="attn_mask_probs is not zero; the attention of its queries is masked"):
+        hub.load(folder)

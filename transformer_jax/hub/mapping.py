@@ -59,6 +59,7 @@ class Table(NamedTuple):
       tied: {copy: original}; a checkpoint may hold one of the two, or both if they are equal.
       old_names: {pattern of an old ending: its replacement}.
       zeros: {name: shape} of tensors that nothing here reads, which Transformers expects. They are written as zeros.
+      only_zeros: {name: why} of tensors that are not parameters, and are refused where they are not zero.
     """
 
     rows: Sequence[Row]
@@ -67,6 +68,7 @@ class Table(NamedTuple):
     tied: Mapping[str, str]
     old_names: Mapping[str, str] = {}
     zeros: Mapping[str, tuple[int, ...]] = {}
+    only_zeros: Mapping[str, str] = {}
 
 
 def dense(leaf: str, tensor: str) -> tuple[Row, ...]:
@@ -170,6 +172,10 @@ def read_params(
             raise InputError(f"{where}: tensor {name} has shape {found}, but its config.json implies {expected}")
         if kind not in DTYPES:
             raise InputError(f"{where}: tensor {name} is of type {kind}; supported are {', '.join(DTYPES)}")
+
+    for name, why in table.only_zeros.items():
+        if name in tensors and np.any(tensors[name][...]):
+            raise InputError(f"{where}: tensor {name} is not zero; {why}")
 
     leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items() if chosen(path)}
     bytes_read = 0

@@ -122,7 +122,7 @@ def embed(params: Params, cfg: "Config", images_BYXC: jax.Array, key: jax.Array 
     """
     if cfg.interpolate != "never" and images_BYXC.ndim == 4:
         cfg = dataclasses.replace(cfg, image_size=(images_BYXC.shape[1], images_BYXC.shape[2]))
-    _check_images(cfg, images_BYXC)
+    check_images(cfg, images_BYXC)
     p, queries = params["embed"], []
     dropout_key, patches_key = (None, None) if key is None else jax.random.split(key)
     with sharding.replicated_length():  # the parts that are concatenated need not divide
@@ -148,7 +148,8 @@ def embed(params: Params, cfg: "Config", images_BYXC: jax.Array, key: jax.Array 
     return sharding.constrain(x_BTD, ("batch", "length", None), name="the tokens of an image")
 
 
-def _check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
+def check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
+    """Raises `InputError` for images `images_BYXC` of another size than that of `cfg`, or of integers."""
     wanted = (*cfg.sides, cfg.channels)
     if images_BYXC.ndim != 4 or images_BYXC.shape[1:] != wanted:
         raise InputError(
