@@ -13,9 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from transformer_jax import hub, models, restore
+from transformer_jax.contracts import Predict
 from transformer_jax.data import image_files
 from transformer_jax.errors import InputError
 from transformer_jax.models import eomt, vit
@@ -56,6 +58,23 @@ def test_exports_come_back_to_the_bit(name, tmp_path):
     assert again.config == loaded.config and again.task == loaded.task
     for (path, x), y in zip(param_tree.flatten(loaded.params).items(), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(x, y, err_msg=path)
+
+
+def test_predictions_keep_the_aspect_ratio(tmp_path):
+    """An imported model reads each image at its own shape, and its boxes are in the pixels of the file."""
+    loaded = restore.load(FIXTURES / "YolosTi")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (31, 45, 3), np.uint8)).save(tmp_path / "a.png")
+    options = dataclasses.replace(loaded.task.predict_options(Predict()), threshold=0.0)
+    (answer,) = loaded.task.answers(loaded, [str(tmp_path / "a.png")], options)
+    pixels = image_files.pixels((tmp_path / "a.png").read_bytes(), loaded.task.preprocess)
+    assert pixels.shape == (32, 32, 3) and len(answer["objects"]) == 5
+    normalised = ((pixels / 255.0 - loaded.task.preprocess.mean) / loaded.task.preprocess.std).astype(np.float32)
+    found = jax.jit(vit.detect, static_argnums=1)(loaded.params, loaded.config, normalised[None])
+    scores = np.asarray(jax.nn.softmax(found.logits))[0, :, :-1].max(-1)
+    x, y, w, h = np.asarray(found.boxes)[0, scores.argmax()] * (45, 31, 45, 31)
+    left, top = max(x - w / 2, 0), max(y - h / 2, 0)
+    wanted = [left, top, min(x + w / 2, 45) - left, min(y + h / 2, 31) - top]
+    np.testing.assert_allclose(answer["objects"][0]["box"], wanted, atol=1e-3)
 
 
 def test_pixels_are_the_image_processors():

@@ -6,14 +6,17 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from PIL import Image
 
+from transformer_jax import sharding
 from transformer_jax.augment import Crop, RandAugment
 from transformer_jax.contracts import Predict
 from transformer_jax.data import boxes
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.models import vit
+from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks import Detection
 from transformer_jax.tasks.detection import coco
 from transformer_jax.tasks.detection.scenes import Scenes
@@ -144,3 +147,24 @@ def test_models_that_do_not_suit(change, message):
 def test_augmentation_that_cannot_move_boxes():
     with pytest.raises(InputError, match="RandAugment, which defines neither"):
         Detection(augment=(RandAugment(),))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_eight_devices_are_one(prepared, params, kind):
+    """The loss, what it reports and its gradient, of augmented rows that are sharded over a mesh."""
+    batch = prepared.validation.examples.stacked([*range(6), 0, 1])
+
+    def step(params, batch):
+        loss = lambda p: TASK.loss(p, CFG, batch, key=jax.random.key(1))[::2]  # noqa: E731
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    expected = jax.jit(step)(params, batch)
+    mesh = jax.make_mesh((4, 1, 1, 2), sharding.MESH_AXES, axis_types=(kind,) * 4)
+    with jax.set_mesh(mesh):
+        specs = {
+            k: sharding.partition_spec(("batch",) + (None,) * (x.ndim - 1), x.shape, mesh) for k, x in batch.items()
+        }
+        placed = {name: jax.device_put(x, NamedSharding(mesh, specs[name])) for name, x in batch.items()}
+        found = jax.jit(step)(jax.device_put(params, params_lib.shardings(vit.declare(CFG), mesh)), placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
