@@ -34,7 +34,7 @@ def experiment() -> Experiment:
         task=SpeechRecognition(waves=(Speed(),), masks=SpecAugment()),
         optim=Optim(peak_lr=2e-3, warmup_steps=100, final_lr_fraction=0.02, beta2=0.98, weight_decay=0.01),
         train=Train(steps=900, batch_size=8, log_every=20),
-        evaluate=Evaluate(every=300, batch_size=8),
+        evaluate=Evaluate(every=150, batch_size=8),
         checkpoint=Checkpoint(every=150, best_metric="wer"),
         ema=Ema(0.99),
     )

@@ -18,9 +18,9 @@ from transformer_jax.data import tokenizers, waves
 from transformer_jax.decoding import ctc as decoding
 from transformer_jax.errors import InputError
 from transformer_jax.losses import ctc
-from transformer_jax.models import speech
+from transformer_jax.models import fastspeech, speech
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import SpeechRecognition
+from transformer_jax.tasks import SpeechRecognition, SpeechSynthesis
 from transformer_jax.tasks.speech_recognition import espeak, recordings, spoken, utterances
 from transformer_jax.train import loop
 
@@ -280,34 +280,73 @@ def test_espeak_is_missing_or_fails_in_a_line(monkeypatch, tmp_path):
 # ---- A run ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_learns_tones_and_predicts(tmp_path, data, capsys):
-    folder = tmp_path / "sound"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    """(the folder of a run that has learned tones, the folder of the sounds, their transcripts)."""
+    top = tmp_path_factory.mktemp("run")
+    (top / "sound").mkdir()
     rng = np.random.default_rng(0)
-    texts = ["".join(rng.choice(list("abc"), rng.integers(1, 6))) for _ in range(60)]
-    path = table(folder, [*texts, "a b"])
-    run = experiment.Experiment(
+    texts = ["".join(rng.choice(list("abc"), rng.integers(1, 6))) for _ in range(60)] + ["a b"]
+    path = table(top / "sound", texts)
+    one = experiment.Experiment(
         model=dataclasses.replace(CFG, width=32),
-        data=dataclasses.replace(data, source=recordings.Recordings((path,), (path,), (path,))),
+        data=dataclasses.replace(data, source=recordings.Recordings((path,), (path,))),
         task=SpeechRecognition(masks=SpecAugment(1, 2, 0.5, 4)),
         optim=Optim(peak_lr=5e-3, warmup_steps=10),
         train=experiment.Train(steps=60, batch_size=8, log_every=20),
         evaluate=experiment.Evaluate(batch_size=8),
     )
-    loop.run(run, tmp_path / "run", load=restore.load)
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    loop.run(one, top / "run", load=restore.load)
+    return top / "run", top / "sound", texts
+
+
+def test_a_run_learns_tones_and_predicts(run, capsys):
+    folder, sounds, texts = run
+    results = json.loads((folder / "results.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [row for row in rows if "label_error_rate" in row]
     assert training[0]["label_error_rate"] > 0.8 and training[-1]["label_error_rate"] < 0.2
     assert all(0 < row["blank_rate"] < 1 for row in training)
-    assert results["test"]["wer"] < 0.3, results
-    assert (tmp_path / "run" / "test_alignment.png").read_bytes().startswith(b"\x89PNG")
-    capsys.readouterr()
-    (folder / "no.wav").write_text("no sound")
-    files = [str(folder / name) for name in ("0.wav", "1.wav", "no.wav")]
-    assert main(["predict", str(tmp_path / "run"), *files]) == 0
+    assert results["report"]["wer"] < 0.3, results
+    assert (folder / "validation_alignment.png").read_bytes().startswith(b"\x89PNG")
+    assert len((folder / "validation.hypotheses.txt").read_text().splitlines()) == len(texts)
+    (sounds / "no.wav").write_text("no sound")
+    files = [str(sounds / name) for name in ("0.wav", "1.wav", "no.wav")]
+    assert main(["predict", str(folder), *files]) == 0
     out = capsys.readouterr().out.splitlines()
     assert metrics.error_rates(out[:2], texts[:2])["cer"] < 0.5 and "cannot be read as sound" in out[2]
-    assert main(["predict", str(tmp_path / "run"), files[0], "--beam", "4", "--top", "2", "--json"]) == 0
+    assert main(["predict", str(folder), files[0], "--beam", "4", "--top", "2", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["texts"]) == 2 and answer["log_probabilities"][0] >= answer["log_probabilities"][1]
+    long = np.concatenate([tones("ab"), np.zeros(8000, np.int16)] * 50)  # 37 s, read in two windows
+    waves.write(sounds / "long.wav", long)
+    assert main(["predict", str(folder), str(sounds / "long.wav")]) == 0
+    assert capsys.readouterr().out.count("a") == pytest.approx(50, abs=5)
+
+
+# ---- Synthesis -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_tones_are_spoken_and_heard(run, data, tmp_path, capsys):
+    folder, sounds, _ = run
+    path = str(sounds / "a.tsv")
+    one = experiment.Experiment(
+        model=fastspeech.Config(vocab_size=5, mels=40, width=32, num_layers=1, decoder_layers=1, num_heads=2),
+        data=dataclasses.replace(data, source=recordings.Recordings((path,), (path,)), pack=1, room=1.0),
+        task=SpeechSynthesis(dataclasses.replace(CFG, width=32), recogniser=str(folder)),
+        optim=Optim(peak_lr=5e-3, warmup_steps=10),
+        train=experiment.Train(steps=150, batch_size=16, log_every=50),
+        evaluate=experiment.Evaluate(batch_size=16),
+    )
+    loop.run(one, tmp_path / "voice", load=restore.load)
+    results = json.loads((tmp_path / "voice" / "results.json").read_text())
+    assert results["report"]["wer_recordings"] < 0.3 and results["report"]["wer_round_trip"] < 0.5, results
+    assert (tmp_path / "voice" / "validation_alignment.png").read_bytes().startswith(b"\x89PNG")
+    assert waves.header(tmp_path / "voice" / "validation_1.wav").seconds > 0.1
+    out = str(tmp_path / "a.wav")
+    assert main(["predict", str(tmp_path / "voice"), "abc", "--out", out]) == 0
+    assert main(["predict", str(tmp_path / "voice"), "abc"]) == 2
+    capsys.readouterr()
+    assert main(["predict", str(folder), out]) == 0
+    assert metrics.error_rates([capsys.readouterr().out], ["abc"])["cer"] < 0.5

@@ -2,9 +2,10 @@
 
     greedy        the labels of the most probable path; what a run's probe uses
     prefix_beam   the most probable labels, summed over their paths, with a language model where there is one
-    align         the frames of given labels: the best path that spells them (Viterbi)
+    align         the steps of given labels: the best path that spells them (Viterbi)
+    durations     how long each label lasts on it
 
-NumPy, a row at a time: an utterance has a few hundred frames. Letters: T frames, V symbols, S labels.
+The first two are NumPy, a row at a time; the others are compiled. Letters: B rows, T frames, V symbols, S labels.
 """
 
 import heapq
@@ -12,6 +13,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import InputError
@@ -130,36 +133,71 @@ def prefix_beam(
     return [Found(prefix, value) for prefix, value in heapq.nlargest(nbest, ended.items(), key=lambda one: one[1])]
 
 
-def align(log_p_TV: np.ndarray, labels: np.ndarray, *, blank: int = 0) -> np.ndarray:
-    """For each frame the index of the label that the best path says there, int [T]; -1 for a blank.
+def align(
+    log_p_BTV: jax.Array, steps_B: jax.Array, labels_BS: jax.Array, sizes_B: jax.Array, *, blank: int = 0
+) -> jax.Array:
+    """The index of each step's label on the best path that spells the labels, int32 [B, T]; -1 for a blank (Viterbi).
+
+    A row whose steps are too few for its labels (`losses.ctc.frames_needed`) has no such path, and its result no
+    meaning. The steps after a row's end are as its last one.
 
     Args:
-      log_p_TV: log probabilities or logits of each frame.
-      labels: int [S], without blanks.
+      log_p_BTV: log probabilities.
+      steps_B: steps of each row before its padding.
+      labels_BS: int, without blanks.
+      sizes_B: labels of each row.
       blank: the symbol of the blank.
-
-    Raises:
-      InputError: the frames are too few for the labels.
     """
-    log_p_TV, labels = np.asarray(log_p_TV, np.float64), np.asarray(labels)
-    T, S = len(log_p_TV), len(labels)
-    states = np.full(2 * S + 1, blank)
-    states[1::2] = labels
-    skips = np.zeros(len(states), bool)  # from the label before, over the blank between the two
-    skips[3::2] = labels[1:] != labels[:-1]
-    best = np.full(len(states), -np.inf)
-    best[:2] = log_p_TV[0, states[:2]] if T else -np.inf
-    came = np.zeros((T, len(states)), np.int8)  # how many states back the best path was
-    for t in range(1, T):
-        back_1, back_2 = np.append(-np.inf, best[:-1]), np.append([-np.inf, -np.inf], best[:-2])[: len(best)]
-        options = np.stack([best, back_1, np.where(skips, back_2, -np.inf)])
-        came[t] = options.argmax(0)
-        best = options.max(0) + log_p_TV[t, states]
-    ends = len(states) - 1 - int(len(states) > 1 and best[-2] > best[-1])
-    if T == 0 or best[ends] == -np.inf:
-        raise InputError(f"{T} frames cannot say {S} labels; give shorter labels or more frames")
-    at, path_T = ends, np.empty(T, int)
-    for t in range(T - 1, -1, -1):
-        path_T[t] = at
-        at -= int(came[t, at])
-    return np.where(path_T % 2 == 1, path_T // 2, -1)
+    B, T, V = log_p_BTV.shape
+    count = 2 * labels_BS.shape[1] + 1  # a blank before, between and after the labels
+    of_labels_BTS = jnp.einsum("BTV,BSV->BTS", log_p_BTV, jax.nn.one_hot(labels_BS, V))
+    of_blank_BTs = jnp.repeat(log_p_BTV[..., blank, None], labels_BS.shape[1] + 1, axis=-1)
+    emitted_BTs = jnp.zeros((B, T, count)).at[..., 1::2].set(of_labels_BTS).at[..., ::2].set(of_blank_BTs)
+    skips_Bs = jnp.zeros((B, count), bool).at[:, 3::2].set(labels_BS[:, 1:] != labels_BS[:, :-1])
+
+    def forward(best_Bs: jax.Array, xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        emitted_Bs, inside_B = xs
+        padded = jnp.pad(best_Bs, ((0, 0), (2, 0)), constant_values=-jnp.inf)
+        ways = jnp.stack([best_Bs, padded[:, 1:-1], jnp.where(skips_Bs, padded[:, :-2], -jnp.inf)])
+        back_Bs = jnp.where(inside_B[:, None], jnp.argmax(ways, axis=0), 0).astype(jnp.int8)
+        return jnp.where(inside_B[:, None], ways.max(0) + emitted_Bs, best_Bs), back_Bs
+
+    first_Bs = jnp.where(jnp.arange(count) < 2, emitted_BTs[:, 0], -jnp.inf)
+    inside_TB = jnp.arange(1, T)[:, None] < steps_B
+    best_Bs, back_TBs = jax.lax.scan(forward, first_Bs, (jnp.swapaxes(emitted_BTs, 0, 1)[1:], inside_TB))
+    last_B2 = 2 * sizes_B[:, None] - jnp.array([0, 1])
+    ends_B2 = jnp.where(last_B2 >= 0, jnp.take_along_axis(best_Bs, jnp.maximum(last_B2, 0), axis=1), -jnp.inf)
+    at_B = 2 * sizes_B - jnp.argmax(ends_B2, axis=1)
+
+    def backward(at_B: jax.Array, back_Bs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return at_B - jnp.take_along_axis(back_Bs, at_B[:, None], axis=1)[:, 0], at_B
+
+    begin_B, path_TB = jax.lax.scan(backward, at_B, back_TBs, reverse=True)
+    path_BT = jnp.concatenate([begin_B[:, None], path_TB.T], axis=1)
+    return jnp.where(path_BT % 2 == 1, path_BT // 2, -1).astype(jnp.int32)
+
+
+def durations(
+    log_p_BTV: jax.Array, steps_B: jax.Array, labels_BS: jax.Array, sizes_B: jax.Array, *, blank: int = 0
+) -> jax.Array:
+    """How many steps each label lasts on the best path, int32 [B, S], which sum to `steps_B`; 0 for padding.
+
+    The blanks between two labels are divided between them.
+
+    Args:
+      log_p_BTV: as for `align`.
+      steps_B: likewise.
+      labels_BS: likewise.
+      sizes_B: likewise.
+      blank: likewise.
+    """
+    T, S = log_p_BTV.shape[1], labels_BS.shape[1]
+    path_BT = align(log_p_BTV, steps_B, labels_BS, sizes_B, blank=blank)
+    own_BST = (path_BT[:, None] == jnp.arange(S)[:, None]) & (jnp.arange(T) < steps_B[:, None])[:, None]
+    begin_BS = jnp.where(own_BST, jnp.arange(T), T).min(-1)
+    end_BS = jnp.where(own_BST, jnp.arange(1, T + 1), 0).max(-1)
+    next_BS = jnp.concatenate([begin_BS[:, 1:], jnp.full_like(begin_BS[:, :1], T)], axis=1)
+    number_S = jnp.arange(S)
+    until_BS = jnp.where(number_S < sizes_B[:, None] - 1, (end_BS + next_BS) // 2, steps_B[:, None])
+    lasts_BS = jnp.diff(until_BS, axis=1, prepend=0)
+    return jnp.where(number_S < sizes_B[:, None], lasts_BS, 0).astype(jnp.int32)

@@ -15,6 +15,7 @@ from transformer_jax.tasks.preferences import DPO
 from transformer_jax.tasks.segmentation import Segmentation
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.speech_recognition import SpeechRecognition
+from transformer_jax.tasks.speech_synthesis import SpeechSynthesis
 from transformer_jax.tasks.tagging import Tagging
 from transformer_jax.tasks.text_to_image import TextToImage
 from transformer_jax.tasks.transcription import Transcription
@@ -36,6 +37,7 @@ __all__ = [
     "Segmentation",
     "SpanQA",
     "SpeechRecognition",
+    "SpeechSynthesis",
     "Tagging",
     "TextToImage",
     "Transcription",

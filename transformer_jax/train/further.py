@@ -144,7 +144,7 @@ def check_tokenizers(tokenizers: Mapping[str, Any], own: Any) -> None:
       InputError: a tokenizer gives a text other ids than the run's.
     """
     for name, theirs in tokenizers.items():
-        if own is None or theirs is None:
+        if own is None or theirs is None or theirs.fingerprint == own.fingerprint:
             continue
         if not np.array_equal(theirs.encode(PROBE), own.encode(PROBE)):
             raise InputError(

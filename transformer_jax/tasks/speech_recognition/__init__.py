@@ -7,6 +7,7 @@ what says whether a run learns, and the share of frames that are blank.
 Letters: B rows, W samples, U utterances of a row, F frames, M features, T steps, S labels, V labels and the blank.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,46 +83,13 @@ class SpeechRecognition(Task):
 
     def example(self, data: utterances.Speech) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of one example."""
-        U = data.per_row
-        numbers = jax.ShapeDtypeStruct((U,), np.int32)
-        return {
-            "waves": jax.ShapeDtypeStruct((data.samples,), np.int16),
-            "labels": jax.ShapeDtypeStruct((U, data.labels), np.int32),
-            "starts": numbers,
-            "lengths": numbers,
-            "sizes": numbers,
-            "weights": jax.ShapeDtypeStruct((U,), np.float32),
-        }
+        return utterances.example(data)
 
     def prepare(self, data: utterances.Speech, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
         """The decoded utterances, packed into rows."""
         self.check(model_cfg, data)
-        sides: tuple[utterances.Side, ...] = ("train", "validation", "test")
-        found = {side: data.source.utterances(side) for side in sides[: 3 if data.source.has_test else 2]}
-        tokenizer = utterances.build_tokenizer(data, found["train"], workdir_tokenizer)
-        _check_labels(model_cfg, tokenizer)
-        facts: dict[str, Any] = {"vocabulary": tokenizer.vocab_size}
-        made = {}
-        for side, one in found.items():
-            made[side], dropped = utterances.rows(
-                one,
-                data,
-                tokenizer,
-                step=model_cfg.step_samples,
-                gap=getattr(model_cfg, "gap", 0),
-                steps=lambda samples: models.family(model_cfg).steps(model_cfg, samples),
-                needed=ctc.frames_needed,
-                seed=seed if side == "train" else None,
-            )
-            facts |= _facts(side, made[side], data) | {f"{side}_{name}": count for name, count in dropped.items()}
-        facts["baseline_wer_of_empty_transcripts"] = 1.0
-        sets = {}
-        for side, one in found.items():
-            part_P = np.array([each.part for each in one.held])
-            texts = utterances.texts(one, data.case)
-            known = utterances.Reference(texts, tokenizer, made[side], one.parts, part_P, model_cfg.blank)
-            sets[side] = Evaluation(made[side], known)
-        return Prepared(made["train"], sets["validation"], facts, tokenizer, sets.get("test"))
+        made = utterances.prepare(data, model_cfg, seed=seed, tokenizer=workdir_tokenizer)
+        return dataclasses.replace(made, facts={**made.facts, "baseline_wer_of_empty_transcripts": 1.0})
 
     # ------------------------------------------------------------------------------------------------------------ loss
 
@@ -428,29 +396,6 @@ def _written(path_ET: np.ndarray, known: utterances.Reference) -> list[str]:
     """The greedy transcript of each utterance."""
     paths = _paths(path_ET, known)
     return [known.tokenizer.decode(decoding.collapsed(paths[p], blank=known.blank)) for p in range(len(known.texts))]
-
-
-def _facts(side: str, made: utterances.Rows, data: utterances.Speech) -> dict[str, Any]:
-    """What is known of a side before training."""
-    packed = made.lengths_P[made.packed.pieces]
-    return {
-        f"{side}_utterances": len(packed),
-        f"{side}_hours": round(float(packed.sum()) / waves.RATE / 3600, 2),
-        f"{side}_silence": round(1.0 - float(packed.sum()) / (len(made.packed) * data.samples), 3),
-    }
-
-
-def _check_labels(model_cfg: Any, tokenizer: Any) -> None:
-    """Refuses a tokenizer whose ids do not fit beside the blank."""
-    blank = model_cfg.blank
-    is_special = blank == tokenizer.special.pad
-    if tokenizer.vocab_size > model_cfg.vocab_size - (blank >= tokenizer.vocab_size) or (
-        blank < tokenizer.vocab_size and not is_special
-    ):
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, and the blank is {blank} of model.vocab_size "
-            f"{model_cfg.vocab_size}; give --model.vocab-size {tokenizer.vocab_size + 1}"
-        )
 
 
 # ---- Helpers of prediction -----------------------------------------------------------------------------------------

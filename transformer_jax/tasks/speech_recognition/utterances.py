@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
-from transformer_jax import objectives
+from transformer_jax import models, objectives
+from transformer_jax.contracts import Evaluation, Prepared
 from transformer_jax.data import pipeline, records, sources, tokenizers, tokens, waves
 from transformer_jax.errors import InputError
+from transformer_jax.losses import ctc
 from transformer_jax.objectives import packing
 
 Side = Literal["train", "validation", "test"]
@@ -191,6 +194,69 @@ class Reference(NamedTuple):
     blank: int
 
 
+def example(data: Speech) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of one example.
+
+    Args:
+      data: the experiment's.
+    """
+    U = data.per_row
+    shapes = {"waves": (data.samples,), "labels": (U, data.labels), "starts": (U,), "lengths": (U,), "sizes": (U,)}
+    dtypes = {"waves": np.int16}
+    made = {name: jax.ShapeDtypeStruct(shape, dtypes.get(name, np.int32)) for name, shape in shapes.items()}
+    return made | {"weights": jax.ShapeDtypeStruct((U,), np.float32)}
+
+
+def prepare(data: Speech, recogniser: Any, *, seed: int, tokenizer: Any) -> Prepared:
+    """The decoded utterances of every side, packed into rows; each set has a `Reference`.
+
+    Args:
+      data: the experiment's.
+      recogniser: the Config of the model that writes the transcripts.
+      seed: orders the training data.
+      tokenizer: the one that the parameters were trained with; None: the data decide.
+
+    Raises:
+      InputError: as `rows`, and a tokenizer whose ids do not fit beside the recogniser's blank.
+    """
+    sides: tuple[Side, ...] = ("train", "validation", "test")
+    found = {side: data.source.utterances(side) for side in sides[: 3 if data.source.has_test else 2]}
+    tokenizer = build_tokenizer(data, found["train"], tokenizer)
+    check_labels(recogniser, tokenizer)
+    facts: dict[str, Any] = {"vocabulary": tokenizer.vocab_size}
+    sets = {}
+    for side, one in found.items():
+        made, dropped = rows(one, data, tokenizer, recogniser, seed=seed if side == "train" else None)
+        packed = made.lengths_P[made.packed.pieces]
+        facts[f"{side}_utterances"] = len(packed)
+        facts[f"{side}_hours"] = round(float(packed.sum()) / waves.RATE / 3600, 2)
+        facts[f"{side}_silence"] = round(1.0 - float(packed.sum()) / (len(made.packed) * data.samples), 3)
+        facts |= {f"{side}_{name}": count for name, count in {**dropped, **one.skipped}.items()}
+        part_P = np.array([each.part for each in one.held])
+        known = Reference(texts(one, data.case), tokenizer, made, one.parts, part_P, recogniser.blank)
+        sets[side] = Evaluation(made, known)
+    return Prepared(sets["train"].examples, sets["validation"], facts, tokenizer, sets.get("test"))
+
+
+def check_labels(recogniser: Any, tokenizer: Any) -> None:
+    """Refuses a tokenizer whose ids do not fit beside the blank.
+
+    Args:
+      recogniser: the Config of a model with `vocab_size` and `blank`.
+      tokenizer: of the data.
+
+    Raises:
+      InputError: the blank is the id of a token that is not padding, or there are too few outputs.
+    """
+    blank, own = recogniser.blank, tokenizer.vocab_size
+    is_padding = blank == tokenizer.special.pad
+    if own > recogniser.vocab_size - (blank >= own) or (blank < own and not is_padding):
+        raise InputError(
+            f"the tokenizer has {own} tokens, and the blank is {blank} of model.vocab_size {recogniser.vocab_size}; "
+            f"give --model.vocab-size {own + 1}"
+        )
+
+
 def decoded(utterance: Utterance) -> np.ndarray:
     """The samples of an utterance, int16 [W].
 
@@ -242,11 +308,8 @@ def rows(
     utterances: Utterances,
     data: Speech,
     tokenizer: Any,
+    recogniser: Any,
     *,
-    step: int,
-    gap: int,
-    steps: Any,
-    needed: Any,
     seed: int | None,
 ) -> tuple[Rows, dict[str, int]]:
     """(the rows of a side, counts of what was dropped).
@@ -255,25 +318,23 @@ def rows(
       utterances: of the side.
       data: the experiment's.
       tokenizer: encodes the transcripts.
-      step: samples of a step of the model, at whose multiples utterances begin.
-      gap: silent samples between two of them.
-      steps: from samples to steps.
-      needed: from labels to the fewest steps that can say them.
+      recogniser: the Config of the model, at the multiples of whose steps utterances begin.
       seed: of the endless order of training rows; None: each row once, in order.
 
     Raises:
       InputError: files that cannot be read, transcripts that are empty, and with `data.unfit` "refuse" utterances that
         are too long or too short, all by name and count.
     """
-    held, written = utterances.held, texts(utterances, data.case)
+    held, written, step = utterances.held, texts(utterances, data.case), recogniser.step_samples
     labels = tokenizer.encode_batch(written)
     samples, lengths_P = _sound(utterances, data)
     most = round(data.seconds * waves.RATE)
     slots_P = np.array([-(-int(n * data.room) // step) for n in lengths_P])
+    needed_P = np.array([ctc.frames_needed(one) for one in labels])
     reasons = {
         f"longer than data.seconds {data.seconds:g}": lengths_P * data.room > most,
         f"more than data.labels {data.labels} tokens": np.array([len(one) for one in labels]) > data.labels,
-        "fewer steps than its transcript needs": np.array([needed(one) for one in labels]) > steps(lengths_P),
+        "fewer steps than its transcript needs": needed_P > models.family(recogniser).steps(recogniser, lengths_P),
     }
     kept_P, counts = np.ones(len(held), bool), {}
     for reason, unfit_P in reasons.items():
@@ -291,7 +352,7 @@ def rows(
     if seed is not None:
         chosen = objectives.generator(seed, 0).permutation(chosen)
     if data.pack > 1:
-        slots_P += -(-gap // step)
+        slots_P += -(-recogniser.gap // step)
     room_2 = (data.samples // step, data.per_row)
     sizes_P2 = np.stack([np.minimum(slots_P, room_2[0]), np.ones_like(slots_P)], axis=1)
     packed = packing.pack_pairs(sizes_P2[chosen], room_2)
