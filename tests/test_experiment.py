@@ -33,7 +33,7 @@ from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precisi
 from transformer_jax.models import gpt, seq2seq
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import Distillation, MaskedLM, chat, tagging
+from transformer_jax.tasks import Distillation, MaskedLM, SpeechRecognition, SpeechSynthesis, chat, tagging
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
 from transformer_jax.tasks.detection import scenes
@@ -493,7 +493,10 @@ def shrink_speech(experiment: Experiment, folder: Path) -> Experiment:
     small = {"vocab_size": 300, "mels": 20, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
     source = recordings.Recordings((str(folder / "a.tsv"),), (str(folder / "a.tsv"),))
     data = dataclasses.replace(experiment.data, source=source, tokenizer=tokenizers.Bytes(), seconds=1.2, labels=8)
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **small), data=data)
+    task = experiment.task
+    if isinstance(task, SpeechSynthesis):
+        task = dataclasses.replace(task, listener=dataclasses.replace(task.listener, **small))
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **small), data=data, task=task)
 
 
 def shrink_run(experiment: Experiment) -> Experiment:
@@ -516,7 +519,7 @@ def shrink_run(experiment: Experiment) -> Experiment:
 ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
     *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16", "stdlib_calls"),
-    *("librispeech_ctc", "llamagen_b"),
+    *("librispeech_ctc", "synthesis", "llamagen_b"),
 )
 
 
@@ -532,6 +535,11 @@ def test_a_shrunken_one_trains(path, tmp_path, write_tfds):
     if isinstance(small.task, Distillation):  # the same model without a teacher is the teacher
         loop.run(dataclasses.replace(small, task=small.task.of), tmp_path / "teacher", load=restore.load)
         small = dataclasses.replace(small, task=dataclasses.replace(small.task, teacher=str(tmp_path / "teacher")))
+    if isinstance(small.task, SpeechSynthesis):
+        heard = dataclasses.replace(small, model=small.task.listener, task=SpeechRecognition())
+        heard = dataclasses.replace(heard, checkpoint=Checkpoint(best_metric="wer"))
+        loop.run(heard, tmp_path / "listener", load=restore.load)
+        small = dataclasses.replace(small, task=dataclasses.replace(small.task, recogniser=str(tmp_path / "listener")))
     results = loop.run(small, tmp_path / "run", load=restore.load)
     assert results.step == 2
     for name in (experiment.checkpoint.best_metric, experiment.task.best_metric()):

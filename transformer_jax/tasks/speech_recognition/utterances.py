@@ -12,6 +12,7 @@ A user's own source implements `Source`.
 Letters: W samples of a row, U utterances of a row, S tokens, P utterances of a set.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -226,7 +227,16 @@ def prepare(data: Speech, recogniser: Any, *, seed: int, tokenizer: Any) -> Prep
     facts: dict[str, Any] = {"vocabulary": tokenizer.vocab_size}
     sets = {}
     for side, one in found.items():
-        made, dropped = rows(one, data, tokenizer, recogniser, seed=seed if side == "train" else None)
+        made, dropped = rows(
+            one,
+            data,
+            tokenizer,
+            step=recogniser.step_samples,
+            gap=getattr(recogniser, "gap", 0),
+            steps=functools.partial(models.family(recogniser).steps, recogniser),
+            needed=ctc.frames_needed,
+            seed=seed if side == "train" else None,
+        )
         packed = made.lengths_P[made.packed.pieces]
         facts[f"{side}_utterances"] = len(packed)
         facts[f"{side}_hours"] = round(float(packed.sum()) / waves.RATE / 3600, 2)
@@ -308,8 +318,11 @@ def rows(
     utterances: Utterances,
     data: Speech,
     tokenizer: Any,
-    recogniser: Any,
     *,
+    step: int,
+    gap: int,
+    steps: Any,
+    needed: Any,
     seed: int | None,
 ) -> tuple[Rows, dict[str, int]]:
     """(the rows of a side, counts of what was dropped).
@@ -318,23 +331,26 @@ def rows(
       utterances: of the side.
       data: the experiment's.
       tokenizer: encodes the transcripts.
-      recogniser: the Config of the model, at the multiples of whose steps utterances begin.
+      step: samples of a step of the model, at whose multiples utterances begin.
+      gap: silent samples between two of them.
+      steps: from samples to steps.
+      needed: from labels to the fewest steps that can say them.
       seed: of the endless order of training rows; None: each row once, in order.
 
     Raises:
       InputError: files that cannot be read, transcripts that are empty, and with `data.unfit` "refuse" utterances that
         are too long or too short, all by name and count.
     """
-    held, written, step = utterances.held, texts(utterances, data.case), recogniser.step_samples
+    held, written = utterances.held, texts(utterances, data.case)
     labels = tokenizer.encode_batch(written)
     samples, lengths_P = _sound(utterances, data)
     most = round(data.seconds * waves.RATE)
     slots_P = np.array([-(-int(n * data.room) // step) for n in lengths_P])
-    needed_P = np.array([ctc.frames_needed(one) for one in labels])
+    needed_P = np.array([needed(one) for one in labels])
     reasons = {
         f"longer than data.seconds {data.seconds:g}": lengths_P * data.room > most,
         f"more than data.labels {data.labels} tokens": np.array([len(one) for one in labels]) > data.labels,
-        "fewer steps than its transcript needs": needed_P > models.family(recogniser).steps(recogniser, lengths_P),
+        "fewer steps than its transcript needs": needed_P > steps(lengths_P),
     }
     kept_P, counts = np.ones(len(held), bool), {}
     for reason, unfit_P in reasons.items():
@@ -352,7 +368,7 @@ def rows(
     if seed is not None:
         chosen = objectives.generator(seed, 0).permutation(chosen)
     if data.pack > 1:
-        slots_P += -(-recogniser.gap // step)
+        slots_P += -(-gap // step)
     room_2 = (data.samples // step, data.per_row)
     sizes_P2 = np.stack([np.minimum(slots_P, room_2[0]), np.ones_like(slots_P)], axis=1)
     packed = packing.pack_pairs(sizes_P2[chosen], room_2)

@@ -133,7 +133,7 @@ class SpeechSynthesis(Task):
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, params: Any, model_cfg: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The sums of `loss`; of each row what the recogniser hears in the spoken text and in the recording, and both
+        """The sums of `loss`; of each row the transcripts of the spoken text and of the recording, and both
         durations and the spoken samples.
         """
         sums = self.loss(params, model_cfg, batch)[2]
