@@ -520,6 +520,19 @@ ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
     *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16", "stdlib_calls"),
     *("librispeech_ctc", "synthesis", "llamagen_b"),
+    *(
+        "roberta_base",
+        "distilbert_base",
+        "stdlib_search",
+        "sentence",
+        "clip_b32",
+        "siglip_b16",
+        "stdlib_calls",
+        "esm2_8m",
+        "dna",
+        "peptides",
+    ),
+    *("librispeech_ctc", "llamagen_b"),
 )
 
 

@@ -21,7 +21,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.nn import watch
 
 MOST = 64  # tokens of a text, so that their names can be read in a picture
-TOP = 5  # tokens of the logit lens
+TOP = 3  # tokens of the logit lens
 NOTE = (
     "Attention shows where a head reads, not why the model answers as it does. Rows are the tokens that read, columns "
     "those that are read; each row sums to 1."

@@ -86,6 +86,7 @@ MODULES = {
     "stdlib_calls": "tasks.next_item.stdlib_calls",
     "labelled": "tasks.classification.labelled",
     "stdlib_topics": "tasks.classification.stdlib_topics",
+    "peptides": "tasks.classification.peptides",
     "tagged": "tasks.tagging.tagged",
     "questions": "tasks.span_qa.questions",
     "parallel": "tasks.translation.parallel",

@@ -34,7 +34,8 @@ class Watch:
     Attributes:
       found: (kind, probabilities float32 [B, N, T, S]) of each call.
       factors: {kind: [L, N]}, what each head's output is multiplied by: 0 removes the head. {}: 1.
-      added: {kind: of each layer [B, N, T, S]}, added to the probabilities after the softmax: zeros, to differentiate by them.
+      added: {kind: of each layer [B, N, T, S]}, added to the probabilities after the softmax: zeros, to
+        differentiate by them.
     """
 
     found: list[tuple[str, jax.Array]] = field(default_factory=list)

@@ -183,14 +183,16 @@ def continues(
 
     Args:
       vocabulary: {token: id}.
-      kind: of the model, for the message.
+      kind: of the model: "WordLevel", "BPE", ...
       prefix: of tokens that continue a word, such as "##"; None: there is none.
       byte_level: whether tokens are in GPT-2's spelling.
 
     Raises:
       InputError: the vocabulary does not mark words.
     """
-    if prefix:
+    if kind == "WordLevel":  # each token is a word, such as a residue of a protein
+        yield from ((id, False) for id in vocabulary.values())
+    elif prefix:
         yield from ((id, token.startswith(prefix)) for token, id in vocabulary.items())
     elif byte_level:
         yield from ((id, not _begins_word(token_bytes(token))) for token, id in vocabulary.items())

@@ -86,6 +86,8 @@ class Classification(TextTask):
             facts["training_examples_of_each_label"] = ", ".join(
                 f"{name} {counts[number]:,}" for number, name in enumerate(self.labels)
             )
+        baselines = getattr(data.source, "baselines", None)
+        facts |= baselines() if baselines else {}
         return Prepared(
             made.train,
             Evaluation(made.validation, made.validation.labels),

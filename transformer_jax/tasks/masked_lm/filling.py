@@ -99,7 +99,7 @@ def _scores(
     params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_B: jax.Array, labels_B: jax.Array
 ) -> jax.Array:
     """The log-probability of one token of each row, float32 [B]."""
-    log_probs_B1V = _log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_B[:, None])
+    log_probs_B1V = log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_B[:, None])
     return jnp.take_along_axis(log_probs_B1V[:, 0], labels_B[:, None], axis=-1)[:, 0]
 
 
@@ -108,13 +108,21 @@ def _likeliest(
     params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_BP: jax.Array, top: int
 ) -> tuple[jax.Array, jax.Array]:
     """The K = `top` highest log-probabilities at each position, float32 [B, P, K], and their tokens."""
-    return jax.lax.top_k(_log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_BP), top)
+    return jax.lax.top_k(log_probabilities(params, model_cfg, tokens_BT, lengths_B, positions_BP), top)
 
 
-def _log_probabilities(
+def log_probabilities(
     params: Any, model_cfg: Any, tokens_BT: jax.Array, lengths_B: jax.Array, positions_BP: jax.Array
 ) -> jax.Array:
-    """float32 [B, P, V]."""
+    """The log-probability of each token at some positions, float32 [B, P, V].
+
+    Args:
+      params: of the encoder.
+      model_cfg: the encoder.
+      tokens_BT: with masks.
+      lengths_B: tokens of each row before its padding.
+      positions_BP: the positions that are asked.
+    """
     family = models.family(model_cfg)
     x_BTD = family.apply(params, model_cfg, tokens_BT, lengths=lengths_B)
     x_BPD = layers.gather(x_BTD, positions_BP, out=("batch", None, None))
