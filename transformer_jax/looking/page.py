@@ -68,7 +68,6 @@ def look(loaded: Any, asked: str) -> Looked:
     Raises:
       InputError: the input cannot be read, or the model has no attention to look at.
     """
-    extras.need("matplotlib", "pictures of attention")
     functions = vars(loaded.family)
     if "attention_weights" not in functions:
         raise InputError("this model's family has no attention_weights, so there is nothing to look at")
@@ -295,6 +294,7 @@ def _importance(page: Looked, importance_LN: np.ndarray) -> None:
 
 def _grid(maps: Sequence[Sequence[np.ndarray]]) -> Any:
     """Small maps: a row for each layer, a column for each head."""
+    extras.need("matplotlib", "a picture of attention")
     from matplotlib.figure import Figure
 
     rows, columns = len(maps), len(maps[0])
@@ -313,6 +313,7 @@ def _grid(maps: Sequence[Sequence[np.ndarray]]) -> Any:
 
 def _matrix(values_TS: np.ndarray, queries: Sequence[str], keys: Sequence[str]) -> Any:
     """One map with the names of its tokens."""
+    extras.need("matplotlib", "a picture of attention")
     from matplotlib.figure import Figure
 
     side = 0.24
@@ -326,6 +327,7 @@ def _matrix(values_TS: np.ndarray, queries: Sequence[str], keys: Sequence[str]) 
 
 def _over(pixels_YXC: np.ndarray, flow_RC: np.ndarray) -> Any:
     """The image, and beside it the image under the map."""
+    extras.need("matplotlib", "a picture of attention")
     from matplotlib.figure import Figure
 
     shown = pixels_YXC[..., 0] if pixels_YXC.shape[-1] == 1 else pixels_YXC
