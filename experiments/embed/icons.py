@@ -24,8 +24,8 @@ that the validation set chose nothing (measured, seed 0, a prototype with the lo
 The last line, weighted by nearness, is what each run prints for its own validation set (0.321 and 0.621, measured): the
 model is not better yet. Its training names are found within the batch in 0.86 of the cases, so it overfits. With weaker
 augmentation and without `shared` AdamW was at 0.100 at step 400 of 500, Muon after 400 at 0.141, and with patches of
-4 x 4, half of them dropped, at 0.089. The recipe before, AdamW for 2,000 steps, reached 0.272 and 0.518 on the validation
-set. Chance is 0.0014. validation_retrieval.png in the workdir shows what five names find.
+4 x 4, half of them dropped, at 0.089. The recipe before, AdamW for 2,000 steps, reached 0.272 and 0.518 on its own
+validation set. Chance is 0.0014. validation_retrieval.png in the workdir shows what five names find.
 """
 
 from transformer_jax.augment import Affine
