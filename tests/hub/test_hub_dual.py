@@ -95,7 +95,7 @@ def test_what_clip_cannot_express_is_refused(tmp_path):
 SENTENCES = ["the cat sat on the mat", "the mat", "a", "the cat the cat the cat the cat the cat the cat"]
 
 
-@pytest.mark.parametrize("name", ["sentences-mean", "sentences-first", "sentences-last"])
+@pytest.mark.parametrize("name", ["sentences-mean", "sentences-first", "sentences-last", "sentences-dense"])
 def test_embeddings_of_sentences(name, tmp_path):
     """Pooling, normalisation and the longest text are those of the folder, which goes out and comes back."""
     loaded = transformer_jax.load(FIXTURES / name)
@@ -118,7 +118,7 @@ def test_embeddings_of_sentences(name, tmp_path):
     [
         ("1_Pooling/config.json", {"pooling_mode": "max"}, "the pooling is 'max'"),
         ("1_Pooling/config.json", {"pooling_mode": None, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
-        ("modules.json", "3_Dense", "modules.json has the modules Transformer, Pooling, Normalize, Dense"),
+        ("modules.json", "1_Pooling", "modules.json has the modules Transformer, Pooling, Normalize, Pooling"),
         ("modules.json", "../other", "names '../other', which is no folder beside it"),
         (
             "config_sentence_transformers.json",
@@ -131,8 +131,24 @@ def test_modules_that_are_not_computed_are_refused(file, change, message, tmp_pa
     shutil.copytree(FIXTURES / "sentences-mean", tmp_path / "one")
     path = tmp_path / "one" / file
     given = json.loads(path.read_text())
-    given = given + [{"type": "x.Dense", "path": change}] if isinstance(given, list) else given | change
+    given = given + [{"type": "x.Pooling", "path": change}] if isinstance(given, list) else given | change
     path.write_text(json.dumps(given))
+    with pytest.raises(InputError, match=message):
+        transformer_jax.load(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation_function": "torch.nn.modules.activation.ReLU"}, "activation 'torch.nn.modules.activation.ReLU'"),
+        ({"in_features": 17}, "maps 17 to 12 features, and the pooled states have 16"),
+        ({"out_features": 11}, r"tensor dense.linear.weight has shape \(12, 16\), but its config.json implies"),
+    ],
+)
+def test_dense_layers_that_are_not_computed_are_refused(change, message, tmp_path):
+    shutil.copytree(FIXTURES / "sentences-dense", tmp_path / "one")
+    path = tmp_path / "one" / "2_Dense" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=message):
         transformer_jax.load(tmp_path / "one")
 

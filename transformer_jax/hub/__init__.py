@@ -74,8 +74,8 @@ def read(
     folder = Path(path)
     given, format, where = _read_settings(folder)
     quantization = weights.read_json(folder / "config.json").get("quantization_config")
-    with weights.open_tensors(folder) as stored:
-        tensors = eight_bits.read(quantization, stored, where)
+    with weights.open_tensors(folder) as stored, modules.tensors(folder) as further:
+        tensors = {**eight_bits.read(quantization, stored, where), **further}
         config = _with_extractor(format, format.read_config(given, tensors.keys(), where), folder)
         table, declaration = format.table(config), models.family(config).declare(config)
         dtype = np.dtype(jnp.float32 if dtype is None else dtype)

@@ -2,13 +2,15 @@
 
     config.json, model.safetensors, tokenizer files          the Transformer, as Hugging Face stores it
     modules.json                                             the modules in order, each with its folder
-    1_Pooling/config.json, 2_Normalize/config.json           their settings
+    1_Pooling/config.json, 2_Dense/config.json, ...          their settings
+    2_Dense/model.safetensors                                the parameters of a dense layer
 
 `read` makes one object of these settings, which a format reads like a config.json.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ FILE = "modules.json"
 MODEL_TYPE = "sentence-transformers"
 SETTINGS = "config_sentence_transformers.json"
 LENGTHS = ("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")
+DENSE = "dense."
+"""Begins the names of the dense layer's tensors in a table."""
 TYPES = {
     "Transformer": "sentence_transformers.models.Transformer",
     "Pooling": "sentence_transformers.models.Pooling",
+    "Dense": "sentence_transformers.models.Dense",
     "Normalize": "sentence_transformers.models.Normalize",
 }
 
@@ -85,13 +90,31 @@ def _refuse_changed_texts(folder: Path) -> None:
         )
 
 
-def write(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes modules.json and the folders of the modules; config.json is the Transformer's own.
+@contextlib.contextmanager
+def tensors(folder: Path) -> Iterator[dict[str, Any]]:
+    """A context with {name: slice} of the dense layer's tensors, as of `weights.open_tensors`; {} where there is none.
+
+    Args:
+      folder: of the snapshot.
+    """
+    listed = files.read_json(folder / FILE, inside=folder) if (folder / FILE).exists() else []
+    names = [str(one.get("path")) for one in listed if str(one.get("type")).endswith(".Dense")]
+    if not names:
+        yield {}
+        return
+    with weights.open_tensors(folder / names[0]) as found:
+        yield {f"{DENSE}{name}": tensor for name, tensor in found.items()}
+
+
+def write(folder: Path, settings: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes modules.json and the folders of the modules; returns the tensors that are left, the Transformer's.
 
     Args:
       folder: of the snapshot.
       settings: an object such as `read` returns.
+      made: {name: (bytes, function that makes the tensor)}, of the Transformer and of the dense layer.
     """
+    dense = {name.removeprefix(DENSE): tensor for name, tensor in made.items() if name.startswith(DENSE)}
     listed = []
     for number, module in enumerate(settings["modules"]):
         kind = module["type"]
@@ -101,6 +124,9 @@ def write(folder: Path, settings: Mapping[str, Any]) -> None:
             (folder / name).mkdir()
             own = {key: value for key, value in module.items() if key != "type"}
             (folder / name / "config.json").write_text(json.dumps(own, indent=2) + "\n", "utf-8")
+        if kind == "Dense":
+            weights.write_tensors(folder / name, dense, sum(size for size, _ in dense.values()))
     (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n", "utf-8")
     lengths = {"max_seq_length": settings["max_seq_length"], "do_lower_case": False}
     (folder / LENGTHS[0][0]).write_text(json.dumps(lengths, indent=2) + "\n", "utf-8")
+    return {name: tensor for name, tensor in made.items() if not name.startswith(DENSE)}

@@ -89,7 +89,7 @@ def export(
 
     with new_folder(folder) as partial:
         if settings["model_type"] == modules.MODEL_TYPE:
-            modules.write(partial, settings)
+            tensors = modules.write(partial, settings, tensors)
         _write_json(partial / "config.json", own)
         if readme is not None:
             (partial / card.FILE).write_text(readme(own | {"model_type": settings["model_type"]}), encoding="utf-8")

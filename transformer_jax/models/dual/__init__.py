@@ -52,9 +52,12 @@ class Config:
     width: int = 512
     """E, the width of the embeddings."""
     projected: tuple[Side, ...] = SIDES
-    """The sides with a linear projection to `width`; the features of the others are the embeddings."""
+    """The sides with a linear projection to `width`; the features of the others are the embeddings. With one tower and
+    ("left",) both sides share it."""
     projection_bias: bool = False
     """Biases in the projections."""
+    projection_activation: Literal["none", "tanh"] = "none"
+    """What follows the projections (sentence-transformers' Dense)."""
     text_length: int = field(default=0, metadata={"means": "max_length"})
     """The longest text that is read, in tokens; 0: as long as the text tower's positions."""
     normalize: bool = True
@@ -131,6 +134,11 @@ class Config:
     def tower(self, side: Side) -> Any:
         """The Config of the tower that reads `side`."""
         return self.left if side == "left" or self.right is None else self.right
+
+    def projection(self, side: Side) -> str:
+        """The parameters that project `side`; "": none."""
+        is_shared = self.right is None and self.projected == ("left",)
+        return "left_projection" if is_shared else f"{side}_projection" if side in self.projected else ""
 
 
 def _features(tower: Any) -> int:
@@ -226,9 +234,10 @@ def embed(
     tower, p = cfg.tower(side), params["left" if cfg.right is None else side]
     padding = {} if lengths is None else {"lengths": lengths}
     x_BE = models.family(tower).features(p, tower, inputs, key=key, **padding)
-    if side in cfg.projected:
+    if projection := cfg.projection(side):
         with sharding.replicated_length():
-            x_BE = layers.dense(params[f"{side}_projection"], x_BE[:, None], out=None)[:, 0]
+            x_BE = layers.dense(params[projection], x_BE[:, None], out=None)[:, 0]
+        x_BE = jnp.tanh(x_BE) if cfg.projection_activation == "tanh" else x_BE
     x_BE = x_BE.astype(jnp.float32)
     return layers.unit_length(x_BE) if cfg.normalize else x_BE
 
