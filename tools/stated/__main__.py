@@ -16,12 +16,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="run what fits into this time")
     parser.add_argument("--stale", action="store_true", help="list the entries whose code has changed")
     parser.add_argument("--unchecked", action="store_true", help="list the measurements without an entry")
+    parser.add_argument("--accept", action="store_true", help="with --unchecked: store their number where it rose, too")
     parser.add_argument("--tables", action="store_true", help="write the generated parts of the pages")
     asked = parser.parse_args(arguments)
     try:
         book = stated.read()
         if asked.unchecked:
-            return _unchecked(book)
+            return _unchecked(book, accept=asked.accept)
         if asked.tables:
             return _tables(book)
         if unknown := [name for name in asked.names if name not in book["measured"]]:
@@ -90,15 +91,19 @@ def _values(values: Iterable[tuple[str, float]]) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in values)
 
 
-def _unchecked(book: stated.Book) -> int:
-    """Prints the lines without an entry; stores their number where it fell, which a test holds every page to."""
+def _unchecked(book: stated.Book, *, accept: bool) -> int:
+    """Prints what has no entry; stores its number, which a test holds every page to: where it fell, or all with `accept`.
+
+    Of README nothing is accepted.
+    """
     found = pages.unchecked()
     for page, lines in found.items():
         print("\n".join(f"{page}: {line}" for line in lines))
     counts = {page: len(lines) for page, lines in found.items()}
     print(f"{sum(counts.values())} without an entry; {stated.FILE} allows {sum(book['unchecked'].values())}")
-    fewer = {page: min(counts.get(page, 0), allowed) for page, allowed in book["unchecked"].items()}
-    book["unchecked"] = {page: count for page, count in sorted(fewer.items()) if count}
+    allowed = book["unchecked"]
+    kept = counts if accept else {page: min(counts.get(page, 0), least) for page, least in allowed.items()}
+    book["unchecked"] = {page: count for page, count in sorted(kept.items()) if count and page != "README.md"}
     stated.write(book)
     return 0
 
