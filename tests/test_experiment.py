@@ -519,20 +519,7 @@ def shrink_run(experiment: Experiment) -> Experiment:
 ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
     *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16", "stdlib_calls"),
-    *("librispeech_ctc", "synthesis", "llamagen_b"),
-    *(
-        "roberta_base",
-        "distilbert_base",
-        "stdlib_search",
-        "sentence",
-        "clip_b32",
-        "siglip_b16",
-        "stdlib_calls",
-        "esm2_8m",
-        "dna",
-        "peptides",
-    ),
-    *("librispeech_ctc", "llamagen_b"),
+    *("librispeech_ctc", "synthesis", "llamagen_b", "esm2_8m", "dna", "peptides"),
 )
 
 
