@@ -61,6 +61,15 @@ def test_refused_folders(tmp_path, file, change, message):
         hub.load(tmp_path / "gpt")
 
 
+def test_codes_of_patches_have_no_folder(tmp_path):
+    """GPT-2's tensors could be written, but not what their ids mean."""
+    loaded = transformer_jax.load(FIXTURE)
+    config = gpt.Config(vocab_size=17, max_length=16, width=16, num_layers=1, num_heads=1)
+    with pytest.raises(InputError, match=r"folder of gpt2 has no file for codes of pictures; write the model alone"):
+        hub.export(tmp_path / "out", config, gpt.init(jax.random.key(0), config), loaded.tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_head_of_fewer_outputs_is_not_tied():
     with pytest.raises(
         InputError, match=r"model.num_outputs is 4; it must be at most model.vocab_size = 5, with a head"

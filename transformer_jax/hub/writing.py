@@ -109,6 +109,11 @@ def _write_tokenizer(folder: Path, format: Any, config: Any, tokenizer: Any, set
     if (own := getattr(format, "write_tokenizer", None)) is not None:
         own(folder, tokenizer)
         return
+    if hasattr(tokenizer, "codebook"):
+        raise InputError(
+            f"a Hugging Face folder of {settings['model_type']} has no file for codes of pictures; write the model "
+            "alone: hub.export(folder, loaded.config, loaded.params)"
+        )
     tokenizer.save(folder)
     _settle_tokenizer(folder / "tokenizer_config.json", getattr(config, "num_types", 0) > 1)
     if settings.get("is_encoder_decoder"):
