@@ -13,8 +13,9 @@ Model: four pre-norm layers, 144 wide, over steps of 30 ms, and a CTC head over 
 to six utterances. Speed perturbation and SpecAugment.
 
 Hardware and time: 2 CPU cores, about ten minutes (estimated).
-Expected: a word error rate of at most 5 % on new texts and 15 % on new voices (estimated: not measured yet). Nothing
-written is 100 %.
+Expected: the label error rate of the training batches falls from 1.30 to 0.25 in a run of 150 steps (measured beside
+much other work, 2.3 s a step); of the whole recipe a word error rate of at most 5 % on new texts and 15 % on new voices
+(estimated: not measured yet). Nothing written is 100 %.
 """
 
 from transformer_jax.augment.speech import SpecAugment, Speed

@@ -9,19 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
-from transformer_jax import experiment, metrics, restore
+from experiments.speech import spoken_numbers
+from transformer_jax import experiment, metrics, restore, sharding
 from transformer_jax.augment import speech as augmentations
 from transformer_jax.augment.speech import Noise, SpecAugment, Speed
+from transformer_jax.cli import process
 from transformer_jax.cli.main import main
 from transformer_jax.data import tokenizers, waves
 from transformer_jax.decoding import ctc as decoding
 from transformer_jax.errors import InputError
 from transformer_jax.losses import ctc
 from transformer_jax.models import fastspeech, speech
+from transformer_jax.nn import params as params_lib
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import SpeechRecognition, SpeechSynthesis
 from transformer_jax.tasks.speech_recognition import espeak, recordings, spoken, utterances
+from transformer_jax.train import batch as batch_lib
 from transformer_jax.train import loop
 
 CFG = speech.Config(vocab_size=5, mels=20, width=16, num_layers=1, num_heads=2, dropout=0.0, scan_layers=False)
@@ -350,3 +355,43 @@ def test_tones_are_spoken_and_heard(run, data, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", str(folder), out]) == 0
     assert metrics.error_rates([capsys.readouterr().out], ["abc"])["cer"] < 1
+
+
+# ---- Slow ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_the_loss_and_its_gradient_are_the_same_on_a_mesh(prepared, params, kind):
+    """Eight devices: two replicas, two shards of the parameters, two of the heads."""
+    rows = [prepared.train[i] for i in range(8)]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    task = SpeechRecognition(waves=(Speed(), Noise()), masks=SpecAugment(1, 3, 1.0, 5))
+
+    def value(params, batch, key):
+        total, weight, _ = task.loss(params, CFG, batch, key=key)
+        return total / weight
+
+    both = jax.value_and_grad(value)
+    alone, gradients = jax.jit(both)(params, batch, jax.random.key(3))
+    mesh = jax.make_mesh((2, 2, 1, 2), sharding.MESH_AXES, axis_types=(kind,) * 4)
+    shardings = params_lib.shardings(speech.declare(CFG), mesh)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, shardings)
+        given = batch_lib.place(batch, batch_lib.shardings(TASK.example(prepared.train.data), 8, mesh))
+        together, sharded = jax.jit(both)(placed, given, jax.random.key(3))
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(sharded), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, float(np.abs(one).max())))
+
+
+@pytest.mark.slow
+def test_spoken_numbers_are_learned(tmp_path):
+    """A sixth of the recipe's steps: letters appear."""
+    pytest.importorskip("espeakng_loader")
+    recipe = spoken_numbers.experiment()
+    short, _ = process.smoke(dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=150)), recipe)
+    loop.run(short, tmp_path / "run", load=restore.load)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rates = [row["label_error_rate"] for row in map(json.loads, lines) if "label_error_rate" in row]
+    assert rates[-1] < 0.6 < rates[0], rates

@@ -332,7 +332,7 @@ def _anywhere(
     """
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return tuple(sharding.constrain(x, axes) for x, axes in zip(f(*given), out, strict=True))
-    shapes = jax.eval_shape(f, *given)
+    shapes = jax.eval_shape(f, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given))  # without their shardings
     specs = tuple(sharding.specs(axes, x.shape)[1] for axes, x in zip(out, shapes, strict=True))
     return jax.sharding.auto_axes(f, out_sharding=specs)(*given)
 
