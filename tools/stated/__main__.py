@@ -92,7 +92,7 @@ def _values(values: Iterable[tuple[str, float]]) -> str:
 
 
 def _unchecked(book: stated.Book, *, accept: bool) -> int:
-    """Prints what has no entry; stores its number, which a test holds every page to: where it fell, or all with `accept`.
+    """Prints what has no entry, and stores its number, which a test holds pages to, where it fell, or with `accept`.
 
     Of README nothing is accepted.
     """

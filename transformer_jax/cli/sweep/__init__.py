@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--workdir {asked.workdir}: a sweep writes into a folder of this machine")
     folder = Path(asked.workdir or f"runs/{name}-sweep")
     chosen = [] if asked.optuna else plan.runs(asked)
-    for words in chosen or [_first(asked)]:
+    for words in () if (folder / NAME).exists() else chosen or [_first(asked)]:  # of the same plan when it began
         check(words)
     if asked.only_print:
         if asked.optuna:
