@@ -102,7 +102,7 @@ def test_what_a_page_says(folder):
         "once upon",
         "training tokens 12,345",
         "steps 75.0% (90 s)",
-        "starting, compiling, ending 15.0% (18 s)",
+        "starting, compiling, scoring 15.0% (18 s)",
         "model.num_layers 2",
         "transformer-jax train x.y",
         "No step is saved.",

@@ -184,7 +184,7 @@ def _time(run: Recorded) -> Section | None:
         goodput = as_number(run.results.get("goodput"))
         stepping = {"steps": goodput * whole} if math.isfinite(goodput) else {}
         known = sum(x for x in [*parts.values(), *stepping.values()] if math.isfinite(x))
-        rest = {"starting, compiling, ending": whole - known} if whole > known else {}
+        rest = {"starting, compiling, scoring": whole - known} if whole > known else {}
         figures.append(pages.shares("Where the time went", {**stepping, **parts, **rest}, unit="s"))
         text.append(f"Goodput {goodput:.1%}: the share of {duration(whole)} that was spent in steps.")
         first = as_number(run.results.get("seconds_to_first_step"))
