@@ -33,7 +33,15 @@ from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precisi
 from transformer_jax.models import gpt, seq2seq
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
-from transformer_jax.tasks import Distillation, MaskedLM, SpeechRecognition, SpeechSynthesis, chat, tagging
+from transformer_jax.tasks import (
+    Distillation,
+    MaskedLM,
+    SpeechRecognition,
+    SpeechSynthesis,
+    Transcription,
+    chat,
+    tagging,
+)
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
 from transformer_jax.tasks.detection import scenes
@@ -490,9 +498,16 @@ def shrink_speech(experiment: Experiment, folder: Path) -> Experiment:
         waves.write(folder / f"{i}.wav", rng.normal(0, 0.1, 8000))
         lines.append(f"{i}.wav\ta rose")
     (folder / "a.tsv").write_text("\n".join(lines))
-    small = {"vocab_size": 300, "mels": 20, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
+    small = {"vocab_size": 300, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
+    spec: Any = tokenizers.Bytes()
+    if isinstance(experiment.task, Transcription):
+        spec = tokenizers.TokenizerFile(str(ROOT / "tests/data/hf/whisper"))
+        small |= {"max_frames": 100, "max_length": 24, "eos_id": 30, "pad_id": 30, "decoder_start_id": 31}
+        experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, language="en"))
+    else:
+        small |= {"mels": 20}
     source = recordings.Recordings((str(folder / "a.tsv"),), (str(folder / "a.tsv"),))
-    data = dataclasses.replace(experiment.data, source=source, tokenizer=tokenizers.Bytes(), seconds=1.2, labels=8)
+    data = dataclasses.replace(experiment.data, source=source, tokenizer=spec, seconds=1.2, labels=8)
     task = experiment.task
     if isinstance(task, SpeechSynthesis):
         task = dataclasses.replace(task, listener=dataclasses.replace(task.listener, **small))
@@ -519,7 +534,7 @@ def shrink_run(experiment: Experiment) -> Experiment:
 ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
     *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16", "stdlib_calls"),
-    *("librispeech_ctc", "synthesis", "llamagen_b", "esm2_8m", "dna", "peptides"),
+    *("librispeech_ctc", "synthesis", "whisper_finetune", "llamagen_b", "esm2_8m", "dna", "peptides"),
 )
 
 

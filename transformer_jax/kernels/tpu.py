@@ -241,8 +241,9 @@ def _fused_dense(parts: list[dict[str, jax.Array]], x_BTD: jax.Array, *, out: st
     # Row-major, as the kernels are stored. Otherwise XLA transposes their gradients, and AdamW copies every moment.
     kernel_sDF = _row_major(jnp.stack([p["kernel"].astype(dtype) for p in parts]))
     y_sBTF = jnp.einsum("BTD,sDF->sBTF", x_BTD, kernel_sDF)
-    if "bias" in parts[0]:
-        y_sBTF = jax.vmap(add_bias)(y_sBTF, jnp.stack([p["bias"].astype(dtype) for p in parts]))
+    if any("bias" in p for p in parts):  # Whisper's keys have none
+        none_F = jnp.zeros(y_sBTF.shape[-1:], dtype)
+        y_sBTF = jax.vmap(add_bias)(y_sBTF, jnp.stack([p.get("bias", none_F).astype(dtype) for p in parts]))
     return checkpoint_name(sharding.constrain(y_sBTF, (None, "batch", "length", out)), "product")
 
 
