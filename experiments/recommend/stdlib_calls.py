@@ -10,9 +10,9 @@ Model: SASRec (Kang and McAuley 2018) with the full softmax: a causal transforme
 
 Hardware and time: 2 CPU cores, five minutes (estimated).
 Expected (full ranking, Python 3.11): with --train.steps 500 HR@10 0.643 and NDCG@10 0.424 on the validation set, 0.606
-and 0.395 on the test set (measured, seed 0); the recipe's 1,200 steps are not measured yet. What counting reaches on the test set, which each run prints:
-popularity 0.291 and 0.149, a Markov chain 0.510 and 0.349, one of the last two calls with recency 0.643 and 0.430, what
-followed the last five calls 0.641 and 0.415 (measured). The data follow the Python version.
+and 0.395 on the test set (measured, seed 0); the recipe's 1,200 steps are not measured yet. What counting reaches on
+the test set, which each run prints: popularity 0.291 and 0.149, a Markov chain 0.510 and 0.349, one of the last two
+calls with recency 0.643 and 0.430, what followed the last five calls 0.641 and 0.415 (measured).
 """
 
 import dataclasses
