@@ -141,7 +141,7 @@ def test_other_examples_are_not_compared(runs, capsys):
     assert "not compared, 40 examples in one and 7 in the other" in capsys.readouterr().out
 
 
-def test_a_number_that_is_not_finite_is_left_out_alone(runs, capsys):
+def test_a_number_that_is_not_finite_is_uncompared_alone(runs, capsys):
     path = runs / "b" / records.name("test")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[3]["loss"] = None
@@ -198,7 +198,7 @@ def test_no_run_no_records_and_links_are_refused(runs, tmp_path, capsys):
     assert "have no evaluation with examples in common" in capsys.readouterr().err
 
 
-def test_a_long_metrics_file_is_thinned_and_its_bad_values_are_left_out(runs):
+def test_a_long_metrics_file_is_thinned_and_its_bad_values_are_uncompared(runs):
     path = runs / "a/metrics.jsonl"
     lines = [f'{{"step": {i}, "loss": {"NaN" if i % 7 == 0 else i}}}' for i in range(1, 9000)]
     path.write_text("\n".join([*lines, "no row", '{"step": "x"}', '{"step": 1, "loss": true, "validation/x": "y"}']))

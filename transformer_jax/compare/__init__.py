@@ -56,14 +56,14 @@ class Paired(NamedTuple):
       set: "validation", "test" or "given".
       differences: {number: its difference}.
       disagreements: {number: the examples on which the runs differ most}.
-      left_out: {number: why it is not compared}.
+      uncompared: {number: why it is not compared}.
       why_not: why nothing is compared; "" where it is.
     """
 
     set: str
     differences: dict[str, Difference]
     disagreements: dict[str, list[Disagreement]]
-    left_out: dict[str, str]
+    uncompared: dict[str, str]
     why_not: str = ""
 
 
@@ -114,7 +114,7 @@ def _of_set(a: Run, b: Run, of: str) -> Paired | None:
                 try:
                     found = bootstrap.ratio(rows_a[name], rows_b[name])
                 except ValueError as error:
-                    made.left_out[name] = str(error)
+                    made.uncompared[name] = str(error)
                     continue
                 made.differences[name] = found._replace(unit="batches" if "examples" in rows_a else found.unit)
                 made.disagreements[name] = _disagreements(rows_a, rows_b, name)
@@ -125,7 +125,7 @@ def _of_set(a: Run, b: Run, of: str) -> Paired | None:
             args = (texts_a["hypotheses"], texts_b["hypotheses"], texts_a["references"])
             made.differences[name] = bootstrap.texts(name, *args)
         made.disagreements["chrf"] = _translated(texts_a, texts_b)
-    return made if made.differences or made.left_out else None
+    return made if made.differences or made.uncompared else None
 
 
 def _disagreements(a: dict[str, Any], b: dict[str, Any], name: str) -> list[Disagreement]:

@@ -90,7 +90,7 @@ def _set(a: compare.Run, b: compare.Run, of: compare.Paired) -> list[Any]:
     header = ["number", a.name, b.name, "difference", "95 % interval", "p", "over", ""]
     rows = [[name, *terminal.difference(found)] for name, found in of.differences.items()]
     parts = [pages.table(f"The {of.set} set, paired bootstrap", header, rows)]
-    parts += [pages.note(f"{name}: not compared, {why}") for name, why in of.left_out.items()]
+    parts += [pages.note(f"{name}: not compared, {why}") for name, why in of.uncompared.items()]
     for name, found in of.disagreements.items():
         names = list(dict.fromkeys(key for one in found for key in one.texts))
         texts = [[one.example, one.a, one.b, *(_texts(one.texts.get(key)) for key in names)] for one in found]

@@ -82,7 +82,7 @@ def paired(a: compare.Run, b: compare.Run, sets: Sequence[compare.Paired]) -> li
         header = ["", a.name, b.name, "difference", "95 % interval", "p", "over", ""]
         rows = [[name, *difference(found)] for name, found in of.differences.items()]
         lines += ["", f"{of.set} set, paired bootstrap:", *table(header, rows)]
-        lines += [f"{plain(name)}: not compared, {why}" for name, why in of.left_out.items()]
+        lines += [f"{plain(name)}: not compared, {why}" for name, why in of.uncompared.items()]
         for name, found in of.disagreements.items():
             if found:
                 lines.append(f"where {plain(name)} differs most:")

@@ -20,7 +20,7 @@ MODEL_TYPES = (modules.MODEL_TYPE,)
 
 # Our pooling -> theirs, and the names in older files, each true or false.
 POOLINGS = {"first": "cls", "mean": "mean", "last": "lasttoken"}
-RESTS = ([], ["Dense"], ["Normalize"], ["Dense", "Normalize"])  # the modules after the pooling
+RESTS: tuple[list[str], ...] = ([], ["Dense"], ["Normalize"], ["Dense", "Normalize"])  # the modules after the pooling
 ACTIVATIONS = {"none": "torch.nn.modules.linear.Identity", "tanh": "torch.nn.modules.activation.Tanh"}
 OLD = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "lasttoken": "pooling_mode_lasttoken"}
 

@@ -15,7 +15,7 @@ from transformer_jax.models import eomt
 from transformer_jax.tasks.segmentation import Segmentation
 
 MODEL_TYPES = ("eomt",)
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels")
 DEFAULTS = dict.fromkeys(REQUIRED, settings.REQUIRED) | {

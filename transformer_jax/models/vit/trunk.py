@@ -148,7 +148,7 @@ def embed(params: Params, cfg: "Config", images_BYXC: jax.Array, key: jax.Array 
     return sharding.constrain(x_BTD, ("batch", "length", None), name="the tokens of an image")
 
 
-def check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
+def check_images(cfg: Any, images_BYXC: jax.Array) -> None:
     """Raises `InputError` for images `images_BYXC` of another size than that of `cfg`, or of integers."""
     wanted = (*cfg.sides, cfg.channels)
     if images_BYXC.ndim != 4 or images_BYXC.shape[1:] != wanted:
@@ -160,7 +160,7 @@ def check_images(cfg: "Config", images_BYXC: jax.Array) -> None:
         raise InputError(f"images are {images_BYXC.dtype}; scale and normalise them to floats first")
 
 
-def patches(cfg: "Config", images_BYXC: jax.Array) -> jax.Array:
+def patches(cfg: Any, images_BYXC: jax.Array) -> jax.Array:
     """The images' patches row by row, each flattened by channel, row and column, [B, N, P].
 
     Args:
