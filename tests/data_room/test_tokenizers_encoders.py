@@ -221,11 +221,14 @@ def test_words_are_encoded_as_in_a_sentence(trained):
 def test_a_tokenizer_without_word_marks_says_so(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    inner = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
+    inner = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(InputError, match="WordLevel tokenizer does not mark"):
+    with pytest.raises(InputError, match="BPE tokenizer does not mark"):
         _ = tokenizers.load(tmp_path).continues
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))  # each token is a word
+    words.save(str(tmp_path / "tokenizer.json"))
+    assert not tokenizers.load(tmp_path).continues.any()
 
 
 # ---- Training ------------------------------------------------------------------------------------------------------

@@ -155,9 +155,10 @@ def test_a_teacher_of_other_labels_or_texts_is_refused(params):
     assert loaded(teacher, task=Classification(("LABEL_0", "LABEL_1", "LABEL_2")))  # they name nothing
     with pytest.raises(InputError, match="task.teacher t has the labels b, a, c, and the task has a, b, c"):
         loaded(teacher, task=Classification(("b", "a", "c")))
-    own = SimpleNamespace(encode=lambda text: np.frombuffer(text.encode(), np.uint8))
-    other = SimpleNamespace(encode=lambda text: own.encode(text)[::-1])
-    for tokenizers in ({"teacher": own}, {"teacher": None}, {}):
+    own = SimpleNamespace(fingerprint="a", encode=lambda text: np.frombuffer(text.encode(), np.uint8))
+    same = SimpleNamespace(fingerprint="b", encode=own.encode)
+    other = SimpleNamespace(fingerprint="c", encode=lambda text: own.encode(text)[::-1])
+    for tokenizers in ({"teacher": own}, {"teacher": same}, {"teacher": None}, {}):
         further_lib.check_tokenizers(tokenizers, own)
     with pytest.raises(InputError, match="task.teacher has another tokenizer than this run"):
         further_lib.check_tokenizers({"teacher": other}, own)

@@ -166,7 +166,7 @@ def prepared() -> Iterator[None]:
         noted(os, "fsync", "sync")
         noted(JsonLines, "_write", "row of metrics")
         noted(steps, "place", "batch of a step")
-        noted(evaluate, "_add", "batch of an evaluation")
+        noted(evaluate, "_gathered", "batch of an evaluation")
         replace(writer, "PAUSES", (0.01, 0.01))
         replace(setup.programs, "make", _Once(setup.programs.make, _with_one_compilation))
         replace(setup.evaluation, "make", _Once(setup.evaluation.make, lambda made: made))

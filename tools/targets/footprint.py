@@ -159,7 +159,8 @@ def saved(experiment: Experiment, target: Target, *, everything: bool = False) -
     train, task = experiment.train, experiment.task
     rows = train.batch_size // train.accumulate
     if hasattr(task, "augment"):  # augmentation saves nothing for the backward pass
-        task = dataclasses.replace(task, augment=(), mixup=0.0, cutmix=0.0)
+        off = {"augment": (), "mixup": 0.0, "cutmix": 0.0}
+        task = dataclasses.replace(task, **{name: value for name, value in off.items() if hasattr(task, name)})
     part = dataclasses.replace(experiment, task=task, train=dataclasses.replace(train, batch_size=rows, accumulate=1))
     mesh = _explicit(target.abstract_mesh(**dataclasses.asdict(experiment.mesh)))
     program = programs.make(part, mesh, platform=target.platform)

@@ -132,7 +132,6 @@ FAMILIES = tuple(name for name, path in MODULES.items() if path.startswith("mode
 
 # model_type of a Hugging Face config.json -> the module that reads and writes it.
 FORMATS = {
-    "imagegpt": "gpt.imagegpt",
     "gpt2": "gpt.gpt2",
     "llama": "gpt.llama",
     "qwen2": "gpt.llama",
@@ -140,6 +139,7 @@ FORMATS = {
     "mistral": "gpt.llama",
     "gemma": "gpt.gemma",
     "gemma2": "gpt.gemma",
+    "imagegpt": "gpt.imagegpt",
     "deberta-v2": "bert.deberta",
     "esm": "bert.esm",
     "albert": "bert.albert",
