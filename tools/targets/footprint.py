@@ -195,7 +195,7 @@ def _shards(leaf: Any, stacked: bool) -> int:
 
     Their type has no sharding, but the compilers shard them as the array that they multiply.
     """
-    if leaf.dtype != jnp.bool_ or any(leaf.sharding.spec):
+    if leaf.dtype != jnp.bool_ or any(getattr(leaf.sharding, "spec", ())):
         return 1
     features, scores = ("batch", "length"), ("batch", "kv_heads", None, "length", None)
     axes = {3: features, 5: scores}.get(len(leaf.shape) - stacked, ())
