@@ -24,7 +24,8 @@ FIXTURE = Path(__file__).parents[1] / "data" / "hf" / "imagegpt"
 
 
 def test_logits_and_colours_are_those_of_transformers(tmp_path, capsys):
-    expected = np.load(FIXTURE / "expected.npz")
+    with np.load(FIXTURE / "expected.npz") as file:
+        expected = dict(file)
     loaded = transformer_jax.load(FIXTURE)
     apply = jax.jit(gpt.apply, static_argnums=1)
     np.testing.assert_allclose(apply(loaded.params, loaded.config, expected["tokens"]), expected["logits"], atol=2e-5)

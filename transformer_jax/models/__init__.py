@@ -132,6 +132,7 @@ FAMILIES = tuple(name for name, path in MODULES.items() if path.startswith("mode
 
 # model_type of a Hugging Face config.json -> the module that reads and writes it.
 FORMATS = {
+    "imagegpt": "gpt.imagegpt",  # before gpt2, which can hold the same weights but not their codes of pictures
     "gpt2": "gpt.gpt2",
     "llama": "gpt.llama",
     "qwen2": "gpt.llama",
@@ -139,7 +140,6 @@ FORMATS = {
     "mistral": "gpt.llama",
     "gemma": "gpt.gemma",
     "gemma2": "gpt.gemma",
-    "imagegpt": "gpt.imagegpt",
     "deberta-v2": "bert.deberta",
     "esm": "bert.esm",
     "albert": "bert.albert",
