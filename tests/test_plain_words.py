@@ -36,15 +36,15 @@ STRICT = (
         "nn/",
         "kernels/",
         "models/",
-        "losses.py",
-        "metrics.py",
+        "losses/",
+        "metrics/",
         "decoding/",
         "optim/",
         "sound/",
     ),
     *("train/", "runs/", "hosts/", "objectives/", "augment/", "data/", "hub/", "restore.py", "experiment.py"),
     *("brought.py", "interrupts.py", "files.py", "errors.py", "shipped.py", "chips.py", "figures.py"),
-    *("cli/", "observe/", "tasks/"),
+    *("cli/", "observe/", "tasks/", "compare/", "pages/", "looking/", "compress/", "adapters/", "hf.py", "extras.py"),
 )
 
 # ---- Files that are not rewritten yet: take yours off the list; the goal is an empty one. ---------------------------

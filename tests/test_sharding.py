@@ -14,7 +14,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.kernels import gradients
 from transformer_jax.mesh import device_grid, mesh_shape
 from transformer_jax.nn import layers
-from transformer_jax.tasks.image_classification import in_auto_mesh
+from transformer_jax.tasks.pixels import in_auto_mesh
 
 
 def mesh_of(shape, kind=AxisType.Auto, names=sharding.MESH_AXES):

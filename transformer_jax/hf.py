@@ -77,7 +77,7 @@ class Name(NamedTuple):
 
 
 def named(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a name on the Hub."""
+    """Whether `path` is a name on the Hub."""
     return os.fspath(path).startswith(SCHEME)
 
 

@@ -121,7 +121,7 @@ def test_a_run_begins_from_another(tmp_path):
     ("model", "task", "message"),
     [
         ({"decoder": vit.Decoder()}, {}, r"needs a model with a decoder; give --model.decoder.layers"),
-        ({"image_size": 16}, {}, r"gives pictures of 8 with 1"),
+        ({"image_size": 16}, {}, r"model.image_size is 16, but task.preprocess.size is 8"),
         ({}, {"masked": 0.99}, r"leaves 0 of 16 patches visible"),
     ],
 )

@@ -37,6 +37,10 @@ class Heads:
     keep: int = 1
     """In each layer: those that can change its states most (`compress.pruning.without_heads`)."""
 
+    def change(self, model: Any, params: Any, declare: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """(config, parameters) with fewer heads; `model`, `params` and `declare` as for `without_heads`."""
+        return pruning.without_heads(model, params, declare, self.keep)
+
 
 KINDS: dict[str, Any] = {"int8": Int8("blocks/"), "low-rank": LowRank(), "prune": Prune(), "heads": Heads()}
 """The kinds of smaller models, with the defaults of their options."""
@@ -50,7 +54,7 @@ def create(folder: Path, run: Path, rule: Any, *, types: Any = (), base: str | N
     Args:
       folder: the new workdir, which must not exist.
       run: the workdir of the run.
-      rule: `Int8`, `LowRank`, `Prune` or `Heads`.
+      rule: how kernels are stored, a `compress.Rule`; or a value that has `change`, as `Heads`: it makes another model.
       types: the user's types that the run's config names.
       base: the folder of the model that an adapter of the run is of; None: where it was.
 
@@ -63,13 +67,12 @@ def create(folder: Path, run: Path, rule: Any, *, types: Any = (), base: str | N
     plain = dataclasses.replace(stored, adapter=Lora(), compress=Int8())
     loaded = restore.load(workdirs.chosen(run), types=types, base=base)
     before = compress.unpack(adapters.merge(loaded.params))
-    if isinstance(rule, Heads):
-        model, after = pruning.without_heads(plain.model, before, loaded.family.declare, rule.keep)
+    if hasattr(rule, "change"):
+        model, after = rule.change(plain.model, before, loaded.family.declare)
         experiment = dataclasses.replace(plain, model=model)
     else:
-        # Zeros change values alone, so a pruned run is declared as it was.
-        experiment = plain if isinstance(rule, Prune) else dataclasses.replace(plain, compress=rule)
-        declare(experiment)
+        experiment = dataclasses.replace(plain, compress=rule)
+        declare(experiment)  # refuses a rule that does not fit
         after = rule.apply(before)
     config = dataclasses.replace(experiment.model, dtype=loaded.config.dtype)
     lines = _compared(

@@ -87,7 +87,7 @@ def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:
 
 
 def paired(a: Run, b: Run) -> list[Paired]:
-    """The numbers of two runs on each set that both were evaluated on; `a` comes first in every difference.
+    """The numbers of `a` and `b` on each set that both were evaluated on; differences are b - a.
 
     Raises:
       InputError: no set has the examples of both, or their files are damaged.
@@ -179,7 +179,13 @@ def chosen_by(runs: Sequence[Run]) -> tuple[str, bool]:
 
 
 def best(run: Run, metric: str, highest: bool) -> float:
-    """The best value of a curve of `run`; `metric` is its name, `highest` whether a higher value is better."""
+    """The best value of a curve; NaN where the run has no such curve.
+
+    Args:
+      run: whose curve.
+      metric: the curve's name.
+      highest: whether a higher value is better.
+    """
     values = [value for _, value in run.curves.get(metric, [])]
     return (max if highest else min)(values, default=math.nan)
 

@@ -15,7 +15,7 @@ WIDEST = 44  # characters of a cell
 
 
 def plain(value: Any) -> str:
-    """A value on one line: texts as they are, others as JSON; control characters become U+FFFD."""
+    """A `value` on one line: texts as they are, others as JSON; control characters become U+FFFD."""
     text = value if isinstance(value, str) else "-" if value is None else json.dumps(value, ensure_ascii=False)
     text = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", text)
     return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
@@ -41,12 +41,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Five significant digits."""
+    """Five significant digits of `value`."""
     return f"{value:.5g}"
 
 
 def difference(found: compare.Difference) -> list[str]:
-    """The cells of a difference: both values, b - a, its interval, p-value and number of examples, and the verdict."""
+    """The cells of the difference `found`: both values, b - a, its interval, p-value and examples, and the verdict."""
     interval = f"[{found.low:+.4g}, {found.high:+.4g}]"
     few = f"fewer than {bootstrap.LEAST}"
     verdict = few if found.examples < bootstrap.LEAST else "differs" if found.claimed else "no difference shown"

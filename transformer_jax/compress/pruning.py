@@ -37,6 +37,10 @@ class Prune:
         if not 0 < self.share < 1:
             raise InputError(f"compress.share is {self.share}; it must be above 0 and below 1")
 
+    def declare(self, declaration: Tree) -> Tree:
+        """`declaration`: zeros change values alone."""
+        return declaration
+
     def apply(self, params: Tree) -> Tree:
         """`params` with zeros.
 

@@ -109,8 +109,18 @@ class Format(Protocol):
         """
         return dict(written)
 
-    # A format whose tokenizer is not in Hugging Face's tokenizer files also defines read_tokenizer(folder, cfg), which
-    # returns it or None, and write_tokenizer(folder, tokenizer).
+    @staticmethod
+    def read_tokenizer(folder: Path, cfg: Any) -> Any:
+        """The tokenizer of `folder`, whose Config is `cfg`; None: it has none.
+
+        A format whose tokenizer is not in Hugging Face's tokenizer files defines it, and `write_tokenizer`.
+        """
+        return None
+
+    @staticmethod
+    def write_tokenizer(folder: Path, tokenizer: Any) -> None:
+        """Writes the files of `tokenizer` into `folder`, which is renamed when it is whole."""
+        tokenizer.save(folder)
 
     @staticmethod
     def table(cfg: Any) -> Any:

@@ -43,7 +43,10 @@ class TokenizerSpec(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. Ids are int32 in [0, vocab_size)."""
+    """Text to token ids and back. Ids are int32 in [0, vocab_size).
+
+    One that Hugging Face's tokenizer files cannot hold also has `not_exported`, which says what: "codes of pictures".
+    """
 
     @property
     def vocab_size(self) -> int:

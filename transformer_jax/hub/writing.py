@@ -109,10 +109,10 @@ def _write_tokenizer(folder: Path, format: Any, config: Any, tokenizer: Any, set
     if (own := getattr(format, "write_tokenizer", None)) is not None:
         own(folder, tokenizer)
         return
-    if hasattr(tokenizer, "codebook"):
+    if alien := getattr(tokenizer, "not_exported", ""):
         raise InputError(
-            f"a Hugging Face folder of {settings['model_type']} has no file for codes of pictures; write the model "
-            "alone: hub.export(folder, loaded.config, loaded.params)"
+            f"a Hugging Face folder of {settings['model_type']} has no file for {alien}; write the model alone: "
+            "hub.export(folder, loaded.config, loaded.params)"
         )
     tokenizer.save(folder)
     _settle_tokenizer(folder / "tokenizer_config.json", getattr(config, "num_types", 0) > 1)

@@ -68,7 +68,7 @@ class SetLoss(NamedTuple):
 
 
 def corners(boxes: jax.Array) -> jax.Array:
-    """(left, top, right, bottom) of boxes given by centre and size, [..., 4]."""
+    """(left, top, right, bottom) of `boxes` given by centre and size, [..., 4]."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 

@@ -61,7 +61,7 @@ class Html(str):
 
 
 def escaped(value: Any) -> Html:
-    """Any value as markup: `Html` as it is, another text escaped; control characters become U+FFFD."""
+    """Any `value` as markup: `Html` as it is, another text escaped; control characters become U+FFFD."""
     if isinstance(value, Html):
         return value
     return Html(html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "\ufffd", str(value))))
@@ -91,7 +91,7 @@ def element(name: str, *content: Any, **attributes: Any) -> Html:
 
 
 def link(text: Any, target: str) -> Html:
-    """A link to `target`, a place in the page or a page of the same server."""
+    """`text` as a link to `target`, a place in the page or a page of the same server."""
     return element("a", text, href=target)
 
 
@@ -101,7 +101,7 @@ def slug(text: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A value for people: numbers with five significant digits and separators of thousands."""
+    """A `value` for people: numbers with five significant digits and separators of thousands."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -116,7 +116,7 @@ def number(value: Any) -> str:
 
 
 def note(*content: Any) -> Html:
-    """A remark that a reader should not miss."""
+    """A remark that a reader should not miss, made of `*content`."""
     return element("p", *content, class_="note")
 
 

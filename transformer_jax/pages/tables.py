@@ -50,7 +50,7 @@ def _is_number(value: Any) -> bool:
 
 
 def grid(*content: Html) -> Html:
-    """Figures beside each other, as many as the width allows."""
+    """Figures, `*content`, beside each other, as many as the width allows."""
     return element("div", *content, class_="grid")
 
 
@@ -71,7 +71,7 @@ def sheet(items: Iterable[tuple[str, Any]], *, opened: int = 1) -> Html:
 
 
 def image_type(data: bytes) -> str | None:
-    """The media type of a picture by its first bytes; None of what is no PNG, JPEG, GIF or WebP."""
+    """The media type of a picture by the first bytes of `data`; None: it is no PNG, JPEG, GIF or WebP."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     return next((name for magic, name in _IMAGES if data.startswith(magic)), None)

@@ -32,10 +32,9 @@ from transformer_jax.contracts import (
 from transformer_jax.data.preprocess import Preprocess, sides
 from transformer_jax.errors import InputError
 from transformer_jax.losses import contrastive
-from transformer_jax.tasks import encoder
+from transformer_jax.tasks import encoder, pixels
 from transformer_jax.tasks.contrastive import embedding, paired, pictures, retrieval
 from transformer_jax.tasks.contrastive.embedding import Embedder
-from transformer_jax.tasks.image_classification import in_auto_mesh
 
 PUBLISHED = Preprocess(resample="bicubic")
 
@@ -218,7 +217,7 @@ class Contrastive(Task):
         x_BYXC = images_BYXC.astype(jnp.float32) / 255.0
         if key is not None and self.augment:
             steps = self.augment
-            (x_BYXC,) = in_auto_mesh(
+            (x_BYXC,) = pixels.in_auto_mesh(
                 lambda key, x: (augmentations.apply(key, x, steps),), key, x_BYXC, out=(("batch", None, None, None),)
             )
         mean_C, std_C = (jnp.array(x, jnp.float32) for x in (self.preprocess.mean, self.preprocess.std))

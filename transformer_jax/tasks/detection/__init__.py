@@ -26,12 +26,11 @@ from transformer_jax import contracts, files, models
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import boxes, image_files
 from transformer_jax.data import inputs as inputs_lib
-from transformer_jax.data.preprocess import Preprocess, sides
+from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.losses import sets
-from transformer_jax.tasks import encoder
+from transformer_jax.tasks import encoder, pixels
 from transformer_jax.tasks.detection import coco, pictures
-from transformer_jax.tasks.image_classification import in_auto_mesh
 
 SHEET = 32  # images in the picture of detections
 DRAWN = 0.5  # the least score of a detection that is drawn there
@@ -96,19 +95,7 @@ class Detection(Task):
         contracts.require_data(data, "task Detection", ("source", "most_objects", "bad_boxes", "memory"))
         if not model_cfg.num_predictions:
             raise InputError("model.detector is 'none'; task Detection needs 'queries' or 'patches'")
-        if sides(model_cfg.image_size) != self.preprocess.sides and getattr(model_cfg, "interpolate", "") in (
-            "",
-            "never",
-        ):
-            raise InputError(
-                f"model.image_size is {model_cfg.image_size}, but task.preprocess.size is {self.preprocess.size}; set "
-                "one to the other"
-            )
-        if model_cfg.channels != len(self.preprocess.mean):
-            raise InputError(
-                f"model.channels is {model_cfg.channels}, but task.preprocess.mean is {self.preprocess.mean}; "
-                "give a number for each channel"
-            )
+        pixels.check(model_cfg, self.preprocess)
         if data.most_objects > model_cfg.num_predictions:
             raise InputError(
                 f"data.most_objects is {data.most_objects}, but the model predicts {model_cfg.num_predictions} objects "
@@ -151,7 +138,7 @@ class Detection(Task):
         boxes_BM4, objects_BM, model_key = batch["boxes"], batch["objects"], None
         if key is not None and self.augment:
             key, augment_key = jax.random.split(key)
-            images_BYXC, boxes_BM4, objects_BM = in_auto_mesh(
+            images_BYXC, boxes_BM4, objects_BM = pixels.in_auto_mesh(
                 self._augmented,
                 augment_key,
                 images_BYXC,
@@ -179,7 +166,7 @@ class Detection(Task):
     def _sums(self, found: Any, boxes_BM4: Any, classes_BM: Any, objects_BM: Any, weights_B: Any) -> dict[str, Any]:
         """{name: (sum, weight)} of a batch; the overlap and the accuracy are means over objects."""
         B, Q = found.boxes.shape[:2]
-        (terms_BS,) = in_auto_mesh(
+        (terms_BS,) = pixels.in_auto_mesh(
             functools.partial(_terms, self.costs),
             *(found.logits, found.boxes, boxes_BM4, classes_BM, objects_BM),
             out=(("batch", None),),

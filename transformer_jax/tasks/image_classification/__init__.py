@@ -16,16 +16,15 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 from transformer_jax import augment as augmentations
-from transformer_jax import contracts, figures, metrics, models, sharding
+from transformer_jax import contracts, figures, metrics, models
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import image_files, image_sources, images
 from transformer_jax.data import inputs as inputs_lib
-from transformer_jax.data.preprocess import Preprocess, sides
+from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
-from transformer_jax.tasks import encoder
+from transformer_jax.tasks import encoder, pixels
 from transformer_jax.tasks.image_classification import pictures
 
 PUBLISHED = Preprocess()  # of the published ViT
@@ -97,17 +96,9 @@ class ImageClassification(Task):
         models.require(model_cfg, "task ImageClassification", ("apply",), ("image_size", "channels", "num_classes"))
         reads = ("source", "train_crop", "crop_area", "broken", "memory")
         contracts.require_data(data, "task ImageClassification", reads)
-        fixed = getattr(model_cfg, "interpolate", "never") == "never"
-        if fixed and sides(model_cfg.image_size) != self.preprocess.sides:
-            raise InputError(
-                f"model.image_size is {model_cfg.image_size}, but task.preprocess.size is {self.preprocess.size}; set "
-                "one to the other"
-            )
-        if model_cfg.channels != len(self.preprocess.mean):
-            raise InputError(
-                f"model.channels is {model_cfg.channels}, but task.preprocess.mean is {self.preprocess.mean}; "
-                "give a number for each channel"
-            )
+        pixels.check(model_cfg, self.preprocess)
+        if getattr(model_cfg, "detector", "none") != "none":
+            raise InputError(f"model.detector is {model_cfg.detector!r}; classification needs 'none'")
         if self.labels and model_cfg.num_classes != len(self.labels):
             raise InputError(
                 f"model.num_classes is {model_cfg.num_classes}, but there are {len(self.labels)} classes "
@@ -149,7 +140,7 @@ class ImageClassification(Task):
         if key is not None:
             model_key, *keys = jax.random.split(key, 3)
             layout = (("batch", None, None, None), ("batch", None), ("batch",))
-            images_BYXC, targets_BK, weights_B = in_auto_mesh(
+            images_BYXC, targets_BK, weights_B = pixels.in_auto_mesh(
                 self._augmented, *keys, images_BYXC, targets_BK, weights_B, out=layout
             )
         logits_BK = self._logits(params, model_cfg, images_BYXC, key=model_key)
@@ -389,27 +380,6 @@ class ImageClassification(Task):
         answers = ", ".join(f"{best['label']} {best['probability']:.1%}" for best in prediction["top"])
         drawn = f" ({prediction['attention']})" if "attention" in prediction else ""
         return f"{answers}: {prediction['image']}{drawn}"
-
-
-def in_auto_mesh(
-    f: Callable[..., Any],
-    *arrays: jax.Array,
-    out: Sequence[sharding.Axes],
-    shapes: Sequence[tuple[int, ...]] | None = None,
-) -> tuple[jax.Array, ...]:
-    """The results of f, which is written without regard to sharding: in an Explicit mesh the compiler shards inside it.
-
-    Args:
-      f: gives a tuple of arrays; it must not close over arrays.
-      *arrays: f's arguments.
-      out: the logical axes of each result.
-      shapes: of the results; None: those of the last arguments.
-    """
-    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
-        shapes = [x.shape for x in arrays[-len(out) :]] if shapes is None else shapes
-        specs = tuple(sharding.specs(axes, shape)[1] for axes, shape in zip(out, shapes, strict=True))
-        return jax.sharding.auto_axes(f, out_sharding=specs)(*arrays)
-    return tuple(sharding.constrain(x, axes) for x, axes in zip(f(*arrays), out, strict=True))
 
 
 def _counted(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:

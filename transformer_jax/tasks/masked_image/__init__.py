@@ -22,8 +22,8 @@ from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums, Task,
 from transformer_jax.data import images
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
-from transformer_jax.tasks import encoder
-from transformer_jax.tasks.image_classification import PUBLISHED, in_auto_mesh
+from transformer_jax.tasks import encoder, pixels
+from transformer_jax.tasks.image_classification import PUBLISHED
 from transformer_jax.tasks.masked_image import pictures
 
 SHEET = 12  # images of an evaluation
@@ -53,11 +53,7 @@ class MaskedImage(Task):
         require_data(data, "task MaskedImage", ("source", "train_crop", "crop_area", "broken", "memory"))
         if not model_cfg.decoder.layers:
             raise InputError("task MaskedImage needs a model with a decoder; give --model.decoder.layers 1 or more")
-        if (model_cfg.sides, model_cfg.channels) != (self.preprocess.sides, len(self.preprocess.mean)):
-            raise InputError(
-                f"model.image_size is {model_cfg.image_size} with {model_cfg.channels} channels, but task.preprocess "
-                f"gives pictures of {self.preprocess.size} with {len(self.preprocess.mean)}; set one to the other"
-            )
+        pixels.check(model_cfg, self.preprocess)
         if not 0 < self._visible(model_cfg) < model_cfg.num_patches:
             raise InputError(
                 f"task.masked = {self.masked} leaves {self._visible(model_cfg)} of {model_cfg.num_patches} patches "
@@ -90,7 +86,7 @@ class MaskedImage(Task):
         if key is not None:
             model_key, augment_key, mask_key = jax.random.split(key, 3)
             noise_BN = jax.random.uniform(mask_key, noise_BN.shape)
-            (x_BYXC,) = in_auto_mesh(
+            (x_BYXC,) = pixels.in_auto_mesh(
                 lambda key, x: (augmentations.apply(key, x, self.augment),),
                 augment_key,
                 x_BYXC,

@@ -22,10 +22,9 @@ from transformer_jax import contracts, extras, files, models
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import image_files, masks
 from transformer_jax.data import inputs as inputs_lib
-from transformer_jax.data.preprocess import Preprocess, sides
+from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
-from transformer_jax.tasks import encoder
-from transformer_jax.tasks.image_classification import in_auto_mesh
+from transformer_jax.tasks import encoder, pixels
 
 DEFAULT = Preprocess()  # of the published ViT
 SHEET = 16  # images in the picture of overlays
@@ -87,16 +86,7 @@ class Segmentation(Task):
         contracts.require_data(data, "task Segmentation", ("source", "memory"))
         if model_cfg.pool != "mean" or getattr(model_cfg, "detector", "none") != "none":
             raise InputError(f"model.pool is {model_cfg.pool!r}; segmentation needs 'mean', and no detector")
-        if sides(model_cfg.image_size) != self.preprocess.sides:
-            raise InputError(
-                f"model.image_size is {model_cfg.image_size}, but task.preprocess.size is {self.preprocess.size}; set "
-                "one to the other"
-            )
-        if model_cfg.channels != len(self.preprocess.mean):
-            raise InputError(
-                f"model.channels is {model_cfg.channels}, but task.preprocess.mean is {self.preprocess.mean}; "
-                "give a number for each channel"
-            )
+        pixels.check(model_cfg, self.preprocess)
         if self.labels and model_cfg.num_classes != len(self.classes):
             raise InputError(
                 f"model.num_classes is {model_cfg.num_classes}, but there are {len(self.classes)} classes, the "
@@ -131,7 +121,9 @@ class Segmentation(Task):
         if key is not None and self.augment:
             key, augment_key = jax.random.split(key)
             layout = (("batch", None, None, None), ("batch", None, None))
-            images_BYXC, labels_BYX = in_auto_mesh(self._augmented, augment_key, images_BYXC, labels_BYX, out=layout)
+            images_BYXC, labels_BYX = pixels.in_auto_mesh(
+                self._augmented, augment_key, images_BYXC, labels_BYX, out=layout
+            )
         sums = self._sums(self._logits(params, model_cfg, images_BYXC, key=key), labels_BYX, batch["weights"])[0]
         return *sums["loss"], jax.lax.stop_gradient(sums)
 
@@ -146,7 +138,7 @@ class Segmentation(Task):
         coarse = models.family(model_cfg).segment(params, model_cfg, (images_BYXC - mean_C) / std_C, key=key)
         shape = (*images_BYXC.shape[:3], coarse.shape[-1])
         enlarge = lambda x: (jax.image.resize(x, shape, "bilinear"),)  # noqa: E731
-        return in_auto_mesh(enlarge, coarse, out=(("batch", None, None, None),), shapes=(shape,))[0]
+        return pixels.in_auto_mesh(enlarge, coarse, out=(("batch", None, None, None),), shapes=(shape,))[0]
 
     def _sums(self, logits_BYXK: jax.Array, labels_BYX: jax.Array, weights_B: jax.Array) -> tuple[Any, jax.Array]:
         """({name: (sum, weight)}, the predicted class of each pixel [B, Y, X])."""

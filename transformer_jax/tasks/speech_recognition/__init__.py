@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from transformer_jax import files, metrics, models, sharding, sound
+from transformer_jax import contracts, files, metrics, models, sharding, sound
 from transformer_jax.augment import speech as augmentations
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import inputs as inputs_lib
@@ -70,8 +70,7 @@ class SpeechRecognition(Task):
         """Refuses a model that does not suit the utterances."""
         functions, settings = ("features", "logits", "steps"), ("vocab_size", "blank", "step_samples")
         models.require(model_cfg, "task SpeechRecognition", functions, settings)
-        if not hasattr(data, "per_row"):
-            raise InputError(f"task SpeechRecognition reads an utterances.Speech, not a {type(data).__name__}")
+        contracts.require_data(data, "task SpeechRecognition", ("samples", "pack", "seconds", "labels", "per_row"))
         longest, step = data.samples // data.pack, model_cfg.step_samples
         if longest % step:
             seconds = -(-longest // step) * step / waves.RATE

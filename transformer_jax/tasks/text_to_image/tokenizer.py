@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from transformer_jax.tasks.text_to_image import codes
 @dataclass(frozen=True, eq=False)
 class PictureTokenizer(Tokenizer):
     """Texts and pictures to ids and back."""
+
+    not_exported: ClassVar[str] = "codes of pictures"
 
     text: Any
     """The `Tokenizer` of captions; None: there are none."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from transformer_jax import files, losses, metrics, models, sharding
+from transformer_jax import contracts, files, losses, metrics, models, sharding
 from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepared, Progress, Sums, Task, no_progress
 from transformer_jax.data import inputs as inputs_lib
 from transformer_jax.data import pipeline, waves
@@ -81,6 +81,7 @@ class Transcription(Task):
         needed = ("features", "encode", "decode", "head", "head_bias", "init_cache", "prefill", "decode_step")
         settings = ("window", "max_length", "eos_id", "decoder_start_id")
         models.require(model_cfg, "task Transcription", needed, settings)
+        contracts.require_data(data, "task Transcription", ("samples", "pack", "seconds", "labels"))
         if data.pack != 1:
             raise InputError(f"data.pack = {data.pack}: a window holds one utterance; give 1")
         if data.samples > model_cfg.window:
