@@ -117,8 +117,8 @@ def test_a_row_is_its_own():
     cfg = CONFIGS["gpt2"]
     keys_B = decode.row_keys(jax.random.key(5), [10, 11, 12])
     made, _ = run(cfg, PROMPTS, WILD, keys_B)
-    turned, _ = run(cfg, PROMPTS[::-1], WILD, keys_B[::-1], length=13)
-    assert turned == made[::-1]
+    flipped, _ = run(cfg, PROMPTS[::-1], WILD, keys_B[::-1], length=13)
+    assert flipped == made[::-1]
     alone, _ = run(cfg, PROMPTS[1:2], WILD, keys_B[1:2])
     assert alone == made[1:2]
     again, _ = run(cfg, PROMPTS, WILD, keys_B)

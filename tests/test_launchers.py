@@ -150,3 +150,9 @@ def test_no_word_becomes_a_line_or_an_option(capsys, main, arguments):
     with pytest.raises(InputError, match="is not allowed|control character"):
         main(["--dry-run", *arguments])
     assert capsys.readouterr().out == ""
+
+
+def test_a_refused_name_is_quoted_on_one_line():
+    with pytest.raises(InputError, match=r"name a\\n#SBATCH --x: Kubernetes takes") as raised:
+        gke.main(["--dry-run", "a\n#SBATCH --x", "--image", "i", "--hosts", "2", "--gpus", "8", "e"])
+    assert "\n" not in str(raised.value)

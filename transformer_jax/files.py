@@ -223,7 +223,7 @@ def copy(source: Path, target: Path, limit: int, *, inside: Path) -> None:
       source: the file.
       target: where its copy goes.
       limit: the most bytes that it may have.
-      inside: the folder out of which no link may lead.
+      inside: the folder that no link may leave.
 
     Raises: as `opened` and `replacing`.
     """

@@ -26,7 +26,7 @@ NAMES = ("base", "large")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_states_and_logits_are_transformers(name):
-    """Within 2e-5, from int16 samples on; of "large" the frames of padding are nobody's."""
+    """Within 2e-5, from int16 samples on; the frames that padding gives "large" are not compared."""
     config, params, _ = hub.load(FIXTURES / name)
     expected = dict(np.load(FIXTURES / name / "expected.npz"))
     given = np.stack([np.pad(w[: n[0]], (0, 2400 - n[0])) for w, n in zip(utterances(3, 2400), LENGTHS, strict=True)])

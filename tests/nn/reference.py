@@ -78,8 +78,8 @@ def rotate(x_TH, frequencies):
     """Columns i and i + H/2 of row t are one complex number, multiplied by e^(i t frequency)."""
     half = x_TH.shape[-1] // 2
     numbers = x_TH[:, :half] + 1j * x_TH[:, half:]
-    turned = numbers * np.exp(1j * np.arange(len(x_TH))[:, None] * np.array(frequencies)[None])
-    return np.concatenate([turned.real, turned.imag], axis=-1)
+    rotated = numbers * np.exp(1j * np.arange(len(x_TH))[:, None] * np.array(frequencies)[None])
+    return np.concatenate([rotated.real, rotated.imag], axis=-1)
 
 
 def bucket(distance, num_buckets, max_distance):

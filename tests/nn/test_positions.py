@@ -47,8 +47,8 @@ def test_rotary_scores_depend_on_the_distance_alone():
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
     def score(at, other):
-        turned = [positions.rotate(x, *positions.rotary_angles(jnp.array([t]), 8)) for x, t in ((q, at), (k, other))]
-        return float(jnp.sum(turned[0] * turned[1]))
+        rotated = [positions.rotate(x, *positions.rotary_angles(jnp.array([t]), 8)) for x, t in ((q, at), (k, other))]
+        return float(jnp.sum(rotated[0] * rotated[1]))
 
     np.testing.assert_allclose(score(3, 1), score(103, 101), rtol=1e-4)
     assert abs(score(3, 1) - score(1, 3)) > 1e-2

@@ -67,8 +67,8 @@ def test_the_loss_and_what_is_masked_in_evaluations():
     for name, predicted in (("loss", np.asarray(found.patches, np.float64)), ("baseline", np.zeros_like(target))):
         each = [np.square(predicted[b] - target[b])[masked[b]].mean() for b in range(2)]
         np.testing.assert_allclose(sums[name], (sum(each), 2), rtol=1e-5)
-    turned = {"images": batch["images"][::-1], "weights": batch["weights"][::-1]}
-    np.testing.assert_allclose(evaluate(turned)["loss"], sums["loss"], rtol=1e-5)  # in another place of the batch
+    flipped = {"images": batch["images"][::-1], "weights": batch["weights"][::-1]}
+    np.testing.assert_allclose(evaluate(flipped)["loss"], sums["loss"], rtol=1e-5)  # in another place of the batch
 
 
 PRETRAINING = Experiment(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from transformer_jax.augment.geometry import Warp, nearest, positions
 from transformer_jax.errors import InputError
 
-LEAST_VISIBLE = 0.3  # share of a box's area; an object of which less is left in the image is dropped
+LEAST_VISIBLE = 0.3  # share of a box's area; an object with less of it in the image is dropped
 
 
 class Moving(NamedTuple):

@@ -35,7 +35,7 @@ def continuations(
       model: a family that decodes.
       params: its parameter tree.
       cfg: its Config.
-      prompts: token ids; a prompt of which too few positions remain loses its beginning (`decode.fit`).
+      prompts: token ids; a prompt that leaves too few positions loses its beginning (`decode.fit`).
       sampling: how tokens are chosen, and when a row ends.
       key: of random draws.
       batch_size: B. The last batch is padded with repeated rows.

@@ -89,7 +89,7 @@ BLOCK = 2**20  # elements of a kernel that are converted to float at a time
 
 
 def _eight_bits(p: dict[str, jax.Array], x_BTD: jax.Array, out: str | None) -> jax.Array:
-    """x @ kernel * scale of an int8 kernel, of which one block of columns at a time is converted to x's dtype.
+    """x @ kernel * scale of an int8 kernel: one block of columns at a time is converted to x's dtype.
 
     XLA's CPU backend would write the whole kernel in float32 to memory and read it again for the product.
     """

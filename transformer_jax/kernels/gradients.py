@@ -71,7 +71,7 @@ _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def norm(plain: Any, p: dict[str, jax.Array], x: jax.Array, kind: str, eps: float) -> jax.Array:
-    """`nn.layers.norm`, of which the backward pass keeps x in its own dtype and two numbers for each row.
+    """`nn.layers.norm`, whose backward pass keeps x in its own dtype and two numbers for each row.
 
     JAX's own gradient would keep float32 copies of x.
 

@@ -92,7 +92,7 @@ def overlap(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 def match(costs_BMQ: jax.Array, weights_BM: jax.Array) -> jax.Array:
     """The prediction of each object, int32 [B, M], such that the total cost is the least possible.
 
-    No prediction is matched twice; padded objects get what is left. Rows are objects, of which there are few: the
+    No prediction is matched twice; padded objects get what is left. Rows are objects, because those are few: the
     algorithm takes time in proportion to M^2 Q.
 
     Args:

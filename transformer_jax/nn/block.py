@@ -295,8 +295,8 @@ def cross_attention(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, memory_BSD
     Args:
       p: a block's "cross".
       cfg: the model's config.
-      x_BTD: of which the queries are made.
-      memory_BSD: of which the keys and values are made.
+      x_BTD: makes the queries.
+      memory_BSD: makes the keys and values.
     """
     cross = Cross(*cross_keys_values(p, cfg, memory_BSD), Mask())
     return _out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))

@@ -138,7 +138,7 @@ def abstract(tree: Tree, mesh: Mesh | AbstractMesh | None = None, dtype: Any = j
 
     Args:
       tree: the declaration.
-      mesh: of which the structs have shardings; None: they have none.
+      mesh: its shardings are given to the structs; None: they have none.
       dtype: of the values that are declared as float32.
     """
 

@@ -37,7 +37,7 @@ def run(
     """The carry after all layers. Layer i gets fold_in(key, i), so scanned and unrolled layers have the same dropout.
 
     Args:
-      block: applied by each layer; or n blocks, of which layer i applies number i modulo n. A scan then runs n layers
+      block: applied by each layer; or n blocks: layer i applies number i modulo n. A scan then runs n layers
         at a time, and the remaining ones one by one.
       params: stacked, or for unrolled layers already one tree per layer.
       carry: of the first layer.

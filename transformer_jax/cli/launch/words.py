@@ -28,7 +28,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"{PROGRAM} launch {kind}", description=about, formatter_class=form, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; {self.prog} --help says more")
+        # The message may quote a word with line ends.
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        raise InputError(f"{line}; {self.prog} --help says more")
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace, train: Sequence[str]) -> None:

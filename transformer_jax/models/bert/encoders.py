@@ -109,7 +109,7 @@ NEUTRAL = {"position_embedding_type": "absolute", "tie_word_embeddings": True}
 def read_heads(
     given: Mapping[str, Any], names: Collection[str], trunk_name: str, heads: Heads, where: str
 ) -> tuple[bert.Head, ...]:
-    """The heads of which at least one tensor exists; `mapping` checks that all do.
+    """The heads with at least one tensor; `mapping` checks that all do.
 
     Args:
       given: config.json's object.

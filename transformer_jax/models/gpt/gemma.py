@@ -87,7 +87,7 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
 
 
 def _windows(window: Any, kinds: list[str], num_layers: int, where: str) -> dict[str, int]:
-    """`window` and `global_every` of Gemma 2's layers, every second of which is global."""
+    """`window` and `global_every` of Gemma 2's layers: every second one is global."""
     if type(window) is not int or window < 1:
         raise InputError(f'{where}: "sliding_window" is {window!r}; it must be a positive integer')
     if kinds and kinds != _kinds(num_layers):

@@ -240,7 +240,7 @@ def _continue(run: Recorded) -> Section:
     return pages.section("How to continue", pages.element("p", saved), table)
 
 
-# ---- Values of a run, of which nothing is known
+# ---- Values of a run, whose types are not known
 
 
 def _field(tree: Mapping[str, Any], *names: str) -> Any:

@@ -104,7 +104,7 @@ def prepare(
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 
     Raises:
-      InputError: a conversation of which no token is trained, or that the template refuses; no conversation fits.
+      InputError: a conversation without a trained token, or that the template refuses; no conversation fits.
     """
     sides: tuple[Side, ...] = ("train", "validation", "test") if data.source.has_test else ("train", "validation")
     found = {side: list(data.source.conversations(side)) for side in sides}
@@ -150,7 +150,7 @@ def encode(template: Renders, tokenizer: Any, found: Sequence[Conversation]) -> 
       found: the conversations.
 
     Raises:
-      InputError: a conversation of which no token is trained.
+      InputError: a conversation without a trained token.
     """
     encoded = template.encode(tokenizer, found)
     for one, parts in zip(found, encoded, strict=True):

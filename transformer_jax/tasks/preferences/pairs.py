@@ -1,4 +1,4 @@
-"""Pairs of replies to one prompt, of which one is better, as random-access examples.
+"""Pairs of replies to one prompt, one better than the other, as random-access examples.
 
 A record: {"prompt": ..., "chosen": ..., "rejected": ...}, the format of TRL. Each is a text, which the user or the
 assistant says, or a list of messages. The two conversations may begin with the prompt themselves.
