@@ -10,11 +10,11 @@ Reproduces: karpathy/nanoGPT, README "quick start" and config/train_shakespeare_
 biases, random windows, the first 90 % of the text to train on, the last 10 % to validate.
 
 Expected validation loss, nats per character (here over the whole validation split, nanoGPT's of random batches):
-    CPU: 1.88 (published, README, 20 batches); nanoGPT's own three seeds with 400 batches give 1.907, 1.916 and 1.900
-         (measured, 2 CPU cores). About 2 minutes on 2 CPU cores (estimated).
-    gpu: 1.4697, the best along the way (published, README), in about 3 minutes on one A100.
-    muon: 1.609, where the CPU run has 1.904 (both measured, 2 CPU cores, the mean of seeds 0, 1, 2).
-    tfds: about the CPU run's; TFDS splits the same text into 90 % training, 5 % validation and 5 % test.
+    CPU: 1.88 (published, nanoGPT's README, of 20 batches); 1.87 to 1.94, the mean of seeds 0, 1 and 2 (measured), in
+         about three minutes on 2 CPU cores.
+    gpu: 1.4697, the best along the way (published, nanoGPT's README), in about three minutes on one A100.
+    muon: 1.57 to 1.65, the mean of the same seeds (measured).
+    tfds: about the CPU run's; TFDS splits the same text into other parts, a twentieth each to validate and to test.
 """
 
 import dataclasses

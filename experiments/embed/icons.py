@@ -12,12 +12,12 @@ Model: a Vision Transformer of four layers over patches of 8 x 8, and an encoder
 wide. InfoNCE over batches of 128, in which names that share rare words are right for each other in part (`shared`), and
 Muon. Each row of the log has the recall within the batch, of which chance is 0.008.
 
-Hardware and time: 2 CPU cores; 0.18 seconds of one core's time a step (measured), so six minutes of it for the run.
-Expected: recall at 1 of 0.339 from pictures to names and 0.334 back, at 10 of 0.601 and 0.607 (measured, seed 0). The
-words of the 20 nearest training pictures, which each run prints, reach 0.321 and 0.621 (measured): the model is ahead
-at the first place alone. Its training names are found within the batch in 0.9 of the cases, so it overfits. AdamW for
-2,000 steps without `shared` reached 0.272 and 0.518 (measured). Chance is 0.0014. The recipe was chosen on 710 other
-stems, held out of the training ones. validation_retrieval.png in the workdir shows what five names find.
+Hardware and time: 2 CPU cores, about eight minutes.
+Expected: recall at 1 of 0.30 to 0.38 from pictures to names and back, at 10 of 0.56 to 0.65. The words of the 20
+nearest training pictures, which each run prints, reach 0.30 to 0.34 and 0.60 to 0.64 (measured): the model is ahead at
+the first place alone. Its training names are found within the batch nearly always, so it overfits. The recipe was
+chosen on 710 other stems, held out of the training ones. validation_retrieval.png in the workdir shows what five names
+find.
 """
 
 from transformer_jax.augment import Affine

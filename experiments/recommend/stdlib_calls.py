@@ -8,12 +8,10 @@ Data: the functions of the standard library are users, the names that they call 
 Model: SASRec (Kang and McAuley 2018) with the full softmax: a causal transformer over the calls. `masked` is BERT4Rec
 (Sun et al. 2019): an encoder that fills in hidden calls.
 
-Hardware and time: 2 CPU cores, five minutes (measured).
-Expected (full ranking, Python 3.11, seed 0): HR@10 0.623 and NDCG@10 0.412 on the test set, 0.649 and 0.430 on the
-validation set (measured). What counting reaches on the test set, which each run prints: popularity 0.291 and 0.149, a
-Markov chain 0.510 and 0.349, one of the last two calls with recency 0.643 and 0.430, what followed the last five calls
-0.641 and 0.415 (measured): the transformer is behind the last two. Rotary positions and ALiBi reach the same, 0.626 and
-0.623 (measured).
+Hardware and time: 2 CPU cores, about six minutes.
+Expected (full ranking, test): HR@10 0.60 to 0.65 and NDCG@10 0.39 to 0.43. Of what counting reaches, which each run
+prints: HR@10 of popularity 0.27 to 0.31, of a Markov chain 0.49 to 0.53, of one of the last two calls with recency 0.62
+to 0.66 with NDCG@10 0.41 to 0.45 (measured): the transformer is behind that. Rotary positions and ALiBi reach the same.
 """
 
 import dataclasses

@@ -6,9 +6,10 @@
 
 Data: the scenes of `detect.digits`, 6,000 to train on and 500 to validate on, with the class of each pixel: one of ten
 digits, or the background. Model: a Vision Transformer with patches of 8 x 8 pixels, 4 layers, 96 wide. A linear head
-names 4 x 4 parts of each patch, and the logits are enlarged to the pixels by bilinear interpolation. Hardware and
-time: 2 CPU cores, four minutes beside other work (measured). Expected: a mean intersection over union of 0.854 over the
-eleven classes (measured, seed 0); naming every pixel the background reaches 0.080 (measured).
+names 4 x 4 parts of each patch, and the logits are enlarged to the pixels by bilinear interpolation.
+Hardware and time: 2 CPU cores, about four minutes.
+Expected: a mean intersection over union of 0.82 to 0.89 over the eleven classes; naming every pixel the background
+reaches 0.07 to 0.09 (measured).
 """
 
 from transformer_jax.augment import Crop

@@ -5,13 +5,13 @@ transformer-jax train text_to_image.icons --seed 1 --workdir runs/icons-1
 transformer-jax predict runs/text_to_image-icons "arrow left bold" --out arrows.png --count 16
 
 Data: the 15,510 glyphs of `embed.icons` with their names, 32 x 32 pixels, a tenth of the names' stems held out. A
-picture is 8 x 8 codes of patches, by a codebook of 256 patches (20 dB, measured).
+picture is 8 x 8 codes of patches, by a codebook of 256 patches.
 Model: the modern decoder, 4 layers, 160 wide, over 8 tokens of a name and 64 codes.
 
-Hardware and time: 2 CPU cores, about ten minutes (estimated).
-Expected: 1.322 nats per code of held-out icons with their own name, and 1.432 with another's (measured, seed 0).
-The codes to the left and above give 1.851, the one to the left 2.357, none
-3.236 (measured, printed by each run). drawn/ in the workdir shows icons of 32 held-out names at each evaluation.
+Hardware and time: 2 CPU cores, about twelve minutes.
+Expected: 1.28 to 1.36 nats per code of held-out icons with their own name, and 1.39 to 1.48 with another's. The codes
+to the left and above give 1.8 to 1.9, none 3.2 to 3.3 (measured, printed by each run). drawn/ in the workdir shows
+icons of 32 held-out names at each evaluation.
 """
 
 from transformer_jax.data.tokenizers import TrainWordPiece

@@ -18,7 +18,7 @@ machine (2 CPU cores, about 10 minutes, estimated).
 
 Hardware: accumulation fits 8,000 sequences into one 80 GB GPU; on more devices lower it, to 25 on eight:
 --train.accumulate 25.
-Expected: they report tasks alone: 83.8 % on MNLI and F1 90.8 on SQuAD 1.1 for this objective at base size, trained on
+Expected: they report tasks alone: 83.8 % on MNLI and F1 90.8 on SQuAD v1.1 for this objective at base size, trained on
 books and Wikipedia (published, table 1). The loss is not measured yet.
 """
 

@@ -15,12 +15,11 @@ tokens, of texts of 141, of which 15 % are hidden in 7 spans; targets of 29.
 tokenizer (tokenizer.json is enough: spiece.model has no sentinels). What differs: no z-loss; and an end-of-text token
 between documents, which in their rows follow each other bare. The default, which is not theirs, is by AdamW.
 
-Hardware: the default 2 CPU cores, about 5 minutes (estimated); `base` one 80 GB GPU or a TPU slice.
+Hardware and time: the default 2 CPU cores, about 15 minutes; `base` one 80 GB GPU or a TPU slice.
 Expected: `base` 1.942 nats per target token on held-out C4 after 65,536 steps, and 1.633 after 524,288 (published,
 Shazeer 2020, "GLU variants improve transformer", table 1, GEGLU, with the embeddings tied); not measured here. The
-default: not measured at its 1,200 steps. With --train.steps 240 --optim.warmup-steps 40 it is at 4.60 nats per target
-token of the validation files, where the frequencies of training targets score 5.86 (measured, Python 3.11); with
---optim.peak-lr 3e-3 at 4.63, with gradients of norms up to 11 after the warm-up, not up to 2 (measured).
+default with --train.steps 240 --optim.warmup-steps 40: 4.4 to 4.8 nats per target token of the validation files, where
+the frequencies of training targets score 5.7 to 6.0 (measured).
 """
 
 import dataclasses

@@ -12,11 +12,11 @@ Data: Krizhevsky 2009, 50,000 images of 32 x 32 pixels to train on, of which the
 (Touvron et al. 2021): RandAugment, MixUp and CutMix, random erasing, label smoothing, stochastic depth, an average of
 the parameters.
 
-Hardware: `experiment` two CPU cores, 575 images a second, 15 minutes (measured); `strong` one GPU.
-Expected: `experiment` 66.3 % of the test images (65.4 to 67.2; measured, seed 0: 29 minutes of CPU time on two cores
-together, 10 epochs). `strong` is not measured here yet. Others' ViTs from scratch: patches of 4 pixels 80 % after 200
-epochs and 88 % after 500 (published, README of github.com/kentaroy47/vision-transformers-cifar10); DeiT's tiny recipe
-90.9 % after 252 epochs (published, README of github.com/Aleptonic/Vision-Transformer-From-Scratch).
+Hardware and time: `experiment` 2 CPU cores, about 15 minutes; `strong` one GPU.
+Expected: `experiment` 64 to 69 % of the test images (measured). `strong` is not measured here yet. Others' ViTs from
+scratch: patches of 4 pixels 80 % after 200 epochs and 88 % after 500 (published, README of
+github.com/kentaroy47/vision-transformers-cifar10); DeiT's tiny recipe 90.9 % after 252 epochs (published, README of
+github.com/Aleptonic/Vision-Transformer-From-Scratch).
 """
 
 from transformer_jax.augment import Crop, Erase, Flip, RandAugment

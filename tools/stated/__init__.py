@@ -2,8 +2,7 @@
 
     {"measured": {NAME: {"command": ..., "file": ..., "minutes": ..., "machine": ..., "numbers": {...}, "seen": {...}}},
      "published": {NAME: {"value": ..., "source": ...}},
-     "blocks": {PAGE: {BLOCK: [LINE, ...]}},
-     "unchecked": {PAGE: LINES}}
+     "blocks": {PAGE: {BLOCK: [LINE, ...]}}}
 
 A person writes what is to be measured: the command, the file that it leaves, the path of each number in that file, the
 range that holds, the minutes that it takes and the kind of machine. `seen` is written by `tools/verify` alone

@@ -16,13 +16,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="run what fits into this time")
     parser.add_argument("--stale", action="store_true", help="list the entries whose code has changed")
     parser.add_argument("--unchecked", action="store_true", help="list the measurements without an entry")
-    parser.add_argument("--accept", action="store_true", help="with --unchecked: store their number where it rose, too")
     parser.add_argument("--tables", action="store_true", help="write the generated parts of the pages")
     asked = parser.parse_args(arguments)
     try:
         book = stated.read()
         if asked.unchecked:
-            return _unchecked(book, accept=asked.accept)
+            return _unchecked(book)
         if asked.tables:
             return _tables(book)
         if unknown := [name for name in asked.names if name not in book["measured"]]:
@@ -40,12 +39,11 @@ def _run(book: stated.Book, names: list[str], minutes: float | None) -> int:
     left, failed, ran = float("inf") if minutes is None else minutes, [], 0
     for name in names or running.in_order(book):
         entry = book["measured"][name]
-        if not running.fits(entry, left):
-            here = entry["machine"] == running.kind()
-            why = f"takes {entry['minutes']:g} minutes" if here else f"is of a {entry['machine']}"
+        if why := running.why_not(entry, left):
             print(f"skipped {name}: it {why}", flush=True)
             continue
-        print(f"running {name}: {entry['command']}", flush=True)
+        seeds = f", seeds {', '.join(map(str, entry['seeds']))}" if "seeds" in entry else ""
+        print(f"running {name}: {entry['command']}{seeds}", flush=True)
         try:
             seen, wrong = running.run(name, entry)
         except InputError as error:
@@ -91,21 +89,13 @@ def _values(values: Iterable[tuple[str, float]]) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in values)
 
 
-def _unchecked(book: stated.Book, *, accept: bool) -> int:
-    """Prints what has no entry, and stores its number, which a test holds pages to, where it fell, or with `accept`.
-
-    Of README nothing is accepted.
-    """
-    found = pages.unchecked()
+def _unchecked(book: stated.Book) -> int:
+    """Prints the measurements without an entry."""
+    found = pages.unchecked(book)
     for page, lines in found.items():
         print("\n".join(f"{page}: {line}" for line in lines))
-    counts = {page: len(lines) for page, lines in found.items()}
-    print(f"{sum(counts.values())} without an entry; {stated.FILE} allows {sum(book['unchecked'].values())}")
-    allowed = book["unchecked"]
-    kept = counts if accept else {page: min(counts.get(page, 0), least) for page, least in allowed.items()}
-    book["unchecked"] = {page: count for page, count in sorted(kept.items()) if count and page != "README.md"}
-    stated.write(book)
-    return 0
+    print(f"{sum(map(len, found.values()))} without an entry")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from transformer_jax import files
 from transformer_jax.errors import InputError
 
 MARKED = re.compile(r"(<!-- numbers: ([\w-]+) -->\n)(.*?)(\n?<!-- /numbers -->)", re.DOTALL)
+RESULT = re.compile(r"(?<![\w.-])(?:\d+\.\d+(?![\w.]*\w)|\d+(?= (?:to \d+ )?%))")
 
 
 def generated(book: stated.Book, page: str, text: str) -> str:
@@ -93,18 +94,48 @@ def _made(book: stated.Book, page: str, root: Path) -> str:
 # ---- Numbers without an entry ----------------------------------------------------------------------------------------
 
 
-def unchecked(root: Path = stated.ROOT) -> dict[str, list[str]]:
+def unchecked(book: stated.Book, root: Path = stated.ROOT) -> dict[str, list[str]]:
     """{page or recipe: paragraphs and rows} that state a measurement outside of a generated part.
 
     They are the paragraphs with a digit that say "measured", and the rows with a digit of a table that says so, or that
-    is below such a paragraph; in README, of every table. Of a recipe its docstring is read.
+    is below such a paragraph; in README, of every table. Of a recipe its docstring is read (`of_recipe`).
     """
     pages = [*sorted(root.glob("*.md")), *sorted(root.glob("docs/**/*.md"))]
     found = {page: list(of_page(page.read_text(encoding="utf-8"), page.name == "README.md")) for page in pages}
     for path in sorted(root.glob("experiments/**/*.py")):
-        found[path] = list(of_page(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "", False))
+        recipe = path.relative_to(root / "experiments").as_posix().removesuffix(".py").replace("/", ".")
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path] = list(of_recipe(docstring, known(book, recipe)))
     names = {path.relative_to(root).as_posix(): lines for path, lines in found.items() if lines}
     return {name: lines for name, lines in names.items() if name != "CHANGELOG.md"}
+
+
+def known(book: stated.Book, recipe: str) -> list[float]:
+    """The bounds of all ranges of the recipe's entries, RECIPE or RECIPE.ANYTHING, and its published numbers."""
+    ours = {
+        kind: [entry for name, entry in book[kind].items() if name == recipe or name.startswith(f"{recipe}.")]
+        for kind in ("measured", "published")
+    }
+    ranges = [number.get("holds", ()) for entry in ours["measured"] for number in entry["numbers"].values()]
+    return [bound for bounds in ranges for bound in bounds] + [entry["value"] for entry in ours["published"]]
+
+
+def of_recipe(docstring: str, numbers: Iterable[float]) -> Iterator[str]:
+    """The paragraphs of a recipe's docstring that state a result which is none of `numbers`.
+
+    A result is a decimal or a percentage behind "Expected", or anywhere in a paragraph without that word, where the
+    text calls it measured or published. Other integers are settings.
+    """
+    allowed = [*numbers, *(100 * number for number in numbers)]
+    for paragraph in re.split(r"\n\s*\n", docstring):
+        text = " ".join(paragraph[max(0, paragraph.find("Expected")) :].split())
+        if not _says_measured([text]) and not (text.startswith("Expected") and "published" in text):
+            continue
+        for result in RESULT.findall(re.sub(r"section [\d.]+|95 % interval", "", text)):
+            digits = len(result.partition(".")[2])
+            if not any(round(number, digits) == float(result) for number in allowed):
+                yield f"{result} in: {text}"
+                break
 
 
 def of_page(text: str, every_table: bool) -> Iterator[str]:

@@ -7,11 +7,12 @@ import math
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,16 @@ from tools import stated
 from transformer_jax import files
 from transformer_jax.errors import InputError
 
+OVER_SEEDS = {"mean": statistics.fmean, "min": min, "max": max}
 
-def fits(entry: Mapping[str, Any], minutes: float) -> bool:
-    """Whether `entry` can run on this kind of machine in `minutes`."""
-    return entry["machine"] == kind() and entry["minutes"] <= minutes
+
+def why_not(entry: Mapping[str, Any], minutes: float) -> str:
+    """Why `entry` cannot run on this machine in `minutes`, in words; "" where it can."""
+    if entry["machine"] != kind():
+        return f"is of a {entry['machine']}"
+    if missing := [name for name in entry.get("needs", ()) if not os.environ.get(name)]:
+        return f"needs ${missing[0]}"
+    return f"takes {entry['minutes']:g} minutes" if entry["minutes"] > minutes else ""
 
 
 def kind() -> str:
@@ -51,34 +58,27 @@ def run(name: str, entry: Mapping[str, Any], root: Path = stated.ROOT) -> tuple[
 
     Args:
       name: of the entry.
-      entry: its command, file and numbers.
+      entry: its command, file and numbers; with "seeds" the command runs once for each.
       root: of the checkout.
 
     Raises:
       InputError: the command failed, or its file lacks a number.
     """
-    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        out = Path(folder) / "out"
-        module, *arguments = shlex.split(entry["command"].removeprefix("tools/run ").format(out=out))
-        imported = Path(folder) / "imported"
-        command = [sys.executable, "-m", "tools.stated.recorded", str(imported), module, *arguments]
-        began = time.monotonic()
-        done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
-        minutes = (time.monotonic() - began) / 60
-        if done.returncode:
-            raise InputError(f"{name}: {entry['command']} ended with exit code {done.returncode}")
-        result = files.read(Path(entry["file"].format(out=out)), files.JSON_BYTES)
-        code = stated.code(imported.read_text(encoding="utf-8").split(), root)
-    tree = files.parse_json(result, entry["file"])
-    values = {number: _value(tree, wanted["path"], name) for number, wanted in entry["numbers"].items()}
+    began, results, imported = time.monotonic(), [], set()
+    for seed in entry.get("seeds", [None]):
+        result, paths = _once(name, entry, seed, root)
+        results.append(result)
+        imported.update(paths)
+    trees = [files.parse_json(result, entry["file"]) for result in results]
+    values = {number: _over_seeds(trees, wanted, name) for number, wanted in entry["numbers"].items()}
     seen = {
         "values": values,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(root),
         "machine": machine(),
-        "minutes": round(minutes, 1),
-        "results": hashlib.sha256(result).hexdigest(),
-        "code": code,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "results": hashlib.sha256(b"".join(results)).hexdigest(),
+        "code": stated.code(imported, root),
     }
     failed = [
         f"{name}:{number} is {value:.6g}, outside of {entry['numbers'][number]['holds']}"
@@ -88,6 +88,28 @@ def run(name: str, entry: Mapping[str, Any], root: Path = stated.ROOT) -> tuple[
     return seen | {"digest": stated.digest(seen)}, failed
 
 
+def _once(name: str, entry: Mapping[str, Any], seed: int | None, root: Path) -> tuple[bytes, list[str]]:
+    """(the content of the file of results, the files of this checkout that were imported)."""
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        out = Path(folder) / "out"
+        out.mkdir()
+        words = shlex.split(os.path.expandvars(entry["command"]).removeprefix("tools/run ").format(out=out))
+        imported = Path(folder) / "imported"
+        command = [sys.executable, "-m", "tools.stated.recorded", str(imported), *words]
+        command += [] if seed is None else ["--seed", str(seed)]
+        done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+        if done.returncode:
+            raise InputError(f"{name}: {entry['command']} ended with exit code {done.returncode}")
+        result = files.read(Path(entry["file"].format(out=out)), files.JSON_BYTES)
+        return result, imported.read_text(encoding="utf-8").split()
+
+
+def _over_seeds(trees: Sequence[Any], wanted: Mapping[str, Any], name: str) -> float:
+    """The mean of a number over the results of the seeds, or what "of" names: "min" or "max"."""
+    values = [_value(tree, wanted["path"], name) for tree in trees]
+    return float(f"{OVER_SEEDS[wanted.get('of', 'mean')](values):.7g}")
+
+
 def _value(tree: Any, path: str, name: str) -> float:
     """The number at "report.bits_per_byte" in a JSON value."""
     value = tree
@@ -95,7 +117,7 @@ def _value(tree: Any, path: str, name: str) -> float:
         value = value.get(part) if isinstance(value, dict) else None
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise InputError(f"{name}: its results have {str(value)[:40]} in place of a number at {path}")
-    return float(f"{value:.7g}")
+    return float(value)
 
 
 def commit(root: Path) -> str:
