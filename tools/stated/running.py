@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tools import stated
 from transformer_jax import files
 from transformer_jax.errors import InputError
 
-OVER_SEEDS = {"mean": statistics.fmean, "min": min, "max": max}
+OVER_SEEDS: dict[str, Callable[[list[float]], float]] = {"mean": statistics.fmean, "min": min, "max": max}
 
 
 def why_not(entry: Mapping[str, Any], minutes: float) -> str:
