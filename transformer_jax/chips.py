@@ -20,7 +20,7 @@ class Chip:
       kind: JAX's `device_kind`.
       flops: peak bf16 FLOP/s.
       memory: bytes.
-      bandwidth: of the memory, bytes/s.
+      bandwidth: the bandwidth of the memory, bytes/s.
       link: one-way bytes/s of one link (TPU), or of all links to the host's switch (GPU).
       network: one-way bytes/s to other hosts (GPU) or slices (TPU); 0: not published.
       host: chips of a machine with one slice of its own.

@@ -238,7 +238,7 @@ def differences(old: Any, new: Any, path: str = "", free: bool = False) -> Itera
     Args:
       old: a dataclass, or any value.
       new: the same.
-      path: of the values, for recursion.
+      path: the path of the values, for recursion.
       free: whether a resume may change the whole value.
     """
     if not dataclasses.is_dataclass(new) or type(old) is not type(new):

@@ -24,7 +24,7 @@ def by_length(
 
     Args:
       measure: `bleu`, `rouge` or another function of hypotheses and references.
-      lengths_E: of the sources, in words.
+      lengths_E: the lengths of the sources, in words.
       hypotheses: texts.
       references: texts, one per hypothesis.
       path: the file to write.
@@ -58,7 +58,7 @@ def confusion(labels_E: np.ndarray, predicted_E: np.ndarray, names: Sequence[str
     Args:
       labels_E: the right classes, integers.
       predicted_E: the predicted classes, integers.
-      names: of the classes.
+      names: the names of the classes.
       path: the file to write.
     """
     extras.need("matplotlib", "a picture of the confusion matrix")

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from transformer_jax.errors import InputError
 
 JSON_BYTES = 2**22  # the default limit, for files of settings
-JSON_VALUES = 2**23  # in any JSON: a value of 2 bytes in the file takes up to 70 bytes of memory in Python
+JSON_VALUES = 2**23  # the most values of any JSON: one of 2 bytes in the file takes up to 70 bytes of memory in Python
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

@@ -56,7 +56,7 @@ class Name(NamedTuple):
       kind: "model" or "dataset".
       repository: "org/name".
       revision: a branch, a tag or a commit; None: the newest commit.
-      path: of a file, a folder or a pattern in the repository; "": the whole repository.
+      path: the path of a file, a folder or a pattern in the repository; "": the whole repository.
     """
 
     kind: str
@@ -276,7 +276,7 @@ def explained(what: str, page: str, revision: str | None = None) -> Iterator[Non
 
     Args:
       what: begins the line.
-      page: of the repository, "org/name" or "datasets/org/name".
+      page: the page of the repository, "org/name" or "datasets/org/name".
       revision: that was asked for.
 
     Raises:

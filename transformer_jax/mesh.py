@@ -27,10 +27,10 @@ def make_mesh(
 
     Args:
       data: size of the axis; one of the four may be -1, which takes the devices that remain.
-      fsdp: likewise.
-      sequence: likewise.
-      tensor: likewise.
-      devices: of the mesh; None: all.
+      fsdp: as for `data`.
+      sequence: as for `data`.
+      tensor: as for `data`.
+      devices: the devices of the mesh; None: all.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, or slices differ in size.
@@ -69,9 +69,9 @@ def mesh_shape(data: int, fsdp: int, sequence: int, tensor: int, *, num_devices:
 
     Args:
       data: size of the axis; one of the four may be -1.
-      fsdp: likewise.
-      sequence: likewise.
-      tensor: likewise.
+      fsdp: as for `data`.
+      sequence: as for `data`.
+      tensor: as for `data`.
       num_devices: what the sizes multiply to.
 
     Raises:

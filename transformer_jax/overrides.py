@@ -21,7 +21,7 @@ def override(default: Any, arguments: list[str], *, description: str, program: s
 
     Args:
       default: the dataclass.
-      arguments: of the command line, ["--train.steps", "20"].
+      arguments: the arguments of the command line, ["--train.steps", "20"].
       description: the first text of `--help`.
       program: the name of the command in `--help`.
 

@@ -81,8 +81,8 @@ def load(
 
     Args:
       path: a local folder, one in an object store, or the name of a model on the Hub (`hf`).
-      dtype: of the parameters and of the computation: float32, bfloat16 or float16. None: float32 parameters, and the
-        compute dtype of the experiment's precision policy on this machine.
+      dtype: the dtype of the parameters and of the computation: float32, bfloat16 or float16. None: float32 parameters,
+        and the compute dtype of the experiment's precision policy on this machine.
       sharding: a mesh, on which the rule table shards each parameter; one sharding for all parameters; or a tree of
         shardings. None: the first device.
       verify: first compare the files that are read with the step's manifest, or with the digests that the Hub states.
@@ -92,8 +92,8 @@ def load(
       only: a part of the model, such as "encoder" or "blocks/attention", or a function of a parameter's path,
         "blocks/mlp/up/kernel", that returns whether to read it. `params` has this part alone. To verify the files, all
         their bytes are read.
-      base: of a run that trained an adapter, the folder of the model that it is of; None: where it was, or beside the
-        run. It must be that model: its digest is compared.
+      base: for a run that trained an adapter, the folder of its base model; None: the folder that the run used, or one
+        beside the run. The digest of the model is compared with the one that the run recorded.
 
     Raises:
       InputError: the path is none of the three, the workdir has no complete step, or a leaf is missing, unexpected or
@@ -210,7 +210,8 @@ def _part(tree: Any, only: str | Callable[[str], bool] | None) -> Any:
 
 def _compute_in(config: Any, dtype: Any, precision: experiments.Precision) -> Any:
     name = experiments.compute_dtype(precision) if dtype is None else jnp.dtype(dtype).name
-    return experiments.computed_in(config, name, attention="auto")  # the attention kernel of this machine
+    # "auto" is this machine's attention kernel; the run may have used one that this machine lacks.
+    return experiments.computed_in(config, name, attention="auto")
 
 
 def _target(declaration: Any, sharding: Any) -> Any:

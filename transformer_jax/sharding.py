@@ -168,7 +168,7 @@ def einsum(eq: str, x: jax.Array, w: jax.Array, *, out: Axes, dtype: Any = None)
       x: activations; all dimensions but the last are collapsed.
       w: a kernel, or other activations.
       out: the logical axes of the result.
-      dtype: of the result and of the accumulation; None: the operands'.
+      dtype: the dtype of the result and of the accumulation; None: the operands'.
     """
     left, right, result = eq.replace("->", ",").split(",")
     sizes = dict(zip(left, x.shape, strict=True)) | dict(zip(right, w.shape, strict=True))

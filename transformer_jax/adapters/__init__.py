@@ -152,7 +152,7 @@ def attach(params: Tree, declaration: Tree, key: jax.Array) -> Tree:
 
     Args:
       params: the family's tree.
-      declaration: of `declare`; the leaves that `params` lacks are drawn.
+      declaration: the tree that `declare` returned; the leaves that `params` lacks are drawn.
       key: draws them.
     """
     have = params_lib.flatten(params)
@@ -207,7 +207,7 @@ def unmerge(merged: Tree, adapted: Tree) -> Tree:
     """`adapted` with the base that `merged` is made of, up to rounding: each kernel minus what the adapter adds.
 
     Args:
-      merged: of `merge`, or a folder of such parameters.
+      merged: the parameters that `merge` returned, or a folder that holds them.
       adapted: a tree with the same adapters, whose kernels are ignored.
 
     Raises:

@@ -50,7 +50,7 @@ def apply(key: jax.Array, images_BYXC: jax.Array, augmentations: Sequence[Augmen
     the index of the shard into the key.
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       images_BYXC: float32 in [0, 1], C = 1 or 3.
       augmentations: static.
     """

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import InputError
 
-ORDERS = tuple(itertools.permutations(range(4)))  # of ColorJitter: brightness 0, contrast 1, saturation 2, hue 3
+ORDERS = tuple(itertools.permutations(range(4)))  # brightness 0, contrast 1, saturation 2, hue 3
 GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow and torchvision
 
 
@@ -87,7 +87,7 @@ def rotate_hue(image_YXC: jax.Array, circles: jax.Array | float) -> jax.Array:
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma == 0, 1.0, chroma)
-    hue = jnp.where(  # in sixths of a circle
+    hue = jnp.where(  # the unit is a sixth of a circle
         value == red,
         (green - blue) / safe,
         jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),

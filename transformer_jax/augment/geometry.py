@@ -170,7 +170,7 @@ def random_box(key: jax.Array, Y: int, X: int, area: tuple[float, float], ratio:
     ratio until they fit, and therefore have fewer large boxes. Where no ratio fits, the box is clipped to the image.
 
     Args:
-      key: of the image.
+      key: the random key of the image.
       Y: height of the image.
       X: width of the image.
       area: range of the share, in (0, 1].
@@ -190,7 +190,7 @@ def noise(key: jax.Array, Y: int, X: int, C: int) -> jax.Array:
     """Noise [Y, X, C], uniform in [0, 1] in steps of 1 / 1023: 32 random bits per pixel give 10 for each of 3 channels.
 
     Args:
-      key: of the image.
+      key: the random key of the image.
       Y: height.
       X: width.
       C: channels, at most 3.

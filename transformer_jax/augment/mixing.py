@@ -24,7 +24,7 @@ def mixup(key: jax.Array, images_BYXC: jax.Array, targets_BK: jax.Array, alpha: 
     s is replaced by max(s, 1 - s), as in big_vision, so that a row keeps most of its own image.
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       images_BYXC: float32 in [0, 1].
       targets_BK: float32.
       alpha: above 0.
@@ -42,7 +42,7 @@ def cutmix(key: jax.Array, images_BYXC: jax.Array, targets_BK: jax.Array, alpha:
     clipped to the image, and the shares of the targets are those of the pixels after clipping.
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       images_BYXC: float32 in [0, 1].
       targets_BK: float32.
       alpha: above 0.
@@ -70,7 +70,7 @@ def mix(
     """MixUp, CutMix, or per row one of the two with probability 1/2; the sums of target rows are unchanged.
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       images_BYXC: float32 in [0, 1].
       targets_BK: float32.
       mixup_alpha: 0: no MixUp.
@@ -121,7 +121,7 @@ def _partner(x_B: jax.Array) -> jax.Array:
 
 def _blend(share_B: jax.Array, x_B: jax.Array) -> jax.Array:
     partner_B = _partner(x_B)
-    return partner_B + _column(share_B, x_B) * (x_B - partner_B)  # in this form exact if both are equal
+    return partner_B + _column(share_B, x_B) * (x_B - partner_B)  # this form is exact where both are equal
 
 
 def _column(of_B: jax.Array, x_B: jax.Array) -> jax.Array:

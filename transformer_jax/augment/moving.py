@@ -36,7 +36,7 @@ def check_moves(augmentations: Sequence[Any]) -> None:
     """Refuses augmentations that move pixels without saying where to.
 
     Args:
-      augmentations: of `task.augment`.
+      augmentations: the augmentations of `task.augment`.
 
     Raises:
       InputError: with the first of them.
@@ -57,7 +57,7 @@ def apply_moving(
     A box becomes the upright box around its moved corners, clipped to the image.
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       images_BYXC: float32 in [0, 1], C = 1 or 3.
       augmentations: static.
       moving: boxes with weights, or labels, or both.
@@ -95,7 +95,7 @@ def _moved_boxes(warp: Warp, boxes_M4: jax.Array, Y: int, X: int) -> tuple[jax.A
     sides = jnp.array([Y, X], jnp.float32)
     centre_M2, half_M2 = boxes_M4[:, 1::-1] * sides, boxes_M4[:, :1:-1] * sides / 2  # (y, x)
     signs_42 = jnp.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], jnp.float32)
-    corners_M42 = centre_M2[:, None] + signs_42 * half_M2[:, None] - 0.5  # the centre of the top left pixel is 0
+    corners_M42 = centre_M2[:, None] + signs_42 * half_M2[:, None] - 0.5  # pixel centres have whole coordinates, from 0
     inverse_22 = jnp.linalg.inv(warp.matrix_22)
     moved_M42 = jnp.einsum("ij,mkj->mki", inverse_22, corners_M42 - warp.offset_2, precision="highest") + 0.5
     least_M2, most_M2 = moved_M42.min(axis=1), moved_M42.max(axis=1)

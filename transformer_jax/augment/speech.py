@@ -83,12 +83,12 @@ class Noise:
 
 
 def noise_scale(wave_W: jax.Array, inside_W: jax.Array, decibels: jax.Array | float) -> jax.Array:
-    """The deviation of white noise that is `decibels` weaker than a wave.
+    """The standard deviation of white noise that is `decibels` weaker than a wave, float32 [].
 
     Args:
-      wave_W: floats.
-      inside_W: bool, the samples that count.
-      decibels: the signal-to-noise ratio.
+      wave_W: float, samples of any scale.
+      inside_W: bool, True for the samples whose power counts; padding is False.
+      decibels: the signal-to-noise ratio, in dB.
     """
     power = jnp.sum(jnp.square(wave_W) * inside_W) / jnp.maximum(inside_W.sum(), 1)
     return jnp.sqrt(power) * 10.0 ** (-decibels / 20.0)
@@ -114,8 +114,8 @@ class SpecAugment:
         """The features of a row, with bands and spans of zeros.
 
         Args:
-          key: of the row.
-          x_FM: of mean 0, 100 frames a second.
+          key: the random key of the row.
+          x_FM: float, log mel energies with mean 0, 100 frames a second.
         """
         F, M = x_FM.shape
         band_key, span_key = jax.random.split(key)
@@ -150,7 +150,7 @@ def apply(
     Row b uses fold_in(fold_in(key, b), i) for augmentation i, so a row does not depend on the other rows.
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       waves_BW: floats in [-1, 1].
       starts_BU: int, the first sample of each utterance.
       lengths_BU: int, its samples.
@@ -172,7 +172,7 @@ def masked(key: jax.Array, x_BFM: jax.Array, augment: SpecAugment) -> jax.Array:
     """The features after `SpecAugment`, each row by fold_in(key, its number).
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       x_BFM: features of mean 0.
       augment: static.
     """

@@ -16,7 +16,7 @@ def positional(command: Callable[..., int], arguments: list[str], count: int, *,
 
     Args:
       command: the function of the command.
-      arguments: of the command line.
+      arguments: the arguments of the command line.
       count: how many are positional.
       exactly: whether further arguments are an error.
 

@@ -23,7 +23,7 @@ from transformer_jax.runs.workdir import write_json
 from transformer_jax.runs.writer import Writer
 from transformer_jax.train import state as state_lib
 
-COPIED_BYTES = 2**30  # of a file beside the checkpoints, such as the tokenizer
+COPIED_BYTES = 2**30  # the largest file beside the checkpoints that is copied, such as the tokenizer
 
 
 def mean(step_folders: list[Path], target: Any) -> Any:
@@ -98,7 +98,7 @@ def write(folder: Path, run: Path, state: Any, meta: Any, config: Any, **facts: 
       folder: the new workdir, which must not exist.
       run: the run's workdir.
       state: to save.
-      meta: of the run's checkpoint.
+      meta: the metadata of the run's checkpoint.
       config: the experiment, as config.json stores it.
       **facts: further ones for `Writer`.
     """

@@ -51,7 +51,7 @@ COMMANDS = (*WORK, *PAGES, "recipes", "launch", "doctor", "completion")
 def console() -> int:
     """The console script. Like `python -m transformer_jax`, it finds modules in the folder that it is run in."""
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # at the end, so that a user's file does not hide a library
+        sys.path.append(os.getcwd())  # last, so that a user's file does not hide a library
     return main()
 
 

@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
     if not asked:
         raise InputError("no input: give a text, --file, or lines on stdin")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as the input, whichever encoding the locale has
+        sys.stdout.reconfigure(encoding="utf-8")  # the input is UTF-8 too, independent of the locale
     with observe.counting("inputs") as count:
         if out:
             _write(out, asked, loaded.task.answered(loaded, asked, options, progress=count))

@@ -194,7 +194,7 @@ def keep_freed_memory(experiment: Experiment) -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # from malloc.h
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # the values in malloc.h
     libc.mallopt(m_arena_max, 1)  # only the main arena can hold a block this large
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, -1)  # never trim: BERT-base frees more than 2 GiB, the largest threshold, at once
@@ -211,7 +211,7 @@ def num_cpu_devices(experiment: Experiment, cores: int, processes: int = 1) -> i
     Args:
       experiment: the recipe.
       cores: that this process may use.
-      processes: of the run.
+      processes: the run's processes.
     """
     mesh, train = experiment.mesh, experiment.train
     sizes = dataclasses.astuple(mesh)

@@ -31,7 +31,7 @@ def check(options: Options) -> None:
     """Refuses options before anything is read or written.
 
     Args:
-      options: of the command.
+      options: the options of the command.
 
     Raises:
       InputError: a license or a repository that is no name, or there is no token to push with.
@@ -57,8 +57,8 @@ def card(folder: Path, loaded: Any, options: Options, title: str) -> Callable[[M
     Args:
       folder: a workdir, or one of its steps.
       loaded: the checkpoint that is exported.
-      options: of the command.
-      title: of the card, where the model is not pushed.
+      options: the options of the command.
+      title: the title of the card, where the model is not pushed.
 
     Raises:
       InputError: files of the run that are not what a run writes.
@@ -129,7 +129,7 @@ def push(folder: str, options: Options) -> str:
 
     Args:
       folder: the exported folder.
-      options: of the command.
+      options: the options of the command.
 
     Raises:
       InputError: the Hub refuses it, or cannot be reached.

@@ -30,7 +30,7 @@ __all__ = [
     "trials",
 ]
 
-SHOWN = 5  # examples of most disagreement
+SHOWN = 5  # examples that are shown: those on which the runs differ most
 
 
 class Disagreement(NamedTuple):
@@ -39,7 +39,7 @@ class Disagreement(NamedTuple):
     Attributes:
       example: its number, from 1.
       a: the number of the first run.
-      b: of the second.
+      b: the same of the second run.
       texts: {name: text or (text of a, text of b)}.
     """
 

@@ -24,8 +24,8 @@ class Difference(NamedTuple):
     """A number of two runs.
 
     Attributes:
-      a: of the first run.
-      b: of the second.
+      a: the number of the first run.
+      b: the same of the second run.
       low: the lower end of the 95 % interval of b - a.
       high: its upper end.
       p: the p-value of b - a.
@@ -54,9 +54,9 @@ def ratio(
 
     Args:
       a_E2: (sum, weight) of each example, float64, of the first run.
-      b_E2: of the second, for the same examples.
+      b_E2: the same of the second run, for the same examples.
       samples: S.
-      seed: of the resamples.
+      seed: the seed of the resamples.
 
     Raises:
       ValueError: the numbers of examples differ, there are none, or a value is not finite.
@@ -99,7 +99,7 @@ def texts(name: str, a: Sequence[str], b: Sequence[str], references: Sequence[st
     Args:
       name: "bleu" or "chrf".
       a: the texts of the first run.
-      b: of the second.
+      b: the same of the second run.
       references: one for each text.
 
     Raises:
@@ -134,7 +134,7 @@ def furthest(a_E2: np.ndarray, b_E2: np.ndarray, count: int) -> list[int]:
 
     Args:
       a_E2: (sum, weight) of each example of the first run.
-      b_E2: of the second.
+      b_E2: the same of the second run.
       count: at most so many.
     """
     apart_E = np.abs(_share(b_E2[:, 0], b_E2[:, 1]) - _share(a_E2[:, 0], a_E2[:, 1]))
@@ -146,7 +146,7 @@ def sentences(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarra
     """(chrF, 1) of each text, float64 [E, 2].
 
     Args:
-      hypotheses: of a run.
+      hypotheses: the hypotheses of a run.
       references: one for each.
     """
     metric = metrics.sacrebleu_metric("chrf", references)

@@ -8,8 +8,8 @@ import numpy as np
 from transformer_jax import compare, pages
 from transformer_jax.compare import terminal
 
-MOST_CURVES = 12  # of evaluations that are drawn
-MOST_LOSSES, MOST_UNITS = 3, 2  # that are also drawn by tokens, seconds, ...
+MOST_CURVES = 12  # the most evaluation curves that are drawn
+MOST_LOSSES, MOST_UNITS = 3, 2  # the most losses, and units such as tokens or seconds, that losses are drawn against
 
 
 def of_runs(runs: Sequence[compare.Run], pairs: Sequence[tuple[compare.Run, compare.Run, list[compare.Paired]]]) -> str:
@@ -32,7 +32,7 @@ def of_trials(name: str, runs: Sequence[compare.Run]) -> str:
     """The page of a folder of runs.
 
     Args:
-      name: of the folder.
+      name: the name of the folder.
       runs: in it.
     """
     metric, highest = compare.chosen_by(runs)

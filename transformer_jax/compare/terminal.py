@@ -11,7 +11,7 @@ from typing import Any
 from transformer_jax import compare
 from transformer_jax.compare import bootstrap
 
-WIDEST = 44  # characters of a cell
+WIDEST = 44  # the most characters of a table's cell
 
 
 def plain(value: Any) -> str:
@@ -72,7 +72,7 @@ def paired(a: compare.Run, b: compare.Run, sets: Sequence[compare.Paired]) -> li
     Args:
       a: the first run.
       b: the second.
-      sets: of `compare.paired`.
+      sets: the result of `compare.paired`.
     """
     lines = []
     for of in sets:

@@ -83,7 +83,7 @@ class Format(Protocol):
         A format of models of sound defines it, and `write_extractor`.
 
         Args:
-          cfg: of `read_config`.
+          cfg: the config that `read_config` returned.
           given: the object in preprocessor_config.json.
           where: the file's name, for messages.
 

@@ -223,7 +223,7 @@ class Task(Protocol):
         Args:
           params: the family's parameter tree, on this process's devices.
           model_cfg: the family's Config.
-          tokenizer: of the run.
+          tokenizer: the tokenizer of the run.
           evaluation: the set.
           options: the experiment's `sample`.
           folder: where to write.
@@ -285,7 +285,7 @@ class Task(Protocol):
 
         Args:
           model_cfg: the family's Config.
-          tokenizer: of the run.
+          tokenizer: the tokenizer of the run.
           options: the experiment's `sample`.
         """
         return None
@@ -296,9 +296,9 @@ class Task(Protocol):
         Args:
           params: the family's parameter tree.
           model_cfg: the family's Config.
-          tokenizer: of the run.
+          tokenizer: the tokenizer of the run.
           options: the experiment's `sample`.
-          seed: of the run, for random sampling.
+          seed: the seed of the run, for random sampling.
         """
         for answer in self.predict(params, model_cfg, tokenizer, options.inputs, top=options.top):
             yield self._line(answer)
@@ -311,7 +311,7 @@ class Task(Protocol):
         Args:
           params: the family's parameter tree.
           model_cfg: the family's Config.
-          tokenizer: of the run.
+          tokenizer: the tokenizer of the run.
           inputs: each a `Query`.
           top: answers to give per input, the most probable first.
         """
@@ -338,7 +338,7 @@ class Task(Protocol):
 
         Args:
           given: the arguments on the command line.
-          options: of `predict_options`.
+          options: the options that `predict_options` returned.
 
         Returns:
           None where `data.inputs` reads arguments, lines and tables as usual.
@@ -353,7 +353,7 @@ class Task(Protocol):
         Args:
           loaded: a `restore.Loaded`.
           inputs: what to answer.
-          options: of `predict_options`.
+          options: the options that `predict_options` returned.
           progress: called with (done, total) from time to time.
         """
         for one, answer in self.answered(loaded, inputs, options, progress=progress):
@@ -368,7 +368,7 @@ class Task(Protocol):
         Args:
           loaded: a `restore.Loaded`.
           inputs: what to answer.
-          options: of `predict_options`.
+          options: the options that `predict_options` returned.
           progress: called with (done, total) from time to time.
 
         Raises:
@@ -394,7 +394,7 @@ class Task(Protocol):
         Args:
           loaded: a `restore.Loaded`.
           queries: each a `Query`.
-          options: of `predict_options`.
+          options: the options that `predict_options` returned.
           progress: called with (done, total) from time to time.
         """
         return self.predict(loaded.params, loaded.config, loaded.tokenizer, queries, top=options.top)
@@ -404,7 +404,7 @@ class Task(Protocol):
 
         Args:
           answer: one item of `answers`.
-          options: of `predict_options`.
+          options: the options that `predict_options` returned.
         """
         return self._line(answer)
 

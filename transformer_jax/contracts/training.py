@@ -60,7 +60,7 @@ class Observer(Protocol):
 
     def start(self, run: RunFacts) -> None:
         """Called before the first step; `run` describes the run, which may be a resumed one."""
-        return  # to a type checker a method with a docstring only is abstract
+        return  # otherwise a type checker treats a method with only a docstring as abstract
 
     def row(self, row: Row) -> None:
         """Called with each `row` of training metrics."""

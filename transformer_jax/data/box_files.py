@@ -22,9 +22,9 @@ from transformer_jax.data.boxes import Objects, Pictures, pixels
 from transformer_jax.data.image_sources import Side
 from transformer_jax.errors import InputError
 
-JSON_BYTES = 2**30  # of an annotation file; COCO's largest has 470 MB
-JSON_VALUES = 2**26  # in it, most of them the corners of outlines
-TEXT_BYTES = 2**22  # of a file for one image
+JSON_BYTES = 2**30  # the largest annotation file; COCO's largest has 470 MB
+JSON_VALUES = 2**26  # the most values in it; most of them are corners of outlines
+TEXT_BYTES = 2**22  # the largest file for one image
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def prepare(data: BoxSet, preprocess: Preprocess, labels: Sequence[str], *, seed
       data: the images and how they are read.
       preprocess: resizes each image; both sides are resized to the model's input, so that boxes keep their shares.
       labels: the names of the task's classes, in order; they are the source's classes.
-      seed: of the order.
+      seed: the seed of the order.
 
     Raises:
       InputError: other classes, a preprocessing that crops, a bad box, more objects than `data.most_objects`, or an
@@ -211,10 +211,10 @@ def checked(pictures: Pictures, classes: Sequence[str], data: BoxSet, facts: dic
     """The pictures with clipped boxes, and without bad ones where `data` says so; `facts` counts those.
 
     Args:
-      pictures: of a source.
-      classes: of the source.
+      pictures: the pictures of a source.
+      classes: the classes of the source.
       data: whether bad boxes are refused, and the most objects of an image.
-      facts: of the run; it receives the count.
+      facts: the facts of the run; it receives the count.
       side: names the count.
 
     Raises:
@@ -268,7 +268,7 @@ def decoded(pictures: Pictures, rows: Sequence[int], preprocess: Preprocess) -> 
     """The pixels uint8 [len(rows), rows, columns, C] of these images.
 
     Args:
-      pictures: of a source.
+      pictures: the pictures of a source.
       rows: numbers of images.
       preprocess: resizes each.
 

@@ -29,7 +29,7 @@ from transformer_jax.data.tokenizers import special
 from transformer_jax.errors import InputError
 
 BATCH = 1000  # texts that one process renders
-FIXED_DATE = "2024-07-26"  # of templates that write today's date, in training: a resumed run reads the same tokens
+FIXED_DATE = "2024-07-26"  # what templates write as today's date in training: a resumed run reads the same tokens
 PROBE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
@@ -57,8 +57,8 @@ def of(template: "Template", tokenizer: Any) -> Renders:
     """The template of an experiment where it states one, otherwise the tokenizer's own.
 
     Args:
-      template: of the experiment.
-      tokenizer: of the run.
+      template: the template of the experiment.
+      tokenizer: the tokenizer of the run.
 
     Raises:
       InputError: there is neither, or no token ends a reply.
@@ -186,7 +186,7 @@ class FolderTemplate:
         """The template in the files of a tokenizer: chat_template.jinja, or in tokenizer_config.json; None: no such.
 
         Args:
-          tokenizer: of a Hugging Face folder.
+          tokenizer: the tokenizer of a Hugging Face folder.
 
         Raises:
           InputError: a template that is not a text.
@@ -213,7 +213,7 @@ class FolderTemplate:
         drops earlier thoughts, there is one for each reply, with that reply trained.
 
         Args:
-          tokenizer: of the folder.
+          tokenizer: the tokenizer of the folder.
           conversations: to encode.
 
         Raises:
@@ -234,7 +234,7 @@ class FolderTemplate:
         """The ids that the assistant's next reply follows, of each conversation.
 
         Args:
-          tokenizer: of the folder.
+          tokenizer: the tokenizer of the folder.
           begun: the messages so far.
         """
         today = FolderTemplate(self.text, self.special, datetime.date.today().isoformat())
@@ -245,7 +245,7 @@ class FolderTemplate:
         """The token that ends a reply.
 
         Args:
-          tokenizer: of the folder.
+          tokenizer: the tokenizer of the folder.
 
         Raises:
           InputError: a reply ends with no special token.

@@ -17,9 +17,9 @@ from transformer_jax.data import remote
 from transformer_jax.errors import InputError
 
 SUFFIXES = (".parquet", ".arrow")
-ROWS = 256  # that are Python values at the same time
+ROWS = 256  # the most rows that are Python values at the same time
 CHUNK = 1 << 23  # bytes of a column that are read at a time
-STATE = "state.json"  # of a folder of `save_to_disk`: the names of its files, in order
+STATE = "state.json"  # in a folder of `save_to_disk`, it names the files in order
 
 
 def rows(
@@ -43,7 +43,7 @@ def rows(
             number = sum(parquet.metadata.row_group(i).num_rows for i in range(groups[0] if groups else 0))
             schema, names = parquet.schema_arrow, _wanted(parquet.schema_arrow.names, columns)
             batches = (
-                batch  # of one group at a time: a batch of several would need all of them
+                batch  # one row group at a time: a batch of several would need all of them in memory
                 for group in (range(parquet.num_row_groups) if groups is None else groups)
                 for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=names, use_threads=False)
             )

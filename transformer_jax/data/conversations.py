@@ -123,7 +123,7 @@ def checked(record: dict[str, Any], key: str, where: str) -> list[Message]:
 
     Args:
       record: as `records.read` gives it.
-      key: of the list.
+      key: the key of the list in the record.
       where: names the record.
 
     Raises:
@@ -160,7 +160,7 @@ def documents(conversations: Sequence[Conversation], origin: str) -> sources.Doc
     """The texts of the messages, to train a tokenizer on.
 
     Args:
-      conversations: of the training side.
+      conversations: the conversations of the training side.
       origin: names them.
     """
 

@@ -94,7 +94,7 @@ def prepare(
 
     Args:
       corpus: the text, the tokenizer and the length.
-      seed: of the order or the positions of training windows.
+      seed: the seed of the order or the positions of training windows.
       tokenizer: the one of the run or checkpoint that is continued; None: `corpus.tokenizer` is built.
       cache: the folder of the token files; None: `tokens.cache_dir()`.
 

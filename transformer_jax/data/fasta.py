@@ -100,7 +100,7 @@ def sequences(
 
     Args:
       path: a FASTA or FASTQ file, compressed or not; its first character says which.
-      alphabet: of the letters.
+      alphabet: the alphabet of the letters.
       dropped: counts the records without letters, which are skipped; None: they are not counted.
 
     Raises:

@@ -22,7 +22,7 @@ from transformer_jax.data.preprocess import Preprocess, sides
 from transformer_jax.errors import InputError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
-MOST_BYTES = 400_000_000  # of memory for decoding one image, see `_bytes_needed`
+MOST_BYTES = 400_000_000  # the most memory for decoding one image, see `_bytes_needed`
 MAX_RESIZED = 2**25  # pixels of a resized image before the centre crop
 ORIENTATION = 274  # the number of the EXIF tag
 MAX_SIDE = 2**16  # pixels; resizing a very long, narrow image takes many times its memory
@@ -207,8 +207,8 @@ def inception_box(
     ten draws that do not fit it is the whole image.
 
     Args:
-      width: of the image, in pixels.
-      height: of the image, in pixels.
+      width: the width of the image, in pixels.
+      height: the height of the image, in pixels.
       area: the smallest and the largest share of the image's area.
       rng: draws the crop.
     """

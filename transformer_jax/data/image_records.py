@@ -28,7 +28,7 @@ from transformer_jax.data.image_sources import Images, Item, Side
 from transformer_jax.errors import InputError
 
 OPTIONS = "--data.source.image and --data.source.label"
-INDEX_BYTES = 1 << 28  # of index.json
+INDEX_BYTES = 1 << 28  # the largest index.json
 
 
 @dataclass(frozen=True)

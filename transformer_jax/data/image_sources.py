@@ -190,7 +190,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of an image file.
 
     Args:
-      path: of a regular file of at most `image_files.MOST_BYTES`.
+      path: the path of a regular file of at most `image_files.MOST_BYTES`.
 
     Raises:
       InputError: the file cannot be read, or is too large.

@@ -132,7 +132,7 @@ def prepare(data: ImageSet, preprocess: Preprocess, labels: Sequence[str], *, se
       data: the images and how they are read.
       preprocess: resizes and crops each image.
       labels: the names of the task's classes, in order; they include the source's classes.
-      seed: of the order and of random crops.
+      seed: the seed of the order and of random crops.
 
     Raises:
       InputError: a side without images, an unknown class, a broken image or a label out of range. What is not decoded
@@ -237,7 +237,7 @@ def decode(
       items: images as they are stored.
       preprocess: resizes and crops each.
       crop: as for `image_files.pixels`.
-      rngs: of each item's random crop; None: there is none.
+      rngs: the random generators of each item's random crop; None: there is none.
     """
 
     def one(item: Item, rng: np.random.Generator | None) -> np.ndarray | image_files.Broken:

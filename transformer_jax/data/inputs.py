@@ -138,7 +138,7 @@ def check_out(path: Path) -> None:
     """Refuses a path that `write` would refuse, before anything is computed.
 
     Args:
-      path: of the file to write.
+      path: the path of the file to write.
 
     Raises:
       InputError: an unknown ending, or a folder that does not exist.

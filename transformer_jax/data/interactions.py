@@ -178,20 +178,20 @@ class Interactions:
 
     @property
     def users(self) -> int:
-        """U."""
+        """U, the number of users."""
         return len(self.starts) - 1
 
 
 def read(source: Source, *, min_user: int = 1, min_item: int = 1) -> Interactions:
-    """The events of a source without rare users and items.
+    """The events of a source, without the users and items that have too few.
 
     Args:
-      source: of the events.
+      source: where the events are read.
       min_user: a user with fewer events is dropped.
       min_item: an item with fewer events is dropped. Both are counted again until nothing changes (the k-core).
 
     Raises:
-      InputError: no events, or none that are left.
+      InputError: the source has no events, or none remain.
     """
     users_of: dict[str, int] = {}
     items_of: dict[str, int] = {}
@@ -239,7 +239,7 @@ def core(user_E: np.ndarray, item_E: np.ndarray, min_user: int, min_item: int) -
       user_E: numbers of users.
       item_E: numbers of items.
       min_user: events that a user has at least.
-      min_item: likewise an item.
+      min_item: events that an item has at least.
     """
     kept_E = np.ones(len(user_E), bool)
     while True:

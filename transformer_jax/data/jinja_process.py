@@ -21,8 +21,8 @@ from typing import Any
 
 from transformer_jax import extras
 
-SECONDS, BYTES = 20, 1 << 30  # of processor time and of address space
-CHARACTERS = 1 << 26  # that the jobs may give together
+SECONDS, BYTES = 20, 1 << 30  # the most processor time and address space
+CHARACTERS = 1 << 26  # the most characters of all results together
 MARKS = ("\ufdd0", "\ufdd1")  # code points that no text holds: Unicode reserves them for such use
 
 

@@ -173,7 +173,7 @@ def prepare(data: MaskSet, preprocess: Preprocess, labels: Sequence[str], *, see
       data: the images and how they are read.
       preprocess: resizes each image; both sides are resized to the model's input.
       labels: the names of the task's classes, in order; they are the source's classes.
-      seed: of the order.
+      seed: the seed of the order.
 
     Raises:
       InputError: other classes, a preprocessing that crops, images without labels, or bad labels.

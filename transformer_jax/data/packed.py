@@ -41,7 +41,7 @@ class Packed(pipeline.StackedExamples):
         """A batch: "inputs", "targets" and "segments" int32[B, T], "weights" float32[B, T]."""
         pieces_B = [self.rows[self.order[i]] for i in numbers]
         pieces = np.concatenate(pieces_B)
-        width = int(pieces[:, 2].max()) + 1  # of the longest piece, and the target of its last token
+        width = int(pieces[:, 2].max()) + 1  # the longest piece, and the target of its last token
         read = token_store.windows(self.tokens, self.starts[pieces[:, 0]] + pieces[:, 1], width)
         shape = (len(numbers), self.length)
         inputs_BT, targets_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))

@@ -28,7 +28,7 @@ Batch = dict[str, np.ndarray]
 
 NOTICE = 10.0  # seconds without a batch before a notice on stderr, repeated after 30, 90, ...
 TIMEOUT = 300.0  # seconds without a batch before the run ends
-ENDING = 5.0  # seconds that the thread has to finish its last batch
+ENDING = 5.0  # seconds to wait for the thread to finish its last batch
 
 
 class Dataset(Protocol):
@@ -80,7 +80,7 @@ class StackedExamples(Examples):
         """These examples with a leading dimension B.
 
         Args:
-          numbers: of the examples.
+          numbers: the numbers of the examples.
         """
 
 

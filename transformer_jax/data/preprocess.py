@@ -85,7 +85,7 @@ class Preprocess:
         """This preprocessing for another size. `resize` scales with it, so the model sees the same part of an image.
 
         Args:
-          size: of the new input, in pixels.
+          size: the size of the new input, in pixels.
         """
         rows, columns = (
             round(old * new / now) for old, new, now in zip(sides(self.resize), sides(size), self.sides, strict=True)

@@ -18,7 +18,7 @@ from transformer_jax.errors import InputError
 Files = Sequence[tuple[str, remote.File]]  # (path relative to the searched folder, file), sorted, the names unique
 
 ANY = ("",)  # `find_files` finds files with any suffix
-READ_TO_IDENTIFY = 1 << 30  # bytes that `identity` reads at most
+READ_TO_IDENTIFY = 1 << 30  # `identity` reads file contents up to this many bytes
 
 
 # ---- Which files ---------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def find_files(
       paths: files, folders or globs, local, at URLs or on the Hub (hf://datasets/org/name/train.csv), from where they
         are downloaded. Hidden files in folders are ignored.
       split: names the data in messages.
-      suffixes: of the files to find in folders, in lower case; files that are named may have any suffix.
+      suffixes: the suffixes of the files to find in folders, in lower case; files that are named may have any suffix.
       skipped: counts the other files in folders by suffix; None: they are not counted.
 
     Raises:
@@ -191,8 +191,8 @@ def is_utf8(path: Path) -> bool:
 def identity(files: Files, how: str) -> str:
     """A hash of the files' names and contents.
 
-    If they are larger than READ_TO_IDENTIFY together, it hashes sizes and modification times instead of contents, so
-    that a run over terabytes does not begin by reading them all. Of files at URLs it always hashes what was listed.
+    If their total size is above READ_TO_IDENTIFY, it hashes sizes and modification times instead of contents, so
+    that a run over terabytes does not begin by reading them all. For files at URLs it hashes the listing only.
 
     Args:
       files: as `find_files` returns them.

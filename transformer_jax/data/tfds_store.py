@@ -16,7 +16,7 @@ from transformer_jax import extras
 from transformer_jax.errors import InputError, first_line
 from transformer_jax.files import read_json
 
-MOST_BYTES = 2**26  # of a JSON file in a store
+MOST_BYTES = 2**26  # the largest JSON file of a store
 BATCH = 256  # examples that are read together
 OWN_FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 
@@ -27,7 +27,7 @@ def open_split(
     """(random-access examples, "name/config/version", the files that they are read from) of a split.
 
     Args:
-      name: of the data set, such as "glue/mrpc".
+      name: the name of the data set, such as "glue/mrpc".
       split: such as "train" or "train[:90%]".
       data_dir: the store; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       decoders: TFDS decoders by feature; None: the default ones.
@@ -101,7 +101,7 @@ def examples(source: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Args:
       source: the examples of `open_split`.
-      name: of the split, such as "TFDS glue/mrpc/2.0.0:train".
+      name: the name of the split, such as "TFDS glue/mrpc/2.0.0:train".
     """
     for first in range(0, len(source), BATCH):
         numbers = range(first, min(first + BATCH, len(source)))
@@ -113,8 +113,8 @@ def need_features(features: Any, full_name: str, flags: Mapping[str, str]) -> No
     """Refuses a data set without certain features.
 
     Args:
-      features: of the data set, by name.
-      full_name: of the data set, for messages.
+      features: the features of the data set, by name.
+      full_name: the full name of the data set, for messages.
       flags: {field of the source: the feature that it names}.
 
     Raises:
@@ -132,8 +132,8 @@ def class_name(names: Sequence[str], number: int, where: str) -> str:
     """The name of a class of a ClassLabel.
 
     Args:
-      names: of the classes.
-      number: of the class.
+      names: the names of the classes.
+      number: the number of the class.
       where: names the example in messages.
 
     Raises:

@@ -24,7 +24,7 @@ from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.errors import InputError
 
 SHARD = 1 << 26  # bytes of the input in a shard, at least
-PARTS = ("tokens.bin", "documents.bin", "header.json")  # of a shard, in the order in which they are written
+PARTS = ("tokens.bin", "documents.bin", "header.json")  # a shard's files, in the order in which they are written
 HASH = 16  # bytes of a document's hash
 
 
@@ -48,7 +48,7 @@ def begin(out: str, tokenizer: Tokenizer, documents: Mapping[str, sources.Docume
     Args:
       out: the folder or URL of the store.
       tokenizer: encodes the documents.
-      documents: of each side.
+      documents: the documents of each side.
 
     Raises:
       InputError: `out` holds the store of other documents, or something else.
@@ -123,9 +123,9 @@ def write_hashes(work: Work, side: str, number: int) -> None:
     """Writes the hashes of a shard's documents, by which all shards find duplicates.
 
     Args:
-      work: of `begin`.
+      work: the work that `begin` returned.
       side: "train" or "validation".
-      number: of the shard.
+      number: the number of the shard.
     """
     documents = _of_shard(work, side, number, Counter())
     hashes = b"".join(hashlib.sha256(text.encode()).digest()[:HASH] for _, text in sources.whole(documents) if text)
@@ -165,9 +165,9 @@ def write_shard(work: Work, side: str, number: int) -> None:
     """Writes a shard, which is complete or absent.
 
     Args:
-      work: of `begin`.
+      work: the work that `begin` returned.
       side: "train" or "validation".
-      number: of the shard.
+      number: the number of the shard.
 
     Raises:
       InputError: bad documents, or `out` cannot be written.
@@ -197,7 +197,7 @@ def finish(work: Work) -> dict[str, Any]:
     """Writes the index of a store whose shards are all complete.
 
     Args:
-      work: of `begin`.
+      work: the work that `begin` returned.
 
     Returns:
       The object in store.json.

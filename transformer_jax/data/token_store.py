@@ -38,7 +38,7 @@ from transformer_jax.errors import InputError
 
 FORMAT = 1
 SIDES = ("train", "validation")
-REQUESTS = 32  # for small files of a bucket at the same time
+REQUESTS = 32  # the most simultaneous requests for small files of a bucket
 AGAIN = "delete what is damaged and give `transformer-jax prepare` again, which writes what is missing"
 
 
@@ -47,7 +47,7 @@ AGAIN = "delete what is damaged and give `transformer-jax prepare` again, which 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """One side of a token store, opened."""
+    """One side of a token store: its tokens, readable at random, and what its header states."""
 
     tokens: "Stream"
     """All tokens, in order."""
@@ -265,7 +265,7 @@ def _etags_are_md5(folder: str, there: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a bucket of S3 reports MD5s: the ETags of objects that it encrypts by a key of its own are no MD5s.
 
     Args:
-      folder: of a side.
+      folder: the folder of a side.
       there: what the bucket reports of its objects.
     """
     name = "00000/header.json"

@@ -1,7 +1,7 @@
 """Sound files as the models of speech read them: one channel, 16,000 samples a second, int16.
 
     samples_W = waves.read(Path("a.flac"))              # decoded, mixed to one channel, resampled
-    seconds = waves.header(Path("a.flac")).seconds      # of the header alone
+    seconds = waves.header(Path("a.flac")).seconds      # only the header is read
     waves.write(Path("b.wav"), samples_W)
 
 WAV is read by the standard library, FLAC, MP3 and Ogg by `soundfile`. What is not sound, is truncated, or is longer
@@ -164,7 +164,7 @@ def write(path: Path, samples_W: np.ndarray, rate: int = RATE) -> None:
     """Writes a WAV file of one channel, whole or not at all.
 
     Args:
-      path: of the file; its folder must exist.
+      path: the path of the file; its folder must exist.
       samples_W: int16, or floats in [-1, 1].
       rate: in Hz.
     """

@@ -15,7 +15,7 @@ from transformer_jax.data import remote, text_files
 from transformer_jax.errors import InputError
 
 SUFFIX = ".tar"
-MOST_BYTES = 1 << 28  # of a member
+MOST_BYTES = 1 << 28  # the largest member of a shard
 
 
 def rows(file: remote.File) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """Beam search: the most probable continuations of each row, all rows at once, in one compiled loop.
 
-    prompts = decode.left_pad([[0], [0]])                                 # for a translator: each row's start token
+    prompts = decode.left_pad([[0], [0]])                                 # a translator's start token, for each row
     settings = beam.Beam(width=4, max_new_tokens=64, stop_ids=(2,), nbest=2)
     search = jax.jit(beam.search, static_argnames=("model", "cfg", "settings"))
     found = search(gpt, params, cfg, gpt.init_cache(cfg, batch=2, length=1 + 64 - 1), prompts, settings)
@@ -274,7 +274,7 @@ def extend(
 
     Args:
       beams: [B, G, ...].
-      logits_BGWV: of the next token of each beam.
+      logits_BGWV: the logits of the next token of each beam.
       prompts: as for `search`.
       step: the number of the token.
       limit_B: as for `search`.
@@ -395,7 +395,7 @@ def constrain(
     A forced token has log-probability 0, which is the logit `norm_BW`, even if another setting forbids it.
 
     Args:
-      logits_VBW: of the next token of each beam.
+      logits_VBW: the logits of the next token of each beam.
       norm_BW: their logsumexp over the vocabulary.
       tokens_BWM: the tokens of each beam.
       prompts: as for `search`.

@@ -81,7 +81,7 @@ def prefix_beam(
       width: prefixes that are kept after each frame.
       symbols: the most probable symbols of each frame that may extend a prefix.
       language_model: see `LanguageModel`; None: none.
-      weight: of its log probabilities.
+      weight: the factor of the model's log probabilities.
       bonus: added for each label, because a language model prefers short texts.
       nbest: how many are returned.
 
@@ -90,9 +90,9 @@ def prefix_beam(
     """
     if min(width, symbols, nbest) < 1 or nbest > width:
         raise InputError(f"width {width}, symbols {symbols}, nbest {nbest}: each at least 1, and nbest at most width")
-    none = (-math.inf, -math.inf)  # log p of the paths that end in a blank, and in the last label
+    none = (-math.inf, -math.inf)  # log p of a prefix's paths that end in a blank, and of those that end in a label
     beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}
-    added: dict[tuple[int, ...], float] = {(): 0.0}  # what the language model adds
+    added: dict[tuple[int, ...], float] = {(): 0.0}  # prefix -> what the language model adds to its score
     following: dict[tuple[int, ...], np.ndarray] = {}
 
     def adds(prefix: tuple[int, ...], label: int) -> float:
@@ -186,10 +186,10 @@ def durations(
 
     Args:
       log_p_BTV: as for `align`.
-      steps_B: likewise.
-      labels_BS: likewise.
-      sizes_B: likewise.
-      blank: likewise.
+      steps_B: as for `align`.
+      labels_BS: as for `align`.
+      sizes_B: as for `align`.
+      blank: as for `align`.
     """
     T, S = log_p_BTV.shape[1], labels_BS.shape[1]
     path_BT = align(log_p_BTV, steps_B, labels_BS, sizes_B, blank=blank)

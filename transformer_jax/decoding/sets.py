@@ -1,7 +1,7 @@
 """Continuations of a whole set of prompts, in batches of similar lengths: `decode.generate` for more than one batch.
 
     made = sets.continuations(gpt, params, cfg, prompts, Sampling(32, temperature=0.0, stop_ids=(eos,)), key=key)
-    tokenizer.decode(made[0])                                            # of the first prompt
+    tokenizer.decode(made[0])                                            # the first prompt's text
 
 B rows of a batch, T prompt columns, M new tokens at most.
 """
@@ -37,7 +37,7 @@ def continuations(
       cfg: its Config.
       prompts: token ids; a prompt that leaves too few positions loses its beginning (`decode.fit`).
       sampling: how tokens are chosen, and when a row ends.
-      key: of random draws.
+      key: the random key for the draws.
       batch_size: B. The last batch is padded with repeated rows.
       progress: called with (done, total) after each batch.
     """

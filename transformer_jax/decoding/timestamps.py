@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-SECONDS = 0.02  # from one time to the next
+SECONDS = 0.02  # the step between time tokens
 LATEST_FIRST = 50  # the latest first time: one second
 
 
@@ -21,8 +21,8 @@ class Segment(NamedTuple):
 
     Attributes:
       start: in seconds from the start of the window.
-      end: likewise.
-      tokens: of the text, without times.
+      end: in seconds from the start of the window.
+      tokens: the tokens of the text, without times.
     """
 
     start: float
@@ -34,7 +34,7 @@ def constrain(logits_VBW: jax.Array, tokens_BWM: jax.Array, step: Any, *, first:
     """The logits with -inf for the tokens that the rules forbid.
 
     Args:
-      logits_VBW: of the next token of each beam.
+      logits_VBW: the logits of the next token of each beam.
       tokens_BWM: the tokens of each beam.
       step: how many of them there are.
       first: the id of <|0.00|>. The id before it means that a text has no times, and is forbidden.
@@ -70,7 +70,7 @@ def segments(tokens: Sequence[int], *, first: int, seconds: float) -> tuple[list
     Args:
       tokens: new tokens without the end of text.
       first: the id of <|0.00|>.
-      seconds: of sound in the window.
+      seconds: the length of the sound in the window, in seconds.
     """
     times = [token >= first for token in tokens]
     ends = [i for i in range(1, len(tokens)) if times[i - 1] and times[i]]

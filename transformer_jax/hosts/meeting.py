@@ -101,7 +101,7 @@ def _cluster(wait: int) -> tuple[str, int, int, list[int] | None] | None:
     # By name: the modules are private, and checkers know nothing of them.
     environments = importlib.import_module("jax._src.clusters").ClusterEnv
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in a pod without the package kubernetes; see below
+        warnings.simplefilter("ignore")  # JAX warns in a pod without the package kubernetes; see below
         try:
             found = environments.auto_detect_unset_distributed_params(None, None, None, None, None, wait)
         except Exception as error:  # whatever a metadata server or an API of a cluster answers

@@ -37,7 +37,7 @@ def is_snapshot(path: str | os.PathLike[str]) -> bool:
     """Whether a folder looks like a Hugging Face snapshot: its config.json has a model type.
 
     Args:
-      path: of the folder.
+      path: the path of the folder.
     """
     try:
         return _model_type(weights.read_json(Path(path) / "config.json")) is not None
@@ -51,8 +51,8 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> tuple[Any, Any, 
     The parameters are NumPy arrays on the host, in memory once. The caller places them on devices.
 
     Args:
-      path: of the folder.
-      dtype: of the parameters, which are converted; None: float32.
+      path: the path of the folder.
+      dtype: the dtype of the parameters, which are converted; None: float32.
 
     Raises:
       InputError: an incomplete snapshot, an unsupported model type or setting, or a tensor that is missing, unexpected,
@@ -67,8 +67,8 @@ def read(
     """As `load`, and the bytes of tensors that were read.
 
     Args:
-      path: of the folder.
-      dtype: of the parameters, which are converted; None: float32.
+      path: the path of the folder.
+      dtype: the dtype of the parameters, which are converted; None: float32.
       chosen: path of a parameter -> whether to read it.
     """
     folder = Path(path)
@@ -93,7 +93,7 @@ def labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     () if there is no such head, and for regression to one number.
 
     Args:
-      path: of the folder.
+      path: the path of the folder.
 
     Raises:
       InputError: as `load`, and for multi-label classification or regression to several numbers.
@@ -119,7 +119,7 @@ def preprocessing(path: str | os.PathLike[str]) -> Preprocess | None:
     """The preprocessing of a snapshot's images, from its preprocessor_config.json; None if there is no such file.
 
     Args:
-      path: of the folder.
+      path: the path of the folder.
 
     Raises:
       InputError: settings that `data.preprocess.Preprocess` cannot express.
@@ -131,8 +131,8 @@ def task(path: str | os.PathLike[str], config: Any) -> Any:
     """The task of a snapshot's model; None if the package has no such task.
 
     Args:
-      path: of the folder.
-      config: of its model.
+      path: the path of the folder.
+      config: the config of its model.
     """
     _, format, _ = _read_settings(Path(path))
     return format.task(Path(path), config)
@@ -144,8 +144,8 @@ def generation(path: str | os.PathLike[str], config: Any) -> Beam:
     Settings that are not supported are named on stderr.
 
     Args:
-      path: of the folder.
-      config: of its model, for defaults.
+      path: the path of the folder.
+      config: the config of its model, for defaults.
 
     Raises:
       InputError: a setting of the wrong type, or out of range.
@@ -157,7 +157,7 @@ def sampling(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The sampling settings of a snapshot's decoder (`search.sampling`).
 
     Args:
-      path: of the folder.
+      path: the path of the folder.
     """
     return search.sampling(Path(path), weights.read_json(Path(path) / "config.json"))
 
@@ -166,7 +166,7 @@ def stop_ids(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """The ids of the tokens that end a text, by a snapshot's settings. Chat models have several.
 
     Args:
-      path: of the folder.
+      path: the path of the folder.
     """
     return search.stop_ids(Path(path), weights.read_json(Path(path) / "config.json"))
 

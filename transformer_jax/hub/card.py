@@ -58,7 +58,7 @@ def text(name: str, settings: Mapping[str, Any], run: Run, *, license: str = "")
     """The text of the card.
 
     Args:
-      name: of the model, "org/name"; or a title, where it has no name on the Hub yet.
+      name: the name of the model, "org/name"; or a title, where it has no name on the Hub yet.
       settings: the object in the exported config.json.
       run: what the run has stored.
       license: an id of the Hub's; "": none is stated.
@@ -184,7 +184,7 @@ transformer-jax predict {here} {argument}
 def _training(run: Run) -> str:
     config, results = run.config, run.results
     train = config.get("train", {})
-    local = PurePath(config.get("init_from") or "").name  # of a model that is not on the Hub
+    local = PurePath(config.get("init_from") or "").name  # the model is not on the Hub
     start = f"the parameters of `{local}`" if local else "random parameters"
     if run.base:
         start = f"[{hf.parse(run.base).repository}]({_link(run.base)})"

@@ -27,10 +27,10 @@ def write(
     """(the tensors with those of eight bits in place of their floats, the "quantization_config" of config.json).
 
     Args:
-      table: of the format.
+      table: the table of the format.
       declaration: the family's tree of `nn.params.Param`.
       params: the parameters, with int8 kernels.
-      tensors: of the same parameters in float32 (`mapping.write_params`).
+      tensors: the tensors of the same parameters in float32 (`mapping.write_params`).
 
     Raises:
       InputError: an int8 kernel that is no Linear of Transformers, such as GPT-2's.

@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
     Attributes:
       rows: one for each leaf.
-      prefix: of names; a checkpoint of only the trunk omits it.
+      prefix: the prefix of names; a checkpoint of only the trunk omits it.
       buffers: a pattern of tensors that are not parameters, which are ignored.
       tied: {copy: original}; a checkpoint may hold one of the two, or both if they are equal.
       old_names: {pattern of an old ending: its replacement}.
@@ -151,9 +151,9 @@ def read_params(
 
     Args:
       declaration: the tree of `nn.params.Param`.
-      table: of the format.
+      table: the table of the format.
       tensors: {name: slice} of `weights.open_tensors`.
-      dtype: of the arrays.
+      dtype: the dtype of the arrays.
       where: names the checkpoint in messages.
       chosen: path of a leaf -> whether to read it; the tree has these leaves alone.
 
@@ -245,7 +245,7 @@ def tensor_names(declaration: Any, table: Table) -> set[str]:
 
     Args:
       declaration: the tree of `nn.params.Param`.
-      table: of the format.
+      table: the table of the format.
     """
     shapes = {path: p.shape for path, p in param_tree.flatten(declaration).items()}
     known = {row.leaf for row in table.rows}
@@ -257,7 +257,7 @@ def write_params(declaration: Any, table: Table, params: Any) -> dict[str, tuple
 
     Args:
       declaration: the tree of `nn.params.Param`.
-      table: of the format.
+      table: the table of the format.
       params: the parameter tree.
 
     Raises:

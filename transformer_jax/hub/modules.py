@@ -36,7 +36,7 @@ def read(folder: Path, transformer: Mapping[str, Any]) -> dict[str, Any] | None:
     """{"model_type", "transformer", "modules": [{"type", ...its settings}], "max_seq_length"}; None: no such folder.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       transformer: the object in its config.json.
 
     Raises:
@@ -95,7 +95,7 @@ def tensors(folder: Path) -> Iterator[dict[str, Any]]:
     """A context with {name: slice} of the dense layer's tensors, as of `weights.open_tensors`; {} where there is none.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
     """
     listed = files.read_json(folder / FILE, inside=folder) if (folder / FILE).exists() else []
     names = [str(one.get("path")) for one in listed if str(one.get("type")).endswith(".Dense")]
@@ -110,7 +110,7 @@ def write(folder: Path, settings: Mapping[str, Any], made: Mapping[str, Any]) ->
     """Writes modules.json and the folders of the modules; returns the tensors that are left, the Transformer's.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       settings: an object such as `read` returns.
       made: {name: (bytes, function that makes the tensor)}, of the Transformer and of the dense layer.
     """

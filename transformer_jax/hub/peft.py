@@ -108,9 +108,9 @@ def read(folder: Path, config: Any, params: Any) -> tuple[Lora, Any]:
     """The rule of an adapter, and the parameters of its base with the adapter's leaves.
 
     Args:
-      folder: of the adapter.
-      config: of the base.
-      params: of the base.
+      folder: the folder of the adapter.
+      config: the config of the base.
+      params: the parameters of the base.
 
     Raises:
       InputError: a setting that we do not compute or do not know, a module that the base does not have, a tensor that
@@ -324,10 +324,10 @@ def write(folder: Path, config: Any, params: Any, *, base: str, rule: Lora) -> N
 
     Args:
       folder: a new or empty folder.
-      config: of the model.
+      config: the config of the model.
       params: its tree, with the leaves of an adapter.
       base: the path or name of the base, as PEFT is to state it.
-      rule: of the adapter; the parameters in `rule.full` are written as "modules_to_save".
+      rule: the rule of the adapter; the parameters in `rule.full` are written as "modules_to_save".
 
     Raises:
       InputError: the folder is not empty, there is no adapter, or PEFT cannot express it.

@@ -24,8 +24,8 @@ import numpy as np
 from transformer_jax import files
 from transformer_jax.errors import InputError
 
-PICKLE_BYTES = 2**26  # of the description, about 300,000 tensors
-MAGIC = 0x1950A86A20F9469CFC6C  # at the head of files before torch 1.6
+PICKLE_BYTES = 2**26  # the largest description, about 300,000 tensors
+MAGIC = 0x1950A86A20F9469CFC6C  # the first bytes of files written before torch 1.6
 # Their name of a storage: safetensors' name of its type, and NumPy's.
 STORAGES: dict[str, tuple[str, Any]] = {
     "torch FloatStorage": ("F32", np.float32),
@@ -71,7 +71,7 @@ class Tensor:
 
     Attributes:
       storage: its kind, key and number of elements.
-      offset: of the first element.
+      offset: the offset of the first element.
       shape: the dimensions.
       strides: in elements.
       read: the bytes of a storage.
@@ -103,7 +103,7 @@ def tensors(path: Path) -> Iterator[dict[str, Tensor]]:
     """A context with {name: tensor} of a file of torch.save.
 
     Args:
-      path: of the file, which no link may lead out of its folder.
+      path: the path of the file, which no link may lead out of its folder.
 
     Raises:
       InputError: the file is broken, or holds anything but a dict of tensors.

@@ -31,7 +31,7 @@ SUFFIXES = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "Featur
 UNREAD = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "device", "return_tensors"),
     *("data_format", "input_data_format", "do_convert_rgb", "size_divisor", "default_to_square", "disable_grouping"),
-    *("do_pad", "pad_size", "format", "do_convert_annotations"),  # of batches and of annotations
+    *("do_pad", "pad_size", "format", "do_convert_annotations"),  # these concern batches and annotations
 )
 
 
@@ -39,7 +39,7 @@ def read(folder: Path, processors: Mapping[str, Mapping[str, Any]]) -> Preproces
     """The preprocessing of a snapshot's images; None if the folder has no such file.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       processors: {name: the defaults of its own} of the supported image processors, such as {"ViT": {"size": 224}}.
 
     Raises:

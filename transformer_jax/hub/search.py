@@ -48,7 +48,7 @@ def read(folder: Path, config: Any, given: Mapping[str, Any]) -> Beam:
     """The beam search of a snapshot's settings. Settings that are not supported are named on stderr.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       config: an encoder-decoder's.
       given: the object in config.json.
 
@@ -65,7 +65,7 @@ def states(folder: Path, config: Any, beam: Beam) -> bool:
     """Whether the generation_config.json of a folder states this search.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       config: an encoder-decoder's.
       beam: the search.
     """
@@ -167,7 +167,7 @@ def sampling(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     do_sample, otherwise top_k 50. Settings that are not supported are named on stderr.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       given: the object in config.json.
 
     Raises:
@@ -201,7 +201,7 @@ def write(beam: Beam, config: Any, languages: Languages | None = None) -> dict[s
 
     Args:
       beam: the search.
-      config: of the model; its end of text is used if `beam` has no stop_ids.
+      config: the config of the model; its end of text is used if `beam` has no stop_ids.
       languages: mBART's, for the first token of a target; None: another tokenizer.
     """
     lost = []
@@ -248,7 +248,7 @@ def stop_ids(folder: Path, given: Mapping[str, Any]) -> tuple[int, ...]:
     Instruction-tuned models have several: the end of a turn and the end of the text.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       given: the object in config.json.
 
     Raises:
@@ -263,8 +263,8 @@ def token_ids(settings: Mapping[str, Any], name: str, where: Path) -> tuple[int,
     """The ids in a setting that is one id or a list of them; () if it is absent.
 
     Args:
-      settings: of the file.
-      name: of the setting.
+      settings: the settings of the file.
+      name: the name of the setting.
       where: the file.
 
     Raises:

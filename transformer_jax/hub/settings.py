@@ -134,8 +134,8 @@ def is_note(name: str, value: Any) -> bool:
     """Whether an unknown setting is a note, which does not change the function.
 
     Args:
-      name: of the setting.
-      value: of the setting.
+      name: the name of the setting.
+      value: the value of the setting.
     """
     if _PARTS.search(name.lower()):
         return False
@@ -170,7 +170,7 @@ def token_id(settings: Mapping[str, Any], name: str, where: str, *, default: int
 
     Args:
       settings: the object in config.json.
-      name: of the setting.
+      name: the name of the setting.
       where: names the file in messages.
       default: the id if the setting is absent or null.
 
@@ -203,7 +203,7 @@ def num_labels(config: Any) -> int:
     """The number of labels of a config's classification head; 0 if it has none.
 
     Args:
-      config: of any family.
+      config: the config of any family.
     """
     if hasattr(config, "num_classes"):
         return config.num_classes
@@ -240,7 +240,7 @@ def write_labels(names: Sequence[str]) -> dict[str, Any]:
     """The settings that name the labels.
 
     Args:
-      names: of the labels, in order.
+      names: the names of the labels, in order.
     """
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},

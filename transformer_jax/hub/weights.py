@@ -20,7 +20,7 @@ from transformer_jax.hub import pickled
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")  # read where there are no safetensors
-JSON_BYTES = 2**25  # of an index, about 200,000 tensors
+JSON_BYTES = 2**25  # the largest index, about 200,000 tensors
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
     A slice has `get_shape()`, `get_dtype()` ("F32", "BF16", ...) and reads when indexed: `slice[:]`, `slice[:, 3:5]`.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
 
     Raises:
       InputError: no safetensors, a missing shard, a truncated file or a wrong header, or an index that disagrees with
@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[dict[str, Any]]:
     """A context with {name: slice} of the tensors in one safetensors file, as of `open_tensors`.
 
     Args:
-      path: of the file.
+      path: the path of the file.
 
     Raises:
       InputError: the file is absent, truncated, or has a wrong header.
@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Args:
-      path: of the file.
+      path: the path of the file.
 
     Raises:
       InputError: the file is absent, or holds something else.
@@ -129,7 +129,7 @@ def write_tensors(folder: Path, tensors: dict[str, tuple[int, Callable[[], np.nd
     permissions of the folder's config.json, which is written before.
 
     Args:
-      folder: of the snapshot.
+      folder: the folder of the snapshot.
       tensors: {name: (bytes, function that makes the tensor)}.
       shard_bytes: the largest size of a file, in bytes.
     """

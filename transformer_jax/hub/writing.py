@@ -46,12 +46,12 @@ def export(
 
     Args:
       folder: a new or empty folder.
-      config: of the model.
+      config: the config of the model.
       params: its parameters; their dtype is the dtype of the tensors, also of kernels of eight bits (`compress`).
       tokenizer: its tokenizer; None: no tokenizer files are written.
       labels: the names of a classifier's labels, in order.
       beam: an encoder-decoder's search, written as generation_config.json.
-      preprocess: of images, written as preprocessor_config.json.
+      preprocess: the preprocessing of images, written as preprocessor_config.json.
       stop_ids: a decoder's tokens that end a text, if there are several.
       shard_bytes: the largest size of a safetensors file, in bytes.
       readme: config.json's object with the whole folder's `model_type` -> README.md's text (`card`); None: no file.

@@ -28,7 +28,7 @@ __all__ = [
     "tied_logits",
 ]
 
-FEW_ROWS = 96  # of one device; see `_few_rows`
+FEW_ROWS = 96  # rows on one device; see `_few_rows`
 
 
 # --------------------------------------------------------------------------------------------------------------- dense
@@ -217,9 +217,9 @@ def attention(
       v_BSKH: values.
       mask: an `nn.masks.Mask`.
       bias_NTS: added to the scores.
-      scale: of the scores.
-      dropout_rate: of the probabilities.
-      key: of dropout; None: without.
+      scale: what the scores are multiplied by.
+      dropout_rate: the dropout rate of the probabilities.
+      key: the random key for dropout; None: no dropout.
     """
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     if not attention_fits(q_BTNH, mask, num_keys=S, bias=bias_NTS is not None, dropout=key is not None):

@@ -34,7 +34,7 @@ def attention(
       v_BKSH: values.
       allowed_BTS: booleans [1 or B, 1 or T, S], True where attention is allowed; None: everywhere.
       causal: whether a query sees keys at its own position and before alone (T == S), besides `allowed_BTS`.
-      scale: of the scores.
+      scale: what the scores are multiplied by.
     """
     return _forward(q_BKGTH, k_BKSH, v_BKSH, allowed_BTS, causal, scale)[0]
 

@@ -60,13 +60,13 @@ def linear_cross_entropy(
       plain: not used.
       x_BTD: hidden states in the compute dtype.
       kernel_DV: in the same dtype.
-      bias_V: of the logits.
+      bias_V: the bias of the logits.
       labels_BT: int32, each below V.
       weights_BT: float32.
       cap: the soft cap of the logits; 0: none.
       label_smoothing: the share of the uniform distribution in the target.
       z_loss: the factor of log(Z)^2.
-      tile_bytes: of float32 logits of a tile on one device; None: by the chip (`num_tiles`).
+      tile_bytes: the most bytes of a tile's float32 logits on one device; None: chosen by the chip (`num_tiles`).
     """
     B, T = labels_BT.shape
     rows, length = B // sharding.shards("batch"), T // sharding.shards("length")
@@ -83,12 +83,12 @@ def num_tiles(rows: int, length: int, columns: int, platform: str, chip: str, ti
     small.
 
     Args:
-      rows: of the batch on one device.
+      rows: the number of rows of the batch on one device.
       length: positions of each row on one device.
-      columns: of the vocabulary on one device.
+      columns: the number of columns of the vocabulary on one device.
       platform: "cpu", "tpu" or "gpu".
       chip: its kind, as `jax.Device.device_kind`.
-      tile_bytes: of a tile's logits; None: by platform and chip.
+      tile_bytes: the most bytes of a tile's logits; None: chosen by platform and chip.
     """
     positions = rows * length
     limit = TILE_BYTES.get(platform, TILE_BYTES["cpu"]) if tile_bytes is None else tile_bytes
@@ -114,7 +114,7 @@ class _Tile(NamedTuple):
     logits_BtV: jax.Array  # after the cap
     losses_Bt: jax.Array
     plain_Bt: jax.Array
-    exps_BtV: jax.Array  # of the logits minus their maximum: the softmax without its denominator
+    exps_BtV: jax.Array  # exp(logits - their maximum): the softmax without its denominator
     z_Bt: jax.Array
     log_z_Bt: jax.Array
 

@@ -53,9 +53,9 @@ def attention(
       v_BSKH: values.
       mask: an `nn.masks.Mask`, which cuDNN gets as a flag and lengths.
       bias_NTS: added to the scores.
-      scale: of the scores.
-      dropout_rate: of the probabilities.
-      key: of dropout; None: without.
+      scale: what the scores are multiplied by.
+      dropout_rate: the dropout rate of the probabilities.
+      key: the random key for dropout; None: no dropout.
     """
     S = k_BSKH.shape[1]
     if not attention_fits(q_BTNH, mask, num_keys=S, bias=bias_NTS is not None, dropout=key is not None):

@@ -23,7 +23,7 @@ def vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
     of what all devices share is that of the whole batch.
 
     Args:
-      *arrays: of any shapes and dtypes, or None.
+      *arrays: arrays of any shapes and dtypes, or None.
     """
     varying = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
     union = frozenset().union(*varying)

@@ -69,9 +69,9 @@ def dropout_mask(plain: Callable[..., jax.Array], key: jax.Array, shape: tuple[i
 
     Args:
       plain: makes them.
-      key: of the random bits.
-      shape: of the result.
-      threshold: of 16 random bits.
+      key: the random key for the bits.
+      shape: the shape of the result.
+      threshold: compared with 16 random bits; an element is kept if they are not below it.
     """
     return checkpoint_name(plain(key, shape, threshold), "dropout")
 
@@ -124,7 +124,7 @@ def rotate(plain: Callable[..., jax.Array], x_BTNH: jax.Array, cos: jax.Array, s
       plain: not used.
       x_BTNH: queries or keys.
       cos: [T, H/2] or [B, T, H/2].
-      sin: likewise.
+      sin: the same shape as `cos`.
     """
     half = x_BTNH.shape[-1] // 2
     one = jnp.eye(half, dtype=x_BTNH.dtype)
@@ -204,7 +204,7 @@ def self_attention(
       bias_NTS: added to the scores.
       distances_dD: vectors of distances; None: there is none.
       num_outputs: how many tokens are queries; None: all.
-      key: of dropout; None: without.
+      key: the random key for dropout; None: no dropout.
     """
     heads = jax.ShapeDtypeStruct((*x_BTD.shape[:2], cfg.num_heads, cfg.head_width), x_BTD.dtype)
     biased = bias_NTS is not None or distances_dD is not None
@@ -254,7 +254,7 @@ def attend_fused(qkv_3BTD: jax.Array, mask: Any, *, head_width: int, scale: floa
       qkv_3BTD: [3, B, T, N * H].
       mask: an `nn.masks.Mask`.
       head_width: H.
-      scale: of the scores.
+      scale: what the scores are multiplied by.
     """
     return _kernel((qkv_3BTD,), head_width, mask, scale)
 
@@ -303,9 +303,9 @@ def attention(
       v_BSKH: values.
       mask: an `nn.masks.Mask`.
       bias_NTS: added to the scores.
-      scale: of the scores.
-      dropout_rate: of the probabilities.
-      key: of dropout; None: without.
+      scale: what the scores are multiplied by.
+      dropout_rate: the dropout rate of the probabilities.
+      key: the random key for dropout; None: no dropout.
     """
     (B, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
     if not attention_fits(q_BTNH, mask, num_keys=S, bias=bias_NTS is not None, dropout=key is not None):
@@ -323,7 +323,7 @@ def _kernel(operands: tuple[jax.Array, ...], head_width: int, mask: Any, scale: 
     (B, T, _), S = operands[0].shape[-3:], operands[-1].shape[-2]
     ids, length_axes = segments(mask, B, T, S), sharding.mesh_axes("length")
     rows = (("batch", "length"), ("batch", None))
-    if ids is not None:  # in an Explicit mesh these arrays have no sharding in their type yet
+    if ids is not None:  # in an Explicit mesh the type of these arrays has no sharding yet
         ids = (sharding.constrain(ids[0], rows[0]), sharding.constrain(ids[1], rows[1]))
     window = () if mask.window is None else (jnp.asarray(mask.window, jnp.int32),)
     chip, interpret = kernels.target_chip(), kernels.target_platform() == "cpu"
@@ -382,7 +382,7 @@ def _on_each_device(f: Callable[..., jax.Array], *arrays: jax.Array, axes: Seque
     No compiler can shard a kernel: it would gather its operands. f's result has the last dimensions of the first array.
 
     Args:
-      f: of arrays with the dimensions of `arrays`.
+      f: a function of arrays with the dimensions of `arrays`.
       *arrays: sharded as `axes`.
       axes: the logical axes of each array.
       out: the logical axes of the result.

@@ -32,7 +32,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 HIDDEN = -1e30  # finite: the result of a query that sees no key is not used, but must not be NaN
-FEW = 8  # with fewer queries or keys than a register has rows the kernel gains nothing
+FEW = 8  # the rows of a register; with fewer queries or keys the kernel gains nothing
 LARGEST_BLOCK = 1024  # queries or keys, where no smaller size divides them
 NARROW = 128  # a window up to here has blocks of at most 256: of larger ones, most pairs would be hidden
 # Bytes of the vector memory in which a kernel works; later chips have 64 MiB or more.
@@ -56,7 +56,7 @@ def block(length: int, narrow: bool = False) -> int | None:
     """The queries or keys of a block of a sequence of this `length`; None where no block divides it.
 
     Args:
-      length: of the sequence.
+      length: the length of the sequence.
       narrow: whether a window hides all but few keys.
     """
     if length <= 256:
@@ -83,7 +83,7 @@ def fits(
       num_keys: S.
       num_heads: N on one device.
       head_width: H.
-      bytes_each: of an element.
+      bytes_each: the bytes of one element.
       chip: `jax.Device.device_kind`.
       fused: whether queries, keys and values are one array.
       grouped: whether several query heads share a head of keys and values, which needs blocks of one head.
@@ -94,7 +94,7 @@ def fits(
     C = _columns(num_heads, head_width)
     if grouped and head_width != C:
         return False
-    # Everything twice, because the next block is fetched meanwhile. Forward: a block of q and o, all of k and v.
+    # Each array counts twice, because the next block is fetched meanwhile. Forward: a block of q and o, all of k and v.
     # Backward: all of q, o, do and dq with its float32 sums, blocks of k and v and of their gradients, or all of the
     # gradients where they are one array or summed over the query heads of a group.
     forward = 2 * bytes_each * C * (2 * t + 2 * num_keys)
@@ -141,7 +141,7 @@ def attention(
       window: a query sees keys at most this far from it; None: all keys.
       head_width: H.
       causal: whether a query sees keys at its own position and before alone.
-      scale: of the scores.
+      scale: what the scores are multiplied by.
       chip: `jax.Device.device_kind`.
       narrow: whether the window is known to be at most `NARROW`.
       interpret: run on a CPU, slowly.

@@ -4,7 +4,7 @@
         return jnp.sum(gpt.apply(params, cfg, tokens)[:, -1, chosen])
 
     cfg = watch.open_up(cfg)
-    weights, gradients = looking.gradients(forward)         # of each layer, [B, N, T, S]
+    weights, gradients = looking.gradients(forward)         # one for each layer, [B, N, T, S]
     flow_BTT = looking.rollout(weights)                     # Abnar and Zuidema 2020
     shares_BTT = looking.relevance(weights, gradients)      # Chefer et al. 2021
     saved_LN = looking.head_importance(loss, weights)       # Michel et al. 2019
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from transformer_jax.nn import watch
 
-Maps = Sequence[jax.Array]  # of each layer, [B, N, T, S]
+Maps = Sequence[jax.Array]  # one for each layer, [B, N, T, S]
 
 
 def gradients(forward: Callable[[], jax.Array], kind: str = watch.SELF) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -52,7 +52,7 @@ def rollout(weights: Maps | jax.Array) -> jax.Array:
     Zuidema 2020, section 3).
 
     Args:
-      weights: of each layer, [B, N, T, T].
+      weights: the weights of each layer, [B, N, T, T].
     """
     eye_TT = jnp.eye(weights[0].shape[-1])
     flow_BTT = jnp.broadcast_to(eye_TT, (len(weights[0]), *eye_TT.shape))
@@ -68,8 +68,8 @@ def relevance(weights: Maps, gradients: Maps) -> jax.Array:
     Over the layers, attention times gradient, where positive, averaged over heads, is added up along the paths.
 
     Args:
-      weights: of each layer, [B, N, T, T].
-      gradients: of the score by them.
+      weights: the weights of each layer, [B, N, T, T].
+      gradients: the gradients of the score with respect to `weights`.
     """
     eye_TT = jnp.eye(weights[0].shape[-1])
     found_BTT = jnp.broadcast_to(eye_TT, (len(weights[0]), *eye_TT.shape))
@@ -84,7 +84,7 @@ def head_importance(loss: Callable[[], jax.Array], weights: Maps, kind: str = wa
 
     Args:
       loss: a scalar, of a pass of a model whose config is `watch.open_up`'s.
-      weights: of each layer, which say how many heads there are.
+      weights: the weights of each layer, which say how many heads there are.
       kind: "self" or "cross".
     """
 
@@ -100,8 +100,8 @@ def without_head(loss: Callable[[], jax.Array], weights: Maps, kind: str = watch
 
     Args:
       loss: as for `head_importance`.
-      weights: likewise.
-      kind: likewise.
+      weights: as for `head_importance`.
+      kind: as for `head_importance`.
     """
     shape = (len(weights), weights[0].shape[1])
 
@@ -136,7 +136,7 @@ def alignment(weights: Maps, layer: int = -1) -> jax.Array:
     """How much each target token reads of each source token, float32 [B, T, S]: the mean over the heads of a layer.
 
     Args:
-      weights: of the cross-attention.
+      weights: the weights of the cross-attention.
       layer: which one.
     """
     return jnp.mean(weights[layer], axis=1)

@@ -20,8 +20,8 @@ from transformer_jax.data.tokenizers.batch import around
 from transformer_jax.errors import InputError
 from transformer_jax.nn import watch
 
-MOST = 64  # tokens of a text, so that their names can be read in a picture
-TOP = 3  # tokens of the logit lens
+MOST = 64  # the most tokens of a text, so that the tokens can be read in a picture
+TOP = 3  # the most probable tokens of each layer that the logit lens shows
 NOTE = (
     "Attention shows where a head reads, not why the model answers as it does. Rows are the tokens that read, columns "
     "those that are read; each row sums to 1."
@@ -33,8 +33,8 @@ class Looked:
     """A page in the making.
 
     Attributes:
-      title: of the page.
-      sections: of the page.
+      title: the title of the page.
+      sections: the sections of the page.
       pictures: {name: PNG}, in the page too.
     """
 

@@ -40,7 +40,7 @@ def cross_entropy(
     """The weighted sum of -log softmax(logits)[label] in nats, and the sum of the weights.
 
     Args:
-      logits_BTV: of any float dtype; computed in float32.
+      logits_BTV: logits of any float dtype; the computation is in float32.
       labels_BT: integers below V, from 0 on. Others must have weight 0, such as the -100 of other libraries.
       weights_BT: None: all 1.
       label_smoothing: e; the target is (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7).
@@ -75,13 +75,13 @@ def linear_cross_entropy(
       x_BTD: hidden states, in the compute dtype, to which kernel and bias are cast.
       kernel_DV: the output matrix.
       labels_BT: as for `cross_entropy`.
-      weights_BT: likewise.
-      bias_V: of the logits.
+      weights_BT: as for `cross_entropy`.
+      bias_V: the bias of the logits.
       cap: the soft cap of the logits (`kernels.soft_cap`); 0: none.
       label_smoothing: as for `cross_entropy`.
-      z_loss: likewise.
-      tile_bytes: of float32 logits that exist at once on a device, at least one position of the batch; None: by the
-        chip.
+      z_loss: as for `cross_entropy`.
+      tile_bytes: the most bytes of float32 logits that exist at once on a device, at least one position of the batch;
+        None: chosen by the chip.
 
     Raises:
       InputError: as `cross_entropy`.
@@ -100,7 +100,7 @@ def logits(x_BTD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array | None = No
     Args:
       x_BTD: hidden states in the compute dtype.
       kernel_DV: the output matrix.
-      bias_V: of the logits.
+      bias_V: the bias of the logits.
       cap: their soft cap (`kernels.soft_cap`); 0: none.
     """
     axes, kernel_DV = ("batch", "length", "vocab"), kernel_DV.astype(x_BTD.dtype)

@@ -57,7 +57,7 @@ def info_nce(
 
     Args:
       left_BE: any length; they are normalised.
-      right_BE: likewise.
+      right_BE: the same shape; normalised too.
       scale: the inverse temperature, which multiplies the cosines.
       weights_B: 0 for rows that are padding, which are no negatives of other rows either; None: all 1.
       negatives_BHE: H hard negatives of each row; None: none.
@@ -100,12 +100,12 @@ def sigmoid(
 
     Args:
       left_BE: as for `info_nce`.
-      right_BE: likewise.
-      scale: likewise.
+      right_BE: as for `info_nce`.
+      scale: as for `info_nce`.
       bias: added to the logits.
       weights_B: as for `info_nce`.
-      negatives_BHE: likewise.
-      sizes: likewise.
+      negatives_BHE: as for `info_nce`.
+      sizes: as for `info_nce`.
     """
     logits, weights_B = _logits(left_BE, right_BE, negatives_BHE, weights_B, sizes), _weights(left_BE, weights_B)
 
@@ -246,7 +246,7 @@ def in_parts(f: Callable[[Any, jax.Array | None], Any], batch: Any, count: int, 
       f: (rows, key) -> a tree of [rows, ...]; each row's result depends on this row alone.
       batch: a tree of [B, ...].
       count: micro-batches; it must divide B. Each has its own key.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     if count == 1:
         return f(batch, key)

@@ -30,7 +30,7 @@ def ctc(
     rounds below zero, by about 1e-6 a frame; the returned loss is at least 0, with the gradient unchanged.
 
     Args:
-      logits_BTV: of any float dtype.
+      logits_BTV: logits of any float dtype.
       frames_B: int, frames of each row before its padding.
       labels_BS: int, without blanks; what follows a row's `sizes_B` labels is ignored.
       sizes_B: int, labels of each row.

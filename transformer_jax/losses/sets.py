@@ -78,7 +78,7 @@ def overlap(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Args:
       a: boxes [..., 4], by centre and size.
-      b: likewise; the leading dimensions broadcast.
+      b: boxes [..., 4], by centre and size; the leading dimensions broadcast.
     """
     a_corners, b_corners = corners(a), corners(b)
     size = jnp.minimum(a_corners[..., 2:], b_corners[..., 2:]) - jnp.maximum(a_corners[..., :2], b_corners[..., :2])
@@ -128,7 +128,7 @@ def set_loss(logits_BQK: jax.Array, boxes_BQ4: jax.Array, objects: Objects, cost
     Args:
       logits_BQK: float32, with one more class than the objects have: the last is "no object".
       boxes_BQ4: float32.
-      objects: of the images.
+      objects: the objects of the images.
       costs: the weights of the terms.
     """
     logits_BQK, boxes_BQ4 = logits_BQK.astype(jnp.float32), boxes_BQ4.astype(jnp.float32)

@@ -20,7 +20,7 @@ def classification(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[
     Args:
       logits_EC: logits or log-probabilities, of any float dtype.
       labels_E: the right classes, integers in [0, C).
-      names: of the C classes.
+      names: the names of the C classes.
 
     Returns:
       All in [0, 1] but Matthews' correlation, in [-1, 1]: accuracy and its 95 % interval (`wilson`); precision, recall
@@ -115,11 +115,11 @@ def by_example(logits_EC: np.ndarray, labels_E: np.ndarray, names: Sequence[str]
     Args:
       logits_EC: logits or log-probabilities.
       labels_E: the right classes, integers in [0, C).
-      names: of the C classes.
+      names: the names of the C classes.
     """
     logits_EC = np.asarray(logits_EC, np.float64)
     predicted_E, top_E1 = logits_EC.argmax(-1), logits_EC.max(-1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # of a model that has diverged
+    with np.errstate(invalid="ignore"):  # a diverged model's outputs are NaN
         log_z_E = top_E1[:, 0] + np.log(np.exp(logits_EC - top_E1).sum(-1))
         nats_E = log_z_E - logits_EC[np.arange(len(labels_E)), labels_E]
     return {

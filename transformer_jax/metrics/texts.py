@@ -74,7 +74,7 @@ def _token_f1(answer: str, right: str) -> float:
 
 # ---- Text
 
-SAMPLES, SEED = 1000, 12345  # of the bootstrap; sacreBLEU's defaults, which its signature states
+SAMPLES, SEED = 1000, 12345  # the bootstrap's; sacreBLEU's defaults, which its signature states
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
@@ -250,15 +250,15 @@ def edit_distance(made: Sequence[Any], wanted: Sequence[Any]) -> int:
 
     Args:
       made: letters of a text, or words.
-      wanted: likewise.
+      wanted: the letters or words of the reference.
     """
     numbers: dict[Any, int] = {}
     made_M, wanted_N = (np.array([numbers.setdefault(x, len(numbers)) for x in side]) for side in (made, wanted))
     steps = np.arange(len(wanted) + 1)
     row = steps
     for i, symbol in enumerate(made_M):
-        best = np.minimum(row[1:] + 1, row[:-1] + (wanted_N != symbol))  # inserted, or substituted
-        row = steps + np.minimum.accumulate(np.append(i + 1, best) - steps)  # deleted: 1 for each step to the right
+        best = np.minimum(row[1:] + 1, row[:-1] + (wanted_N != symbol))  # an insertion, or a substitution
+        row = steps + np.minimum.accumulate(np.append(i + 1, best) - steps)  # deletions: 1 per step to the right
     return int(row[-1])
 
 

@@ -203,8 +203,8 @@ def require(cfg: Any, by: str, functions: tuple[str, ...], settings: tuple[str, 
     Args:
       cfg: the model's config.
       by: the task, for the message.
-      functions: of the family's module.
-      settings: of the Config.
+      functions: the functions of the family's module, by name.
+      settings: the settings of the Config.
 
     Raises:
       InputError: with what is missing.

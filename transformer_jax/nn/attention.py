@@ -48,10 +48,10 @@ def attend(
       v_BSKH: values.
       mask: who may attend to whom.
       bias_NTS: added to the scores; one for all rows, or [B, N, T, S].
-      scale: of the scores; None: 1/sqrt(H).
+      scale: what the scores are multiplied by; None: 1/sqrt(H).
       cap: the soft cap of the scores before the mask (`kernels.soft_cap`), for which the plain form runs; 0: none.
-      dropout_rate: of the probabilities.
-      key: of dropout; None: without.
+      dropout_rate: the dropout rate of the probabilities.
+      key: the random key for dropout; None: no dropout.
       implementation: a name of `IMPLEMENTATIONS`. "auto" is the platform's kernel where it computes this case, and
         otherwise the plain form, "xla".
       kind: by which name `watch` keeps the probabilities.
@@ -201,9 +201,9 @@ def _heads_first(
     dropout_rate: float,
     key: jax.Array | None,
 ) -> jax.Array:
-    """The definition. Query heads that share a key head are one group, so that keys and values are not repeated."""
+    """The definition, [B, K, G, T, H]: the G query heads of a key head are one group, so that keys are not repeated."""
     K, G, T, S = *q_BKGTH.shape[1:4], k_BKSH.shape[2]
-    # The scale is applied to the queries, the smaller operand.
+    # The queries are scaled and not the scores, which are larger.
     scores_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH * scale, k_BKSH, preferred_element_type=jnp.float32)
     if bias_NTS is not None:
         scores_BKGTS += bias_NTS.reshape(-1, K, G, T, S)
@@ -234,7 +234,7 @@ def attend_cached(
       v_BKSH: the cache's values.
       mask: which slots are filled.
       bias_NS: added to the scores.
-      scale: of the scores; None: 1/sqrt(H).
+      scale: what the scores are multiplied by; None: 1/sqrt(H).
       cap: as for `attend`.
     """
     B, N, H = q_BNH.shape
@@ -250,7 +250,7 @@ def attend_cached(
 
 # --------------------------------------------------------------------------------------------------------------- cache
 
-REORDERED_SLOTS = 16  # moved at a time: few enough for a CPU's cache, enough for long runs of memory
+REORDERED_SLOTS = 16  # slots that are moved at once: they fit a CPU's cache, and their copies are long enough
 
 
 @flax.struct.dataclass
@@ -271,7 +271,7 @@ class KVCache:
 
     @property
     def num_slots(self) -> int:
-        """S."""
+        """S, the number of slots, filled or free."""
         return self.k_LBKSH.shape[3]
 
 
@@ -286,7 +286,7 @@ def empty_cache(
       num_slots: S, for each row.
       kv_heads: K.
       head_width: H.
-      dtype: of keys and values.
+      dtype: the dtype of keys and values.
     """
     shape = (num_layers, batch, kv_heads, num_slots, head_width)
     axes = (None, "batch", "kv_heads", None, None)

@@ -116,7 +116,7 @@ def apply(
       num_outputs: how many of the first tokens are returned, [B, num_outputs, D]; None: all. The others are keys and
         values only.
       unnormed: whether attention reads x as it is, without its norm.
-      key: of dropout and of stochastic depth; None: evaluation, without either.
+      key: the random key for dropout and stochastic depth; None: evaluation, without either.
     """
     scale_2B11 = None
     if drop_path is not None and key is not None:
@@ -153,11 +153,11 @@ def self_attention(
       cfg: the model's config.
       x_BTD: what the sublayer reads, after the norm.
       mask: as for `apply`.
-      rope: likewise.
-      bias_NTS: likewise.
-      distances_dD: likewise.
-      num_outputs: likewise.
-      key: of the probabilities' dropout.
+      rope: as for `apply`.
+      bias_NTS: as for `apply`.
+      distances_dD: as for `apply`.
+      num_outputs: as for `apply`.
+      key: the random key for the dropout of the probabilities.
     """
     q_BTNH, k_BTKH, v_BTKH = _project(p, cfg, x_BTD, rope, num_outputs)
     if distances_dD is not None:
@@ -271,7 +271,7 @@ def _attend_cross(
     """The attended values of the encoder's states, [B, T, N, H]."""
     q_BTNH = _heads(p, cfg, x_BTD, "query")
     shape, sources = q_BTNH.shape, cross.k_BSKH.shape[0]
-    if sources != shape[0]:  # to the keys, queries of several rows are more queries of one
+    if sources != shape[0]:  # a source's rows (beams) become further queries of one row
         q_BTNH = q_BTNH.reshape(sources, -1, *shape[2:])
     options: Any = {"scale": cfg.score_scale, "dropout_rate": cfg.attention_dropout, "key": key}
     operands = (q_BTNH, cross.k_BSKH, cross.v_BSKH, cross.mask)
@@ -337,7 +337,7 @@ def apply_cached(
       p: one layer's parameters, of `declare` or `for_decoding`.
       cfg: the model's config.
       x_BTD: the residual stream, T = 1.
-      cache: of all layers, with a free slot.
+      cache: the cache of all layers, with a free slot.
       layer: this layer's number; it may be traced.
       rope: as for `apply`.
       bias_NS: added to the scores.

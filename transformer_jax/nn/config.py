@@ -16,9 +16,9 @@ class Config:
     width: int = 768
     """D, the width of the residual stream."""
     num_layers: int = 12
-    """L."""
+    """L, the number of blocks."""
     num_heads: int = 12
-    """N, query heads."""
+    """N, the number of query heads."""
     mlp_width: int | None = field(default=None, metadata={"means": "mlp_features"})
     """Width of the MLP's hidden layer; None: 4 * width."""
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
@@ -26,9 +26,10 @@ class Config:
     dropout: float = field(default=0.0, metadata=TRAINING)
     """The rate for embeddings and sublayers' outputs; applied only when a key is given."""
     init_std: float = field(default=0.02, metadata=RUN)
-    """Of initial kernels and embeddings; divided by sqrt(2 L) where pre-norm blocks write to the residual stream."""
+    """The standard deviation of initial kernels and embeddings; divided by sqrt(2 L) where pre-norm blocks write to the
+    residual stream."""
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=LAUNCH)
-    """Of activations. Parameters, statistics, softmax and logits are float32."""
+    """The dtype of activations. Parameters, statistics, softmax and logits are float32."""
     scan_layers: bool = field(default=True, metadata=LAUNCH)
     """One compiled block in a loop, or each layer compiled on its own: slower to compile, faster on small models."""
     remat: Literal["none", "dots", "full"] = field(default="none", metadata=LAUNCH)
@@ -90,12 +91,12 @@ class Config:
 
     @property
     def head_width(self) -> int:
-        """H."""
+        """H, the width of one head."""
         return self.width // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def mlp_features(self) -> int:
-        """F."""
+        """F, the width of the MLP's hidden layer."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
     @property

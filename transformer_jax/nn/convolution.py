@@ -25,7 +25,7 @@ def declare(
       taps: how many frames a new frame is made of.
       axes: the logical names of the kernel's axes.
       bias: whether there is one.
-      std: of the kernel's initial values.
+      std: the standard deviation of the kernel's initial values.
     """
     return layers.declare_dense(width_in * taps, width_out, axes, bias=bias, std=std)
 
@@ -36,9 +36,9 @@ def apply(
     """The convolution, [B, `length`(T), F].
 
     Args:
-      p: of `declare`; rows of the kernel are ordered by feature, then by tap.
+      p: the parameters that `declare` declares; the kernel's rows are ordered by feature, then by tap.
       x_BTC: the frames.
-      taps: likewise.
+      taps: as for `declare`.
       stride: frames from one new frame to the next.
       padding: zeros before the first frame and after the last.
       out: the logical name of the new features; None: not sharded.
@@ -56,7 +56,7 @@ def length(frames: Any, *, taps: int, stride: int = 1, padding: int = 0) -> Any:
     Args:
       frames: T, before the padding.
       taps: as for `apply`.
-      stride: likewise.
-      padding: likewise.
+      stride: as for `apply`.
+      padding: as for `apply`.
     """
     return (frames + 2 * padding - taps) // stride + 1

@@ -59,7 +59,7 @@ def declare_dense(
       width_out: features of the output.
       axes: their logical names.
       bias: whether there is one.
-      std: of the kernel's initial values.
+      std: the standard deviation of the kernel's initial values.
     """
     kernel = Param((width_in, width_out), axes, normal(std))
     # A vector of the model's width is too small to be worth gathering: it is never sharded.
@@ -110,7 +110,7 @@ def adapted(p: dict[str, jax.Array]) -> jax.Array:
     """The kernel plus what an adapter adds to it, [..., D, F] float32, without DoRA's magnitudes.
 
     Args:
-      p: of a dense layer, or of the layers of a stack.
+      p: the parameters of a dense layer, or of the layers of a stack.
     """
     kernel_DF = unpacked(p)
     if "lora_a" not in p:
@@ -135,7 +135,7 @@ def matrix(p: dict[str, jax.Array]) -> jax.Array:
     """The matrix [..., D, F] that a dense layer multiplies by: its kernel, with its adapter merged where it has one.
 
     Args:
-      p: of a dense layer, or of the layers of a stack.
+      p: the parameters of a dense layer, or of the layers of a stack.
     """
     kernel_DF = adapted(p)
     if "lora_magnitude" not in p:
@@ -150,10 +150,10 @@ def declare_embedding(rows: int, width: int, axis: str, *, std: float) -> dict[s
     """A table [rows, D] drawn from Normal(0, std^2).
 
     Args:
-      rows: of the table.
+      rows: the number of rows of the table.
       width: D.
       axis: the logical name of the rows.
-      std: of the initial values.
+      std: the standard deviation of the initial values.
     """
     return {"embedding": Param((rows, width), (axis, "embed"), normal(std))}
 
@@ -164,7 +164,7 @@ def embed(p: dict[str, jax.Array], ids_BT: jax.Array, dtype: Any) -> jax.Array:
     Args:
       p: "embedding" [V, D].
       ids_BT: integers below V.
-      dtype: of the result.
+      dtype: the dtype of the result.
 
     Raises:
       ValueError: an id that is out of range, where the ids are known: outside jit. Inside it they are clipped.
@@ -300,8 +300,8 @@ def declare_mlp(
       mlp_width: F.
       gated: whether there is a gate.
       bias: whether the layers have biases.
-      std: of the kernels' initial values.
-      out_std: of down's.
+      std: the standard deviation of the kernels' initial values.
+      out_std: the standard deviation of the initial values of down's kernel.
     """
     up = {"up": declare_dense(width, mlp_width, ("embed", "mlp"), bias=bias, std=std)}
     gate = {"gate": declare_dense(width, mlp_width, ("embed", "mlp"), bias=bias, std=std)} if gated else {}
@@ -312,7 +312,7 @@ def mlp(p: dict[str, Any], x_BTD: jax.Array, activation: str) -> jax.Array:
     """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202), [B, T, D].
 
     Args:
-      p: of `declare_mlp`.
+      p: the parameters that `declare_mlp` declares.
       x_BTD: what the sublayer reads.
       activation: a name of `ACTIVATIONS`.
     """

@@ -27,13 +27,13 @@ class Param:
     """One parameter.
 
     Attributes:
-      shape: of the array.
+      shape: the shape of the array.
       axes: the logical name of each axis; None: never sharded.
       init: (key, shape) -> initial values, float32.
       decay: whether weight decay applies to it if it is a matrix.
       trained: whether training changes it. What is not trained has no gradient and no moments, and a checkpoint does
         not hold it (`adapters`).
-      dtype: of the values; kernels of eight bits are "int8" (`compress`).
+      dtype: the dtype of the values; kernels of eight bits are "int8" (`compress`).
     """
 
     shape: tuple[int, ...]
@@ -139,7 +139,7 @@ def abstract(tree: Tree, mesh: Mesh | AbstractMesh | None = None, dtype: Any = j
     Args:
       tree: the declaration.
       mesh: its shardings are given to the structs; None: they have none.
-      dtype: of the values that are declared as float32.
+      dtype: the dtype of the values that are declared as float32.
     """
 
     def struct(p: Param, sharding: NamedSharding | None = None) -> jax.ShapeDtypeStruct:

@@ -29,7 +29,7 @@ class RopeScaling:
     """Llama 3.1's scaling of the rotary frequencies for contexts beyond the pre-training length.
 
     Attributes:
-      factor: of wavelengths above original_length / low_freq_factor.
+      factor: divides the frequencies of wavelengths above original_length / low_freq_factor.
       low_freq_factor: see `factor`.
       high_freq_factor: wavelengths below original_length / high_freq_factor are not scaled; those between the two are
         interpolated.
@@ -74,8 +74,8 @@ def sincos_2d(rows: int, columns: int, width: int) -> jax.Array:
     A quarter of the features each are the sines and cosines of the column, and those of the row, in big_vision's order.
 
     Args:
-      rows: of patches.
-      columns: of patches.
+      rows: the number of rows of patches.
+      columns: the number of columns of patches.
       width: D, a multiple of 4 and at least 8.
     """
     rates = 10_000.0 ** -(jnp.arange(width // 4) / (width // 4 - 1))
@@ -104,7 +104,7 @@ def rotary_angles(
       positions: [...], integers.
       head_dim: H, even.
       theta: the base of the frequencies.
-      scaling: of the frequencies; None: none.
+      scaling: how the frequencies are scaled; None: not at all.
     """
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
@@ -123,7 +123,7 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     Args:
       x_BTNH: queries or keys; computed in float32.
       cos: [T, H/2] or [B, T, H/2], of `rotary_angles`.
-      sin: likewise.
+      sin: as for `cos`.
     """
     cos, sin = cos[..., None, :], sin[..., None, :]  # the same angle for every head
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
@@ -171,7 +171,7 @@ def relative_bias(
       queries_T: positions of the queries.
       keys_S: positions of the keys.
       max_distance: as for `relative_buckets`.
-      bidirectional: likewise.
+      bidirectional: as for `relative_buckets`.
     """
     buckets_TS = relative_buckets(
         queries_T[:, None] - keys_S[None, :],
@@ -208,8 +208,8 @@ def disentangled_bias(q_BTNH: jax.Array, k_BTNH: jax.Array, key_dNH: jax.Array, 
     Args:
       q_BTNH: queries.
       k_BTNH: keys.
-      key_dNH: of the distances T - 1, T - 2, ..., 1 - T, query position less key position.
-      query_dNH: of the same distances.
+      key_dNH: the keys of the distances T - 1, T - 2, ..., 1 - T, query position less key position.
+      query_dNH: the queries of the same distances.
     """
     axes = ("batch", "heads", None, None)
     with sharding.replicated_length():

@@ -40,11 +40,11 @@ def run(
       block: applied by each layer; or n blocks: layer i applies number i modulo n. A scan then runs n layers
         at a time, and the remaining ones one by one.
       params: stacked, or for unrolled layers already one tree per layer.
-      carry: of the first layer.
+      carry: the first layer's carry.
       num_layers: L.
       scan: whether layers are scanned or unrolled.
       remat: a name of `REMAT`.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
       last: in place of `block` in the last layer; its carry may have another shape.
     """
     policy, blocks = _policy(remat), [block] if callable(block) else list(block)
@@ -62,7 +62,7 @@ def run(
         def body(carry: Any, xs: tuple[Any, jax.Array]) -> tuple[Any, None]:
             params, first = xs
             for i, layer_params in enumerate([params] if n == 1 else params_lib.unstack(params, n)):
-                layer = first + i  # by this name train.diagnose finds the layer of a NaN
+                layer = first + i  # train.diagnose finds the layer of a NaN by this name
                 carry = blocks[i](layer_params, carry, layer, layer_key(layer))
             return carry, None
 

@@ -48,7 +48,7 @@ class Watch:
         self.found.append((kind, probs_BNTS))
         if kind in self.added:
             probs_BNTS = probs_BNTS + self.added[kind][layer].astype(probs_BNTS.dtype)
-        if kind in self.factors:  # of the probabilities, which multiplies the head's output alike
+        if kind in self.factors:  # scaling the probabilities scales the head's output
             probs_BNTS = probs_BNTS * self.factors[kind][layer][:, None, None].astype(probs_BNTS.dtype)
         return probs_BNTS
 

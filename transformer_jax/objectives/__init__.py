@@ -10,8 +10,8 @@ def generator(seed: int, index: int, stream: int = 0) -> np.random.Generator:
     that no two examples share random numbers.
 
     Args:
-      seed: of the run, in [0, 2^64).
-      index: of the example, in [0, 2^64).
+      seed: the seed of the run, in [0, 2^64).
+      index: the index of the example, in [0, 2^64).
       stream: separates purposes, such as training and validation, in [0, 2^64).
     """
     key = np.array([seed, stream], np.uint64)

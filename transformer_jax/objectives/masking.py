@@ -86,7 +86,7 @@ def mask(
       ids_T: int32. It is not changed.
       maskable_T: bool, False at special tokens and padding, which are never chosen.
       masking: the settings.
-      rng: of the example.
+      rng: the random generator of the example.
       mask_id: the mask token.
       random_ids: the ids that a random token is drawn from, without special tokens.
       count: P, `masking.count(T)`.

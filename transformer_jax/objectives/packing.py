@@ -105,7 +105,7 @@ def joined(packings: Sequence[Packing]) -> Packing:
     """The rows of several packings, one after another.
 
     Args:
-      packings: of pieces of one kind.
+      packings: the packings that are joined, all of pieces of one kind.
     """
     begins = np.cumsum([0, *(len(one.pieces) for one in packings)])
     starts = [one.starts[:-1] + begin for one, begin in zip(packings, begins, strict=False)]

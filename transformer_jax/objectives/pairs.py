@@ -52,7 +52,7 @@ def next_sentence(documents: Documents, document: int, start: int, stop: int, rn
       document: the number of the document that the tokens are from.
       start: index of the first token.
       stop: one past the last token, at least start + 2.
-      rng: of the example.
+      rng: the random generator of the example.
 
     Raises:
       InputError: the corpus has only one document.
@@ -69,7 +69,7 @@ def next_sentence(documents: Documents, document: int, start: int, stop: int, rn
     begin, end = int(documents.begins[other]), int(documents.stops[other])
     size = len(ids) - at
     start_b = begin + int(rng.integers(max(end - begin - size, 0) + 1))
-    earliest = max(begin, start_b - len(ids))  # B starts where its sentence starts, if that is at most a row before
+    earliest = max(begin, start_b - len(ids))  # a sentence start is searched from here on
     ended = np.flatnonzero(documents.ends_sentence[documents.tokens[earliest:start_b]])
     if len(ended):
         start_b = earliest + int(ended[-1]) + 1
@@ -85,7 +85,7 @@ def sentence_order(documents: Documents, start: int, stop: int, rng: np.random.G
       documents: the corpus.
       start: index of the first token.
       stop: one past the last token, at least start + 2.
-      rng: of the example.
+      rng: the random generator of the example.
     """
     ids = documents.tokens[start:stop]
     at = split_point(documents, ids, rng)
@@ -101,7 +101,7 @@ def split_point(documents: Documents, ids: np.ndarray, rng: np.random.Generator)
     Args:
       documents: the corpus.
       ids: int [n], the tokens of both passages, n >= 2.
-      rng: of the example.
+      rng: the random generator of the example.
     """
     last = np.flatnonzero(documents.ends_sentence[ids[:-1]])
     if not len(last):

@@ -112,7 +112,7 @@ class SpanCorruption:
 
         Args:
           ids_R: the text, R >= 2.
-          rng: of the example.
+          rng: the random generator of the example.
           marks: with at least as many `sentinels` as spans.
         """
         N, M = self.hidden(len(ids_R))
@@ -183,7 +183,7 @@ class TextInfilling:
 
         Args:
           ids_R: the text.
-          rng: of the example.
+          rng: the random generator of the example.
           marks: with `begin`, `mask` and `ends_sentence`.
         """
         if marks.mask is None:
@@ -256,8 +256,8 @@ class PrefixLM:
 
         Args:
           ids_R: the text, R >= 2.
-          rng: of the example.
-          marks: of the vocabulary.
+          rng: the random generator of the example.
+          marks: the vocabulary's sentinel tokens and word starts.
         """
         at = int(rng.integers(1, len(ids_R)))
         return Pair(marks.frame(ids_R[:at]), marks.frame(ids_R[at:]))

@@ -17,7 +17,7 @@ from transformer_jax.contracts import Observer, Report, Row, RunFacts
 
 NAME = "metrics.jsonl"
 LONGEST = 2**20  # bytes of a line; the rest of a longer one is skipped as a line that is not a row
-MAX_BYTES = 2**32  # of the file, 20 million usual rows; a sparse file has no end
+MAX_BYTES = 2**32  # the largest file, 20 million usual rows; a sparse file could be of any size
 
 
 class JsonLines(Observer):

@@ -30,7 +30,7 @@ class Meter:
       first_step: the step that the run resumes from; 0 for a new run.
       steps: the run's last step, for the time left.
       tokens_per_step: positions of one batch, padding included; of the targets where there are sources and targets.
-      flops_per_step: of one batch, forward and backward.
+      flops_per_step: the FLOPs of one batch, forward and backward.
       peak: the peak FLOP/s of all devices; None where it is not known: then rows have no MFU.
       unit: the name of what `tokens_per_step` counts, such as "images".
     """
@@ -89,7 +89,7 @@ class Meter:
             self.spent[what] += time.perf_counter() - before
 
     def stop(self) -> None:
-        """Called after the last step: later pauses are not subtracted from the time of steps."""
+        """Ends the measurement after the last step; later pauses are not subtracted from the time of steps."""
         self.stepping = max(0.0, time.perf_counter() - self.began - sum(self.spent.values()))
 
     def goodput(self, seconds: float) -> float:

@@ -14,7 +14,7 @@ from transformer_jax.observe.scalars import Scalars
 
 TAG = "transformer_jax.run_id"
 PARAMS = 100  # MLflow's limit for one request
-LONGEST = 500  # characters of a value that every version of MLflow accepts
+LONGEST = 500  # the most characters of a value: every version of MLflow accepts so many
 
 
 class MLflow(Scalars):

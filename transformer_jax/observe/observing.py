@@ -110,7 +110,7 @@ def call(observer: Observer, method: str, arguments: Sequence[Any]) -> None:
     Args:
       observer: any value.
       method: the name.
-      arguments: of the method; mappings are copied, so that an observer may change them.
+      arguments: the arguments of the method; mappings are copied, so that an observer may change them.
     """
     if hasattr(observer, method):
         getattr(observer, method)(*(dict(x) if isinstance(x, Mapping) else x for x in arguments))

@@ -14,7 +14,7 @@ def plot_loss(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     is the unit.
 
     Args:
-      rows: of metrics.jsonl.
+      rows: the rows of metrics.jsonl.
       path: the file to write.
     """
     extras.need("matplotlib", "a picture of the loss curve")

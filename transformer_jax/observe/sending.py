@@ -63,7 +63,7 @@ class _Sender:
             [sys.executable, "-m", "transformer_jax.observe.serving", name],
             stdin=subprocess.PIPE,
             env=environment(),
-            start_new_session=True,  # so that Ctrl-C reaches only the run, which then sends `end`
+            start_new_session=True,  # Ctrl-C must reach only the run, which then sends `end`
         )
         self.thread = threading.Thread(target=self._write, daemon=True)
         self.thread.start()

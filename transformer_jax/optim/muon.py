@@ -107,7 +107,7 @@ def orthogonalized(iterations: int) -> optax.GradientTransformation:
     Leaves are [rows, columns], or stacked [layers, rows, columns].
 
     Args:
-      iterations: of `newton_schulz`.
+      iterations: the number of iterations of `newton_schulz`.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

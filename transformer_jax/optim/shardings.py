@@ -22,7 +22,7 @@ def of_state(state: Any, declaration: Any, mesh: Mesh | AbstractMesh) -> Any:
     leaves that belong to no parameter are replicated.
 
     Args:
-      state: of `optimizer.init`, abstract or not.
+      state: the state of `optimizer.init`, abstract or not.
       declaration: the tree of `nn.params.Param`.
       mesh: the devices; an abstract mesh is enough.
 
@@ -57,7 +57,7 @@ def axes_of(shape: tuple[int, ...], param: Param) -> tuple[str | None, ...] | No
     size the first that match are chosen; this affects only the speed.
 
     Args:
-      shape: of the leaf.
+      shape: the shape of the leaf.
       param: the parameter.
     """
     rank = len(param.shape)

@@ -35,7 +35,7 @@ def curves(title: str, lines: Sequence[Line], *, x: str, y: str = "", log: bool 
     values.
 
     Args:
-      title: of the figure; unique in its page.
+      title: the title of the figure; unique in its page.
       lines: what is drawn; a line without a finite point is only described.
       x: the name of the horizontal axis.
       y: the name of the vertical axis.
@@ -67,9 +67,9 @@ def shares(title: str, parts: Mapping[str, float], *, unit: str = "") -> Html:
     """Parts of a whole as one bar, and the same in words.
 
     Args:
-      title: of the figure; unique in its page.
+      title: the title of the figure; unique in its page.
       parts: {name: size}; those that are not finite and positive are left out.
-      unit: of the sizes.
+      unit: the unit of the sizes.
     """
     known = {name: size for name, size in parts.items() if math.isfinite(size) and size > 0}
     total = sum(known.values())

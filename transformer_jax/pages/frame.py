@@ -81,9 +81,10 @@ def element(name: str, *content: Any, **attributes: Any) -> Html:
     """An element: `element("p", "a < b", lang="en")` is `<p lang="en">a &lt; b</p>`.
 
     Args:
-      name: of the element.
+      name: the name of the element.
       *content: texts, escaped, and markup.
-      **attributes: of the element; "class_" is class, "aria_label" aria-label. None: the attribute is left out.
+      **attributes: the attributes of the element; "class_" is class, "aria_label" aria-label. None: the attribute is
+        left out.
     """
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     head = "".join(f' {key}="{escaped(str(value))}"' for key, value in given.items())
@@ -138,7 +139,7 @@ def page(
     """A whole page in one file.
 
     Args:
-      title: of the page.
+      title: the title of the page.
       sections: in their order, each from `section`.
       lead: what stands below the title.
       footer: the last line.

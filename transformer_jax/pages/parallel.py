@@ -19,7 +19,7 @@ def parallel(title: str, axes: Sequence[str], items: Mapping[str, Sequence[Any]]
     axis stand below each other in their order. Where a value is None or not finite, the line has a gap.
 
     Args:
-      title: of the figure; unique in its page.
+      title: the title of the figure; unique in its page.
       axes: the names of the quantities.
       items: {name: a value for each axis}. The first items have colours, the others are grey.
     """

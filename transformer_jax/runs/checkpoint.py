@@ -29,7 +29,7 @@ def restore_state(step_folder: Path, target: TrainState, *, verify: bool = True)
     wrote.
 
     Args:
-      step_folder: of the step.
+      step_folder: the folder of the step.
       target: the state as `ShapeDtypeStruct`s with shardings.
       verify: False where the files were checked already (`saved.newest`), or are not to be.
 
@@ -76,7 +76,7 @@ def restore_params(
     """The parameters alone, and the bytes read from disk.
 
     Args:
-      step_folder: of the step.
+      step_folder: the folder of the step.
       target: `ShapeDtypeStruct`s with shardings, in which the parameters are placed.
       ema: take the average in place of the parameters where the run kept one.
       dtype: cast floating-point leaves to it; without it a stored dtype other than the target's is refused.

@@ -18,7 +18,7 @@ from transformer_jax import config_json
 from transformer_jax.contracts import Prepared
 from transformer_jax.experiment import Experiment
 
-EXAMPLES = 64  # of each set, spread over it, that stand for its content
+EXAMPLES = 64  # examples, evenly spaced, by which a set's content is identified
 
 
 def program(experiment: Experiment, saved_step: int | None, done: int | None) -> dict[str, Any]:

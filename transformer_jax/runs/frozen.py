@@ -22,7 +22,7 @@ def identity(path: str, frozen: Any) -> dict[str, str]:
     """What a checkpoint says of its base.
 
     Args:
-      path: of the base's folder, as the run was given it.
+      path: the path of the base's folder, as the run was given it.
       frozen: the base's parameters.
     """
     absolute = path if "://" in path else str(Path(path).absolute())
@@ -55,7 +55,7 @@ def tree(loaded: Any, config: Any, rule: compress.Rule, log: Callable[[str], Non
 
     Args:
       loaded: a `restore.Loaded`.
-      config: of the run's model.
+      config: the config of the run's model.
       rule: how the run stores kernels.
       log: called with each line to print.
     """
@@ -69,8 +69,8 @@ def of(found: Any, declaration: Any) -> Any:
     """The parameters that an adapter does not train: those of its base, and the adapter's scales.
 
     Args:
-      found: of `tree`, float32.
-      declaration: of the run, with the adapter's leaves.
+      found: the parameters of `tree`, float32.
+      declaration: the declaration of the run, with the adapter's leaves.
 
     Raises:
       InputError: the base lacks a parameter, or has one of another shape.
@@ -97,7 +97,7 @@ def refuse_changed(frozen: Any, params: Any) -> None:
     with its columns in another order.
 
     Args:
-      frozen: of `of`.
+      frozen: the value that `of` returned.
       params: the parameters that the run starts with.
     """
     flat = params_lib.flatten(params)
@@ -123,7 +123,7 @@ def folder(known: Mapping[str, str], step_folder: Path) -> str:
 
     Args:
       known: what the step says of its base.
-      step_folder: of the step, WORKDIR/checkpoints/STEP.
+      step_folder: the folder of the step, WORKDIR/checkpoints/STEP.
 
     Raises:
       InputError: it is in none of these places.

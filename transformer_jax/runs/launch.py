@@ -25,8 +25,8 @@ def commit(folder: Path = PACKAGE) -> tuple[str, bool]:
     """(the git commit of the code, whether tracked files have changed since); ("", False) where there is none.
 
     Args:
-      folder: of the package. A folder that git does not track, such as an environment inside of another project's
-        checkout, has no commit.
+      folder: the folder of the package. A folder that git does not track, such as an environment inside of another
+        project's checkout, has no commit.
     """
 
     def git(*words: str) -> str:

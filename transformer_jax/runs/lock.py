@@ -53,7 +53,7 @@ class Lost(RunError):
     """Another run has taken the lock over: this one may not write any more."""
 
 
-_held: set[Path] = set()  # by this process
+_held: set[Path] = set()  # the folders that this process has locked
 _guard = threading.Lock()
 
 
@@ -92,7 +92,7 @@ def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], Non
                     path.unlink()
     finally:
         if descriptor >= 0:
-            os.close(descriptor)  # and the kernel's lock with it
+            os.close(descriptor)  # this releases the kernel's lock as well
         with _guard:
             _held.discard(path)
 
@@ -194,7 +194,7 @@ def _succeed(made: Path, path: Path, found: "_Found", mine: dict[str, Any]) -> N
         return
     now = _look(path)
     if now is not None and now.name != found.name:  # another has succeeded it, and ended the claim by renaming it
-        claim.replace(made)  # which does nothing where both are names of one file
+        claim.replace(made)  # it does nothing where both are names of one file
         claim.unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
@@ -265,8 +265,8 @@ class _Found:
     """A lock's file at one moment; two that differ are a sign of life."""
 
     owner: dict[str, Any]  # {} where that cannot be read
-    name: str  # of the owner, for files
-    locked: bool  # by a living process, as far as the kernel sees
+    name: str  # the owner's, for file names
+    locked: bool  # whether a living process holds it, as far as the kernel sees
     state: tuple[int, int, int]
 
 

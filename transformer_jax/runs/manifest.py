@@ -30,7 +30,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.runs import store
 
 NAME = "manifest.json"
-MAX_BYTES = 2**26  # of a manifest, about 500,000 files; a stranger's file is not read beyond it
+MAX_BYTES = 2**26  # the largest manifest, about 500,000 files; more of a stranger's file is not read
 # What viewers of a folder leave there, and whatever begins with a dot.
 LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
 

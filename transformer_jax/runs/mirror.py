@@ -8,7 +8,7 @@ from pathlib import Path
 from transformer_jax.errors import InputError
 from transformer_jax.runs import store
 
-MOST_BYTES = 2**30  # of a file that is copied to this machine, such as a long metrics.jsonl
+MOST_BYTES = 2**30  # the largest file that is copied to this machine, such as a long metrics.jsonl
 
 
 @contextlib.contextmanager

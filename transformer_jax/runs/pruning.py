@@ -114,7 +114,7 @@ def set_aside(step_folder: Path, say: Callable[[str], object]) -> None:
     """Renames a damaged step, so that it can be looked at and its number used again. In a store it is copied first.
 
     Args:
-      step_folder: of the step.
+      step_folder: the folder of the step.
       say: receives a line with its new name.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from transformer_jax import files
 from transformer_jax.errors import InputError
 
-MAX_BYTES = 2**28  # of a file that is read
+MAX_BYTES = 2**28  # the largest file that is read
 MAX_TEXT = 500  # characters of a text that are stored
 
 

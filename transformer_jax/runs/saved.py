@@ -30,9 +30,9 @@ from transformer_jax.runs import identity, manifest, store
 from transformer_jax.runs.manifest import Damaged
 
 FORMAT = 3  # raised when an older reader would misread what is written
-FORMATS = (1, 2, 3)  # that this version reads: 1 had no manifest, 2 none that names step and run
+FORMATS = (1, 2, 3)  # those that this version reads: 1 has no manifest, and 2's does not name step and run
 META_BYTES = 2**24
-ROUNDS = 10  # of looking for the newest step while a trainer deletes it
+ROUNDS = 10  # how often a reader looks for the newest step again if a trainer has deleted it meanwhile
 
 T = TypeVar("T")
 
@@ -178,7 +178,7 @@ def damage_of(
     """The file of a step that is not as it was written, and how; "" where all are.
 
     Args:
-      step_folder: of the step.
+      step_folder: the folder of the step.
       say: receives a line about a step of format 1, which cannot be checked.
       items: only these items, such as {"params"}; None: all.
       together: every process calls this, each reads its part of the files, and all return the same answer.
@@ -203,7 +203,7 @@ def check_files(
     """Compares a step's files with its manifest; returns how many files and bytes were read, (0, 0) for format 1.
 
     Args:
-      step_folder: of the step.
+      step_folder: the folder of the step.
       say: receives a line about a step of format 1, which cannot be checked.
       items: only these items, such as {"params"}; None: all.
       part: (i, n): this process reads the i-th of n parts.

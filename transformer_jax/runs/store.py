@@ -44,7 +44,7 @@ from transformer_jax.errors import InputError, RunError
 SCHEME = "gs://"
 TIMEOUT = 60.0  # seconds for one request
 PART = 2**24  # bytes of an object that are in memory at once while it is digested
-TRIES = 3  # of a request that is not answered
+TRIES = 3  # attempts at a request that gets no answer
 THREADS = 16  # requests at once
 CRASHING = ((3, 12, 0), (3, 12, 1))  # its garbage collector, where io.BytesIO.getbuffer is part of a cycle
 
@@ -194,7 +194,7 @@ def put(path: Path, data: bytes, *, generation: int | None = None) -> int:
     """Writes an object, whole; returns its generation.
 
     Args:
-      path: of the object.
+      path: the path of the object.
       data: its content.
       generation: the expected one; 0: the object is not there; None: any.
 
@@ -256,7 +256,7 @@ def digest(path: Path) -> tuple[int, str]:
             try:
                 headers, data = _call("GET", "b/{}/o/{}", bucket, key, alt="media", headers=span)
             except Exception as error:
-                if getattr(error, "code", None) == 416 and first == 0:  # of an empty object no byte can be asked for
+                if getattr(error, "code", None) == 416 and first == 0:  # an empty object has no byte to request
                     return 0, whole.hexdigest()
                 raise
             whole.update(data)

@@ -232,7 +232,7 @@ class Writer:
         if self._checkpointer is None:
             self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         part = self._part()
-        if self._first and not self._remote and os.path.lexists(part):  # of a try that failed
+        if self._first and not self._remote and os.path.lexists(part):  # a failed attempt's part
             pruning.delete(part, self.say)
         if self._first and self._remote:
             if store.there(part / manifest.NAME):  # a step that is there but was not counted as one
@@ -268,7 +268,7 @@ class Writer:
             for shared in [self.folder / f"{self._step}.part.{i}.json" for i in range(1, count)]:
                 listed |= manifest.read(shared).files
             if self._remote:
-                manifest.compare(part, listed)  # with one listing, whichever hosts digested them
+                manifest.compare(part, listed)  # one listing, also where several hosts made the digests
             self._before()
             self._is_owner()
             manifest.write(part / manifest.NAME, listed, step=self._step, run=self._run)

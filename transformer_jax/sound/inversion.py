@@ -36,8 +36,8 @@ def griffin_lim(
     With the momentum of Perraudin et al. 2013, section 3.
 
     Args:
-      key: of the first phases.
-      magnitudes_BTF: of `stft` with a periodic Hann window of 2 * (F - 1) samples.
+      key: the random key for the first phases.
+      magnitudes_BTF: the magnitudes of an `stft` with a periodic Hann window of 2 * (F - 1) samples.
       hop: samples from one frame to the next; at most half a window.
       iterations: how often phases are computed from a wave.
       momentum: 0: the original algorithm.

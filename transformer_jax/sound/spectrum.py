@@ -46,7 +46,7 @@ def stft(x_BW: Any, window_L: np.ndarray, hop: int) -> Any:
 
     Args:
       x_BW: floats.
-      window_L: of each frame.
+      window_L: the window of each frame.
       hop: samples from frame to frame.
     """
     xp = x_BW.__array_namespace__()
@@ -61,7 +61,7 @@ def istft(spectra_BTF: Any, window_L: np.ndarray, hop: int) -> Any:
     Args:
       spectra_BTF: as `stft` returns them.
       window_L: that of `stft`.
-      hop: likewise.
+      hop: that of `stft`.
     """
     xp = spectra_BTF.__array_namespace__()
     L, T = len(window_L), spectra_BTF.shape[1]

@@ -12,7 +12,7 @@ import numpy as np
 from transformer_jax.errors import InputError
 from transformer_jax.sound.spectrum import frames
 
-ZERO_CROSSINGS = 32  # of the filter, on each side
+ZERO_CROSSINGS = 32  # the filter's, on each side
 ROLL_OFF = 0.95  # the filter's cutoff, of the lower of the two Nyquist frequencies
 KAISER = 12.0  # the window's shape: aliases are about 118 dB below the signal
 BLOCK = 256  # samples at least that one product resamples
@@ -44,7 +44,7 @@ def resample(waves_BW: Any, rate: int, new_rate: int) -> Any:
     Args:
       waves_BW: NumPy's or JAX's, int16 or floats.
       rate: samples a second, static.
-      new_rate: likewise.
+      new_rate: samples a second, static.
 
     Raises:
       InputError: the ratio of the rates is no ratio of small integers.
@@ -76,7 +76,7 @@ def _kernel(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
     step, N = rate // common, new_rate // common
     periods = -(-BLOCK // step)
     step, N = step * periods, N * periods
-    cutoff = ROLL_OFF * min(1.0, new_rate / rate)  # of the old Nyquist frequency
+    cutoff = ROLL_OFF * min(1.0, new_rate / rate)  # relative to the old Nyquist frequency
     reach = math.ceil(ZERO_CROSSINGS / cutoff)
     if (step + 2 * reach) * N > LARGEST_KERNEL:
         raise InputError(

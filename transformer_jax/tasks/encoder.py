@@ -41,7 +41,7 @@ def check_ids(model_cfg: Any, tokenizer: Any) -> None:
 
     Args:
       model_cfg: the model.
-      tokenizer: of the data.
+      tokenizer: the tokenizer of the data.
 
     Raises:
       InputError: `tokenizer.vocab_size` is larger than `model_cfg.vocab_size`.
@@ -57,7 +57,7 @@ def hidden(params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: 
     """The hidden states [B, T, D] of a batch.
 
     Args:
-      params: of the encoder.
+      params: the parameters of the encoder.
       model_cfg: the encoder.
       batch: "tokens" and any of "types", "lengths" and "segments". "types" is ignored by models with one type, such as
         RoBERTa.

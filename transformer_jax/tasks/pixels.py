@@ -16,7 +16,7 @@ def check(model_cfg: Any, preprocess: Preprocess) -> None:
 
     Args:
       model_cfg: the model's Config.
-      preprocess: of the task. A model that resamples its positions (`interpolate`) takes every size.
+      preprocess: the preprocessing of the task. A model that resamples its positions (`interpolate`) takes every size.
 
     Raises:
       InputError: which setting is to be changed.
@@ -46,7 +46,7 @@ def in_auto_mesh(
       f: gives a tuple of arrays; it must not close over arrays.
       *arrays: f's arguments.
       out: the logical axes of each result.
-      shapes: of the results; None: those of the last arguments.
+      shapes: the shapes of the results; None: those of the last arguments.
     """
     if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
         shapes = [x.shape for x in arrays[-len(out) :]] if shapes is None else shapes

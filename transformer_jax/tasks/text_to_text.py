@@ -63,7 +63,7 @@ def loss(
     Training minimises the first pair. The pair in the dict is the cross-entropy without smoothing.
 
     Args:
-      params: of the encoder-decoder.
+      params: the parameters of the encoder-decoder.
       model_cfg: the encoder-decoder.
       batch: see `example`.
       label_smoothing: the share of each target that is spread over the vocabulary.
@@ -88,7 +88,7 @@ def logits_and_states(
     """(logits [B, T, V] of the target tokens, the decoder's states [B, T, D], the weights [B, T]).
 
     Args:
-      params: of the encoder-decoder.
+      params: the parameters of the encoder-decoder.
       model_cfg: the encoder-decoder.
       batch: see `example`.
       key: switches dropout on; None: no dropout.
@@ -115,7 +115,7 @@ def report(sums: Sums) -> dict[str, float]:
     """Nats and perplexity per target token, end-of-text tokens included; both depend on the tokenizer.
 
     Args:
-      sums: of `loss`, over a whole set.
+      sums: the sums of `loss`, over a whole set.
     """
     nats = sums["loss"][0] / sums["loss"][1]
     return {"loss_nats_per_token": nats, "perplexity_per_token": math.exp(min(nats, 700.0))}

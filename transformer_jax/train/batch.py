@@ -82,7 +82,7 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> Sequence[int]:
     of TPUs the rows of a host need not be contiguous.
 
     Args:
-      sharding: of a leaf of the batch.
+      sharding: the sharding of a leaf of the batch.
       batch_size: rows of the global batch.
     """
     over_rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))

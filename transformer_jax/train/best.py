@@ -62,8 +62,8 @@ def read(rows: Iterable[Mapping[str, object]], name: str, *, up_to: int) -> tupl
     """The history of one number in rows of metrics; null is read as NaN.
 
     Args:
-      rows: of metrics.jsonl.
-      name: of the number, "validation/loss_nats_per_token".
+      rows: the rows of metrics.jsonl.
+      name: the name of the number, "validation/loss_nats_per_token".
       up_to: the last step to read.
     """
     found: dict[int, float] = {}

@@ -61,7 +61,7 @@ def check_dense(loss: Any, params: Any, batch: Any) -> None:
       InputError: the loss does not depend on a leaf of the adapter, or on the kernel without its scales.
     """
     traced = jax.make_jaxpr(lambda params, batch: loss(params, batch, None)[0])(params, batch)
-    _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])  # of the parameters, and then of the batch
+    _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])  # which parameters are used, then which fields of the batch
     flat = params_lib.flatten(params)
     is_used = dict(zip(flat, used, strict=False))
     for path in flat:

@@ -124,8 +124,8 @@ def diagnose(
       loss: (params, batch, key) -> (sum, weight, sums).
       params: the parameter tree.
       batch: {name: [B, ...]}, on the devices.
-      key: of the step, `jax.random.fold_in(the run's key, steps before it)`.
-      declaration: of the parameters; it states which leaves are stacked.
+      key: the random key of the step, `jax.random.fold_in(the run's key, steps before it)`.
+      declaration: the declaration of the parameters; it states which leaves are stacked.
       copies: how often a row is repeated to make a batch that shards over all devices.
     """
     stacked = {path: leaf.axes[:1] == ("layers",) for path, leaf in params_lib.flatten(declaration).items()}

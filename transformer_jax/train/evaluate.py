@@ -102,10 +102,10 @@ class Evaluator:
 
         Args:
           params: the parameter tree, on the devices.
-          tokenizer: of the run.
+          tokenizer: the tokenizer of the run.
           examples: the set.
           folder: where the text is written.
-          name: of the set; begins the names of the files.
+          name: the name of the set, with which the files' names begin.
           log: called with each line to print.
           stop: called from time to time on a single host; True ends the scoring.
         """
@@ -214,7 +214,7 @@ def total(batches: Mapping[str, np.ndarray]) -> Sums:
     """{name: (sum, weight)} over all batches.
 
     Args:
-      batches: of `evaluate`.
+      batches: {name: float64 [batches, 2], (sum, weight)}, as `evaluate` returned them.
     """
     return {name: (float(pairs_N2[:, 0].sum()), float(pairs_N2[:, 1].sum())) for name, pairs_N2 in batches.items()}
 
@@ -223,9 +223,9 @@ def of_batches(batches: Mapping[str, np.ndarray], batch_size: int, examples: int
     """The records of a task that states none of its examples: the sums of each batch, and which examples it has.
 
     Args:
-      batches: of `evaluate`.
+      batches: {name: float64 [batches, 2], (sum, weight)}, as `evaluate` returned them.
       batch_size: rows of a batch.
-      examples: of the set.
+      examples: the examples of the set.
     """
     firsts = range(0, examples, batch_size)
     return {"examples": [f"{at + 1}-{min(at + batch_size, examples)}" for at in firsts], **batches} if batches else {}

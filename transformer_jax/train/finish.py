@@ -27,7 +27,8 @@ def last_numbers(run: Run) -> tuple[dict[str, Any], int | None]:
     """
     if run.complete and (run.step >= run.last_step or not run.report):
         steps.validate(run)
-    steps.save(run)  # of a resumed run the step may be there: what was to be deleted beside it is deleted now
+    # If a resumed run finds this step saved, the older steps are deleted that should have been deleted with it.
+    steps.save(run)
     while run.writer.wait():
         steps.save(run)
     if run.report and run.complete:

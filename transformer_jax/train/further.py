@@ -45,9 +45,9 @@ def reading_base(names: Sequence[str], model: Any, params: Any, batch: Mapping[s
     """The batch that a task reads, with the base of an adapter as further models.
 
     Args:
-      names: of `of_base`.
+      names: the names that `of_base` returned.
       model: the Config.
-      params: of the model with its adapter.
+      params: the parameters of the model with its adapter.
       batch: the rows, and the other further models.
     """
     base = Frozen(jax.lax.stop_gradient(adapters.without(params)), model) if names else None

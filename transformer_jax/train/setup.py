@@ -65,7 +65,7 @@ class Run:
     first_step: int = 0
     first_row: int = 0
     best: best_lib.Best = field(default_factory=best_lib.Best)
-    report: Mapping[str, Any] = field(default_factory=dict)  # of the last evaluation
+    report: Mapping[str, Any] = field(default_factory=dict)  # the last evaluation's numbers
     outputs: Mapping[str, Any] = field(default_factory=dict)
     to_first_step: float = 0.0
 

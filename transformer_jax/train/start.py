@@ -70,7 +70,8 @@ def transfer(
       key: the key that a run from scratch would initialise with, so that fresh heads are the same.
       mesh: the devices of fresh heads.
       log: called with each line to print.
-      labels: of the checkpoint's task. A head's columns are reordered by name where the experiment's order differs.
+      labels: the labels of the checkpoint's task. A head's columns are reordered by name where the experiment's order
+        differs.
 
     Raises:
       InputError: a head has another shape or other labels, or `experiment.fresh` names something that is not a head.
@@ -86,7 +87,7 @@ def transfer(
             )
     for name in heads:
         if name in found and name not in experiment.fresh:
-            hint = f"give --fresh {' '.join((*experiment.fresh, name))}"  # the flag is given once, with all names
+            hint = f"give --fresh {' '.join((*experiment.fresh, name))}"  # --fresh is given once, with all names
             _refuse_other_shape(name, found[name], declaration[name], experiment.init_from, hint)
             if name in labelled and labels and wanted:
                 found[name] = _reordered(

@@ -143,7 +143,7 @@ def evaluated(state: TrainState, optimizer: Any) -> Any:
     trains, such as schedule-free; and otherwise the trained ones.
 
     Args:
-      state: of the run.
+      state: the state of the run.
       optimizer: the experiment's `contracts.Optimizer`, not its transformation.
     """
     if state.ema is not None:
@@ -160,7 +160,7 @@ def to_store(state: TrainState, optimizer: Any) -> TrainState:
     needs no optimiser; `checkpoint.restore_state` ignores them.
 
     Args:
-      state: of the run.
+      state: the state of the run.
       optimizer: the experiment's `contracts.Optimizer`.
     """
     if state.ema is None and isinstance(optimizer, EvaluatesOther):

@@ -138,7 +138,7 @@ def long_run(step: int, elapsed: float, seconds_per_step: float, seconds_left: f
     Args:
       step: steps taken.
       elapsed: seconds since the run began.
-      seconds_per_step: of the steps since the previous row.
+      seconds_per_step: the mean seconds per step since the previous row.
       seconds_left: by that rate.
     """
     if jax.default_backend() != "cpu" or elapsed + seconds_left <= LONG:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from transformer_jax.cli.arguments import PROGRAM
 from transformer_jax.errors import InputError
 
-NAMES = {  # option -> the values allowed; others could add an option or a line to the command or file
+NAMES = {  # option -> a pattern of allowed values; other values could add an option or a line to the written command
     "name": r"[A-Za-z0-9][\w.-]*",
     "time": r"\d[\d:-]*",
     "zone": r"[a-z0-9][a-z0-9-]*",
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"{PROGRAM} launch {kind}", description=about, formatter_class=form, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        # The message may quote a word with line ends.
+        # The message may quote an argument that contains line breaks.
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
         raise InputError(f"{line}; {self.prog} --help says more")
 

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--workdir {asked.workdir}: a sweep writes into a folder of this machine")
     folder = Path(asked.workdir or f"runs/{name}-sweep")
     chosen = [] if asked.optuna else plan.runs(asked)
-    for words in () if (folder / NAME).exists() else chosen or [_first(asked)]:  # of the same plan when it began
+    for words in () if (folder / NAME).exists() else chosen or [_first(asked)]:  # else it was checked then
         check(words)
     if asked.only_print:
         if asked.optuna:
@@ -122,11 +122,11 @@ class Sweep:
         self.store()
 
     def store(self) -> None:
-        """Writes the states."""
+        """Writes the plan and the state of each run into the sweep's folder."""
         files.write(self.folder / NAME, json.dumps({"plan": self.plan, "runs": self.runs}, indent=1) + "\n")
 
     def run(self) -> int:
-        """Trains what is left, and prints the table of all runs. Returns the exit code."""
+        """Trains the runs that have not ended yet, and prints the table of all runs. Returns the exit code."""
         at = 0
         while at < (self.asked.optuna or len(self.runs)):
             if at == len(self.runs):

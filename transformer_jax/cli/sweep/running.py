@@ -23,7 +23,7 @@ def curve(folder: Path, metric: str, highest: bool) -> Curve:
     """The best value so far at each evaluation of the run in `folder`.
 
     Args:
-      folder: of the run.
+      folder: the folder of the run.
       metric: a number of its validation reports.
       highest: whether a higher value is better.
     """
@@ -40,9 +40,9 @@ def below_median(mine: Curve, others: Sequence[Curve], least: int, highest: bool
     """Whether a run's best value is worse than the median of the others' at the same step (Golovin et al. 2017, 3.3).
 
     Args:
-      mine: of the run.
-      others: of the runs before it.
-      least: of them that have to have reached the step; 0: no run is ended.
+      mine: the curve of the run.
+      others: the curves of the runs before it.
+      least: the number of other runs that must have reached the step; 0: no run is ended early.
       highest: whether a higher value is better.
     """
     if not mine or not least:
@@ -61,7 +61,7 @@ def train(arguments: Sequence[str], folder: Path, log: Path, ends: Mapping[str, 
     """(exit code, whether it was ended early) of a run.
 
     Args:
-      arguments: of `train`, without --workdir.
+      arguments: the arguments of `train`, without --workdir.
       folder: the run's workdir.
       log: gets what it prints, after what is there.
       ends: {"metric", "highest", "others", "least"} of `below_median`.

@@ -42,7 +42,7 @@ class Study:
         """Stores the result of a trial; telling it twice, after a kill, changes nothing.
 
         Args:
-          number: of the trial.
+          number: the number of the trial.
           value: its best value; None: it failed.
           early: whether the run was ended early.
         """

@@ -40,7 +40,7 @@ def refuse_far_ids(ids: Sequence[Any], path: Path) -> None:
     """Refuses ids far beyond the number of tokens: the library allocates memory up to the highest id.
 
     Args:
-      ids: of the vocabulary.
+      ids: the token ids of the vocabulary.
       path: names the file in the message.
 
     Raises:
@@ -61,11 +61,11 @@ def parts(
     """(vocabulary, SentencePiece model or None) from tokenizer.json or from the files of the class.
 
     Args:
-      folder: of the tokenizer.
+      folder: the folder of the tokenizer.
       described: the object in tokenizer.json; None: there is none.
       made: the class; None: an unknown one.
       roles: the special tokens, spelled.
-      settings: of tokenizer_config.json.
+      settings: the settings of tokenizer_config.json.
 
     Raises:
       InputError: no vocabulary, or one that does not suit the class.
@@ -194,7 +194,7 @@ def build(
       made: the class; None: Llama's pipeline for a BPE, Metaspace for a Unigram model.
       parts: the vocabulary.
       model: the SentencePiece file that the vocabulary is from; None: another file.
-      settings: of tokenizer_config.json.
+      settings: the settings of tokenizer_config.json.
       roles: the special tokens, spelled.
       folder: names the tokenizer in messages.
 
@@ -227,7 +227,7 @@ def add(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, Any], made:
 
     Args:
       inner: the library's tokenizer.
-      settings: of tokenizer_config.json, with "added" and "extra".
+      settings: the settings of tokenizer_config.json, with "added" and "extra".
       roles: the special tokens.
       made: the class; None: an unknown one.
     """
@@ -252,7 +252,7 @@ def frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, str]) -> 
 
     Args:
       inner: the library's tokenizer.
-      settings: of tokenizer_config.json.
+      settings: the settings of tokenizer_config.json.
       roles: the special tokens, spelled.
     """
     from tokenizers import processors

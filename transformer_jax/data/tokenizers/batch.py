@@ -22,7 +22,7 @@ def batch(tokenizer: Tokenizer, texts: Sequence[str], *, length: int = 0, litera
     takes them as its source.
 
     Args:
-      tokenizer: of the model.
+      tokenizer: the tokenizer of the model.
       texts: B of them.
       length: T; 0: that of the longest text.
       literal: special tokens that are written in a text are text, for texts that are not trusted; otherwise tokens.

@@ -26,9 +26,9 @@ class Parts:
 
     Attributes:
       vocabulary: {token: id}, or for a Unigram model [(piece, log-probability), ...] by id.
-      merges: of a BPE, in the order in which they apply.
+      merges: the merges of a BPE, in the order in which they apply.
       charsmap: SentencePiece's compiled character map; empty: none.
-      unknown: of a Unigram model, the id of the unknown piece in its file.
+      unknown: for a Unigram model, the id of the unknown piece in its file.
     """
 
     vocabulary: Any
@@ -62,8 +62,8 @@ def switch(settings: Mapping[str, Any], name: str, default: bool | None) -> bool
     """A boolean setting.
 
     Args:
-      settings: of tokenizer_config.json.
-      name: of the setting.
+      settings: the settings of tokenizer_config.json.
+      name: the name of the setting.
       default: its value if it is absent or null.
 
     Raises:
@@ -99,7 +99,7 @@ def id_of(inner: Any, token: str, settings: Mapping[str, Any]) -> int:
     Args:
       inner: the library's tokenizer.
       token: spelled.
-      settings: of tokenizer_config.json; "where" names the tokenizer in the message.
+      settings: the settings of tokenizer_config.json; "where" names the tokenizer in the message.
 
     Raises:
       InputError: the vocabulary has no such token.
@@ -158,7 +158,7 @@ def roberta_frame(inner: Any, settings: Mapping[str, Any], roles: Mapping[str, s
 
     Args:
       inner: the library's tokenizer.
-      settings: of tokenizer_config.json.
+      settings: the settings of tokenizer_config.json.
       roles: the special tokens, spelled.
     """
     from tokenizers import processors
@@ -265,7 +265,7 @@ def albert_steps(settings: Mapping[str, Any]) -> list[Any]:
     """The normalisers that ALBERT applies before SentencePiece's: quotes, accents, lower-casing.
 
     Args:
-      settings: of tokenizer_config.json.
+      settings: the settings of tokenizer_config.json.
     """
     from tokenizers import normalizers
 

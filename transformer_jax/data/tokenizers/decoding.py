@@ -157,7 +157,7 @@ def clean_up_stream(pieces: Iterable[str]) -> Iterator[str]:
     """`clean_up` of a text in pieces. The end of the text is withheld while it may still be replaced.
 
     Args:
-      pieces: of the decoded text.
+      pieces: the pieces of the decoded text.
     """
     held = ""
     for piece in pieces:
@@ -183,8 +183,8 @@ def continues(
 
     Args:
       vocabulary: {token: id}.
-      kind: of the model: "WordLevel", "BPE", ...
-      prefix: of tokens that continue a word, such as "##"; None: there is none.
+      kind: the kind of the model: "WordLevel", "BPE", ...
+      prefix: the prefix of tokens that continue a word, such as "##"; None: there is none.
       byte_level: whether tokens are in GPT-2's spelling.
 
     Raises:

@@ -26,9 +26,9 @@ from transformer_jax.data.tokenizers.subwords import SETTINGS, SubwordTokenizer,
 from transformer_jax.errors import InputError
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# The end of text, in this order, if no setting names it.
+# Tried in this order as the end-of-text token, if no setting names one.
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
-# Files that hold a vocabulary.
+# A tokenizer's folder contains at least one of these files, which hold a vocabulary.
 KEYS = ("tokenizer.json", "vocab.txt", "vocab.json", *sentencepiece.FILES)
 # The files of a tokenizer, and those that Transformers saves with it.
 FILES = (
@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str], spec: Any = None) -> Any:
     Args:
       path: a folder that `save` wrote, a Hugging Face snapshot, its name on the Hub (hf://org/name), or a
         tokenizer.json.
-      spec: of the experiment. If the folder holds none of the known files, `spec.read(folder)` reads it.
+      spec: the spec of the experiment. If the folder holds none of the known files, `spec.read(folder)` reads it.
 
     Raises:
       InputError: no tokenizer, or a broken one.
@@ -174,7 +174,8 @@ def _merged(folder: Path, settings: Mapping[str, Any], described: Mapping[str, A
             made |= special.read_json(folder / "special_tokens_map.json")
         if (folder / "added_tokens.json").is_file():
             named = {_spelling(value) for key, value in made.items() if key.endswith("_token")}
-            named |= {_spelling(token) for token in _listed(settings)}  # as Transformers: not those of the map
+            # As in Transformers, without those of special_tokens_map.json.
+            named |= {_spelling(token) for token in _listed(settings)}
             for spelled, id in special.read_json(folder / "added_tokens.json").items():
                 if type(id) is not int:
                     raise InputError(f"{folder / 'added_tokens.json'}: {spelled!r} has the id {id!r}, not a number")

@@ -43,7 +43,7 @@ def find(settings: dict[str, Any], inner: Any, where: object) -> Languages | Non
     """mBART's languages as a folder's settings name them; None for other tokenizers.
 
     Args:
-      settings: of tokenizer_config.json.
+      settings: the settings of tokenizer_config.json.
       inner: the library's tokenizer.
       where: names the folder in messages.
 
@@ -86,7 +86,7 @@ def kind(settings: dict[str, Any]) -> str | None:
     """The key of `KINDS` that the settings name; None for other tokenizers.
 
     Args:
-      settings: of tokenizer_config.json.
+      settings: the settings of tokenizer_config.json.
     """
     name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     return name if name in KINDS else None

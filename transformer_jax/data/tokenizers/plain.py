@@ -155,7 +155,7 @@ def spaced(words: Sequence[str]) -> list[str]:
     """The words, each but the first with a space before it.
 
     Args:
-      words: of a sentence.
+      words: the words of a sentence.
     """
     return [*words[:1], *(f" {word}" for word in words[1:])]
 
@@ -164,7 +164,7 @@ def join_words(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(ids int32 [n] of a sentence, the index int32 [n] of the word that each belongs to).
 
     Args:
-      ids: of each word.
+      ids: the token ids of each word.
     """
     word = np.repeat(np.arange(len(ids), dtype=np.int32), [len(one) for one in ids])
     return np.concatenate([np.zeros(0, np.int32), *ids]), word

@@ -11,7 +11,7 @@ from transformer_jax.errors import InputError
 
 __all__ = ["SPELLINGS", "Special", "content", "read_bytes", "read_json", "read_settings", "usual", "write_json"]
 
-MOST_BYTES = 2**26  # of a file; the largest known tokenizer.json has half of that
+MOST_BYTES = 2**26  # the largest file that is read; the largest known tokenizer.json has half of that
 
 # The usual spellings: BERT's, then RoBERTa's. The settings of a folder override them.
 SPELLINGS = {
@@ -28,7 +28,7 @@ def usual(inner: Any, settings: Mapping[str, Any]) -> dict[str, str]:
 
     Args:
       inner: the library's tokenizer.
-      settings: of tokenizer_config.json ("mask_token": ...).
+      settings: the settings of tokenizer_config.json ("mask_token": ...).
     """
     roles: dict[str, str] = {}
     for role in ("bos", "eos", *SPELLINGS):
@@ -44,7 +44,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in special_tokens_map.json, overridden by tokenizer_config.json; both files may be absent.
 
     Args:
-      folder: of the tokenizer.
+      folder: the folder of the tokenizer.
     """
     named = [folder / "special_tokens_map.json", folder / "tokenizer_config.json"]
     return {key: value for file in named if file.is_file() for key, value in read_json(file).items()}
@@ -70,7 +70,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file in a tokenizer's folder.
 
     Args:
-      path: of a regular file of at most MOST_BYTES.
+      path: the path of a regular file of at most MOST_BYTES.
     """
     return files.read(path, MOST_BYTES, inside=path.parent)
 
@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a tokenizer's folder.
 
     Args:
-      path: of a regular file of at most MOST_BYTES.
+      path: the path of a regular file of at most MOST_BYTES.
 
     Raises:
       InputError: not a JSON object.
@@ -94,7 +94,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object into a file; its folder is made.
 
     Args:
-      path: of the file.
+      path: the path of the file.
       value: the object.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

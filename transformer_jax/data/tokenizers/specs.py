@@ -145,7 +145,7 @@ class TrainUnigram(_Trained):
         return training.train_unigram(self.vocab_size, self.lowercase, documents)
 
 
-AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWCXBUZO"  # in the order of ESM's vocabulary
+AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWCXBUZO"  # ordered as in ESM's vocabulary
 
 
 @dataclass(frozen=True)

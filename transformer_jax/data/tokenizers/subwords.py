@@ -193,7 +193,7 @@ class SubwordTokenizer:
         normaliser removes has no ids.
 
         Args:
-          words: of the sentence.
+          words: the words of the sentence.
         """
         return join_words(self.encode_batch(spaced(words) if self._spaces_count else list(words)))
 

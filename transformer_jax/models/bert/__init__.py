@@ -85,7 +85,7 @@ Head = Literal["pooler", "mlm", "pair", "classification", "tokens", "span", "cho
 HEADS: tuple[Head, ...] = get_args(Head)
 TRUNK = ("embed", "blocks", "relative_bias", "distances", "final_norm")  # the parts of the tree that are no head
 RELATIVE_BUCKETS = 32  # T5's, with distances up to 128
-UNMASKED_IN_TRAINING = 1.0 - 0.15 * 0.8  # of ESM: 80 % of the chosen 15 % are masked
+UNMASKED_IN_TRAINING = 1.0 - 0.15 * 0.8  # ESM's: 80 % of the chosen 15 % are masked
 LABEL_HEADS = ("classification", "tokens")
 
 
@@ -180,7 +180,7 @@ class Config(config.TextConfig):
 
     @property
     def embed_features(self) -> int:
-        """E."""
+        """E, the width of the embeddings."""
         return self.width if self.embedding_width is None else self.embedding_width
 
 
@@ -264,14 +264,14 @@ def apply(
     """Hidden states after the last block, [B, T, D] in cfg.dtype.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       tokens_BT: integers below V.
       types: [B, T], 0 or 1 for the texts of a pair; None: all 0.
       lengths: [B], tokens of each row before its right padding; None: no padding.
       segments: [B, T], integers that separate packed documents, whose positions restart: each document has the hidden
         states that it has alone. None: nothing is packed.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
 
     Raises:
       ValueError: T > cfg.max_length.
@@ -330,11 +330,11 @@ def attention_weights(
 
     Args:
       params: as for `apply`.
-      cfg: likewise.
-      tokens_BT: likewise.
-      types: likewise.
-      lengths: likewise.
-      segments: likewise.
+      cfg: as for `apply`.
+      tokens_BT: as for `apply`.
+      types: as for `apply`.
+      lengths: as for `apply`.
+      segments: as for `apply`.
     """
     with watch.attention() as seen:
         apply(params, watch.open_up(cfg), tokens_BT, types=types, lengths=lengths, segments=segments)
@@ -345,7 +345,7 @@ def contacts(params: Params, cfg: Config, tokens_BT: jax.Array, *, lengths: jax.
     """Logits [B, T-2, T-2] float32, above 0 where two residues of a protein touch (`contact_maps.logits`).
 
     Args:
-      params: of `init`, with the head "contacts".
+      params: the parameters, as `init` returns them, with the head "contacts".
       cfg: the model's config.
       tokens_BT: a first token, the residues and a last token, then padding. Its first residue is row and column 0.
       lengths: [B], tokens of each row before its padding; None: no padding.
@@ -366,10 +366,10 @@ def features(
 
     Args:
       params: as for `apply`.
-      cfg: likewise.
-      tokens_BT: likewise.
-      lengths: likewise.
-      key: likewise.
+      cfg: as for `apply`.
+      tokens_BT: as for `apply`.
+      lengths: as for `apply`.
+      key: as for `apply`.
     """
     lengths = None if cfg.pooling == "padded" else lengths
     return summary(cfg, apply(params, cfg, tokens_BT, lengths=lengths, key=key), lengths)[:, 0]

@@ -113,7 +113,7 @@ def read_heads(
 
     Args:
       given: config.json's object.
-      names: of the checkpoint's tensors.
+      names: the names of the checkpoint's tensors.
       trunk_name: with which the trunk's tensors begin.
       heads: the rows of each head.
       where: names the file in messages.
@@ -148,7 +148,7 @@ def read_fields(
     Args:
       given: config.json's object.
       s: the same, of `settings.read`.
-      heads: of the checkpoint.
+      heads: the heads of the checkpoint.
       where: names the file in messages.
 
     Raises:
@@ -200,7 +200,7 @@ def write_fields(
 
     Args:
       cfg: the model's config.
-      model_type: of config.json.
+      model_type: the "model_type" of config.json.
       stem: with which the architecture's name begins.
       endings: the rest of its name, by the heads.
 

@@ -23,7 +23,7 @@ def mlm_states(params: Params, cfg: "Config", x_BPD: jax.Array) -> jax.Array:
     """The states that the masked-LM head's output matrix multiplies, [B, P, E]: dense layer, activation and norm.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BPD: hidden states, of `apply`.
     """
@@ -56,7 +56,7 @@ def mlm(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
     """Masked-LM logits [B, T, V] float32.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
     """
@@ -93,7 +93,7 @@ def pooled(params: Params, cfg: "Config", x_BTD: jax.Array, *, lengths: jax.Arra
     The pooler is a dense layer and an activation; with `head_transform` it is the transform that all heads share.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
       lengths: [B], tokens of each row before its padding, which a mean does not include; None: no padding.
@@ -117,11 +117,11 @@ def pair(
     """Logits [B, 2]: 0, the second text follows the first (NSP) or both are in order (SOP); 1, not.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
       lengths: as for `pooled`.
-      key: of dropout, which ALBERT's head has and BERT's has not; None: without.
+      key: the random key for dropout, which ALBERT's head has and BERT's has not; None: no dropout.
     """
     return _over_pooled(params["pair"], params, cfg, x_BTD, lengths, key)
 
@@ -137,11 +137,11 @@ def classify(
     """Logits of the labels [B, C] (C = 1: the value itself, for regression).
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
       lengths: as for `pooled`.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     return _over_pooled(params["classification"], params, cfg, x_BTD, lengths, key)
 
@@ -157,11 +157,11 @@ def choose(
     """A score for each row [B]; of the choices of one question, each a row, the highest is the answer.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
       lengths: as for `pooled`.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     return _over_pooled(params["choice"], params, cfg, x_BTD, lengths, key)[:, 0]
 
@@ -179,10 +179,10 @@ def tag(params: Params, cfg: "Config", x_BTD: jax.Array, *, key: jax.Array | Non
     """Logits of each token's labels [B, T, C] float32.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     x_BTD = layers.dropout(_transformed(params, cfg, x_BTD), cfg.dropout, key)
     return layers.dense(params["tokens"], x_BTD.astype(jnp.float32), out=None)
@@ -192,7 +192,7 @@ def spans(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
     """Logits [B, T, 2] float32 of the answer's first and last token (Devlin et al. 2019, section 4.2).
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
     """
@@ -203,7 +203,7 @@ def discriminate(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
     """Logits [B, T] float32, above 0 where the token was replaced (Clark et al. 2020, section 2).
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BTD: hidden states, of `apply`.
     """

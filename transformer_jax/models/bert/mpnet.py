@@ -34,7 +34,7 @@ TIED = {
     "lm_head.decoder.weight": "mpnet.embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
 }
-OFFSET = 2  # of the first position
+OFFSET = 2  # the row of the first position
 DEFAULTS = {name: default for name, default in encoders.DEFAULTS.items() if name != "type_vocab_size"}
 NEUTRAL = encoders.NEUTRAL | {"relative_attention_num_buckets": bert.RELATIVE_BUCKETS}
 

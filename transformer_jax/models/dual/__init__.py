@@ -188,11 +188,11 @@ def left(
     """The embeddings of the left side, [B, E] float32.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       inputs: images [B, Y, X, C], normalised, or tokens [B, T].
       lengths: [B], tokens of each row before its right padding; None: no padding, or images.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     return embed(params, cfg, "left", inputs, lengths=lengths, key=key)
 
@@ -204,10 +204,10 @@ def right(
 
     Args:
       params: as for `left`.
-      cfg: likewise.
+      cfg: as for `left`.
       inputs: tokens [B, T].
       lengths: as for `left`.
-      key: likewise.
+      key: as for `left`.
     """
     return embed(params, cfg, "right", inputs, lengths=lengths, key=key)
 
@@ -225,11 +225,11 @@ def embed(
 
     Args:
       params: as for `left`.
-      cfg: likewise.
+      cfg: as for `left`.
       side: "left" or "right".
       inputs: as for `left`.
-      lengths: likewise.
-      key: likewise.
+      lengths: as for `left`.
+      key: as for `left`.
     """
     tower, p = cfg.tower(side), params["left" if cfg.right is None else side]
     padding = {} if lengths is None else {"lengths": lengths}
@@ -248,10 +248,10 @@ def logits(params: Params, cfg: Config, left_BE: jax.Array, right_CE: jax.Array)
     CLIP's probabilities are the softmax of a row or a column, SigLIP's the logistic function of each number.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
-      left_BE: of `left`.
-      right_CE: of `right`.
+      left_BE: the result of `left`.
+      right_CE: the result of `right`.
     """
     log_scale, bias = temperature(params, cfg)
     return layers.unit_length(left_BE) @ layers.unit_length(right_CE).T * jnp.exp(log_scale) + bias
@@ -261,7 +261,7 @@ def temperature(params: Params, cfg: Config) -> tuple[jax.Array, jax.Array]:
     """(the logarithm of the factor of the cosines in the logits, what is added to them), scalars.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
     """
     log_scale = params["logit_scale"]["scale"][0] if cfg.learned_scale else jnp.float32(math.log(cfg.scale))

@@ -18,7 +18,7 @@ from transformer_jax.tasks.contrastive import Contrastive
 
 MODEL_TYPES = (modules.MODEL_TYPE,)
 
-# Our pooling -> theirs, and the names in older files, each true or false.
+# Our pooling -> the value of "pooling_mode" in sentence-transformers. Older files have one true or false for each.
 POOLINGS = {"first": "cls", "mean": "mean", "last": "lasttoken"}
 RESTS: tuple[list[str], ...] = ([], ["Dense"], ["Normalize"], ["Dense", "Normalize"])  # the modules after the pooling
 ACTIVATIONS = {"none": "torch.nn.modules.linear.Identity", "tanh": "torch.nn.modules.activation.Tanh"}

@@ -3,7 +3,7 @@
 Learned queries join the tokens of a DINOv2 before its last blocks. Each query then names a class and, by its product
 with the enlarged patches, a mask.
 
-    masks = eomt.predict_masks(params, cfg, images_BYXC)        # of all queries, with their classes
+    masks = eomt.predict_masks(params, cfg, images_BYXC)        # one for each query, with its classes
     logits_BYXK = eomt.segment(params, cfg, images_BYXC)        # the class of each pixel, for tasks.Segmentation
 
 The attention of queries is not masked: published models have learned to do without.
@@ -30,7 +30,7 @@ Params = Any
 
 TRUNK = ("embed", "blocks", "final_norm")
 MLP = ("first", "second", "out")
-UPSCALE_EPS = 1e-6  # of the norms between enlargements
+UPSCALE_EPS = 1e-6  # the norms' eps between enlargements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ class Config(config.Config):
     num_layers: int = 24
     num_heads: int = 16
     num_queries: int = 200
-    """Q."""
+    """Q, the number of masks that are predicted for an image."""
     num_blocks: int = 4
-    """The last blocks, which the queries pass through as well."""
+    """How many of the last blocks process the queries beside the patches."""
     num_registers: int = 4
     """Further tokens beside the class token, without positions."""
     upscale_blocks: int = 2
-    """U; each doubles the sides of the masks."""
+    """U, enlargements before the masks; each doubles the masks' sides."""
     gated: bool = False
     """Multiply the MLP's hidden layer by a gate."""
     layer_scale: float = 1.0
@@ -82,12 +82,12 @@ class Config(config.Config):
 
     @property
     def position(self) -> str:
-        """A table with a row for each patch."""
+        """The kind of positions: one learned row for each patch."""
         return "learned"
 
     @property
     def pool(self) -> str:
-        """What a head reads: each patch."""
+        """The kind of pooling: none, as each patch is read by itself."""
         return "mean"
 
     @property
@@ -175,10 +175,10 @@ def hidden(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Arra
     """Hidden states after the final norm, [B, T, D]: the queries, the class token, the registers, the patches.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       images_BYXC: floats, normalised.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
     x_BTD = _embedded(params["embed"], cfg, images_BYXC, keys[0])
@@ -221,9 +221,9 @@ def predict_masks(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: j
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      images_BYXC: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      images_BYXC: as for `hidden`.
+      key: as for `hidden`.
     """
     x_BTD = sharding.constrain(hidden(params, cfg, images_BYXC, key=key), ("batch", None, None)).astype(jnp.float32)
     query_BQD, patch_BPD = x_BTD[:, : cfg.num_queries], x_BTD[:, cfg.num_queries + cfg.num_special :]
@@ -261,9 +261,9 @@ def segment(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Arr
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      images_BYXC: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      images_BYXC: as for `hidden`.
+      key: as for `hidden`.
     """
     found = predict_masks(params, cfg, images_BYXC, key=key)
     p_BQK = jax.nn.softmax(found.logits)[..., :-1]

@@ -109,11 +109,11 @@ def encode(
     """The states of the tokens, [B, S, D] in cfg.dtype.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       tokens_BS: integers below V.
       sizes_B: tokens of each row before its padding.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     x_BSD = sharding.take(params["embed"]["token"]["embedding"], tokens_BS, out=("batch", "length", None))
     return _blocks(params["encoder"], cfg, x_BSD.astype(cfg.dtype), sizes_B, key)
@@ -136,8 +136,8 @@ def log_durations(params: Params, cfg: Config, x_BSD: jax.Array) -> jax.Array:
 
     Args:
       params: as for `encode`.
-      cfg: likewise.
-      x_BSD: of `encode`.
+      cfg: as for `encode`.
+      x_BSD: the result of `encode`.
     """
     hidden = jax.nn.relu(layers.dense(params["duration"]["hidden"], jax.lax.stop_gradient(x_BSD), out=None))
     return layers.dense(params["duration"]["out"], hidden.astype(jnp.float32), out=None)[..., 0]
@@ -147,7 +147,7 @@ def whole_durations(log_durations_BS: jax.Array, sizes_B: jax.Array) -> jax.Arra
     """The nearest whole numbers of steps from 1 on, int32 [B, S]; 0 for padding.
 
     Args:
-      log_durations_BS: of `log_durations`.
+      log_durations_BS: the result of `log_durations`.
       sizes_B: as for `encode`.
     """
     whole_BS = jnp.clip(jnp.round(jnp.exp(log_durations_BS)), 1, LONGEST).astype(jnp.int32)
@@ -167,11 +167,11 @@ def decode(
 
     Args:
       params: as for `encode`.
-      cfg: likewise.
-      x_BSD: of `encode`.
+      cfg: as for `encode`.
+      x_BSD: the result of `encode`.
       durations_BS: int, steps of each token; 0 for padding.
       steps: T, static; what lasts longer is truncated.
-      key: likewise.
+      key: as for `encode`.
     """
     end_BS = jnp.cumsum(durations_BS, axis=1)
     at_T = jnp.arange(steps)
@@ -205,8 +205,8 @@ def to_waves(cfg: Config, x_BFM: jax.Array, key: jax.Array) -> jax.Array:
 
     Args:
       cfg: the model's config.
-      x_BFM: of `features` or `decode`.
-      key: of the first phases.
+      x_BFM: the result of `features` or `decode`.
+      key: the random key for the first phases.
     """
     energy_BFM = jnp.maximum(10.0 ** (x_BFM * SCALE + MIDDLE) - FLOOR, 0.0)
     power_BFK = sound.mel_to_power(energy_BFM, sound.mel_filters(cfg.mels, fft=cfg.window, rate=RATE))

@@ -99,7 +99,7 @@ class Config(config.TextConfig):
 
     @property
     def kv_heads(self) -> int:
-        """K."""
+        """K, the number of key/value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
@@ -150,13 +150,13 @@ def hidden(
     """Hidden states after the final norm, [B, T, D] in cfg.dtype.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       tokens_BT: integers below V.
       segments: [B, T], integers that separate packed documents: attention does not cross them and positions restart.
         None: nothing is packed.
       prefix: [B], the number of first tokens that every token sees (prefix-LM); None: causal.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
 
     Raises:
       ValueError: T > cfg.max_length.
@@ -178,10 +178,10 @@ def features(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      tokens_BT: likewise.
+      cfg: as for `hidden`.
+      tokens_BT: as for `hidden`.
       lengths: [B], tokens of each row before its right padding; None: no padding.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     return layers.last_token(hidden(params, cfg, tokens_BT, key=key), lengths)[:, 0]
 
@@ -204,11 +204,11 @@ def apply(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      tokens_BT: likewise.
-      segments: likewise.
-      prefix: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      tokens_BT: as for `hidden`.
+      segments: as for `hidden`.
+      prefix: as for `hidden`.
+      key: as for `hidden`.
     """
     return _logits(params, cfg, hidden(params, cfg, tokens_BT, segments=segments, prefix=prefix, key=key))
 
@@ -225,10 +225,10 @@ def attention_weights(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      tokens_BT: likewise.
-      segments: likewise.
-      prefix: likewise.
+      cfg: as for `hidden`.
+      tokens_BT: as for `hidden`.
+      segments: as for `hidden`.
+      prefix: as for `hidden`.
     """
     with watch.attention() as seen:
         hidden(params, watch.open_up(cfg), tokens_BT, segments=segments, prefix=prefix)
@@ -256,7 +256,7 @@ def prefill(
     """Logits [B, V] after each row's last token, and the cache with the prompts.
 
     Args:
-      params: of `init` or `for_decoding`.
+      params: the parameters, as `init` or `for_decoding` returns them.
       cfg: the model's config.
       tokens_BT: prompts.
       cache: without tokens.
@@ -286,7 +286,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
     """Logits [B, V] of the token after `token_B`, and the cache with it.
 
     Args:
-      params: of `init` or `for_decoding`.
+      params: the parameters, as `init` or `for_decoding` returns them.
       cfg: the model's config.
       token_B: the next token of each row.
       cache: with a free slot (`cache.index` < its slots), which a compiled function cannot check.
@@ -329,7 +329,7 @@ def for_decoding(params: Params, cfg: Config) -> Params:
     Scanned layers stay stacked.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
     """
     if cfg.scan_layers or isinstance(params["blocks"], list):

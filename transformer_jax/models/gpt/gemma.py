@@ -34,7 +34,7 @@ def _table(*changed: Row) -> Table:
 
 TABLES = {"gemma": _table(), "gemma2": _table(*NORMS)}
 
-HEAD_DIM = 256  # where config.json states none
+HEAD_DIM = 256  # the default where config.json states none
 WINDOW = 4096  # likewise
 GELU = "gelu_pytorch_tanh"
 ACTIVATION = {"gemma": "hidden_act", "gemma2": "hidden_activation"}  # what each calls it, whatever the other name says

@@ -90,8 +90,8 @@ def write_tokenizer(folder: Path, tokenizer: PictureTokenizer) -> None:
     """Writes the colours as the settings of Transformers' image processor.
 
     Args:
-      folder: of the snapshot.
-      tokenizer: of the model.
+      folder: the folder of the snapshot.
+      tokenizer: the tokenizer of the model.
 
     Raises:
       InputError: its codes are not colours.

@@ -188,8 +188,8 @@ def write_fields(cfg: gpt.Config, model_type: str, architecture: str) -> dict[st
 
     Args:
       cfg: the model's config.
-      model_type: of config.json.
-      architecture: likewise.
+      model_type: the "model_type" of config.json.
+      architecture: the first of its "architectures".
     """
     scaling = cfg.rope_scaling
     return {

@@ -104,7 +104,7 @@ def read_fields(
 
     Args:
       given: config.json's object.
-      names: of the checkpoint's tensors.
+      names: the names of the checkpoint's tensors.
       neutral: settings with the one value that is supported.
       where: names the file in messages.
 
@@ -156,7 +156,7 @@ def write_fields(cfg: seq2seq.Config, model_type: str, stem: str) -> dict[str, A
 
     Args:
       cfg: the model's config.
-      model_type: of config.json.
+      model_type: the "model_type" of config.json.
       stem: with which the architecture's name begins.
     """
     return {

@@ -53,7 +53,7 @@ def init_cache(params: Params, cfg: "Config", x_BSD: jax.Array, lengths: jax.Arr
     """A cache without target tokens. The keys and values of cross-attention are computed, once.
 
     Args:
-      params: of `init` or `for_decoding`.
+      params: the parameters, as `init` or `for_decoding` returns them.
       cfg: the model's config.
       x_BSD: the encoder's states.
       lengths: [B], as for `encode`; None: sources without padding.
@@ -88,7 +88,7 @@ def prefill(
     """Logits [B, V] after each row's last token, and the cache with the tokens.
 
     Args:
-      params: of `init` or `for_decoding`.
+      params: the parameters, as `init` or `for_decoding` returns them.
       cfg: the model's config.
       tokens_BT: the first tokens of the targets (start tokens, forced ones).
       cache: without target tokens.
@@ -126,7 +126,7 @@ def decode_step(params: Params, cfg: "Config", token_B: jax.Array, cache: Cache)
     """Logits [B, V] of the token after `token_B`, and the cache with it.
 
     Args:
-      params: of `init` or `for_decoding`.
+      params: the parameters, as `init` or `for_decoding` returns them.
       cfg: the model's config.
       token_B: the next token of each target.
       cache: with a free slot, which a compiled function cannot check.
@@ -178,7 +178,7 @@ def for_decoding(params: Params, cfg: "Config") -> Params:
     copy of the decoder's blocks. Scanned layers stay stacked.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
     """
     decoder = params["decoder"]

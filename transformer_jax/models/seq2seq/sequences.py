@@ -31,12 +31,12 @@ def encode(
     """The encoder's states, [B, S, D] in cfg.dtype.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       tokens_BS: the source.
       lengths: [B], tokens of each row before its right padding; None: no padding.
       segments: [B, S], integers that separate packed sources; positions restart in each. None: nothing is packed.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
 
     Raises:
       ValueError: S > cfg.max_length.
@@ -73,7 +73,7 @@ def hidden(
     """The states that `head` multiplies, [B, T, D] in cfg.dtype.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       source_BS: the encoder's input.
       target_BT: the decoder's input: the target shifted right, after its start token. Its right padding needs no mask:
@@ -81,7 +81,7 @@ def hidden(
       source_lengths: [B], tokens of each source before its right padding; None: no padding.
       source_segments: [B, S], integers of packed pairs, with target_segments: a target sees the source of its integer.
       target_segments: [B, T], likewise.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
 
     Raises:
       ValueError: S or T > cfg.max_length.
@@ -114,14 +114,14 @@ def decode(
     """The states that `head` multiplies, [B, T, D] in cfg.dtype, of whole targets.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       x_BSD: the encoder's states.
       target_BT: as for `hidden`.
-      source_lengths: likewise.
-      source_segments: likewise.
-      target_segments: likewise.
-      key: likewise.
+      source_lengths: as for `hidden`.
+      source_segments: as for `hidden`.
+      target_segments: as for `hidden`.
+      key: as for `hidden`.
 
     Raises:
       ValueError: T > cfg.max_length.
@@ -172,10 +172,10 @@ def attention_weights(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      source_BS: likewise.
-      target_BT: likewise.
-      source_lengths: likewise.
+      cfg: as for `hidden`.
+      source_BS: as for `hidden`.
+      target_BT: as for `hidden`.
+      source_lengths: as for `hidden`.
     """
     with watch.attention() as seen:
         hidden(params, watch.open_up(cfg), source_BS, target_BT, source_lengths=source_lengths)
@@ -209,13 +209,13 @@ def apply(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      source_BS: likewise.
-      target_BT: likewise.
-      source_lengths: likewise.
-      source_segments: likewise.
-      target_segments: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      source_BS: as for `hidden`.
+      target_BT: as for `hidden`.
+      source_lengths: as for `hidden`.
+      source_segments: as for `hidden`.
+      target_segments: as for `hidden`.
+      key: as for `hidden`.
     """
     x_BTD = hidden(
         params,
@@ -237,10 +237,10 @@ def embed(params: Params, side: Any, cfg: "Config", tokens_BT: jax.Array, where:
     """Token embeddings plus the positions that are added to them, [B, T, D].
 
     Args:
-      params: of the model.
+      params: the parameters of the model.
       side: the encoder's or decoder's part of `params`.
       cfg: the model's config.
-      tokens_BT: of that side.
+      tokens_BT: the tokens of that side.
       where: positions, [T] or [B, T].
     """
     x_BTD = layers.embed(params["embed"]["token"], tokens_BT, cfg.dtype)
@@ -297,9 +297,9 @@ def logits(params: Params, cfg: Any, x_BTD: jax.Array) -> jax.Array:
     """The logits of hidden states, [B, T, V] float32.
 
     Args:
-      params: of the model.
+      params: the parameters of the model.
       cfg: the model's config.
-      x_BTD: of `decode`.
+      x_BTD: the result of `decode`.
     """
     kernel_DV, bias_V = head(params, cfg).astype(x_BTD.dtype), head_bias(params, cfg)
     axes = ("batch", "length", "vocab")
@@ -311,7 +311,7 @@ def next_logits(params: Params, cfg: "Config", x_BD: jax.Array) -> jax.Array:
     """Logits of one hidden state for each row, [B, V] float32.
 
     Args:
-      params: of the model.
+      params: the parameters of the model.
       cfg: the model's config.
       x_BD: after the final norm.
     """

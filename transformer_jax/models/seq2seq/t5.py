@@ -84,7 +84,7 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
         raise InputError(f'{where}: "scale_decoder_outputs" is {scaled!r}; it must be true or false')
     scaled = scaled and given.get("model_type") == "t5"
     gated, activation = s["feed_forward_proj"].startswith("gated-"), s["feed_forward_proj"].removeprefix("gated-")
-    if s["feed_forward_proj"] == "gated-gelu":  # which here means the approximation
+    if s["feed_forward_proj"] == "gated-gelu":  # T5's "gelu" here is the tanh approximation
         activation = "gelu_new"
     pad_id = settings.token_id(given, "pad_token_id", where, default=0)
     return seq2seq.Config(

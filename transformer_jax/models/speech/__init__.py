@@ -31,7 +31,7 @@ Params = Any
 TRUNK = ("embed", "blocks", "final_norm")
 LABEL_HEADS = ("head",)
 RATE = 16_000  # Hz
-FLOOR = 1e-7  # of mel energies: that of a wave of about -60 dB
+FLOOR = 1e-7  # the lowest mel energy: that of a wave of about -60 dB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +164,12 @@ def hidden(
     """Hidden states after the final norm, [B, T, D] in cfg.dtype, T = F // stride.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
-      x_BFM: of `features`.
+      x_BFM: the result of `features`.
       starts_BU: as for `features`, multiples of `cfg.step_samples`.
-      lengths_BU: likewise.
-      key: of dropout; None: evaluation.
+      lengths_BU: as for `features`, multiples of `cfg.step_samples`.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     _B, F, _M = x_BFM.shape
     T, edge = F // cfg.stride, (cfg.context - cfg.stride) // 2
@@ -213,11 +213,11 @@ def logits(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      x_BFM: likewise.
-      starts_BU: likewise.
-      lengths_BU: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      x_BFM: as for `hidden`.
+      starts_BU: as for `hidden`.
+      lengths_BU: as for `hidden`.
+      key: as for `hidden`.
     """
     x_BTD = hidden(params, cfg, x_BFM, starts_BU, lengths_BU, key=key)
     return layers.dense(params["head"], x_BTD.astype(jnp.float32), out=None)

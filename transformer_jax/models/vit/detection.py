@@ -43,7 +43,7 @@ def detect(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Ar
       params: as for `hidden`.
       cfg: with a `detector`.
       images_BYXC: as for `hidden`.
-      key: likewise.
+      key: as for `hidden`.
     """
     x_BTD = sharding.constrain(trunk(params, cfg, images_BYXC, key), ("batch", None, None))
     rows, columns = (side // cfg.patch_size for side in images_BYXC.shape[1:3])

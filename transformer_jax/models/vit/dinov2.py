@@ -123,6 +123,6 @@ def write_config(cfg: vit.Config) -> dict[str, Any]:
         "mlp_ratio": next(ratios, 4),
         "layerscale_value": cfg.layer_scale,
         "use_swiglu_ffn": cfg.gated,
-        **({"hidden_act": "gelu"} if cfg.gated and cfg.activation == "silu" else {}),  # not read there
+        **({"hidden_act": "gelu"} if cfg.gated and cfg.activation == "silu" else {}),  # not read then
         **({"num_register_tokens": cfg.num_registers} if cfg.num_registers else {"use_mask_token": True}),
     }

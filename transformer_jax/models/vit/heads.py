@@ -23,9 +23,9 @@ def apply(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Arr
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      images_BYXC: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      images_BYXC: as for `hidden`.
+      key: as for `hidden`.
     """
     return head_logits(params, cfg, trunk(params, cfg, images_BYXC, key, num_outputs=_num_outputs(cfg)))
 
@@ -35,9 +35,9 @@ def features(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      images_BYXC: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      images_BYXC: as for `hidden`.
+      key: as for `hidden`.
     """
     return pooled(params, cfg, trunk(params, cfg, images_BYXC, key, num_outputs=_num_outputs(cfg)))
 
@@ -54,8 +54,8 @@ def pooled(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      x_BTD: of `hidden`.
+      cfg: as for `hidden`.
+      x_BTD: the result of `hidden`.
     """
     parts_B1D = [layers.token(x_BTD, 0)] if cfg.has_class_token else []
     if cfg.num_special and cfg.pool != "class":  # without the special tokens a sharded length would not divide
@@ -84,8 +84,8 @@ def head_logits(params: Params, cfg: "Config", x_BTD: jax.Array) -> jax.Array:
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      x_BTD: of `hidden`.
+      cfg: as for `hidden`.
+      x_BTD: the result of `hidden`.
     """
     if cfg.distillation == "head":
         own_BK, distilled_BK = distilled_logits(params, cfg, x_BTD)
@@ -99,7 +99,7 @@ def distilled_logits(params: Params, cfg: "Config", x_BTD: jax.Array) -> tuple[j
     Args:
       params: as for `hidden`.
       cfg: with distillation="head".
-      x_BTD: of `hidden`.
+      x_BTD: the result of `hidden`.
     """
     own_B1D, distilled_B1D = (layers.token(x_BTD, i) for i in (0, 1))
     return _head(params["head"], own_B1D[:, 0]), _head(params["distillation_head"], distilled_B1D[:, 0])
@@ -115,7 +115,7 @@ def segment(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.A
       params: as for `hidden`.
       cfg: with pool="mean", so that the head reads states of the model's width.
       images_BYXC: as for `hidden`.
-      key: likewise; there is no patch dropout.
+      key: as for `hidden`; there is no patch dropout.
     """
     x_BTD = sharding.constrain(trunk(params, cfg, images_BYXC, key), ("batch", None, None))[:, cfg.num_special :]
     B, s = len(x_BTD), cfg.head_grid

@@ -25,7 +25,7 @@ def hidden_states(params: Params, cfg: "Config", images_BYXC: jax.Array) -> jax.
     """The residual stream before the first block and after each, without the final norm, [L + 1, B, T, D].
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       images_BYXC: floats, normalised.
     """
@@ -37,7 +37,7 @@ def attention_weights(params: Params, cfg: "Config", images_BYXC: jax.Array) -> 
     """The attention probabilities of each layer and head, float32 [L, B, N, T, T]; rows sum to 1.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       images_BYXC: floats, normalised.
     """
@@ -64,7 +64,7 @@ def rollout(w_LBNTT: jax.Array, cfg: "Config") -> jax.Array:
     the class token, or the mean of the patches.
 
     Args:
-      w_LBNTT: of `attention_weights`.
+      w_LBNTT: the result of `attention_weights`.
       cfg: the model's config.
     """
     flow_BTT, B = looking.rollout(w_LBNTT), w_LBNTT.shape[1]

@@ -61,12 +61,12 @@ def reconstruct(
     """The prediction of every patch from the visible ones.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: with a `decoder`.
       images_BYXC: floats, normalised.
       order_BN: a permutation of each image's patches; the first ones are visible.
       visible: how many.
-      key: of dropout and stochastic depth; None: evaluation.
+      key: the random key for dropout and stochastic depth; None: evaluation, without either.
     """
     p, small, S = params["decoder"], decoder_config(cfg), cfg.num_special
     embed_key, encoder_key, decoder_key = [None] * 3 if key is None else jax.random.split(key, 3)

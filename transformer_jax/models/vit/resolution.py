@@ -21,7 +21,7 @@ def resample_positions(params: Params, cfg: "Config", image_size: int | tuple[in
     `cfg.interpolate` says so. sincos2d positions are functions of the new size.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       image_size: rows and columns of pixels; one number: a square.
 

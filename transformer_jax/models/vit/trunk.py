@@ -29,10 +29,10 @@ def hidden(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Ar
     key, those that are not dropped), then the queries of a detector.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
       images_BYXC: floats, normalised.
-      key: of dropout, stochastic depth and patch dropout; None: evaluation.
+      key: the random key for dropout, stochastic depth and patch dropout; None: evaluation, without any of them.
 
     Raises:
       InputError: images of another size than the config's, where positions are not interpolated, or integers.
@@ -47,9 +47,9 @@ def trunk(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      images_BYXC: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      images_BYXC: as for `hidden`.
+      key: as for `hidden`.
       num_outputs: how many of the first tokens are computed by the last layer, in which the others are keys and values
         only; None: all.
     """
@@ -67,8 +67,8 @@ def blocks(
     Args:
       params: a tree with "blocks" and "final_norm".
       cfg: the settings of these.
-      x_BTD: of `embed`, or some of its tokens.
-      key: of dropout and stochastic depth; None: evaluation.
+      x_BTD: the result of `embed`, or some of its tokens.
+      key: the random key for dropout and stochastic depth; None: evaluation, without either.
       num_outputs: as for `trunk`.
     """
     positions_L1TD = params["layer_positions"]["embedding"] if cfg.layer_positions else None
@@ -118,7 +118,7 @@ def embed(params: Params, cfg: "Config", images_BYXC: jax.Array, key: jax.Array 
       params: as for `hidden`, with positions for images of this size.
       cfg: the model's config.
       images_BYXC: as for `hidden`.
-      key: likewise.
+      key: as for `hidden`.
     """
     if cfg.interpolate != "never" and images_BYXC.ndim == 4:
         cfg = dataclasses.replace(cfg, image_size=(images_BYXC.shape[1], images_BYXC.shape[2]))
@@ -161,11 +161,11 @@ def check_images(cfg: Any, images_BYXC: jax.Array) -> None:
 
 
 def patches(cfg: Any, images_BYXC: jax.Array) -> jax.Array:
-    """The images' patches row by row, each flattened by channel, row and column, [B, N, P].
+    """The images' patches, row by row, each flattened in the order (channel, row, column), [B, N, P].
 
     Args:
       cfg: the model's config.
-      images_BYXC: of its size.
+      images_BYXC: float images [B, Y, X, C] of the config's size.
     """
     B, (rows, columns), side, C = images_BYXC.shape[0], cfg.grid, cfg.patch_size, cfg.channels
     # One axis at a time: in an Explicit mesh a reshape of several is ambiguous.

@@ -37,7 +37,7 @@ DEFAULTS = {
     "qkv_bias": True,
 }
 NEUTRAL = {"pooler_act": "tanh"}
-UNREAD = ("encoder_stride",)  # of the decoder of masked image modelling
+UNREAD = ("encoder_stride",)  # only the decoder of masked image modelling reads it
 
 
 def table(cfg: vit.Config) -> Table:
@@ -133,7 +133,7 @@ def read_fields(given: Mapping[str, Any], names: Collection[str], where: str, *,
 
     Args:
       given: config.json's object.
-      names: of the checkpoint's tensors.
+      names: the names of the checkpoint's tensors.
       where: names the file in messages.
       classifies: whether the architecture has a head.
     """
@@ -158,7 +158,7 @@ def common_fields(s: Mapping[str, Any], num_classes: int, where: str) -> dict[st
 
     Args:
       s: config.json's settings, of `settings.read`.
-      num_classes: of the head; 0: none.
+      num_classes: the number of classes of the head; 0: none.
       where: names the file in messages.
     """
     return {
@@ -208,8 +208,8 @@ def write_fields(cfg: vit.Config, model_type: str, architecture: str) -> dict[st
 
     Args:
       cfg: the model's config.
-      model_type: of config.json.
-      architecture: likewise.
+      model_type: the "model_type" of config.json.
+      architecture: the first of its "architectures".
     """
     names = [f"LABEL_{i}" for i in range(cfg.num_classes)]
     return {
@@ -234,9 +234,10 @@ def write_fields(cfg: vit.Config, model_type: str, architecture: str) -> dict[st
 
 
 def task(folder: Path, cfg: vit.Config) -> ImageClassification | None:
-    """Classification of images by the folder's preprocessing; None for labels of which several may hold."""
+    """Image classification with the folder's preprocessing; None for a multi-label model, which has no such task."""
     size = cfg.image_size
-    preprocess = hub.preprocessing(folder) or Preprocess(size=size, resize=size)  # what it refuses is not suppressed
+    preprocess = hub.preprocessing(folder) or Preprocess(size=size, resize=size)
+    # Only the labels may be unsuitable: an unreadable preprocessing is an error.
     with contextlib.suppress(InputError):
         return ImageClassification(labels=hub.labels(folder), preprocess=preprocess)
     return None

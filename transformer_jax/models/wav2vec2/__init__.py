@@ -175,12 +175,12 @@ def hidden(
     """Hidden states after the last norm, [B, T, D] in cfg.dtype, T = steps(W).
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
-      x_BWC: of `features`.
+      x_BWC: the result of `features`.
       starts_BU: as for `features`.
-      lengths_BU: likewise.
-      key: of dropout; None: evaluation.
+      lengths_BU: as for `features`.
+      key: the random key for dropout; None: evaluation, without dropout.
     """
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
     x_BTC = _frames(params["frames"], cfg, x_BWC.astype(cfg.dtype))
@@ -211,7 +211,7 @@ def _frames(p: dict[str, Any], cfg: Config, x_BTC: jax.Array) -> jax.Array:
         x_BTC = convolution.apply(one, x_BTC, taps=taps, stride=stride)
         if "norm" in one and cfg.frame_norm == "layer":
             x_BTC = layers.norm(one["norm"], x_BTC, "layer", 1e-5)
-        elif "norm" in one:  # each feature over time, padding included
+        elif "norm" in one:  # GroupNorm: each feature over time, padding included
             wide_BTC = x_BTC.astype(jnp.float32)
             wide_BTC = wide_BTC - wide_BTC.mean(1, keepdims=True)
             wide_BTC = wide_BTC * jax.lax.rsqrt(jnp.square(wide_BTC).mean(1, keepdims=True) + 1e-5)
@@ -250,11 +250,11 @@ def logits(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      x_BWC: likewise.
-      starts_BU: likewise.
-      lengths_BU: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      x_BWC: as for `hidden`.
+      starts_BU: as for `hidden`.
+      lengths_BU: as for `hidden`.
+      key: as for `hidden`.
     """
     x_BTD = hidden(params, cfg, x_BWC, starts_BU, lengths_BU, key=key)
     return layers.dense(params["head"], x_BTD.astype(jnp.float32), out=None)

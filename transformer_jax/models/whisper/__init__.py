@@ -61,11 +61,11 @@ __all__ = [
     "repeat",
 ]
 
-TRUNK = ("embed", "encoder", "decoder")  # the whole tree: the one head is the embedding's transpose
+TRUNK = ("embed", "encoder", "decoder")  # the whole tree: the only head is the transposed embedding
 
 RATE = 16_000  # samples a second
-HOP = 160  # samples of a frame of features; the encoder's frames are twice as long
-TAPS = 3  # of both convolutions
+HOP = 160  # samples between frames of features; the encoder's frames are twice as far apart
+TAPS = 3  # the width of both convolutions, in frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,10 +193,10 @@ def encode(params: Params, cfg: Config, features_BTM: jax.Array, *, key: jax.Arr
     """The encoder's states, [B, S, D] in cfg.dtype.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
-      features_BTM: of `features`, two frames for each state.
-      key: of dropout; None: evaluation.
+      features_BTM: the result of `features`, two frames for each state.
+      key: the random key for dropout; None: evaluation, without dropout.
 
     Raises:
       ValueError: more features than 2 * cfg.max_frames.
@@ -226,11 +226,11 @@ def hidden(
     """The states that `head` multiplies, [B, T, D] in cfg.dtype.
 
     Args:
-      params: of `init`.
+      params: the parameters, as `init` returns them.
       cfg: the model's config.
-      features_BTM: of `features`.
+      features_BTM: the result of `features`.
       target_BT: the decoder's input: its first tokens and the text. Its right padding needs no mask.
-      key: of dropout; None: evaluation.
+      key: the random key for dropout; None: evaluation, without dropout.
 
     Raises:
       ValueError: as `encode`, or T > cfg.max_length.
@@ -246,9 +246,9 @@ def apply(
 
     Args:
       params: as for `hidden`.
-      cfg: likewise.
-      features_BTM: likewise.
-      target_BT: likewise.
-      key: likewise.
+      cfg: as for `hidden`.
+      features_BTM: as for `hidden`.
+      target_BT: as for `hidden`.
+      key: as for `hidden`.
     """
     return logits(params, cfg, hidden(params, cfg, features_BTM, target_BT, key=key))

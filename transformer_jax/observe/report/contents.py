@@ -10,9 +10,9 @@ from transformer_jax.observe.report.recorded import Recorded, as_number, flat
 from transformer_jax.observe.terminal import duration
 from transformer_jax.pages import Html
 
-MOST_BYTES = 2_000_000  # of a page
+MOST_BYTES = 2_000_000  # the largest page
 LONGEST = 2000  # characters of a value
-MOST_ROWS = 300  # of a table
+MOST_ROWS = 300  # the most rows of a table
 MOST_SAMPLES = 30
 SAMPLE_CHARACTERS = 10_000
 

@@ -19,8 +19,8 @@ from transformer_jax.runs import store
 
 NAMES = ("127.0.0.1", "localhost", "::1")
 SECONDS = 10  # between two pages of a run on a disk
-SECONDS_REMOTE = 30  # of a run in a bucket, whose files are copied for each page
-SHARE = 0.05  # of the time that is spent on making pages, at most
+SECONDS_REMOTE = 30  # between pages of a run in a bucket, whose files are copied for each page
+SHARE = 0.05  # the largest share of the time that is spent on making pages
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
@@ -36,7 +36,7 @@ class Live:
     """The pages of a run. A page is made again only where it is older than the interval, which grows with its cost.
 
     Args:
-      path: of the run, a folder or a URL.
+      path: the path of the run, a folder or a URL.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ def server(path: Path, port: int = 0) -> ThreadingHTTPServer:
     """A server of the run's page on 127.0.0.1; `serve_forever` runs it.
 
     Args:
-      path: of the run.
+      path: the path of the run.
       port: 0: any that is free.
 
     Raises:

@@ -21,11 +21,11 @@ from transformer_jax.runs import workdir as workdirs
 LAUNCHES, SAMPLES, PAGE = "launches.jsonl", "samples.jsonl", "report.html"
 JSON = ("config.json", "results.json", "evaluation.json", "diagnosis.json", "lock")
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
-PICTURE_BYTES = 2**21  # of one picture; a larger one is named
+PICTURE_BYTES = 2**21  # the largest picture that a page contains; a larger one is named only
 MOST_PICTURES = 100
 DRAWN, MOST_DRAWN = "drawn", 8
-MOST_NAMES = 300  # of series
-MOST_ROWS = 200  # of launches and samples that are kept: the newest
+MOST_NAMES = 300  # the most series
+MOST_ROWS = 200  # the most launches and samples that are kept: the newest
 LARGEST = 1.7e308
 
 
@@ -43,7 +43,7 @@ class Recorded:
       samples: (step, text).
       series: {name: its numbers}, "loss" of training rows, "validation/accuracy" of evaluations.
       rows: how many metrics.jsonl has.
-      last_step: of the rows.
+      last_step: the last step of the rows.
       pictures: (file name, bytes).
       drawn: the same, of pictures that the task drew during training, in their order.
       steps: the saved ones.
@@ -94,7 +94,7 @@ def read(folder: Path, path: Path) -> Recorded:
 
     Args:
       folder: from `local`.
-      path: of the run, for its name and its saved steps.
+      path: the path of the run, for its name and its saved steps.
     """
     run = Recorded(str(path))
     run.config = _object(run, folder, "config.json")
@@ -179,7 +179,7 @@ def flat(tree: Any, name: str = "", depth: int = 12) -> dict[str, Any]:
 
     Args:
       tree: an object, or a value.
-      name: of the value, for recursion.
+      name: the name of the value, for recursion.
       depth: what is nested deeper is a value, as lists are.
     """
     if not isinstance(tree, Mapping) or not depth:

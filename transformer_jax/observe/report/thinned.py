@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-POINTS = 400  # of a series; it has up to twice as many
+POINTS = 400  # a series is thinned to this many points, or up to twice as many
 PENDING = 4096  # values that are joined at once
 
 

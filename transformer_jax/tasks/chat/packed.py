@@ -98,8 +98,8 @@ def prepare(
 
     Args:
       data: the conversations, the tokenizer and the rows.
-      template: of the experiment.
-      seed: of the order of training rows.
+      template: the template of the experiment.
+      seed: the seed of the order of training rows.
       train_all: whether training predicts every token, not the assistant's alone.
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 

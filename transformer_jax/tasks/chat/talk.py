@@ -35,7 +35,7 @@ def respond(
       loaded: a `restore.Loaded`.
       inputs: what the user says, turn by turn; one "-" for the turns of the terminal.
       options: as for `converse`.
-      template: of the run; None: the tokenizer's own.
+      template: the template of the run; None: the tokenizer's own.
       stop_ids: further tokens that end a reply.
 
     Raises:
@@ -53,7 +53,7 @@ def stops(template: Any, tokenizer: Any, more: tuple[int, ...] = ()) -> tuple[in
     Args:
       template: writes the conversation.
       tokenizer: has the tokens.
-      more: of the task.
+      more: further stop tokens of the task, as ids.
     """
     eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     return tuple(dict.fromkeys((template.end_id(tokenizer), *more, *eos)))
@@ -97,9 +97,9 @@ def converse(
     Where the conversation outgrows the model's positions, its oldest turns are forgotten; stderr reports it.
 
     Args:
-      params: of a model that decodes.
+      params: the parameters of a model that decodes.
       model_cfg: its Config.
-      tokenizer: of the model.
+      tokenizer: the tokenizer of the model.
       template: writes the conversation.
       turns: (text to print, what the user says).
       options: the sampling settings, `max_new_tokens`, `seed` and `system`.

@@ -102,7 +102,7 @@ class Classification(TextTask):
         """The logits float32 [B, C] of a batch; C is 1 for regression.
 
         Args:
-          params: of the encoder.
+          params: the parameters of the encoder.
           model_cfg: the encoder.
           batch: see `example`.
           key: switches dropout on; None: no dropout.
@@ -167,7 +167,8 @@ class Classification(TextTask):
         logits_EC, labels_E = outputs["logits"], np.asarray(evaluation.reference)
         confusion, roc = folder / f"{name}_confusion.png", folder / f"{name}_roc.png"
         figures.confusion(labels_E, logits_EC.argmax(-1), self.labels, confusion)
-        if len(np.unique(labels_E)) < 2 or not np.isfinite(logits_EC).all():  # then there is no ROC curve
+        # A ROC curve needs more than one label, and finite scores.
+        if len(np.unique(labels_E)) < 2 or not np.isfinite(logits_EC).all():
             return [confusion]
         if len(self.labels) == 2:
             figures.roc(logits_EC[:, 1] - logits_EC[:, 0], labels_E, roc)

@@ -97,7 +97,7 @@ def prepare(
     Args:
       data: the rows, the tokenizer and the length.
       labels: the names; (): labels are numbers.
-      seed: of the order of training examples.
+      seed: the seed of the order of training examples.
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 
     Raises:
@@ -207,7 +207,7 @@ def frame(a: np.ndarray, b: np.ndarray | None, special: Around, length: int) -> 
     Args:
       a: ids of the text.
       b: ids of the second text; None: there is none.
-      special: of `around`.
+      special: the special tokens that `around` returned.
       length: the most tokens.
     """
     if b is None:

@@ -36,8 +36,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "wsgiref": ("wsgiref",),
     "xml": ("xml",),
 }
-_LINES = 10  # of a passage; the shorter rest of a file is dropped
-_MOST: dict[Side, int] = {"train": 300, "validation": 60, "test": 60}  # passages of a topic, evenly spaced among all
+_LINES = 10  # lines of a passage; the shorter rest of a file is dropped
+_MOST: dict[Side, int] = {"train": 300, "validation": 60, "test": 60}  # the most passages of a topic, evenly spaced
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class StdlibTopics:
         """
         root = Path(sysconfig.get_path("stdlib"))
         files = {topic: _topic_files(root, topic) for topic in TOPICS}
-        # A few passages occur in several files; most are licences and tables.
+        # A few passages, mostly licences and tables, occur in several files: held-out sides omit those of training.
         trained = {row.text for sides in files.values() for passages in sides["train"] for row in passages}
         held: list[Row] = []
         for sides in files.values():

@@ -285,7 +285,7 @@ class Contrastive(Task):
         {"image", "error"}.
 
         Args:
-          params: of the model.
+          params: the parameters of the model.
           model_cfg: the model.
           tokenizer: encodes the texts.
           inputs: texts, or paths of pictures.

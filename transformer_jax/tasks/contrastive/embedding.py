@@ -24,8 +24,8 @@ from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.tasks.contrastive import paired
 
-ROWS = 32  # in a batch
-STEP = 16  # the lengths of a batch are multiples of it, so that few shapes are compiled
+ROWS = 32  # the rows of a batch
+STEP = 16  # a batch's length is a multiple of it, so that few shapes are compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def items(where: str, embedder: Embedder) -> tuple[list[str], np.ndarray]:
 
     Args:
       where: a folder of pictures, for a model that reads them; a folder of text files; or a file with a text per line.
-      embedder: of the model.
+      embedder: the embedder of the model.
 
     Raises:
       InputError: there is nothing to search.

@@ -18,7 +18,7 @@ from transformer_jax.tasks.contrastive.paired import Pair, Pairs, Side, Source, 
 FONTS = ("materialdesignicons6-webfont", "phosphor", "remixicon", "fontawesome6-solid-webfont")
 STYLES = frozenset(["outline", "fill", "line", "bold", "light", "thin", "variant", "box", "circle"])
 HELD_OUT = 710  # stems, a tenth
-NEIGHBOURS = 20  # of the baseline
+NEIGHBOURS = 20  # pictures whose names the baseline weighs
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Icons(Source):
         held_out = set(stems[:HELD_OUT])
         if side == "train":
             chosen = [glyph for glyph in glyphs if stem(glyph[1]) not in held_out]
-        else:  # of each stem the name with the fewest words of style
+        else:  # for each stem, the name with the fewest words of style
             plainest: dict[str, tuple[str, str, int]] = {}
             for glyph in sorted(glyphs, key=lambda glyph: (len(glyph[1]), FONTS.index(glyph[0]))):
                 plainest.setdefault(stem(glyph[1]), glyph)

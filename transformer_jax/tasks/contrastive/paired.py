@@ -226,7 +226,7 @@ def encode(texts: Sequence[str], tokenizer: Any, length: int) -> Texts:
 
     Args:
       texts: any number.
-      tokenizer: of the model.
+      tokenizer: the tokenizer of the model.
       length: T.
     """
     before, after = around(tokenizer)
@@ -290,7 +290,7 @@ class Examples(pipeline.StackedExamples):
     negatives: Texts | None
     """The H negatives of pair e are the texts e H, ..., e H + H - 1."""
     count: int
-    """H."""
+    """H, the number of hard negatives of each pair."""
     order: Sequence[int]
 
     def stacked(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
@@ -313,7 +313,7 @@ class Reference(NamedTuple):
 
     Attributes:
       left_E: int [E]; rows of one number have the same left side, such as a picture with several captions.
-      right_E: likewise.
+      right_E: the same of the right sides.
       texts: the right sides.
     """
 
@@ -341,11 +341,11 @@ def examples(pairs: Pairs, data: Paired, tokenizer: Any, preprocess: Preprocess,
     """The examples of one side.
 
     Args:
-      pairs: of the side.
+      pairs: the pairs of the side.
       data: the experiment's.
       tokenizer: encodes the texts.
-      preprocess: of the pictures.
-      seed: of the endless order of training examples; None: each pair once, in order.
+      preprocess: the preprocessing of the pictures.
+      seed: the seed of the endless order of training examples; None: each pair once, in order.
     """
     held, H = pairs.held, data.source.negatives
     if wrong := next((pair for pair in held if len(pair.negatives) != H), None):

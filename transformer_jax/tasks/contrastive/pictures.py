@@ -22,10 +22,10 @@ def plot(
 
     Args:
       left_EF: embeddings of E pictures.
-      right_EF: of their texts.
+      right_EF: the embeddings of their texts.
       known: which pair each belongs to.
       picture: pair -> pixels uint8 [Y, X, C].
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "pictures")
     from matplotlib.figure import Figure

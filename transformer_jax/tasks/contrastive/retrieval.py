@@ -32,8 +32,8 @@ def ranks(left_EF: np.ndarray, right_EF: np.ndarray, left_ids: np.ndarray, right
     best.
 
     Args:
-      left_EF: embeddings of E pairs.
-      right_EF: likewise.
+      left_EF: embeddings of the left sides of E pairs.
+      right_EF: embeddings of the pairs' right sides.
       left_ids: int [E]; equal numbers are the same left side.
       right_ids: int [E], likewise.
     """
@@ -57,8 +57,8 @@ def retrieval(
     """Recall at 1, 5 and 10 and the mean reciprocal rank, in both directions, over all distinct sides.
 
     Args:
-      left_EF: embeddings of E pairs.
-      right_EF: likewise.
+      left_EF: embeddings of the left sides of E pairs.
+      right_EF: embeddings of the pairs' right sides.
       left_ids: int [E]; equal numbers are the same left side.
       right_ids: int [E], likewise.
     """
@@ -76,7 +76,7 @@ def nearest(queries_QF: np.ndarray, items_NF: np.ndarray, count: int) -> tuple[n
 
     Args:
       queries_QF: embeddings.
-      items_NF: likewise.
+      items_NF: embeddings of the N items that are searched.
       count: items for each query, at most N.
     """
     cosines_QN = unit(queries_QF) @ unit(items_NF).T
@@ -91,7 +91,7 @@ def class_embeddings(
 
     Args:
       embed: texts -> their embeddings [texts, F].
-      names: of the classes.
+      names: the names of the classes.
       templates: each with {} in place of the name.
     """
     texts = [template.replace("{}", name) for name in names for template in templates]
@@ -119,7 +119,7 @@ def similarity(left_EF: np.ndarray, right_EF: np.ndarray, scores: np.ndarray) ->
 
     Args:
       left_EF: embeddings of E texts.
-      right_EF: of the texts that they are compared with.
+      right_EF: the embeddings of the texts that they are compared with.
       scores: float [E].
     """
     scored = metrics.regression((unit(left_EF) * unit(right_EF)).sum(1), scores)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from transformer_jax.data import sources
 from transformer_jax.tasks.contrastive.paired import Pair, Pairs, Side, Source, Table
 
-LINES = 30  # of a function's code
+LINES = 30  # the most lines of a function's code
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def functions(text: str, where: str) -> Iterator[Pair]:
     """The documented functions of a module, each as (first paragraph of its docstring, its code without it).
 
     Args:
-      text: of the module; one that this Python cannot parse has none.
+      text: the text of the module; one that this Python cannot parse has none.
       where: the name of its file.
     """
     try:

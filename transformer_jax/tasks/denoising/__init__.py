@@ -155,7 +155,7 @@ def unigram(train: Any, validation: Any, vocab_size: int) -> float:
     Args:
       train: examples; the first `COUNTED` are used.
       validation: examples; the first `COUNTED` are used.
-      vocab_size: of the tokenizer.
+      vocab_size: the vocabulary size of the tokenizer.
     """
 
     def targets(examples: Any) -> np.ndarray:

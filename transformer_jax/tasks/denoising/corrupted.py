@@ -97,7 +97,7 @@ def prepare(
       data: the corpus; its sampling must be "epochs".
       objective: chooses the gaps and the target.
       model_cfg: an encoder-decoder, for its special ids.
-      seed: of the order and the gaps of training examples.
+      seed: the seed of the order and the gaps of training examples.
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 
     Raises:

@@ -34,7 +34,7 @@ from transformer_jax.tasks.detection import coco, pictures
 
 SHEET = 32  # images in the picture of detections
 DRAWN = 0.5  # the least score of a detection that is drawn there
-DEFAULT = Preprocess()  # of the published ViT
+DEFAULT = Preprocess()  # the published ViT's
 DETR = sets.Costs()
 ROW = ("loss", "nats", "l1", "matched_iou", "class_accuracy", "empty_share")
 

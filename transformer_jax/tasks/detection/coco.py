@@ -41,7 +41,7 @@ def average_precision(truth: Sequence[Objects], found: Sequence[Found], num_clas
     Args:
       truth: the objects of each image.
       found: the detections in each image, in the same order.
-      num_classes: of the data.
+      num_classes: the number of classes in the data.
     """
     extras.need("pycocotools", "COCO's average precision")
     from pycocotools.coco import COCO
@@ -93,7 +93,7 @@ def constant_boxes(truth: Sequence[Objects], num_classes: int) -> list[Found]:
 
     Args:
       truth: the objects of each image; the mean and the shares are theirs.
-      num_classes: of the data.
+      num_classes: the number of classes in the data.
     """
     sizes = np.concatenate([(of.boxes[:, 2:] - of.boxes[:, :2]) / np.array(of.size[::-1]) for of in truth])
     width, height = sizes.mean(0)

@@ -25,7 +25,7 @@ def plot_sheet(
       found: the detections to draw in each, in its pixels.
       truth: the true boxes of each.
       labels: the names of the classes.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "a picture of the detections")
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ def plot_image(image: np.ndarray, found: Found, labels: Sequence[str], path: Pat
       image: uint8 [Y, X, C].
       found: the detections, in its pixels.
       labels: the names of the classes.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "a picture of the detections")
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def show(cell: Any, image: np.ndarray) -> None:
 
     Args:
       cell: matplotlib's axes.
-      image: of one channel or three.
+      image: an image [Y, X, C] with one channel or three.
     """
     grey = image.shape[-1] == 1
     cell.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)

@@ -11,7 +11,7 @@ from transformer_jax.data.boxes import Objects, Pictures
 from transformer_jax.data.image_sources import Digits, Side
 
 INK = 0.25  # the least darkness of a pixel that belongs to a digit
-TRIES = 20  # places to try for a digit before it is left out
+TRIES = 20  # positions to try for a digit before it is omitted
 DIM = (0.3, 0.6)  # range of the photographs' brightness
 DIGIT_SIDE = (12, 20)  # range of a digit's side, in pixels
 

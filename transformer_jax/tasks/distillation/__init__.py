@@ -92,7 +92,7 @@ class Distillation(Task):
         return params_lib.nested({path: of_teacher(path, x) for path, x in mine.items()})
 
     def example(self, data: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        """The example of the task."""
+        """The shapes and dtypes of one example, as the student's own task `of` reads it."""
         return self.of.example(data)
 
     def prepare(self, data: Any, model_cfg: Any, *, seed: int, workdir_tokenizer: Any = None) -> Prepared:
@@ -141,7 +141,7 @@ class Distillation(Task):
         return self.of.evaluate(params, model_cfg, batch)
 
     def best_metric(self) -> str:
-        """That of the task."""
+        """The metric by which the student's own task `of` chooses."""
         return self.of.best_metric()
 
     def report(self, sums: Sums, outputs: Outputs, evaluation: Any) -> dict[str, float]:

@@ -22,7 +22,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.nn import config
 from transformer_jax.tasks.few_shot import scoring
 
-MAX_NEW_TOKENS = 256  # of a generated text, where the task states no number; the harness's default
+MAX_NEW_TOKENS = 256  # the most tokens of an answer, where the task states no number; the harness's default
 
 
 def language_model(loaded: Any, *, batch_size: int = 16) -> Any:

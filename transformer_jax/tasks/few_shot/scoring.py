@@ -23,7 +23,7 @@ class Score(NamedTuple):
     """A continuation in a model.
 
     Attributes:
-      log_likelihood: of all its tokens after the context, in nats.
+      log_likelihood: the log likelihood of all its tokens after the context, in nats.
       is_greedy: whether each of them is the likeliest.
     """
 
@@ -45,7 +45,7 @@ def continuations(
     A context that is too long for the model's positions loses its beginning, as in EleutherAI's harness.
 
     Args:
-      family: of a language model.
+      family: the family of a language model.
       params: its parameter tree.
       cfg: its Config.
       asked: (ids of the context, at least one; ids of the continuation, at least one).

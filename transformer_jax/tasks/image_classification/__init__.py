@@ -27,10 +27,10 @@ from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder, pixels
 from transformer_jax.tasks.image_classification import pictures
 
-PUBLISHED = Preprocess()  # of the published ViT
-PREDICT_ROWS = 32  # images in a batch of `predict`
-MISTAKES = 40  # images in the picture of the worst mistakes
-CONFUSION = 60  # the most classes of a readable confusion matrix
+PUBLISHED = Preprocess()  # the published ViT's
+PREDICT_ROWS = 32  # the images of a batch of `predict`
+MISTAKES = 40  # the most images in the picture of the worst mistakes
+CONFUSION = 60  # a confusion matrix with more classes cannot be read, and is not drawn
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ class ImageClassification(Task):
         A file that cannot be read or decoded has {"image", "error"}.
 
         Args:
-          params: of the model.
+          params: the parameters of the model.
           model_cfg: the model.
           tokenizer: not used.
           inputs: paths of image files.

@@ -16,7 +16,7 @@ def plot_reliability(found: metrics.Calibration, path: Path) -> None:
 
     Args:
       found: the calibration.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "a picture of the calibration")
     from matplotlib.figure import Figure
@@ -43,13 +43,13 @@ def plot_mistakes(images: Sequence[np.ndarray], titles: Sequence[str], path: Pat
     Args:
       images: uint8 [Y, X, C] each.
       titles: one for each image.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "a picture of the mistakes")
     from matplotlib.figure import Figure
 
     columns, rows = 8, max(-(-len(images) // 8), 1)
-    figure = Figure(figsize=(1.6 * columns, 2.0 * rows))  # a fixed layout: the automatic one takes seconds here
+    figure = Figure(figsize=(1.6 * columns, 2.0 * rows))  # a fixed layout; matplotlib's automatic one takes seconds
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=1 - 0.4 / (2.0 * rows), wspace=0.05, hspace=0.4)
     for cell in cells:
@@ -68,7 +68,7 @@ def plot_attention(image: np.ndarray, flow: np.ndarray, title: str, path: Path) 
       image: uint8 [Y, X, C], as the model reads it.
       flow: float [rows, columns], the attention to each patch (`vit.rollout`), in any unit.
       title: above the picture.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "a picture of the attention")
     from matplotlib.figure import Figure

@@ -26,8 +26,8 @@ from transformer_jax.tasks import encoder, pixels
 from transformer_jax.tasks.image_classification import PUBLISHED
 from transformer_jax.tasks.masked_image import pictures
 
-SHEET = 12  # images of an evaluation
-EPS = 1e-6  # added to a patch's variance, of pixels in [0, 1]; that of the published code
+SHEET = 12  # the images that an evaluation draws
+EPS = 1e-6  # added to the variance of a patch with pixels in [0, 1], as in the published code
 
 
 @dataclass(frozen=True)

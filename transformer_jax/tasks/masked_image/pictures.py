@@ -14,7 +14,7 @@ def save_rows(rows: Sequence[np.ndarray], names: Sequence[str], path: Path) -> N
     Args:
       rows: uint8 [B, Y, X, C] each.
       names: one for each row.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "a sheet of images")
     from matplotlib.figure import Figure

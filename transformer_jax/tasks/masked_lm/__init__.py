@@ -247,7 +247,7 @@ def unigram(tokens: np.ndarray, ordinary_V: np.ndarray, labels: np.ndarray) -> U
     """The unigram baseline of some labels. Special tokens have probability 0, because they are never labels.
 
     Args:
-      tokens: of the training text; the first `COUNTED` are used.
+      tokens: the tokens of the training text; the first `COUNTED` are used.
       ordinary_V: bool [V], whether a token is not special.
       labels: int32, the masked tokens of the validation set.
     """

@@ -28,9 +28,9 @@ def fill(params: Any, model_cfg: Any, tokenizer: Any, known: masked.Vocabulary, 
     """The tokens for each mask of a text, or its score, as `MaskedLM.predict` returns them.
 
     Args:
-      params: of the encoder.
+      params: the parameters of the encoder.
       model_cfg: the encoder.
-      tokenizer: of the encoder.
+      tokenizer: the tokenizer of the encoder.
       known: `masked.vocabulary(tokenizer)`.
       text: with or without masks.
       top: tokens for each mask.
@@ -67,9 +67,9 @@ def pseudo_log_likelihood(params: Any, model_cfg: Any, tokenizer: Any, texts: Se
     positions are truncated; stderr reports how many.
 
     Args:
-      params: of the encoder.
+      params: the parameters of the encoder.
       model_cfg: the encoder.
-      tokenizer: of the encoder.
+      tokenizer: the tokenizer of the encoder.
       texts: to score.
 
     Raises:
@@ -117,7 +117,7 @@ def log_probabilities(
     """The log-probability of each token at some positions, float32 [B, P, V].
 
     Args:
-      params: of the encoder.
+      params: the parameters of the encoder.
       model_cfg: the encoder.
       tokens_BT: with masks.
       lengths_B: tokens of each row before its padding.

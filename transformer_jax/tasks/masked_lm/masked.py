@@ -59,7 +59,7 @@ def prepare(
       data: the corpus; its sampling must be "epochs".
       how: what is masked.
       layout: what a row holds.
-      seed: of the order and the masks of training examples.
+      seed: the seed of the order and the masks of training examples.
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 
     Raises:
@@ -104,7 +104,7 @@ def vocabulary(tokenizer: tokenizers.Tokenizer) -> Vocabulary:
     """The properties of a tokenizer's ids.
 
     Args:
-      tokenizer: of an encoder.
+      tokenizer: the tokenizer of an encoder.
 
     Raises:
       InputError: it has no [CLS], [SEP] or [MASK].

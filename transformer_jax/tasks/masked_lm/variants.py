@@ -22,7 +22,7 @@ def masked_marginals(params: Any, model_cfg: Any, tokenizer: Any, sequence: str)
     """The log-probability of each token at each residue when that residue alone is hidden, float32 [R, V].
 
     Args:
-      params: of the encoder.
+      params: the parameters of the encoder.
       model_cfg: the encoder, with the head "mlm".
       tokenizer: with a token for each residue, such as `tokenizers.Residues`.
       sequence: R residues.
@@ -55,9 +55,9 @@ def effects(params: Any, model_cfg: Any, tokenizer: Any, sequence: str, variants
 
     Args:
       params: as for `masked_marginals`.
-      model_cfg: likewise.
-      tokenizer: likewise.
-      sequence: likewise.
+      model_cfg: as for `masked_marginals`.
+      tokenizer: as for `masked_marginals`.
+      sequence: as for `masked_marginals`.
       variants: "A24G", the residue A at position 24, from 1, replaced by G; several at once as "A24G:K30R".
 
     Raises:

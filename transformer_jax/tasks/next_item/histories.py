@@ -26,7 +26,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.objectives import masking
 
 SplitBy = Literal["leave_one_out", "by_time"]
-LAST_ONLY = 0.1  # of the masked training rows hide the last item alone, as in prediction (Sun et al. 2019, section 3.6)
+LAST_ONLY = 0.1  # the share of masked training rows that hide only the last item, as prediction does (Sun et al. 2019)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def windows(firsts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarr
     Args:
       firsts: int64 [U], the first event of each user.
       ends: int64 [U], one past the last that is trained on.
-      length: of a row.
+      length: the length of a row.
     """
     counts = np.where(ends - firsts >= 2, -(-(ends - firsts - 1) // length), 0)
     user_N = np.repeat(np.arange(len(firsts)), counts)
@@ -247,11 +247,11 @@ def training(
     """The endless training rows.
 
     Args:
-      sides: of `divide`.
+      sides: the result of `divide`.
       data: the length.
       masks: what is hidden; None: each item is asked from those before it.
-      popularity: of `Sides.popularity`.
-      seed: of their order and masks.
+      popularity: the number of training events of each item, as `Sides.popularity` returns it.
+      seed: the seed of their order and masks.
       longest: S; 0: there is no "seen".
 
     Raises:

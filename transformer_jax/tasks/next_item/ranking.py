@@ -15,7 +15,7 @@ from transformer_jax.data.tokenizers.items import FIRST
 from transformer_jax.tasks.next_item.histories import Cases, Sides
 
 AT = (1, 5, 10, 20)
-SCORES = 1 << 24  # of a baseline that are in memory at once
+SCORES = 1 << 24  # the most scores of a baseline in memory at once
 RECENCY = 0.3  # the weight of an item that was chosen right before, beside probabilities
 WINDOW, DECAY = 5, 0.8  # steps that item-item counts, and how much less an item before it in the history weighs
 
@@ -26,10 +26,10 @@ def numbers(rank_C: np.ndarray, protocol: str) -> dict[str, float]:
     With one right item per case NDCG at k is 1 / log2(1 + rank), or 0 beyond k.
 
     Args:
-      rank_C: from 1.
+      rank_C: int, the rank of the right item in each of C cases, from 1.
       protocol: "full", or "full_unseen" where items of the history are no candidates.
     """
-    rank_C = np.maximum(rank_C, 1)  # outputs of zeros try a report before a run begins
+    rank_C = np.maximum(rank_C, 1)  # before a run, a trial report has ranks of 0
     scores: dict[str, float] = {}
     for k in AT:
         scores[f"hit_rate_{k}_{protocol}"] = float((rank_C <= k).mean())

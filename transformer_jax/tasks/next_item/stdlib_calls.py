@@ -17,7 +17,7 @@ from transformer_jax.errors import InputError
 class StdlibCalls(interactions.Source):
     """Functions of the running Python's standard library as users, the names that they call as items, in their order.
 
-    `self.sock.recv(n)` is a call of "recv". Tests are left out.
+    `self.sock.recv(n)` is a call of "recv". Tests are excluded.
     """
 
     def of_files(self, files: tuple[str, ...]) -> interactions.Table:

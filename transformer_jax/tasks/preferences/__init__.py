@@ -125,10 +125,10 @@ def log_likelihoods(
     """The log-likelihoods of the chosen and of the rejected replies, float32 [B] each, in nats.
 
     Args:
-      params: of a language model.
+      params: the parameters of a language model.
       model_cfg: its Config.
       batch: see `pairs`.
-      key: of dropout; None: none.
+      key: the random key for dropout; None: no dropout.
     """
     family = models.family(model_cfg)
 

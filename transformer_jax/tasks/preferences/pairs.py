@@ -150,8 +150,8 @@ def prepare(data: Preferences, template: Template, *, seed: int, tokenizer: Any 
 
     Args:
       data: the pairs, the tokenizer and the length.
-      template: of the experiment.
-      seed: of the order of training pairs.
+      template: the template of the experiment.
+      seed: the seed of the order of training pairs.
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 
     Raises:
@@ -214,7 +214,7 @@ def _pair(record: dict[str, Any], where: str) -> Pair:
     prompt = _messages(record, "prompt", "user", where)
     chosen, rejected = (_messages(record, name, "assistant", where) for name in REPLIES)
     if prompt and all(reply[: len(prompt)] == prompt for reply in (chosen, rejected)):
-        prompt = []  # as in UltraFeedback: both conversations begin with it
+        prompt = []  # in UltraFeedback both conversations begin with it
     return Pair(prompt, chosen, rejected, where)
 
 

@@ -26,7 +26,7 @@ from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
 from transformer_jax.tasks import encoder, pixels
 
-DEFAULT = Preprocess()  # of the published ViT
+DEFAULT = Preprocess()  # the published ViT's
 SHEET = 16  # images in the picture of overlays
 ROW = ("loss", "pixel_accuracy", "iou")
 
@@ -298,7 +298,7 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
       image: uint8 [Y, X, C].
       labels: int [Y, X].
     """
-    turns = np.arange(256) * 0.381966  # of the colour circle, so that neighbours differ most
+    turns = np.arange(256) * 0.381966  # golden-ratio steps around the colour circle, so that neighbours differ
     angles = 2 * np.pi * (turns[:, None] + np.array([0, 1 / 3, 2 / 3]))
     colours = (127.5 + 127.5 * np.cos(angles)).astype(np.float32)
     rgb = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float32)
@@ -310,7 +310,7 @@ def plot_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
 
     Args:
       rows: (image, predicted, true) each, uint8 [Y, X, C].
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     gap = 2
     triples = []

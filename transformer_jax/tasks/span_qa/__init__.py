@@ -23,7 +23,7 @@ from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.text import TextTask
 
-WINDOW, STRIDE = 384, 128  # in tokens, for `predict`; the values of BERT's script for SQuAD
+WINDOW, STRIDE = 384, 128  # tokens, for `predict`; the values of BERT's script for SQuAD
 ROWS = 64  # windows whose spans are scored together
 
 
@@ -93,7 +93,7 @@ class SpanQA(TextTask):
         return jnp.where(allowed_BT[:, None], logits_B2T, jnp.finfo(jnp.float32).min)
 
     def _scored(self, logits_B2T: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
-        with sharding.replicated_length():  # of two labels, start and end
+        with sharding.replicated_length():  # the head has two labels, start and end
             labels_B2 = jnp.stack([batch["starts"], batch["ends"]], axis=1)
             weights_B2 = jnp.repeat(batch["weights"][:, None] / 2, 2, axis=1)
             total, weight, _ = losses.cross_entropy(logits_B2T, labels_B2, weights_B2)
@@ -202,7 +202,7 @@ def span_scores(
     Args:
       starts_ET: start logits.
       ends_ET: end logits.
-      windows: of the rows.
+      windows: the windows of the rows.
       max_tokens: M, the most tokens of an answer.
     """
     begin_E1 = np.array([window.begin for window in windows])[:, None]

@@ -88,7 +88,7 @@ def inputs(path: str) -> list[asked.Input]:
     """The questions of a file in SQuAD's format, in order, as (question, context); they need no answers.
 
     Args:
-      path: of the file.
+      path: the path of the file.
 
     Raises:
       InputError: another format.
@@ -310,8 +310,8 @@ def tokens_of(offsets: np.ndarray, start: int, end: int) -> tuple[int, int] | No
 
     Args:
       offsets: int32 [n, 2], the character spans of the context's tokens.
-      start: of the answer, in characters.
-      end: of the answer, in characters.
+      start: the start of the answer, in characters.
+      end: the end of the answer, in characters.
     """
     inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
     return (int(inside[0]), int(inside[-1])) if len(inside) else None
@@ -373,7 +373,7 @@ def prepare(data: Questions, *, seed: int, tokenizer: tokenizers.Tokenizer | Non
 
     Args:
       data: the questions, the tokenizer and the windows.
-      seed: of the order of training examples.
+      seed: the seed of the order of training examples.
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 
     Raises:

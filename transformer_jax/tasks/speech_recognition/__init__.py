@@ -268,7 +268,7 @@ class SpeechRecognition(Task):
         A file that has no sound to read has {"sound", "error"}.
 
         Args:
-          params: of the model.
+          params: the parameters of the model.
           model_cfg: the model.
           tokenizer: decodes the labels.
           inputs: paths of sound files.
@@ -377,7 +377,7 @@ def _paths(path_ET: np.ndarray, known: utterances.Reference) -> dict[int, np.nda
     """{utterance: the most probable symbol of each of its steps}.
 
     Args:
-      path_ET: of every row.
+      path_ET: the path of every row.
       known: the set.
     """
     made = known.rows

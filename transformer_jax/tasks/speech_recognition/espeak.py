@@ -31,7 +31,7 @@ class Line(NamedTuple):
     """What is spoken, and how.
 
     Attributes:
-      voice: of espeak-ng, with a variant: "en-us+f2".
+      voice: the voice of espeak-ng, with a variant: "en-us+f2".
       rate: words a minute, 80 to 450.
       pitch: 0 to 99.
       text: in the voice's language.

@@ -19,7 +19,7 @@ def plot(paths: Mapping[int, np.ndarray], known: Any, path: Path) -> None:
     Args:
       paths: utterance -> int [T], the most probable symbol of each step.
       known: the set, an `utterances.Reference`.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "pictures")
     from matplotlib.figure import Figure
@@ -44,6 +44,6 @@ def plot(paths: Mapping[int, np.ndarray], known: Any, path: Path) -> None:
         axes.set_yticks([])
         axes.set_ylabel("mel bins")
     axes.set_xlabel("seconds")
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # its font lacks letters
         figure.tight_layout()
         figure.savefig(path, dpi=110)

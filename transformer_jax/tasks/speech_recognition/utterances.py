@@ -253,7 +253,7 @@ def check_labels(recogniser: Any, tokenizer: Any) -> None:
 
     Args:
       recogniser: the Config of a model with `vocab_size` and `blank`.
-      tokenizer: of the data.
+      tokenizer: the tokenizer of the data.
 
     Raises:
       InputError: the blank is the id of a token that is not padding, or there are too few outputs.
@@ -288,7 +288,7 @@ def texts(utterances: Utterances, case: str) -> list[str]:
     """The transcripts, with single spaces and in the wanted case.
 
     Args:
-      utterances: of a side.
+      utterances: the utterances of a side.
       case: `Speech.case`.
 
     Raises:
@@ -328,14 +328,14 @@ def rows(
     """(the rows of a side, counts of what was dropped).
 
     Args:
-      utterances: of the side.
+      utterances: the utterances of the side.
       data: the experiment's.
       tokenizer: encodes the transcripts.
       step: samples of a step of the model, at whose multiples utterances begin.
       gap: silent samples between two of them.
       steps: from samples to steps.
       needed: from labels to the fewest steps that can say them.
-      seed: of the endless order of training rows; None: each row once, in order.
+      seed: the seed of the endless order of training rows; None: each row once, in order.
 
     Raises:
       InputError: files that cannot be read, transcripts that are empty, and with `data.unfit` "refuse" utterances that

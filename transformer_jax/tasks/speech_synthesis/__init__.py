@@ -220,12 +220,12 @@ class SpeechSynthesis(Task):
         """For each text {"text", "seconds", "samples": int16 [W] at 16 kHz}; {"text", "error"} where it has no token.
 
         Args:
-          params: of the model.
+          params: the parameters of the model.
           model_cfg: the model.
-          tokenizer: of the texts.
+          tokenizer: the tokenizer of the texts.
           inputs: texts.
           top: not used.
-          seed: of the first phases of Griffin-Lim.
+          seed: the seed of the first phases of Griffin-Lim.
         """
         speak = jax.jit(_spoken, static_argnums=(1, 4))
         for text in inputs:

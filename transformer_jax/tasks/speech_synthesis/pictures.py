@@ -14,10 +14,10 @@ def plot(durations_ES: np.ndarray, own_ES: np.ndarray, texts: Sequence[str], pat
     """Draws the tokens of a few utterances against steps: as recorded, and as the model speaks them.
 
     Args:
-      durations_ES: steps of each token, of the recordings.
-      own_ES: of the model.
+      durations_ES: int, steps of each token in the recordings.
+      own_ES: steps of each token, as the model speaks them.
       texts: the transcripts.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("matplotlib", "pictures")
     from matplotlib.figure import Figure

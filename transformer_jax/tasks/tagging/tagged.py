@@ -92,15 +92,15 @@ def inputs(path: str, token_column: int = 0) -> list[asked.Input]:
     """The words of the sentences in a file with a word on each line, tagged or not.
 
     Args:
-      path: of the file.
-      token_column: of the word.
+      path: the path of the file.
+      token_column: the column of the word.
     """
     sentences = _conll(hf.here(path), token_column, token_column)
     return [asked.text(sentence.words, sentence.where) for sentence in sentences]
 
 
 def _conll(path: Path, token_column: int, tag_column: int) -> Iterator[Sentence]:
-    columns: list[str] | None = None  # of the file's first line, which all others must match
+    columns: list[str] | None = None  # the columns of the file's first line, which all others must match
     words: list[str] = []
     tags: list[str] = []
     first = 1
@@ -229,9 +229,9 @@ def in_scheme_of(labels: Sequence[str], tags: Sequence[str]) -> tuple[str, ...]:
     """The tags of the same entities in the scheme of the labels: IOB2, BIOES or BILOU.
 
     Args:
-      labels: of the task; their marks (E and S, L and U) decide the scheme.
-      tags: of a sentence, in any of these schemes or in IOB1, where an "I-" that follows "O", another type or nothing
-        begins an entity.
+      labels: the labels of the task; their marks (E and S, L and U) decide the scheme.
+      tags: the tags of a sentence, in any of these schemes or in IOB1, where an "I-" that follows "O", another type or
+        nothing begins an entity.
     """
     marks = {label[0] for label in labels}
     last = next((mark for mark in "EL" if mark in marks), "I")
@@ -249,7 +249,7 @@ def check_labels(labels: Sequence[str]) -> None:
     A type may lack some tags: published models of IOB1 have no "B-PER", and entities of one word have no "I-".
 
     Args:
-      labels: of the task.
+      labels: the labels of the task.
 
     Raises:
       InputError: a label is wrong, repeated or missing.
@@ -303,7 +303,7 @@ def encode(words: Sequence[str], tokenizer: tokenizers.Tokenizer, length: int) -
     """A sentence as tokens. Words that are truncated, or dropped by the tokenizer, have no token.
 
     Args:
-      words: of the sentence.
+      words: the words of the sentence.
       tokenizer: encodes them.
       length: the most tokens, with [CLS] and [SEP].
     """
@@ -357,7 +357,7 @@ def prepare(
     Args:
       data: the sentences, the tokenizer and the length.
       labels: the tags, in the order of the model's outputs.
-      seed: of the order of training examples.
+      seed: the seed of the order of training examples.
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 
     Raises:

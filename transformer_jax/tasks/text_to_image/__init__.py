@@ -179,7 +179,7 @@ class TextToImage(Task):
         if key is not None:
             key, drop_key = jax.random.split(key)
             if self.caption_dropout and caption_BT.shape[1]:
-                # Rows at equal distances: every batch has its share, and the rows are in random order already.
+                # Evenly spaced rows, which are in random order already: each batch drops the same share of captions.
                 share_B = jax.random.uniform(drop_key) + self.caption_dropout * jnp.arange(len(weights_B) + 1)
                 has_B = (jnp.diff(jnp.floor(share_B)) == 0).astype(jnp.float32)
                 caption_BT = jnp.where(has_B[:, None] > 0, caption_BT, blank)
@@ -270,12 +270,12 @@ class TextToImage(Task):
         """The pictures uint8 [captions, size, size, C] that the model draws, one for each caption.
 
         Args:
-          params: of the model.
+          params: the parameters of the model.
           model_cfg: the model.
-          tokenizer: of the run.
+          tokenizer: the tokenizer of the run.
           captions: any number; repeat one to have several pictures of it.
           options: how codes are drawn.
-          seed: of the draws.
+          seed: the seed of the draws.
           progress: called with (done, total) from time to time.
         """
         models.require(model_cfg, "drawing pictures", DECODES)

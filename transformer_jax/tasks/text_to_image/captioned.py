@@ -84,7 +84,7 @@ def preprocess(spec: TextAndCodes) -> Preprocess:
     """How pictures of any size become those that are encoded.
 
     Args:
-      spec: of the tokenizer.
+      spec: the spec of the tokenizer.
     """
     plain = (0.0,) * spec.channels, (1.0,) * spec.channels
     return Preprocess(size=spec.size, resize=spec.size, fit=spec.fit, mean=plain[0], std=plain[1])
@@ -124,10 +124,10 @@ def examples(pairs: paired.Pairs, data: Captioned, tokenizer: PictureTokenizer, 
     """The examples of one side. All pictures are encoded here; only their codes stay in memory.
 
     Args:
-      pairs: of the side.
+      pairs: the pairs of the side.
       data: the experiment's.
       tokenizer: encodes them.
-      seed: of the endless order of training examples; None: each pair once, in order.
+      seed: the seed of the endless order of training examples; None: each pair once, in order.
     """
     held, spec, book = pairs.held, preprocess(data.tokenizer), tokenizer.codebook
     kind = np.uint16 if book.num_codes <= 1 << 16 else np.int32

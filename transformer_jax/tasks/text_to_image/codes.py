@@ -25,7 +25,7 @@ from transformer_jax.errors import InputError
 FITTED = 200_000  # patches that k-means reads
 ROWS = 65_536  # patches that are compared with the codebook at a time
 FILE = "codes.npz"
-MOST_BYTES = 2**28  # of that file
+MOST_BYTES = 2**28  # the largest codebook file
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +44,17 @@ class Codebook:
 
     @property
     def num_codes(self) -> int:
-        """K."""
+        """K, the number of different codes."""
         return len(self.patches_KP)
 
     @property
     def length(self) -> int:
-        """S."""
+        """S, the number of codes of a picture."""
         return (self.size // self.patch) ** 2
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, the number of channels of a pixel."""
         return self.patches_KP.shape[1] // self.patch**2
 
     @functools.cached_property
@@ -97,7 +97,7 @@ def split(pictures_NYXC: np.ndarray, patch: int) -> np.ndarray:
     """The patches [N, S, P] of pictures, row by row, in the dtype of the pictures.
 
     Args:
-      pictures_NYXC: of sides that `patch` divides.
+      pictures_NYXC: pictures [N, Y, X, C] whose sides `patch` divides.
       patch: pixels of a side.
     """
     N, Y, X, C = pictures_NYXC.shape

@@ -11,7 +11,7 @@ import numpy as np
 from transformer_jax import extras, files
 
 EDGE = 2  # pixels between the pictures of a grid
-SMALLEST = 64  # pixels of a picture in a grid: smaller ones are enlarged by a whole number
+SMALLEST = 64  # the fewest pixels of a picture's side in a grid: smaller ones are enlarged by a whole number
 
 
 def save_grid(pictures_NYXC: np.ndarray, columns: int, path: Path) -> None:
@@ -20,7 +20,7 @@ def save_grid(pictures_NYXC: np.ndarray, columns: int, path: Path) -> None:
     Args:
       pictures_NYXC: uint8.
       columns: pictures in a row.
-      path: of the PNG.
+      path: the PNG file that is written.
     """
     extras.need("PIL", "writing pictures")
     from PIL import Image
@@ -42,7 +42,7 @@ def save_sheet(pictures_NYXC: np.ndarray, captions: Sequence[str], path: Path, c
     Args:
       pictures_NYXC: uint8.
       captions: N of them.
-      path: of the PNG.
+      path: the PNG file that is written.
       columns: pictures in a row.
     """
     extras.need("matplotlib", "a sheet of pictures")

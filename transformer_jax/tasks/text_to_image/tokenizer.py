@@ -137,7 +137,7 @@ class TextAndCodes:
         """The tokenizer that `PictureTokenizer.save` wrote.
 
         Args:
-          folder: of the run.
+          folder: the folder of the run.
         """
         text = tokenizers.load(folder / "text", self.text) if (folder / "text").is_dir() else None
         return PictureTokenizer(text, codes.load(folder))

@@ -254,7 +254,7 @@ class Transcription(Task):
         "language" is there where the model has several, "segments" [{"start", "end", "text"}] where times are wanted.
 
         Args:
-          params: of the model.
+          params: the parameters of the model.
           model_cfg: the model.
           tokenizer: with Whisper's special tokens.
           inputs: paths of sound files.

@@ -148,7 +148,7 @@ def transcripts(
     """The transcript of each recording.
 
     Args:
-      family: of the model, with `features`, `encode` and the functions that beam search needs.
+      family: the family of the model, with `features`, `encode` and the functions that beam search needs.
       params: its parameter tree.
       cfg: its Config.
       tokenizer: with Whisper's special tokens.

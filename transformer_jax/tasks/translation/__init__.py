@@ -30,8 +30,8 @@ from transformer_jax.tasks.translation import bitext, parallel
 
 Metric = Literal["bleu", "chrf", "rouge", "exact_match"]
 
-EXAMPLES = 10  # translations that `score` logs
-MAIN = {"rouge": "rougeL"}  # the number of a metric that is reported for each part of a mixture
+EXAMPLES = 10  # how many translations `score` logs
+MAIN = {"rouge": "rougeL"}  # metric -> the one of its numbers that is reported for each part of a mixture
 PREDICT_LINES = 4096  # inputs that `predict` sorts by length and searches together
 
 
@@ -247,9 +247,9 @@ class Translation(TextTask):
         longer than the model's positions are truncated; stderr reports how many.
 
         Args:
-          params: of the encoder-decoder.
+          params: the parameters of the encoder-decoder.
           model_cfg: the encoder-decoder.
-          tokenizer: of both sides.
+          tokenizer: the tokenizer of both sides.
           inputs: the sources.
           top: hypotheses of each source.
           progress: called with (done, total).

@@ -210,7 +210,7 @@ def _relative(rng: random.Random, codes: Codes) -> Phrase:
 
 def _number(rng: random.Random, codes: Codes) -> Phrase:
     kind = _pick(rng, ("decimal", "percent", "compact"))
-    if kind == "compact":  # 1.2 million
+    if kind == "compact":  # such as "1.2 million"
         return kind, _between(rng, 10, 9999) * 10 ** _pick(rng, (2, 5, 8, 11))
     return kind, _pick(rng, (1, 1, 1, -1)) * _decimal(rng, 3 if kind == "decimal" else 1)
 

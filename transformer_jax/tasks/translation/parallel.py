@@ -95,7 +95,7 @@ class Held:
 
 @dataclass(frozen=True, eq=False)
 class Parallel:
-    """A prepared ParallelText. `train` is endless."""
+    """The prepared sides of a ParallelText. The training rows are an endless, shuffled sequence."""
 
     tokenizer: tokenizers.Tokenizer
     train: "Rows"
@@ -120,7 +120,7 @@ def prepare(
     Args:
       data: the pairs, the tokenizer, the rows and the filters.
       model_cfg: an encoder-decoder, for its special ids.
-      seed: of the order of training rows.
+      seed: the seed of the order of training rows.
       prefix: text before every source, such as T5's "translate English to German: ".
       tokenizer: the one of the run or checkpoint that is continued; None: `data.tokenizer` is built.
 

@@ -29,7 +29,7 @@ class Framing:
         """The encoder's input, int32.
 
         Args:
-          ids: of a source.
+          ids: the token ids of a source.
         """
         return _between(self.source_around, ids)
 
@@ -37,7 +37,7 @@ class Framing:
         """The decoder's targets, int32; its inputs are `start` and all of these but the last.
 
         Args:
-          ids: of a target.
+          ids: the token ids of a target.
         """
         return _between(self.target_around, ids)
 
@@ -57,7 +57,7 @@ def framing(tokenizer: tokenizers.Tokenizer, model_cfg: Any) -> Framing:
     The start token is the model's `decoder_start_id`, else its padding, else its end of text; mBART's is the code.
 
     Args:
-      tokenizer: of both sides.
+      tokenizer: the tokenizer of both sides.
       model_cfg: an encoder-decoder.
 
     Raises:
