@@ -68,6 +68,20 @@ def test_batches_do_not_show(tmp_path, monkeypatch):
     assert (whole.content, whole.bytes) == (small.content, small.bytes)
 
 
+def test_the_pieces_in_which_a_document_is_read_do_not_show(tmp_path, monkeypatch):
+    """A last line without an end is a piece of its own in a text file, and spaces after a line end are one token."""
+    tokenizer = tokenizers.build(tokenizers.TrainBPE(vocab_size=300), PAIRS)
+    monkeypatch.setattr(tokens, "CHUNK", 40)
+    text = "def f():\n        return 1\n" * 3 + "x" * 100 + "\n\n    last"
+    found = []
+    for size in (1, 7, 26, len(text)):
+        read = [("a", text[at : at + size]) for at in range(0, len(text), size)]
+        file = tokens.prepare(sources.in_memory([*read, ("b", "")]), tokenizer, tmp_path)
+        found.append(file.tokens.tolist())
+    assert found == found[:1] * 4 and tokenizer.decode(found[0][1:]) == text
+    assert len(list(tokens._chunks([("a", text)]))) == 6
+
+
 def test_made_once_for_the_same_text_and_tokenizer(tmp_path, capfd):
     first = tokens.prepare(DOCUMENTS, BYTES, tmp_path)
     assert "tokenised the documents given" in capfd.readouterr().err

@@ -22,6 +22,7 @@ token of the stream is not predicted, and its bytes do not count.
 import collections
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -45,6 +46,8 @@ from transformer_jax.errors import InputError
 FORMAT = 3
 BLOCK = 1 << 26  # bytes that a thread hashes at a time
 BATCH = 4 << 20  # characters that are encoded together; only their tokens are in memory
+CHUNK = 1 << 20  # characters of a document that the tokenizer gets at a time, at most
+CHUNKS = 2  # the rule of `_chunks`; files in the cache that follow another one are not used
 ABANDONED = 3600  # seconds without a write after which a temporary folder is deleted
 
 
@@ -105,7 +108,7 @@ def prepare(documents: sources.Documents, tokenizer: Tokenizer, cache: Path | No
     Raises:
       InputError: there is no text, or the cache cannot be written.
     """
-    key = hashlib.sha256(f"{FORMAT} {documents.identity()} {tokenizer.fingerprint}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{FORMAT} {CHUNKS} {documents.identity()} {tokenizer.fingerprint}".encode()).hexdigest()[:32]
     parent = (cache or cache_dir()) / "tokens"
     folder = parent / key
     if folder.exists():
@@ -240,7 +243,7 @@ def write(
     kept = _without_repeated(documents, repeated, dropped) if repeated or documents.deduplicate else documents
     progress = _progress(documents.nbytes, documents.origin)
     with progress as advance, (folder / "tokens.bin").open("wb") as out, (folder / "documents.bin").open("wb") as index:
-        for batch in _batches(kept):
+        for batch in _batches(_chunks(kept)):
             row: list[np.ndarray] = []
             starts: list[int] = []
             batch_bytes = 0
@@ -339,6 +342,21 @@ def _without_repeated(
             dropped["duplicates"] += 1
         else:
             yield name, text
+
+
+def _chunks(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The documents in chunks of at most CHUNK characters, which end at line ends. Where a chunk ends depends on the
+    document alone, not on the pieces in which a format reads it, and with it the tokens."""
+    for name, pieces in itertools.groupby(documents, key=lambda pair: pair[0]):
+        held = ""
+        for _, piece in pieces:
+            held, at = held + piece, 0
+            while len(held) - at > CHUNK:
+                end = held.rfind("\n", at, at + CHUNK) + 1 or at + CHUNK
+                yield name, held[at:end]
+                at = end
+            held = held[at:]
+        yield name, held
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
