@@ -6,10 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from transformer_jax.data import corpus, pipeline, sources, tokenizers
+from transformer_jax.data import corpus, pipeline, sources, token_shards, token_store, tokenizers
 from transformer_jax.errors import InputError
-from transformer_jax.objectives import masking
+from transformer_jax.models import seq2seq
+from transformer_jax.objectives import masking, spans
 from transformer_jax.objectives.masking import Masking
+from transformer_jax.tasks.denoising import corrupted
 from transformer_jax.tasks.masked_lm import masked
 
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -147,6 +149,33 @@ def test_a_passage_ends_with_a_sentence(folder):
 
 
 # ---- Every layout
+
+
+def test_a_token_store_gives_the_rows_of_its_text(folder, tmp_path, monkeypatch):
+    """A store of several shards, read for masked language modelling in every layout, and for denoising."""
+    monkeypatch.setattr(token_shards, "SHARD", 4000)
+    special = tuple(dict.fromkeys((*ROBERTA, *tokenizers.t5_special(8))))
+    text = corpus.TextCorpus(sources.TextFiles((str(folder),)), tokenizers.TrainBPE(400, special=special), length=32)
+    documents = {side: text.source.documents(side) for side in token_store.SIDES}
+    tokenizer = corpus.encoded(text).tokenizer
+    work = token_shards.begin(str(tmp_path / "store"), tokenizer, documents)
+    for at in work.numbers():
+        token_shards.write_shard(work, *at)
+    token_shards.finish(work)
+    stored = corpus.TextCorpus(length=32, store=(str(tmp_path / "store"),))
+    assert len(work.shards["train"]) > 2
+    pad, eos, start = tokenizer.special.pad, tokenizer.eos_id, tokenizer.special.pad
+    cfg = seq2seq.Config(vocab_size=600, pad_id=pad, eos_id=eos, decoder_start_id=start, max_length=64)
+    for layout in (*LAYOUTS, "denoising"):
+        if layout == "denoising":
+            made = [corrupted.prepare(data, spans.SpanCorruption(), cfg, seed=1) for data in (text, stored)]
+        else:
+            made = [masked.prepare(data, MASKING, layout, seed=1) for data in (text, stored)]
+        for i in (0, 3, 11):
+            one, other = (of.train[i] for of in made)
+            assert all(np.array_equal(one[name], other[name]) for name in one), layout
+    with pytest.raises(InputError, match="reads stores by their sizes"):
+        masked.prepare(dataclasses.replace(stored, rates=(1.0,)), MASKING, "full", seed=0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

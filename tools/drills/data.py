@@ -1,10 +1,12 @@
 """Drills of data: the same training from every format and place, and token stores by many writers that are killed.
 
-    tools/drills/check_integrations data            # formats, in the environment that it makes
     python -m tools.drills.data formats             # a folder of text, JSONL, Parquet, Arrow, WebDataset; disk, GCS, S3
     python -m tools.drills.data large --mb 2000     # a large Parquet file: bytes before the first row, memory, a store
     python -m tools.drills.data writers --mb 300    # a store by one process, by arrays of jobs, by Beam: digests, rates
     python -m tools.drills.data kills --mb 300      # killed ten times
+
+They are run in an environment with `pip install -e '.[all,data-drill]'`, and `writers` in that of
+`tools/drills/check_integrations beam`.
 
 The text is random lines of the standard library. Servers are on the loopback: the bucket of `bucket.py`, S3 by moto.
 `writers` and `large` compare the processor's time with that of a plain loop over the tokenizer, on one core.

@@ -101,18 +101,54 @@ def prepare(
     Raises:
       InputError: a missing, empty or too short corpus.
     """
+    return _examples(corpus, seed, encoded(corpus, tokenizer=tokenizer, cache=cache))
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A TextCorpus as tokens. The sides are "train" and "validation"."""
+
+    tokenizer: tokenizers.Tokenizer
+    files: Mapping[str, list[Any]]
+    """Of each side the token file, or the token stores."""
+    origins: Mapping[str, str]
+    """Names each side in messages."""
+    documents: sources.Documents | None
+    """The validation text, where it was tokenised here."""
+
+    def whole(self, side: str) -> Any:
+        """The token file of a side, or its stores as one.
+
+        Args:
+          side: "train" or "validation".
+        """
+        files = self.files[side]
+        return files[0] if len(files) == 1 else token_store.joined(files)
+
+
+def encoded(corpus: TextCorpus, *, tokenizer: tokenizers.Tokenizer | None = None, cache: Path | None = None) -> Encoded:
+    """The tokens of a corpus: those of its stores, or of its text, which is tokenised on first use.
+
+    Args:
+      corpus: the stores, or the text and the tokenizer.
+      tokenizer: the one of the run or checkpoint that is continued; None: that of the stores, or `corpus.tokenizer`.
+      cache: the folder of the token files; None: `tokens.cache_dir()`.
+
+    Raises:
+      InputError: a missing or empty corpus, or a store that is damaged or of another tokenizer.
+    """
     if corpus.store:
-        return _of_stores(corpus, seed, tokenizer)
+        return _of_stores(corpus, tokenizer)
     cache = cache or tokens.cache_dir()
     documents = {side: corpus.source.documents(side) for side in token_store.SIDES}
     tokenizer = tokenizers.build(corpus.tokenizer, documents["train"], cache, given=tokenizer)
-    made = {side: [tokens.prepare(documents[side], tokenizer, cache)] for side in token_store.SIDES}
+    files = {side: [tokens.prepare(documents[side], tokenizer, cache)] for side in token_store.SIDES}
     origins = {side: documents[side].origin for side in token_store.SIDES}
-    return _examples(corpus, seed, tokenizer, made, origins, documents["validation"])
+    return Encoded(tokenizer, files, origins, documents["validation"])
 
 
-def _of_stores(corpus: TextCorpus, seed: int, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
-    """The examples of the stores that `corpus` names, which must be of the `tokenizer` of the run that is continued."""
+def _of_stores(corpus: TextCorpus, tokenizer: tokenizers.Tokenizer | None) -> Encoded:
+    """The stores that `corpus` names, which must be of the `tokenizer` of the run that is continued."""
     tokenizer = token_store.tokenizer_of(corpus.store[0]) if tokenizer is None else tokenizer
     made: dict[str, list[Any]] = {
         side: [token_store.open_store(path, side, corpus.store_cache // len(corpus.store)) for path in corpus.store]
@@ -125,19 +161,13 @@ def _of_stores(corpus: TextCorpus, seed: int, tokenizer: tokenizers.Tokenizer | 
                 "--data.tokenizer.path WORKDIR/tokenizer"
             )
     origins = {side: f"{', '.join(corpus.store)} ({side})" for side in token_store.SIDES}
-    return _examples(corpus, seed, tokenizer, made, origins, None)
+    return Encoded(tokenizer, made, origins, None)
 
 
-def _examples(
-    corpus: TextCorpus,
-    seed: int,
-    tokenizer: tokenizers.Tokenizer,
-    made: Mapping[str, list[Any]],
-    origins: Mapping[str, str],
-    validation_documents: sources.Documents | None,
-) -> Corpus:
+def _examples(corpus: TextCorpus, seed: int, found: Encoded) -> Corpus:
     """The examples of token files or stores, those of each side one after another."""
-    whole = {side: files[0] if len(files) == 1 else token_store.joined(files) for side, files in made.items()}
+    tokenizer, made, origins = found.tokenizer, found.files, found.origins
+    whole = {side: found.whole(side) for side in token_store.SIDES}
     if corpus.documents == "packed":
         rows = [packed.rows(file, tokenizer, corpus.length, origins["train"]) for file in made["train"]]
         order = _order([len(one.rows) for one in rows], corpus.rates, seed)
@@ -156,7 +186,7 @@ def _examples(
         positions = _Chosen(_order(counts, corpus.rates, seed), np.concatenate(starts))
         train = Windows(whole["train"].tokens, positions, corpus.length)
         validation = validation_windows(whole["validation"], corpus.length, origins["validation"])
-    return Corpus(tokenizer, train, validation, whole["train"], whole["validation"], validation_documents)
+    return Corpus(tokenizer, train, validation, whole["train"], whole["validation"], found.documents)
 
 
 def _order(counts: Sequence[int], rates: tuple[float, ...], seed: int) -> Sequence[int]:

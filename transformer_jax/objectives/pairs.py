@@ -10,7 +10,7 @@ N tokens of the corpus, D documents, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from transformer_jax.errors import InputError
 class Documents:
     """A tokenised corpus, with what the pairs need."""
 
-    tokens: np.ndarray
-    """int [N]."""
+    tokens: Any
+    """int [N]: an array, or what gives one for a slice, as a token store does."""
     begins: np.ndarray
     """int64 [D]: document d is tokens[begins[d] : stops[d]], at least one token."""
     stops: np.ndarray

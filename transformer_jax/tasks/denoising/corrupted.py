@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax import objectives
-from transformer_jax.data import corpus, pipeline, tokenizers, tokens
+from transformer_jax.data import corpus, pipeline, token_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import spans
 from transformer_jax.tasks.masked_lm import masked
@@ -34,7 +34,7 @@ TRAIN, VALIDATION = 0, 1  # streams of `objectives.generator`
 class Examples(pipeline.Examples):
     """Random-access examples: example i is segment order[i] of the tokens, with gaps."""
 
-    tokens: np.ndarray
+    tokens: np.ndarray | token_store.Stream
     order: Sequence[int]
     objective: spans.Objective
     sizes: spans.Sizes
@@ -79,8 +79,8 @@ class Corpus:
     tokenizer: tokenizers.Tokenizer
     train: Examples
     validation: Examples
-    train_tokens: tokens.TokenFile
-    validation_tokens: tokens.TokenFile
+    train_tokens: tokens.TokenFile | token_store.TokenStore
+    validation_tokens: tokens.TokenFile | token_store.TokenStore
 
 
 def prepare(
@@ -91,10 +91,10 @@ def prepare(
     seed: int,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Corpus:
-    """The training and validation examples of a corpus, which is tokenised on first use.
+    """The training and validation examples of a corpus: of its token stores, or tokenised on first use.
 
     Args:
-      data: the corpus; its sampling must be "epochs".
+      data: the corpus; its sampling must be "epochs", and without rates.
       objective: chooses the gaps and the target.
       model_cfg: an encoder-decoder, for its special ids.
       seed: the seed of the order and the gaps of training examples.
@@ -107,17 +107,18 @@ def prepare(
     if data.sampling != "epochs":
         raise InputError(f"data.sampling = {data.sampling!r}: denoising goes over epochs; give --data.sampling epochs")
     sizes = objective.sizes(data.length)
-    sides = {side: data.source.documents(side) for side in ("train", "validation")}  # type: ignore[arg-type]
-    cache = tokens.cache_dir()
-    tokenizer = tokenizers.build(data.tokenizer, sides["train"], cache, given=tokenizer)
+    if data.rates:
+        raise InputError(f"data.rates = {data.rates}: denoising reads stores by their sizes; leave it out")
+    found = corpus.encoded(data, tokenizer=tokenizer)
+    tokenizer = found.tokenizer
     known = marks(tokenizer, objective, model_cfg, sizes.raw)
     (start_id,) = parallel.framing(tokenizer, model_cfg).start
-    files = {side: tokens.prepare(documents, tokenizer, cache) for side, documents in sides.items()}
+    files = {side: found.whole(side) for side in token_store.SIDES}
     rows = {side: len(file.tokens) // sizes.raw for side, file in files.items()}
     for side, count in rows.items():
         if not count:
             raise InputError(
-                f"{sides[side].origin} has {len(files[side].tokens):,} tokens, but one row needs {sizes.raw}; "
+                f"{found.origins[side]} has {len(files[side].tokens):,} tokens, but one row needs {sizes.raw}; "
                 f"give more text or lower data.length = {data.length}"
             )
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from transformer_jax import losses, models, sharding
 from transformer_jax.contracts import Evaluation, Outputs, Prepared, Sums
-from transformer_jax.data import corpus
+from transformer_jax.data import corpus, token_store
 from transformer_jax.errors import InputError
 from transformer_jax.nn import layers
 from transformer_jax.objectives.masking import Masking
@@ -97,7 +97,7 @@ class MaskedLM(TextTask):
         encoder.check_ids(model_cfg, made.tokenizer)
         labels = _labels(made.validation)
         if not len(labels):
-            raise InputError(f"{data.source.documents('validation').origin} has no token to mask; give more text")
+            raise InputError(f"{made.validation_origin} has no token to mask; give more text")
         baseline = unigram(made.train_tokens.tokens, made.vocabulary.ordinary, labels)
         facts = {
             "vocabulary": made.tokenizer.vocab_size,
@@ -243,7 +243,7 @@ def _labels(examples: masked.Examples) -> np.ndarray:
     return np.concatenate([row["labels"][row["weights"] == 1] for row in rows])
 
 
-def unigram(tokens: np.ndarray, ordinary_V: np.ndarray, labels: np.ndarray) -> Unigram:
+def unigram(tokens: np.ndarray | token_store.Stream, ordinary_V: np.ndarray, labels: np.ndarray) -> Unigram:
     """The unigram baseline of some labels. Special tokens have probability 0, because they are never labels.
 
     Args:

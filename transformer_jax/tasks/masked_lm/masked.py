@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from transformer_jax import objectives
-from transformer_jax.data import corpus, pipeline, tokenizers, tokens
+from transformer_jax.data import corpus, pipeline, token_store, tokenizers, tokens
 from transformer_jax.errors import InputError
 from transformer_jax.objectives import masking, pairs
 from transformer_jax.tasks.masked_lm import layouts
@@ -41,8 +41,10 @@ class Corpus:
     vocabulary: Vocabulary
     train: "Examples"
     validation: "Examples"
-    train_tokens: tokens.TokenFile
-    validation_tokens: tokens.TokenFile
+    train_tokens: tokens.TokenFile | token_store.TokenStore
+    validation_tokens: tokens.TokenFile | token_store.TokenStore
+    validation_origin: str
+    """Names the validation text in messages."""
 
 
 def prepare(
@@ -53,10 +55,10 @@ def prepare(
     seed: int,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Corpus:
-    """The training and validation examples of a corpus, which is tokenised on first use.
+    """The training and validation examples of a corpus: of its token stores, or tokenised on first use.
 
     Args:
-      data: the corpus; its sampling must be "epochs".
+      data: the corpus; its sampling must be "epochs", and without rates.
       how: what is masked.
       layout: what a row holds.
       seed: the seed of the order and the masks of training examples.
@@ -72,15 +74,18 @@ def prepare(
         )
     if data.length < 8:
         raise InputError(f"data.length = {data.length} must be at least 8; up to 3 of them are special tokens")
-    sides = {side: data.source.documents(side) for side in ("train", "validation")}  # type: ignore[arg-type]
-    cache = tokens.cache_dir()
-    tokenizer = tokenizers.build(data.tokenizer, sides["train"], cache, given=tokenizer)
+    if data.rates:
+        raise InputError(
+            f"data.rates = {data.rates}: masked language modelling reads stores by their sizes; leave it out"
+        )
+    found = corpus.encoded(data, tokenizer=tokenizer)
+    tokenizer = found.tokenizer
     known = vocabulary(tokenizer)
-    files = {side: tokens.prepare(documents, tokenizer, cache) for side, documents in sides.items()}
+    files = {side: found.whole(side) for side in token_store.SIDES}
 
     def rows(side: str) -> layouts.Rows:
         text = _documents(files[side], known, len(tokens.frame(tokenizer)[0]))
-        origin = f"{sides[side].origin} has {len(files[side].tokens):,} tokens"
+        origin = f"{found.origins[side]} has {len(files[side].tokens):,} tokens"
         if layout == "full":
             return layouts.FullSentences.lay_out(text, known, data.length, whole=side == "train", origin=origin)
         if layout == "packed":
@@ -97,6 +102,7 @@ def prepare(
         validation=Examples(made["validation"], range(len(made["validation"])), how, known, count, 0, VALIDATION),
         train_tokens=files["train"],
         validation_tokens=files["validation"],
+        validation_origin=found.origins["validation"],
     )
 
 
@@ -124,10 +130,11 @@ def vocabulary(tokenizer: tokenizers.Tokenizer) -> Vocabulary:
     return Vocabulary(special.cls, special.sep, special.mask, ordinary, tokenizer.continues, ends_sentence)
 
 
-def _documents(file: tokens.TokenFile, known: Vocabulary, head: int) -> pairs.Documents:
+def _documents(file: tokens.TokenFile | token_store.TokenStore, known: Vocabulary, head: int) -> pairs.Documents:
     """The file's documents without the `head` special tokens before each."""
-    stops = np.append(file.starts[1:], len(file.tokens))
-    return pairs.Documents(file.tokens, file.starts + head, stops, known.ends_sentence, known.continues)
+    lengths = file.lengths()
+    stops = np.cumsum(lengths)
+    return pairs.Documents(file.tokens, stops - lengths + head, stops, known.ends_sentence, known.continues)
 
 
 # ---- Examples ------------------------------------------------------------------------------------------------------
