@@ -163,6 +163,8 @@ def test_baselines_by_hand():
     """b always follows a, and c is the most frequent item."""
     source = of(p="abccc", q="abccc", r="abcccab")
     sides = histories.divide(Histories(source, min_user=1, min_item=1))
+    share = dict(zip(sides.made.keys, ranking._Counted(sides).share_V[2:], strict=True))
+    assert share == pytest.approx({"a": 3 / 11, "b": 3 / 11, "c": 5 / 11})  # of the training events abc, abc, abccc
     ranks = [ranking._ranks(make, sides, sides.test, False) for make in _scores(sides)]
     assert ranks[0].tolist() == [1, 1, 3]  # popularity: c, c, b; a and b are equally frequent, so b is last
     assert ranks[1].tolist() == [1, 1, 1]  # what follows c, c, a
@@ -174,7 +176,7 @@ def test_baselines_by_hand():
 
 
 def _scores(sides):
-    counted = ranking._Counted(sides, sides.test)
+    counted = ranking._Counted(sides)
     return ranking._popularity(counted), ranking._markov(counted, (1,))
 
 

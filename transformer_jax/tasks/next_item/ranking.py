@@ -57,11 +57,12 @@ def baselines(sides: Sides, cases: Cases, *, unseen: bool) -> dict[str, float]:
     item_item          how often an item followed within WINDOW steps, over the latest items of the history
 
     Args:
-      sides: the training events are counted, and those of asked users before the item that is asked.
+      sides: its training events are counted, those that the model is trained on. For the test too: its histories hold
+        the item that validates, but neither the model nor a baseline learns from it.
       cases: what is asked.
       unseen: whether items of the history are no candidates.
     """
-    counted = _Counted(sides, cases)
+    counted = _Counted(sides)
     made: dict[str, float] = {}
     for name, score in (
         ("popularity", _popularity(counted)),
@@ -75,7 +76,7 @@ def baselines(sides: Sides, cases: Cases, *, unseen: bool) -> dict[str, float]:
 
 
 class _Counted:
-    """The events that a baseline counts.
+    """The training events, which a baseline counts.
 
     Attributes:
       items_E: the ids of all events.
@@ -83,12 +84,10 @@ class _Counted:
       share_V: float64, how often each item was chosen; sums to 1.
     """
 
-    def __init__(self, sides: Sides, cases: Cases) -> None:
+    def __init__(self, sides: Sides) -> None:
         self.items_E, self.V = sides.items.astype(np.int64), sides.tokenizer.vocab_size
-        ends = sides.train_ends.copy()
-        ends[np.searchsorted(sides.made.starts, cases.firsts)] = cases.at
         self._user_E = np.repeat(np.arange(sides.made.users), np.diff(sides.made.starts))
-        self._inside_E = np.arange(len(self.items_E)) < ends[self._user_E]
+        self._inside_E = sides.in_training()
         counts_V = np.bincount(self.items_E[self._inside_E], minlength=self.V)
         self.share_V = counts_V / counts_V.sum()
 
