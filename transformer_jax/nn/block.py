@@ -122,15 +122,15 @@ def apply(
     if drop_path is not None and key is not None:
         key, depth_key = jax.random.split(key)
         scale_2B11 = _row_scales(depth_key, drop_path, x_BTD.shape[0])
-    attention_key, *keys = _keys(key, cross)
-    h_BTD = _before(p["attention_norm"], cfg, x_BTD)
+    attention_key, *keys = _dropout_keys(key, cross)
+    h_BTD = _pre_norm(p["attention_norm"], cfg, x_BTD)
     h_BTD = h_BTD if unnormed is False else jnp.where(unnormed, x_BTD, h_BTD)
     x_BTD = x_BTD if num_outputs is None else x_BTD[:, :num_outputs]
     options: Any = {"rope": rope, "bias_NTS": bias_NTS, "distances_dD": distances_dD}
     a_BTNH, k_BTKH, v_BTKH = self_attention(
         p["attention"], cfg, h_BTD, mask, **options, num_outputs=num_outputs, key=attention_key
     )
-    return _finish(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, scale_2B11), (k_BTKH, v_BTKH)
+    return _after_attention(p, cfg, x_BTD, a_BTNH, cross, keys, cfg.attention, scale_2B11), (k_BTKH, v_BTKH)
 
 
 @kernels.choose("self_attention")
@@ -159,7 +159,7 @@ def self_attention(
       num_outputs: as for `apply`.
       key: the random key for the dropout of the probabilities.
     """
-    q_BTNH, k_BTKH, v_BTKH = _project(p, cfg, x_BTD, rope, num_outputs)
+    q_BTNH, k_BTKH, v_BTKH = _project_qkv(p, cfg, x_BTD, rope, num_outputs)
     if distances_dD is not None:
         with sharding.rules({**sharding.current_rules(), "batch": None, "length": None}):
             key_dNH, query_dNH = (_heads(p, cfg, distances_dD[None], name)[0] for name in ("key", "query"))
@@ -169,7 +169,7 @@ def self_attention(
     return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask, **options), k_BTKH, v_BTKH
 
 
-def _finish(
+def _after_attention(
     p: dict[str, Any],
     cfg: Config,
     x_BTD: jax.Array,
@@ -182,24 +182,24 @@ def _finish(
     """From the attended values to the block's output: projection, residual, cross-attention, MLP, residual."""
     key_1, key_2, *cross_keys = keys
     scale_1, scale_2 = (None, None) if scale_2B11 is None else (scale_2B11[0], scale_2B11[1])
-    y_BTD = _adjusted(p["attention"], cfg, _out(p["attention"], a_BTNH))
-    x_BTD = _after(p["attention_norm"], cfg, x_BTD, y_BTD, key_1, scale_1)
+    y_BTD = _scale_output(p["attention"], cfg, _project_out(p["attention"], a_BTNH))
+    x_BTD = _add_and_post_norm(p["attention_norm"], cfg, x_BTD, y_BTD, key_1, scale_1)
     if cross is not None:
         attention_key, key_3 = cross_keys
-        h_BTD = _before(p["cross_norm"], cfg, x_BTD)
+        h_BTD = _pre_norm(p["cross_norm"], cfg, x_BTD)
         a_BTNH = _attend_cross(p["cross"], cfg, h_BTD, cross, attention_key, implementation)
-        x_BTD = _after(p["cross_norm"], cfg, x_BTD, _out(p["cross"], a_BTNH), key_3)
-    h_BTD = _before(p["mlp_norm"], cfg, x_BTD)
-    y_BTD = _adjusted(p["mlp"], cfg, layers.mlp(p["mlp"], h_BTD, cfg.activation))
-    return _after(p["mlp_norm"], cfg, x_BTD, y_BTD, key_2, scale_2)
+        x_BTD = _add_and_post_norm(p["cross_norm"], cfg, x_BTD, _project_out(p["cross"], a_BTNH), key_3)
+    h_BTD = _pre_norm(p["mlp_norm"], cfg, x_BTD)
+    y_BTD = _scale_output(p["mlp"], cfg, layers.mlp(p["mlp"], h_BTD, cfg.activation))
+    return _add_and_post_norm(p["mlp_norm"], cfg, x_BTD, y_BTD, key_2, scale_2)
 
 
-def _before(p_norm: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
+def _pre_norm(p_norm: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
     """What a sublayer reads of the residual stream."""
     return x_BTD if cfg.norm_order == "post" else layers.norm(p_norm, x_BTD, cfg.norm, cfg.norm_eps)
 
 
-def _after(
+def _add_and_post_norm(
     p_norm: dict[str, Any],
     cfg: Config,
     x_BTD: jax.Array,
@@ -218,7 +218,7 @@ def _add(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
     return x_BTD + y_BTD
 
 
-def _adjusted(p: dict[str, Any], cfg: Config, y_BTD: jax.Array) -> jax.Array:
+def _scale_output(p: dict[str, Any], cfg: Config, y_BTD: jax.Array) -> jax.Array:
     """A sublayer's output after its norm and times its LayerScale, where it has them."""
     y_BTD = layers.norm(p["output_norm"], y_BTD, cfg.norm, cfg.norm_eps) if "output_norm" in p else y_BTD
     return y_BTD * p["layer_scale"]["scale"].astype(y_BTD.dtype) if "layer_scale" in p else y_BTD
@@ -230,7 +230,7 @@ def _row_scales(key: jax.Array, drop_path: jax.Array | float, batch: int) -> jax
     return sharding.constrain(scale_2B[:, :, None, None], (None, "batch", None, None))
 
 
-def _keys(key: jax.Array | None, cross: Cross | None) -> list[jax.Array | None]:
+def _dropout_keys(key: jax.Array | None, cross: Cross | None) -> list[jax.Array | None]:
     """Keys of the attention probabilities' and the sublayers' dropout, in order; the cross-attention's are last."""
     count = 3 if cross is None else 5
     return [None] * count if key is None else list(jax.random.split(key, count))
@@ -239,7 +239,7 @@ def _keys(key: jax.Array | None, cross: Cross | None) -> list[jax.Array | None]:
 # --------------------------------------------------------------------------------------------------------------- heads
 
 
-def _project(
+def _project_qkv(
     p: dict[str, Any], cfg: Config, x_BTD: jax.Array, rope: Rope | None, num_outputs: int | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries (of the first `num_outputs` tokens), keys and values, normed and rotated as the config asks."""
@@ -260,7 +260,7 @@ def _heads(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, name: str) -> jax.A
     return sharding.constrain(y, ("batch", "length", axis, None))
 
 
-def _out(p: dict[str, Any], a_BTNH: jax.Array) -> jax.Array:
+def _project_out(p: dict[str, Any], a_BTNH: jax.Array) -> jax.Array:
     """The attended values of all heads, projected to the model's width."""
     return layers.dense(p["out"], a_BTNH.reshape(*a_BTNH.shape[:2], -1), out=None)
 
@@ -299,7 +299,7 @@ def cross_attention(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, memory_BSD
       memory_BSD: makes the keys and values.
     """
     cross = Cross(*cross_keys_values(p, cfg, memory_BSD), Mask())
-    return _out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))
+    return _project_out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))
 
 
 def attention_weights(p: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:
@@ -310,7 +310,7 @@ def attention_weights(p: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.A
       cfg: the model's config.
       x_BTD: the block's input.
     """
-    q_BTNH, k_BTKH, _ = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), None)
+    q_BTNH, k_BTKH, _ = _project_qkv(p["attention"], cfg, _pre_norm(p["attention_norm"], cfg, x_BTD), None)
     k_BTNH = jnp.repeat(k_BTKH, cfg.num_heads // cfg.kv_heads, axis=2)
     scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * cfg.score_scale, k_BTNH, preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores_BNTS, axis=-1)
@@ -344,7 +344,7 @@ def apply_cached(
       window: how many tokens before it the new one sees; None: all.
       cross: as for `apply`.
     """
-    q_BTNH, k_BTKH, v_BTKH = _project(p["attention"], cfg, _before(p["attention_norm"], cfg, x_BTD), rope)
+    q_BTNH, k_BTKH, v_BTKH = _project_qkv(p["attention"], cfg, _pre_norm(p["attention_norm"], cfg, x_BTD), rope)
     cache = attention.write(cache, layer, k_BTKH, v_BTKH)
     start_B = cache.start_B if window is None else jnp.maximum(cache.start_B, cache.index - window)
     mask = Mask(start_B=start_B, end_B=(cache.index + 1)[None])
@@ -353,7 +353,7 @@ def apply_cached(
     options: Any = {"bias_NS": bias_NS, "scale": cfg.score_scale, "cap": cfg.score_cap}
     a_BNH = attention.attend_cached(q_BTNH[:, 0], k_BKSH, v_BKSH, mask, **options)
     # Plain cross-attention: for one query in each row, the kernels would first copy the keys to another layout.
-    return _finish(p, cfg, x_BTD, a_BNH[:, None], cross, _keys(None, cross)[1:], "xla"), cache
+    return _after_attention(p, cfg, x_BTD, a_BNH[:, None], cross, _dropout_keys(None, cross)[1:], "xla"), cache
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -78,28 +78,30 @@ def dense(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.
       out: the logical name of the new last axis; None: not sharded.
     """
     if "lora_a" not in p:
-        return _own(p, x_BTD, out=out)
+        return _dense_without_adapter(p, x_BTD, out=out)
     bias = {"bias": p["bias"]} if "bias" in p and "lora_magnitude" not in p else {}
     kernel = {name: p[name] for name in ("kernel", "transposed", "scale", "low_a", "low_b") if name in p}
-    y_BTF = _own(kernel | bias, x_BTD, out=out)
-    low_BTr = _product({"kernel": p["lora_a"]}, x_BTD, out=None)
-    y_BTF += p["lora_scale"].astype(x_BTD.dtype) * _product({"kernel": p["lora_b"]}, low_BTr, out=out)
+    y_BTF = _dense_without_adapter(kernel | bias, x_BTD, out=out)
+    low_BTr = _matmul_and_bias({"kernel": p["lora_a"]}, x_BTD, out=None)
+    y_BTF += p["lora_scale"].astype(x_BTD.dtype) * _matmul_and_bias({"kernel": p["lora_b"]}, low_BTr, out=out)
     if "lora_magnitude" not in p:
         return y_BTF
     y_BTF *= (p["lora_magnitude"] / jax.lax.stop_gradient(column_norms(adapted(p)))).astype(x_BTD.dtype)
     return y_BTF + p["bias"].astype(x_BTD.dtype) if "bias" in p else y_BTF
 
 
-def _own(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
+def _dense_without_adapter(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
     """x @ kernel + bias, without an adapter; of a kernel in two factors one product after the other."""
     if "low_a" not in p:
-        return _product(p, x_BTD, out=out)
+        return _matmul_and_bias(p, x_BTD, out=out)
     bias = {"bias": p["bias"]} if "bias" in p else {}
-    return _product({"kernel": p["low_b"]} | bias, _product({"kernel": p["low_a"]}, x_BTD, out=None), out=out)
+    return _matmul_and_bias(
+        {"kernel": p["low_b"]} | bias, _matmul_and_bias({"kernel": p["low_a"]}, x_BTD, out=None), out=out
+    )
 
 
 @kernels.choose("dense")
-def _product(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
+def _matmul_and_bias(p: dict[str, jax.Array], x_BTD: jax.Array, *, out: str | None) -> jax.Array:
     """x @ kernel + bias, without an adapter. Integers up to 127 are exact in every dtype that x may have."""
     y_BTF = sharding.einsum("BTD,DF->BTF", x_BTD, p["kernel"].astype(x_BTD.dtype), out=("batch", "length", out))
     y_BTF = y_BTF * p["scale"].astype(x_BTD.dtype) if "scale" in p else y_BTF

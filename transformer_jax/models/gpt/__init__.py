@@ -162,8 +162,8 @@ def hidden(
       ValueError: T > cfg.max_length.
     """
     mask = Mask(causal=True, segment_BT=segments, prefix_B=prefix)
-    where = jnp.arange(tokens_BT.shape[1]) if segments is None else positions.restarted(segments)
-    return _forward(params, cfg, tokens_BT, where, mask, key)[0]
+    position_ids = jnp.arange(tokens_BT.shape[1]) if segments is None else positions.restarted(segments)
+    return _forward(params, cfg, tokens_BT, position_ids, mask, key)[0]
 
 
 def features(
@@ -271,12 +271,12 @@ def prefill(
         raise ValueError(
             f"the prompts have {T} tokens, the cache {S} slots; make it with init_cache(cfg, batch, {T} or more)"
         )
-    where = jnp.arange(T)
+    position_ids = jnp.arange(T)
     if start_B is not None:
-        where = jnp.maximum(where - start_B[:, None], 0)
+        position_ids = jnp.maximum(position_ids - start_B[:, None], 0)
         cache = dataclasses.replace(cache, start_B=start_B.astype(jnp.int32))
     mask = Mask(causal=True, start_B=start_B)
-    x_BTD, filled = _forward(params, cfg, tokens_BT, where, mask, None, cache)
+    x_BTD, filled = _forward(params, cfg, tokens_BT, position_ids, mask, None, cache)
     assert filled is not None
     last_BD = sharding.constrain(x_BTD, ("batch", None, None))[:, -1]
     return _next_logits(params, cfg, last_BD), dataclasses.replace(filled, index=filled.index + T)
@@ -291,8 +291,8 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
       token_B: the next token of each row.
       cache: with a free slot (`cache.index` < its slots), which a compiled function cannot check.
     """
-    where_B1 = (cache.index - cache.start_B)[:, None]
-    rope = _rope(cfg, where_B1)
+    position_B1 = (cache.index - cache.start_B)[:, None]
+    rope = _rope(cfg, position_B1)
     slots_S = jnp.arange(cache.k_LBKSH.shape[3])
     bias = _bias(params, cfg, cache.index[None], slots_S)
     bias_NS = None if bias is None else bias[:, 0]
@@ -303,7 +303,7 @@ def decode_step(params: Params, cfg: Config, token_B: jax.Array, cache: KVCache)
 
     settings: Any = {"num_layers": cfg.num_layers, "scan": cfg.scan_layers, "remat": "none", "key": None}
     with sharding.replicated_length():
-        carry = (_embed(params, cfg, token_B[:, None], where_B1), cache)
+        carry = (_embed(params, cfg, token_B[:, None], position_B1), cache)
         steps = [functools.partial(step, window) for window in _windows(cfg)]
         x_BTD, filled = stack.run(steps, params["blocks"], carry, **settings)
         x_BTD = _final_norm(params, cfg, x_BTD)
@@ -341,30 +341,30 @@ def _forward(
     params: Params,
     cfg: Config,
     tokens_BT: jax.Array,
-    where: jax.Array,
+    position_ids: jax.Array,
     mask: Mask,
     key: jax.Array | None,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """Embeddings, blocks and final norm; each layer's keys and values are written to the cache, if there is one.
 
-    `where`: the tokens' positions, [T] or [B, T]. `mask`: of a layer without a window.
+    `position_ids`: the tokens' positions, [T] or [B, T]. `mask`: of a layer without a window.
     """
     _check_length(cfg, tokens_BT.shape[1])
     embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-    x_BTD = layers.dropout(_embed(params, cfg, tokens_BT, where), cfg.dropout, embed_key)
-    rope = _rope(cfg, where)
+    x_BTD = layers.dropout(_embed(params, cfg, tokens_BT, position_ids), cfg.dropout, embed_key)
+    rope = _rope(cfg, position_ids)
     columns_T = jnp.arange(tokens_BT.shape[1])
     bias_NTS = _bias(params, cfg, columns_T, columns_T)
 
-    def one(window: int | None, p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
+    def layer_block(window: int | None, p: Any, carry: Any, layer: Any, key: jax.Array | None) -> Any:
         x_BTD, cache = carry
         seen = mask.replace(window=window)  # type: ignore[attr-defined]
         x_BTD, (k_BTKH, v_BTKH) = block.apply(p, cfg, x_BTD, mask=seen, rope=rope, bias_NTS=bias_NTS, key=key)
         return x_BTD, None if cache is None else attention.write(cache, layer, k_BTKH, v_BTKH)
 
     x_BTD, cache = stack.run(
-        [functools.partial(one, window) for window in _windows(cfg)],
+        [functools.partial(layer_block, window) for window in _windows(cfg)],
         params["blocks"],
         (x_BTD, cache),
         num_layers=cfg.num_layers,
@@ -375,17 +375,17 @@ def _forward(
     return _final_norm(params, cfg, x_BTD), cache
 
 
-def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, where: jax.Array) -> jax.Array:
+def _embed(params: Params, cfg: Config, tokens_BT: jax.Array, position_ids: jax.Array) -> jax.Array:
     """Token embeddings plus the positions that are added to them, [B, T, D]."""
     x_BTD = layers.embed(params["embed"]["token"], tokens_BT, cfg.dtype)
     x_BTD = x_BTD * jnp.asarray(cfg.width**0.5, x_BTD.dtype) if cfg.scale_embedding else x_BTD
     if cfg.position == "learned":
         table = params["embed"]["position"]["embedding"].astype(cfg.dtype)
-        if where.ndim == 1:
-            return x_BTD + layers.positions_from(table, 0, where.shape[0])
-        return x_BTD + sharding.take(table, where, out=("batch", "length", None), rows="position")
+        if position_ids.ndim == 1:
+            return x_BTD + layers.positions_from(table, 0, position_ids.shape[0])
+        return x_BTD + sharding.take(table, position_ids, out=("batch", "length", None), rows="position")
     if cfg.position == "sinusoidal":
-        return x_BTD + positions.sinusoidal(where, cfg.width).astype(x_BTD.dtype)
+        return x_BTD + positions.sinusoidal(position_ids, cfg.width).astype(x_BTD.dtype)
     return x_BTD
 
 
@@ -396,10 +396,10 @@ def _windows(cfg: Config) -> Sequence[int | None]:
     return [cfg.window - 1] * (cfg.global_every - 1) + [None]
 
 
-def _rope(cfg: Config, where: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+def _rope(cfg: Config, position_ids: jax.Array) -> tuple[jax.Array, jax.Array] | None:
     if cfg.position != "rotary":
         return None
-    return positions.rotary_angles(where, cfg.head_width, theta=cfg.rope_theta, scaling=cfg.rope_scaling)
+    return positions.rotary_angles(position_ids, cfg.head_width, theta=cfg.rope_theta, scaling=cfg.rope_scaling)
 
 
 def _bias(params: Params, cfg: Config, queries_T: jax.Array, keys_S: jax.Array) -> jax.Array | None:
