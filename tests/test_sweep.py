@@ -26,6 +26,7 @@ STDLIB = ["sweep", "causal_lm.stdlib", "--train.steps", "8"]
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
     monkeypatch.setattr(running, "CHILD", FAKE)
+    monkeypatch.setattr(running, "PLAIN", FAKE)
     monkeypatch.setattr(running, "POLL", 0.01)
 
 
@@ -70,6 +71,8 @@ def test_a_grid_a_list_and_their_arguments(tmp_path):
         ("e --between a 1 2 cubic --optuna 3", "log or int"),
         ("e --over a 1 --median 0", "not a whole number"),
         ("e --over a 1 --workdir", "--workdir takes one value"),
+        ("e --over a 1 --at-once none", "not a whole number"),
+        ("e --over a 1 --by srun'", "is no command"),
     ],
 )
 def test_options_that_make_no_sweep_are_refused(given, message):
@@ -179,6 +182,38 @@ def test_a_run_ends_early_and_a_failed_one_is_tried_again(tmp_path, capsys):
     assert main(arguments) == 1 and states(folder) == ["done", "done", "ended early", "failed"]
 
 
+def test_runs_at_the_same_time_by_a_launcher(tmp_path, capsys):
+    """Three slots for five runs, of which one fails; each run is started by the command, which is given its slot."""
+    folder, book = tmp_path / "s", tmp_path / "book"
+    arguments = [
+        *STDLIB,
+        "--over",
+        "optim.peak-lr",
+        "0.5",
+        "0.1",
+        "--over",
+        "seed",
+        "0",
+        "13",
+        "2",
+        "--workdir",
+        str(folder),
+    ]
+    command = f"""sh -c 'echo {{slot}} + >> {book}; "$@"; code=$?; echo {{slot}} - >> {book}; exit $code' launcher"""
+    assert main([*arguments, "--at-once", "3", "--by", command]) == 1
+    assert states(folder) == ["done", "failed", "done"] * 2 and "error: a run that fails" in capsys.readouterr().out
+    training, most = set(), 0
+    for slot, sign in map(str.split, book.read_text().splitlines()):
+        assert (slot in training) == (sign == "-"), "a slot is one run's"
+        training ^= {slot}
+        most = max(most, len(training))
+    assert most == 3 and book.read_text().count("+") == 6
+    assert main([*arguments, "--at-once", "2"]) == 1, "only what has failed is tried again, here without the launcher"
+    assert states(folder) == ["done", "failed", "done"] * 2 and book.read_text().count("+") == 6
+    assert main([*arguments, "--by", "no-such-launcher"]) == 2
+    assert "no-such-launcher cannot be started" in capsys.readouterr().err
+
+
 class FakeTrial:
     def __init__(self, number):
         self.number = number
@@ -230,18 +265,18 @@ def test_a_study_chooses_and_goes_on(tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, name, module)
     arguments = [*STDLIB, "--optuna", "4", "--between", "optim.peak-lr", "0.1", "1", "log", "--over", "seed", "13", "1"]
     arguments += ["--workdir", str(folder)]
-    real = running.train
+    real = running.start
 
     def killed(words, *args):
         if "0.2" in words:
             raise KeyboardInterrupt
         return real(words, *args)
 
-    monkeypatch.setattr(running, "train", killed)
+    monkeypatch.setattr(running, "start", killed)
     assert main(arguments) == 130
     assert states(folder) == ["failed", "done", "running"]
     assert journal["told"] == {0: ("fail", None), 1: ("complete", pytest.approx(0.9))}
-    monkeypatch.setattr(running, "train", real)
+    monkeypatch.setattr(running, "start", real)
     assert main(arguments) == 1
     assert states(folder) == ["failed", "done", "failed", "done"] and journal["asked"] == 4
     assert journal["told"][3] == ("complete", pytest.approx(0.4))

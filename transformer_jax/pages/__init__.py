@@ -12,7 +12,7 @@ headers, and what scrolls can be reached with the keyboard.
 from transformer_jax.pages.curves import Line, curves, shares
 from transformer_jax.pages.frame import POLICY, Html, element, escaped, join, link, note, number, page, section, slug
 from transformer_jax.pages.parallel import parallel
-from transformer_jax.pages.tables import grid, image_type, picture, sheet, table
+from transformer_jax.pages.tables import grid, image_type, picture, pictures, sheet, table
 
 __all__ = [
     "POLICY",
@@ -30,6 +30,7 @@ __all__ = [
     "page",
     "parallel",
     "picture",
+    "pictures",
     "section",
     "shares",
     "sheet",

@@ -25,6 +25,8 @@ a:focus-visible, [tabindex]:focus-visible, summary:focus-visible { outline: 3px 
 nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; padding: 0; margin: 0.5rem 0; list-style: none; }
 .skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1rem; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.pictures img { width: auto; max-height: 36rem; }
 figure { margin: 0; padding: 0.75rem; background: var(--panel); border-radius: 0.4rem; min-width: 0; }
 figure h3, h3 { font-size: 1rem; margin: 0 0 0.25rem; overflow-wrap: anywhere; }
 figcaption { font-size: 0.875rem; color: var(--faint); overflow-wrap: anywhere; }

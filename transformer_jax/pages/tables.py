@@ -49,6 +49,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def pictures(*content: Html) -> Html:
+    """`picture`s side by side, each as large as it is, or as the page where it is larger."""
+    return element("div", *content, class_="pictures")
+
+
 def grid(*content: Html) -> Html:
     """Figures, `*content`, beside each other, as many as the width allows."""
     return element("div", *content, class_="grid")

@@ -1,8 +1,10 @@
-"""`sweep`: an experiment with other values of its fields, one run after the other."""
+"""`sweep`: an experiment with other values of its fields, one run after the other or several at once."""
 
+import itertools
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ NAME = "sweep.json"
 
 
 def main(arguments: list[str]) -> int:
-    """Train an experiment with other values of its fields, one run after the other.
+    """Train an experiment with other values of its fields, one run after the other or several at once.
 
         transformer-jax sweep EXPERIMENT [VARIANT] --over FIELD VALUE ... [--workdir DIR] [--FIELD VALUE ...]
 
@@ -32,6 +34,12 @@ def main(arguments: list[str]) -> int:
 
     --median N ends a run early whose best evaluation is worse than the median of the runs before it at the same step,
     once N of them have reached it. It needs --evaluate.every.
+
+    --at-once N trains N runs at the same time. --by COMMAND starts each by that command, in which {slot} is a number
+    below N:
+
+        transformer-jax sweep causal_lm.stdlib --over seed 0 1 2 3 --at-once 4 --by "env CUDA_VISIBLE_DEVICES={slot}"
+        transformer-jax sweep causal_lm.stdlib --over seed 0 1 2 3 --at-once 4 --by "srun --ntasks 1 --gpus 1"
 
     The same command resumes a sweep that was interrupted or killed: runs that are done stay, the one in progress
     continues. --print prints the commands of a grid or a list in place of running them, for a scheduler that runs them
@@ -127,15 +135,22 @@ class Sweep:
 
     def run(self) -> int:
         """Trains the runs that have not ended yet, and prints the table of all runs. Returns the exit code."""
+        active: dict[int, running.Running] = {}  # by the run's number
         at = 0
-        while at < (self.asked.optuna or len(self.runs)):
-            if at == len(self.runs):
-                number, words = self.study.ask()
-                self.runs.append({"name": f"{at:03}", "arguments": words, "state": "waiting", "trial": number})
-                self.store()
-            if self.runs[at]["state"] not in ("done", "ended early"):
-                self.train(self.runs[at], at)
-            at += 1
+        with running.forwarded() as processes:
+            while active or at < (self.asked.optuna or len(self.runs)):
+                while len(active) < self.asked.at_once and at < (self.asked.optuna or len(self.runs)):
+                    if (begun := self.begin(at, {one.slot for one in active.values()})) is not None:
+                        active[at] = begun
+                        processes.append(begun.process)
+                    at += 1
+                time.sleep(running.POLL if active else 0)
+                for number, one in list(active.items()):
+                    if one.process.poll() is not None:
+                        self.finish(number, one.process.returncode, early=one.is_early)
+                        processes.remove(active.pop(number).process)
+                    elif one.has_grown() and not one.is_early and self.is_behind(number):
+                        one.end_early()
         from transformer_jax import compare
         from transformer_jax.compare import terminal
 
@@ -145,29 +160,59 @@ class Sweep:
             print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
         return 1 if failed else 0
 
-    def train(self, run: dict[str, Any], at: int) -> None:
-        """Trains one run and stores how it ended."""
+    def begin(self, at: int, taken: set[int]) -> running.Running | None:
+        """The process of run number `at`, which a study may have to choose first; None: it has ended before.
+
+        Args:
+          at: the number of the run.
+          taken: the slots of those that train.
+        """
+        if at == len(self.runs):
+            number, words = self.study.ask()
+            self.runs.append({"name": f"{at:03}", "arguments": words, "state": "waiting", "trial": number})
+        run = self.runs[at]
+        if run["state"] in ("done", "ended early"):
+            return None
         folder, log = self.folder / run["name"], self.folder / f"{run['name']}.log"
-        others = [running.curve(self.folder / o["name"], self.metric, self.highest) for o in self.runs[:at]]
-        ends = {"metric": self.metric, "highest": self.highest, "others": others, "least": self.asked.median}
+        if (folder / "results.json").exists():  # a scheduler has run it, or the sweep was killed when it was done
+            self.finish(at, 0)
+            return None
         run["state"] = "running"
         self.store()
         print(f"{run['name']}: {shlex.join(run['arguments'])}", flush=True)
-        code, early = (0, False)
-        if not (
-            folder / "results.json"
-        ).exists():  # otherwise a scheduler has run it, or it was killed when it was done
-            code, early = running.train([*self.asked.train, *run["arguments"]], folder, log, ends)
-        values = running.curve(folder, self.metric, self.highest)
+        slot = next(slot for slot in itertools.count() if slot not in taken)
+        return running.start([*self.asked.train, *run["arguments"]], folder, log, self.asked.by, slot)
+
+    def curve(self, at: int) -> running.Curve:
+        """The best value so far at each evaluation of run number `at`."""
+        return running.curve(self.folder / self.runs[at]["name"], self.metric, self.highest)
+
+    def is_behind(self, at: int) -> bool:
+        """Whether run number `at` is worse than the median of those before it."""
+        least = self.asked.median
+        return bool(least) and running.below_median(self.curve(at), [*map(self.curve, range(at))], least, self.highest)
+
+    def finish(self, at: int, code: int, *, early: bool = False) -> None:
+        """Stores how run number `at` ended.
+
+        Args:
+          at: the number of the run.
+          code: its exit code.
+          early: whether the median rule has ended it.
+        """
+        run, values = self.runs[at], self.curve(at)
         best = values[-1][1] if values else None
-        run["state"] = "ended early" if early else "failed" if code else "done"
+        is_done = code == 0 and (self.folder / run["name"] / "results.json").exists()
+        run["state"] = "done" if is_done else "ended early" if early else "failed"
         run["best"] = best
         if self.study is not None:
-            self.study.tell(run["trial"], None if run["state"] == "failed" else best, early=early)
+            value = None if run["state"] == "failed" else best
+            self.study.tell(run["trial"], value, early=run["state"] == "ended early")
         self.store()
-        why = f", {running.last_line(log)}" if run["state"] == "failed" else ""
         shown = "no evaluation" if best is None else f"best {self.metric} {best:.5g}"
-        print(f"  {run['state']}: {shown}{why}", flush=True)
+        if run["state"] == "failed":
+            shown += f", {running.last_line(self.folder / (run['name'] + '.log'))}"
+        print(f"{run['name']} {run['state']}: {shown}", flush=True)
 
 
 def _checked(runs: Any, asked: plan.Asked, chosen: list[list[str]], folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,14 @@ from typing import Any
 from transformer_jax import files
 from transformer_jax.errors import InputError
 
+ONE_VALUE = {
+    "--list": "listed",
+    "--workdir": "workdir",
+    "--by": "by",
+    "--optuna": "optuna",
+    "--median": "median",
+    "--at-once": "at_once",
+}
 MOST = 1000  # runs of a sweep; each is checked before the first one starts
 
 
@@ -34,6 +43,8 @@ class Asked:
       listed: a file with one JSON object of fields per line; "": none.
       optuna: runs of a study; 0: a grid or a list.
       median: runs to compare with before one may be ended early; 0: none is.
+      at_once: runs that train at the same time.
+      by: the command that starts each run, before `train`'s; "": a process of this machine.
       only_print: whether the commands are printed and not run.
       train: the experiment and the other arguments of `train`.
     """
@@ -44,6 +55,8 @@ class Asked:
     listed: str = ""
     optuna: int = 0
     median: int = 0
+    at_once: int = 1
+    by: str = ""
     only_print: bool = False
     train: list[str] = field(default_factory=list)
 
@@ -59,7 +72,7 @@ def parse(arguments: list[str]) -> Asked:
         word = words.pop(0)
         if word == "--print":
             asked.only_print = True
-        elif word in ("--over", "--between", "--list", "--optuna", "--median", "--workdir"):
+        elif word in ("--over", "--between", *ONE_VALUE):
             given = list(itertools.takewhile(lambda text: not text.startswith("--"), words))
             del words[: len(given)]
             _option(asked, word, given)
@@ -75,13 +88,13 @@ def parse(arguments: list[str]) -> Asked:
 
 
 def _option(asked: Asked, option: str, given: list[str]) -> None:
-    if option in ("--list", "--optuna", "--median", "--workdir"):
+    if option in ONE_VALUE:
         if len(given) != 1:
             raise InputError(f"{option} takes one value, and has {len(given)}")
-        if option in ("--list", "--workdir"):
-            setattr(asked, {"--list": "listed", "--workdir": "workdir"}[option], given[0])
-        else:
-            setattr(asked, option[2:], _count(option, given[0]))
+        value = given[0] if option in ("--list", "--workdir", "--by") else _count(option, given[0])
+        if option == "--by":
+            _check_command(given[0])
+        setattr(asked, ONE_VALUE[option], value)
         return
     flag, *values = given or [""]
     flag = "--" + flag.replace("_", "-")
@@ -100,6 +113,15 @@ def _option(asked: Asked, option: str, given: list[str]) -> None:
             f"--between {flag[2:]} {values[0]} {values[1]}: the first has to be the smaller, for log above 0"
         )
     asked.between[flag] = Range(low, high, "".join(values[2:]))
+
+
+def _check_command(text: str) -> None:
+    try:
+        if shlex.split(text):
+            return
+    except ValueError:
+        pass
+    raise InputError(f"--by {text!r} is no command; give what starts a run, such as --by 'srun --gpus 1'")
 
 
 def _count(option: str, text: str) -> int:

@@ -1,18 +1,21 @@
-"""One run of a sweep: a process of `train`, followed by its metrics and ended early where the median rule says so."""
+"""The runs of a sweep that train: their processes, and when the median rule ends one early."""
 
 import contextlib
 import json
 import os
+import shlex
 import signal
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformer_jax import observe
+from transformer_jax.errors import InputError
 
+PLAIN = (sys.executable, "-m", "transformer_jax")
 CHILD = (sys.executable, "-m", "transformer_jax.cli.sweep.child")
 POLL = 0.5  # seconds
 Curve = list[tuple[float, float]]
@@ -57,31 +60,54 @@ def below_median(mine: Curve, others: Sequence[Curve], least: int, highest: bool
     return value < median if highest else value > median
 
 
-def train(arguments: Sequence[str], folder: Path, log: Path, ends: Mapping[str, object]) -> tuple[int, bool]:
-    """(exit code, whether it was ended early) of a run.
+@dataclass
+class Running:
+    """A run that trains.
+
+    Attributes:
+      process: of `train`, or of the command that has started it.
+      folder: its workdir.
+      slot: its number among those that train at the same time.
+      size: of its metrics.jsonl when it was last looked at.
+      is_early: whether the median rule has ended it.
+    """
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    slot: int = 0
+    size: int = -1
+    is_early: bool = False
+
+    def has_grown(self) -> bool:
+        """Whether there are new rows since the last call."""
+        path = self.folder / "metrics.jsonl"
+        before, self.size = self.size, path.stat().st_size if path.exists() else -1
+        return self.size != before
+
+    def end_early(self) -> None:
+        """Sends SIGTERM, upon which the run saves and ends."""
+        self.is_early = True
+        self.process.send_signal(signal.SIGTERM)
+
+
+def start(arguments: Sequence[str], folder: Path, log: Path, by: str = "", slot: int = 0) -> Running:
+    """A run that begins.
 
     Args:
       arguments: the arguments of `train`, without --workdir.
       folder: the run's workdir.
       log: gets what it prints, after what is there.
-      ends: {"metric", "highest", "others", "least"} of `below_median`.
+      by: the command that starts it, such as "srun --gpus 1"; {slot} in it is `slot`.
+      slot: its number among those that train at the same time.
     """
-    command = [*CHILD, str(os.getpid()), "train", *arguments, "--workdir", str(folder)]
-    with log.open("ab") as out, forwarded() as forward:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        forward.append(process)
-        size, early = -1, False
-        while process.poll() is None:
-            time.sleep(POLL)
-            path = folder / "metrics.jsonl"
-            now = path.stat().st_size if path.exists() else -1
-            if now != size and not early:
-                size = now
-                mine = curve(folder, str(ends["metric"]), bool(ends["highest"]))
-                if below_median(mine, ends["others"], ends["least"], bool(ends["highest"])):  # type: ignore[arg-type]
-                    early = True
-                    process.send_signal(signal.SIGTERM)
-    return process.returncode, early and process.returncode != 0
+    begin = [*shlex.split(by.replace("{slot}", str(slot))), *PLAIN] if by else [*CHILD, str(os.getpid())]
+    command = [*begin, "train", *arguments, "--workdir", str(folder)]
+    with log.open("ab") as out:
+        try:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise InputError(f"{begin[0]} cannot be started ({error.strerror}); --by names a command") from None
+    return Running(process, folder, slot)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformer_jax import pages
 from transformer_jax.observe.report import curves
-from transformer_jax.observe.report.recorded import Recorded, as_number, flat
+from transformer_jax.observe.report.recorded import Recorded, as_number, flat, interval
 from transformer_jax.observe.terminal import duration
 from transformer_jax.pages import Html
 
@@ -117,14 +117,17 @@ def _last_evaluation(run: Recorded, prefix: str) -> dict[str, float]:
 
 
 def _report_table(caption: str, report: Mapping[str, Any], *, hidden: bool = False) -> Html:
-    rows = []
-    for name, value in report.items():
-        if name.endswith(("_low", "_high")) and name.rpartition("_")[0] in report:
-            continue
-        low, high = report.get(f"{name}_low"), report.get(f"{name}_high")
-        interval = None if low is None or high is None else f"{pages.number(low)} to {pages.number(high)}"
-        rows.append((name.replace("_", " "), _cell(value), interval))
-    return pages.table(caption, ["number", "value", "95 % interval"], rows[:MOST_ROWS], hidden=hidden)
+    ends = {name: found for name in report if (found := interval(name, report))}
+    rows: list[tuple[Any, ...]] = [
+        (name, _cell(value)) for name, value in report.items() if all(name not in pair for pair in ends.values())
+    ]
+    header = ["number", "value"]
+    if ends:
+        header.append("95 % interval")
+        texts = {name: " to ".join(pages.number(report[end]) for end in pair) for name, pair in ends.items()}
+        rows = [(*row, texts.get(row[0])) for row in rows]
+    shown = [(name.replace("_", " "), *rest) for name, *rest in rows[:MOST_ROWS]]
+    return pages.table(caption, header, shown, hidden=hidden)
 
 
 def _samples(run: Recorded) -> Section | None:
@@ -152,7 +155,7 @@ def _pictures(groups: Mapping[str, Sequence[tuple[str, bytes]]], room: int) -> S
             room -= size
             shown.insert(0, pages.picture(data, name.rpartition(".")[0].replace("_", " "), caption=name))
         if shown:
-            parts += [pages.element("h3", title), pages.grid(*shown)]
+            parts += [pages.element("h3", title), pages.pictures(*shown)]
     if left:
         parts.append(pages.note(f"Too large for this page, in the run's folder: {', '.join(left)}"))
     return pages.section("Pictures", *parts) if parts else None
@@ -170,7 +173,7 @@ def _diagnosis(run: Recorded) -> Section | None:
     """What was found out about steps that were not finite."""
     if not run.diagnosis:
         return None
-    rows = [(name, _cell(value)) for name, value in flat(run.diagnosis).items()][:MOST_ROWS]
+    rows: list[tuple[Any, ...]] = [(name, _cell(value)) for name, value in flat(run.diagnosis).items()][:MOST_ROWS]
     title = "Steps that were not finite"
     return pages.section(title, pages.table("diagnosis.json", ["field", "value"], rows, hidden=True))
 

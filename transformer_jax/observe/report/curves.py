@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from transformer_jax import pages
-from transformer_jax.observe.report.recorded import Recorded
+from transformer_jax.observe.report.recorded import Recorded, interval
 from transformer_jax.pages import Html, Line
 
 SETS = ("validation", "test")
@@ -59,7 +59,8 @@ def _is_other(name: str) -> bool:
 def _evaluated(run: Recorded) -> list[str]:
     """The names of evaluations, without the ends of intervals."""
     names = [name for name in run.series if name.partition("/")[0] in SETS and "/" in name]
-    return [name for name in names if not (name.endswith(("_low", "_high")) and name.rpartition("_")[0] in run.series)]
+    ends = {end for name in names for end in interval(name, run.series) or ()}
+    return [name for name in names if name not in ends]
 
 
 def _pairs(name: str, evaluated: str) -> bool:
@@ -73,17 +74,16 @@ def _set_of(name: str) -> str:
 
 def _title(name: str) -> str:
     plain = name.partition("/")[2] or name
-    return plain.replace("_", " ")
+    return plain.replace("_", " ").replace("seconds per second", "seconds of sound per second")
 
 
 def _line(run: Recorded, name: str, label: str) -> Line:
     """A series; its band is its interval where it has one, else the extremes of the points that are joined."""
     series = run.series[name]
-    low, high = run.series.get(f"{name}_low"), run.series.get(f"{name}_high")
-    band = series.band()
-    if low is not None and high is not None and not band:
-        ends = zip(low.points(), high.points(), strict=False)
-        band = [(x, a, b) for (x, a), (_, b) in ends if a is not None and b is not None]
+    ends, band = interval(name, run.series), series.band()
+    if ends and not band:
+        low, high = (run.series[end].points() for end in ends)
+        band = [(x, a, b) for (x, a), (_, b) in zip(low, high, strict=False) if a is not None and b is not None]
         label += ", 95 % interval"
     return Line(label, series.points(), band=band, marks="/" in name)
 

@@ -6,7 +6,7 @@ read becomes a line in `Recorded.problems`, and the rest of the page is made wit
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,17 @@ def as_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
         return math.nan
     return float(value)
+
+
+def interval(name: str, numbers: Container[str]) -> tuple[str, str] | None:
+    """The names of the ends of a number's interval among `numbers`: of "wer_new_texts", "wer_low_new_texts" and
+    "wer_high_new_texts"; None where there are none."""
+    parts = name.rsplit("_", 12)
+    for at in range(len(parts), 0, -1):
+        low, high = ("_".join([*parts[:at], end, *parts[at:]]) for end in ("low", "high"))
+        if low in numbers and high in numbers:
+            return low, high
+    return None
 
 
 def flat(tree: Any, name: str = "", depth: int = 12) -> dict[str, Any]:
