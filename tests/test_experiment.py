@@ -30,7 +30,7 @@ from transformer_jax.data import (
 )
 from transformer_jax.errors import InputError
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Precision, Predict, Train
-from transformer_jax.models import gpt, seq2seq
+from transformer_jax.models import detr, eomt, gpt, seq2seq
 from transformer_jax.nn.positions import RopeScaling
 from transformer_jax.optim import Optim
 from transformer_jax.tasks import (
@@ -46,6 +46,7 @@ from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
 from transformer_jax.tasks.detection import scenes
 from transformer_jax.tasks.next_item import histories
+from transformer_jax.tasks.panoptic.segments import SegmentSet
 from transformer_jax.tasks.span_qa import questions
 from transformer_jax.tasks.speech_recognition import recordings, utterances
 from transformer_jax.tasks.tagging import tagged
@@ -434,15 +435,23 @@ def shrink_images(experiment: Experiment, folder: Path) -> Experiment:
 
 def shrink_scenes(experiment: Experiment) -> Experiment:
     """A few scenes of digits."""
-    detects = isinstance(experiment.data, boxes.BoxSet)
-    changes: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32}
-    changes["num_classes"] = 10 if detects else 11
-    model = dataclasses.replace(experiment.model, **changes, image_size=32, patch_size=16)
+    data: Any = {
+        boxes.BoxSet: boxes.BoxSet(scenes.Scenes(train=16, validation=8), most_objects=4),
+        masks.MaskSet: masks.MaskSet(scenes.Scenes(train=16, validation=8)),
+        SegmentSet: SegmentSet(scenes.Scenes(train=16, validation=8), most_segments=4),
+    }[type(experiment.data)]
+    changes: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 32, "image_size": 32}
+    changes["num_classes"] = 11 if isinstance(experiment.data, masks.MaskSet) else 10
+    if isinstance(experiment.model, detr.Config):
+        changes |= {"num_decoder_layers": 1, "stem_width": 4, "stage_depths": (1, 1), "stage_widths": (8, 8)}
+    elif isinstance(experiment.model, eomt.Config):
+        changes |= {"patch_size": 16, "num_layers": 2, "num_blocks": 1, "num_queries": 5}
+    else:
+        changes |= {"patch_size": 16}
+    model = dataclasses.replace(experiment.model, **changes)
     task = dataclasses.replace(
         experiment.task, preprocess=dataclasses.replace(experiment.task.preprocess, size=32, resize=32)
     )
-    few = scenes.Scenes(train=16, validation=8)
-    data = boxes.BoxSet(few, most_objects=4) if detects else masks.MaskSet(few)
     return dataclasses.replace(experiment, model=model, data=data, task=task)
 
 
@@ -466,7 +475,7 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         return shrink_run(shrink_speech(experiment, text.with_suffix("")))
     if isinstance(experiment.data, images.ImageSet):
         return shrink_run(shrink_images(experiment, text.with_suffix("")))
-    if isinstance(experiment.data, boxes.BoxSet | masks.MaskSet):
+    if isinstance(experiment.data, boxes.BoxSet | masks.MaskSet | SegmentSet):
         return shrink_run(shrink_scenes(experiment))
     if isinstance(experiment.data, histories.Histories):
         return shrink_run(shrink_histories(experiment, text))
@@ -515,9 +524,10 @@ def shrink_speech(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def shrink_run(experiment: Experiment) -> Experiment:
+    cooled = {"cooldown_steps": 1} if getattr(experiment.optim, "cooldown_steps", 0) else {}
     return dataclasses.replace(
         experiment,
-        optim=dataclasses.replace(experiment.optim, warmup_steps=1, decay_steps=0),
+        optim=dataclasses.replace(experiment.optim, warmup_steps=1, decay_steps=0, **cooled),
         train=Train(
             steps=2, batch_size=8 * min(experiment.train.accumulate, 2), accumulate=min(experiment.train.accumulate, 2)
         ),

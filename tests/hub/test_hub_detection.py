@@ -7,6 +7,7 @@ Transformers loads our exports.
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from transformer_jax import hub, models, restore
 from transformer_jax.contracts import Predict
 from transformer_jax.data import image_files
 from transformer_jax.errors import InputError
-from transformer_jax.models import eomt, vit
+from transformer_jax.models import detr, eomt, vit
+from transformer_jax.models.detr import detr as detr_format
+from transformer_jax.models.detr import resnet
 from transformer_jax.models.vit import yolos
 from transformer_jax.nn import params as param_tree
 from transformer_jax.tasks import Detection, Segmentation
@@ -34,21 +37,23 @@ def expected_of(name):
         return dict(file)
 
 
-@pytest.mark.parametrize("name", ["YolosTi", "YolosS"])
+@pytest.mark.parametrize("name", ["YolosTi", "YolosS", "Detr"])
 def test_logits_and_boxes_are_transformers(name):
     config, params, _ = hub.load(FIXTURES / name)
-    assert config.detector == "queries" and config.image_size == (16, 24) and config.num_queries == 5
-    assert config.layer_positions == (name == "YolosS")
+    assert config.num_queries == 5 and config.num_classes == 3
+    if name != "Detr":
+        assert config.detector == "queries" and config.image_size == (16, 24)
+        assert config.layer_positions == (name == "YolosS")
     expected = expected_of(name)
     detect = jax.jit(models.family(config).detect, static_argnums=1)
-    for prefix, images in (("", expected["images"]), ("larger_", expected["larger"])):
+    for prefix, images in (("", expected["images"]), ("larger_", expected["larger"]))[name == "Detr" :]:
         found = detect(params, config, images)
         assert expected[f"{prefix}logits"].std() > 0.5, "the bound below means something at this scale only"
         np.testing.assert_allclose(found.logits, expected[f"{prefix}logits"], rtol=0, atol=2e-5)
         np.testing.assert_allclose(found.boxes, expected[f"{prefix}boxes"], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["YolosTi", "YolosS"])
+@pytest.mark.parametrize("name", ["YolosTi", "YolosS", "Detr"])
 def test_exports_come_back_to_the_bit(name, tmp_path):
     loaded = restore.load(FIXTURES / name)
     assert isinstance(loaded.task, Detection) and loaded.task.labels == LABELS
@@ -77,11 +82,12 @@ def test_predictions_keep_the_aspect_ratio(tmp_path):
     np.testing.assert_allclose(answer["objects"][0]["box"], wanted, atol=1e-3)
 
 
-def test_pixels_are_the_image_processors():
-    expected, preprocess = expected_of("YolosTi"), hub.preprocessing(FIXTURES / "YolosTi")
+@pytest.mark.parametrize(("name", "shape"), [("YolosTi", (32, 32, 3)), ("Detr", (32, 46, 3))])
+def test_pixels_are_the_image_processors(name, shape):
+    expected, preprocess = expected_of(name), hub.preprocessing(FIXTURES / name)
     pixels = image_files.pixels(expected["photograph"], preprocess)
     found = (pixels / 255.0 - np.array(preprocess.mean)) / np.array(preprocess.std)
-    assert found.shape == expected["pixels"].shape == (32, 32, 3)
+    assert found.shape == expected["pixels"].shape == shape
     assert np.abs((found - expected["pixels"]) * np.array(preprocess.std)).max() <= 1 / 255 + 1e-6
     published = hub.preprocessing(FIXTURES / "YolosS")
     assert published.inside(480, 640) == (800, 1056) and published.inside(400, 1000) == (528, 1328)
@@ -129,6 +135,83 @@ def test_a_classifier_becomes_a_detector():
     less = vit.resized(both, wanted, fewer, said.append)
     np.testing.assert_array_equal(less["queries"]["embedding"], both["queries"]["embedding"][:2])
     np.testing.assert_array_equal(less["embed"]["position"]["embedding"], both["embed"]["position"]["embedding"][:9])
+
+
+# ---- DETR ------------------------------------------------------------------------------------------------------------
+
+
+def changed(name, tmp_path, settings, tensors=lambda given: given):
+    """A copy of a fixture with other settings in config.json (None: removed) and other tensors."""
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / name, folder)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    save_file(tensors(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    return folder
+
+
+def test_a_backbone_with_the_names_of_timm(tmp_path, monkeypatch):
+    """The folders that were published first: their backbone has timm's names, and config.json only its name."""
+
+    def timm(name):
+        name = re.sub(r"embedder\.embedder\.(convolution|normalization)", r"\1", name)
+        name = name.replace("model.convolution.", "model.conv1.").replace("model.normalization.", "model.bn1.")
+        name = re.sub(r"encoder\.stages\.(\d)\.layers\.", lambda m: f"layer{int(m[1]) + 1}.", name)
+        numbered = (("convolution", "conv"), ("normalization", "bn"))
+        for theirs, short in numbered:
+            name = re.sub(rf"\.layer\.(\d)\.{theirs}", lambda m, short=short: f".{short}{int(m[1]) + 1}", name)
+        return name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
+
+    def renamed(tensors):
+        counted = {
+            "model.backbone.conv_encoder.model.layer1.0.downsample.1.num_batches_tracked": np.zeros(1, np.float32)
+        }
+        return {timm(k) if "conv_encoder" in k else k: v for k, v in tensors.items()} | counted
+
+    settings = {"backbone_config": None, "backbone": "resnet50", "use_timm_backbone": True}
+    folder = changed("Detr", tmp_path, settings, renamed)
+    with pytest.raises(InputError, match="layers, but|compared with its config.json|implies"):
+        hub.load(folder)  # a real ResNet-50 has other sizes
+    wanted, params, _ = hub.load(FIXTURES / "Detr")
+    sizes = {name: getattr(wanted, name) for name in ("channels", "stem_width", "stage_depths", "stage_widths")}
+    monkeypatch.setattr(detr_format, "_backbone", lambda *_: sizes)
+    config, found, _ = hub.load(folder)
+    assert config == wanted
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_a_resnet_is_read_and_begins_a_detr(tmp_path):
+    config, params, _ = hub.load(FIXTURES / "Resnet")
+    expected = expected_of("Resnet")
+    assert config.num_queries == 0 and set(params) == set(detr.TRUNK) and restore.load(FIXTURES / "Resnet").task is None
+    features = jax.jit(resnet.features, static_argnums=1)(params["backbone"], config, expected["larger"])
+    np.testing.assert_allclose(features, expected["larger_features"], rtol=0, atol=2e-5)
+    hub.export(tmp_path / "out", config, params)
+    again, same, _ = hub.load(tmp_path / "out")
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    started = dataclasses.replace(config, width=16, num_heads=2, num_queries=5)
+    assert param_tree.flatten(detr.declare(started)).keys() > param_tree.flatten(params).keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"position_embedding_type": "learned"}, "only 'sine' is supported"),
+        ({"dilation": True}, '"dilation" is True; only False is supported'),
+        ({"decoder_ffn_dim": 48}, '"encoder_ffn_dim" is 24 and "decoder_ffn_dim" 48; only equal sizes'),
+        ({"backbone_config": None, "backbone": "swin"}, "the backbone is 'swin'; supported are a ResNet, resnet50"),
+        ({"d_model": 32}, "model.decoder.layernorm.weight has shape"),
+    ],
+)
+def test_what_detr_does_not_compute_is_refused(settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        hub.load(changed("Detr", tmp_path, settings))
+
+
+def test_labels_that_are_there_twice_get_numbers(tmp_path):
+    folder = changed("Detr", tmp_path, {"id2label": {"0": "N/A", "1": "crane", "2": "N/A"}})
+    assert restore.load(folder).task.labels == ("N/A", "crane", "N/A 2")
 
 
 # ---- EoMT ------------------------------------------------------------------------------------------------------------

@@ -6,16 +6,15 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
 from PIL import Image
 
-from transformer_jax import sharding
 from transformer_jax.augment import Crop, RandAugment
 from transformer_jax.contracts import Predict
 from transformer_jax.data import boxes
 from transformer_jax.data.preprocess import Preprocess
 from transformer_jax.errors import InputError
-from transformer_jax.models import vit
+from transformer_jax.losses import sets
+from transformer_jax.models import detr, vit
 from transformer_jax.nn import params as params_lib
 from transformer_jax.tasks import Detection
 from transformer_jax.tasks.detection import coco
@@ -24,6 +23,10 @@ from transformer_jax.tasks.detection.scenes import Scenes
 CFG = vit.Config(
     image_size=(16, 24), patch_size=8, channels=1, num_classes=10, width=16, num_layers=2, num_heads=2, pool="mean",
     detector="patches",
+)  # fmt: skip
+DETR = detr.Config(
+    image_size=(16, 24), channels=1, num_classes=10, width=16, num_layers=1, num_decoder_layers=3, num_heads=2,
+    mlp_width=16, num_queries=5, stem_width=4, stage_depths=(1, 1), stage_widths=(8, 16), dropout=0.0,
 )  # fmt: skip
 SIZE = Preprocess(size=(16, 24), resize=(16, 24), mean=(0.4,), std=(0.3,))
 DATA = boxes.BoxSet(Scenes(train=8, validation=6), most_objects=4)
@@ -132,7 +135,7 @@ def test_predictions_of_files_and_cocos_json(params, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"detector": "none"}, "model.detector is 'none'; task Detection needs 'queries' or 'patches'"),
+        ({"detector": "none"}, "the model predicts no objects; give it a detector"),
         ({"detector": "queries", "num_queries": 3}, "data.most_objects is 4, but the model predicts 3 objects"),
         ({"image_size": 16}, r"model.image_size is 16, but task.preprocess.size is \(16, 24\)"),
         ({"channels": 3}, "model.channels is 3, but task.preprocess.mean"),
@@ -149,22 +152,28 @@ def test_augmentation_that_cannot_move_boxes():
         Detection(augment=(RandAugment(),))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_eight_devices_are_one(prepared, params, kind):
-    """The loss, what it reports and its gradient, of augmented rows that are sharded over a mesh."""
-    batch = prepared.validation.examples.stacked([*range(6), 0, 1])
+def test_detr_learns_after_each_layer_and_leaves_its_norms(prepared):
+    """The loss is the sum over the decoder's layers, and evaluation reads the last. Frozen norms have no gradient."""
+    batch, params = prepared.validation.examples.stacked(range(6)), detr.init(jax.random.key(0), DETR)
+    plain, steady = dataclasses.replace(TASK, augment=()), dataclasses.replace(DETR, auxiliary_loss=False)
 
-    def step(params, batch):
-        loss = lambda p: TASK.loss(p, CFG, batch, key=jax.random.key(1))[::2]  # noqa: E731
-        return jax.value_and_grad(loss, has_aux=True)(params)
+    def run(params):
+        def loss(p):
+            total, *rest = plain.loss(p, DETR, batch, key=jax.random.key(1))
+            return total, rest
 
-    expected = jax.jit(step)(params, batch)
-    mesh = jax.make_mesh((4, 1, 1, 2), sharding.MESH_AXES, axis_types=(kind,) * 4)
-    with jax.set_mesh(mesh):
-        specs = {
-            k: sharding.partition_spec(("batch",) + (None,) * (x.ndim - 1), x.shape, mesh) for k, x in batch.items()
-        }
-        placed = {name: jax.device_put(x, NamedSharding(mesh, specs[name])) for name, x in batch.items()}
-        found = jax.jit(step)(jax.device_put(params, params_lib.shardings(vit.declare(CFG), mesh)), placed)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
+        last = plain.loss(params, steady, batch, key=jax.random.key(1))
+        return jax.value_and_grad(loss, has_aux=True)(params), last, plain.evaluate(params, DETR, batch)
+
+    ((total, (weight, sums)), gradient), last, (evaluated, outputs) = jax.jit(run)(params)
+    images = (batch["images"] / 255.0 - 0.4) / 0.3
+    found = detr.detect(params, DETR, images.astype(np.float32), key=jax.random.key(1))
+    assert found.earlier.boxes.shape == (2, 6, 5, 4)
+    objects = sets.Objects(batch["boxes"], batch["classes"], batch["objects"])
+    after = [*zip(found.earlier.logits, found.earlier.boxes, strict=True), (found.logits, found.boxes)]
+    each = [float(sets.set_loss(*one, objects, TASK.costs).loss.sum()) for one in after]
+    np.testing.assert_allclose(total, sum(each), rtol=1e-4)
+    np.testing.assert_allclose([sums["loss"][0], last[0]], each[-1], rtol=1e-4)
+    assert weight == 6 and outputs["boxes"].shape == (6, 5, 4) and set(evaluated) == set(sums)
+    for path, leaf in params_lib.flatten(gradient).items():
+        assert np.any(leaf) != ("/norm/" in path), path

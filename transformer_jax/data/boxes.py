@@ -60,6 +60,9 @@ class Pictures:
     read: Callable[[Sequence[int]], list[Any]]
     labels: Callable[[Sequence[int]], list[Any]] | None = None
     """The class of each pixel, as `read` returns images: 0 is the background, k + 1 class k. None: there are none."""
+    segments: Callable[[Sequence[int]], list[Any]] | None = None
+    """The object of each pixel, as `read` returns images: n + 1 is object n of `objects`, 0 none of them. None: objects
+    have no masks."""
 
     def __post_init__(self) -> None:
         if not self.objects:

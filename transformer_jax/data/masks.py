@@ -104,7 +104,8 @@ class Examples(pipeline.StackedExamples):
 
     pictures: boxes.Pictures
     preprocess: Preprocess
-    num_classes: int
+    highest: int
+    """The highest label."""
     order: Sequence[int]
     """Example -> image."""
     held: tuple[np.ndarray, np.ndarray] | None = None
@@ -136,10 +137,10 @@ class Examples(pipeline.StackedExamples):
                     f"{of.where}: the image has {size[1]} x {size[0]} pixels and its labels "
                     f"{labels.shape[1]} x {labels.shape[0]}; they must be the same"
                 )
-            if unknown := sorted(set(np.unique(labels)) - set(range(self.num_classes + 1)) - {IGNORED}):
+            if unknown := sorted(set(np.unique(labels)) - set(range(self.highest + 1)) - {IGNORED}):
                 raise InputError(
-                    f"{of.where}: its labels hold {unknown[0]}; there are {self.num_classes} classes, from 1, and 0 "
-                    f"and {IGNORED} for no class"
+                    f"{of.where}: its labels hold {unknown[0]}; the highest label is {self.highest}, and 0 and "
+                    f"{IGNORED} are for no class"
                 )
             made[b] = nearest(labels, self.preprocess.sides)
         return given, made
@@ -166,7 +167,9 @@ class Prepared:
     facts: dict[str, Any]
 
 
-def prepare(data: MaskSet, preprocess: Preprocess, labels: Sequence[str], *, seed: int) -> Prepared:
+def prepare(
+    data: MaskSet, preprocess: Preprocess, labels: Sequence[str], *, seed: int, most_segments: int = 0
+) -> Prepared:
     """The examples of every side; those that fit into memory are decoded now.
 
     Args:
@@ -174,6 +177,8 @@ def prepare(data: MaskSet, preprocess: Preprocess, labels: Sequence[str], *, see
       preprocess: resizes each image; both sides are resized to the model's input.
       labels: the names of the task's classes, in order; they are the source's classes.
       seed: the seed of the order.
+      most_segments: above 0: the number of each pixel's object in place of its class, where the source has it; it is
+        at most this one.
 
     Raises:
       InputError: other classes, a preprocessing that crops, images without labels, or bad labels.
@@ -192,12 +197,15 @@ def prepare(data: MaskSet, preprocess: Preprocess, labels: Sequence[str], *, see
     found = ((side, data.source.pictures(side)) for side in ("train", "validation", "test"))
     left = data.memory
     for side, pictures in ((side, pictures) for side, pictures in found if pictures is not None):
+        highest = len(labels)
+        if most_segments and pictures.segments is not None:
+            pictures, highest = dataclasses.replace(pictures, labels=pictures.segments), most_segments
         if pictures.labels is None:
             raise InputError(f"{pictures.origin} has no labels of pixels; take a source that has, such as MaskFolder")
         rows = len(pictures.objects)
         facts[f"{side}_images"] = rows
         order = pipeline.epochs(rows, seed) if side == "train" else range(rows)
-        made[side] = Examples(pictures, preprocess, len(labels), order)
+        made[side] = Examples(pictures, preprocess, highest, order)
         needed = rows * (math.prod(preprocess.shape) + math.prod(preprocess.sides))
         if needed <= left:
             left -= needed

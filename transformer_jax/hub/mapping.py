@@ -57,7 +57,7 @@ class Table(NamedTuple):
       prefix: the prefix of names; a checkpoint of only the trunk omits it.
       buffers: a pattern of tensors that are not parameters, which are ignored.
       tied: {copy: original}; a checkpoint may hold one of the two, or both if they are equal.
-      old_names: {pattern of an old ending: its replacement}.
+      old_names: {pattern of an old ending: its replacement, as of `re.sub`}.
       zeros: {name: shape} of tensors that nothing here reads, which Transformers expects. They are written as zeros.
       only_zeros: {name: why} of tensors that are not parameters, and are refused where they are not zero.
     """
@@ -66,7 +66,7 @@ class Table(NamedTuple):
     prefix: str
     buffers: str
     tied: Mapping[str, str]
-    old_names: Mapping[str, str] = {}
+    old_names: Mapping[str, str | Callable[[re.Match[str]], str]] = {}
     zeros: Mapping[str, tuple[int, ...]] = {}
     only_zeros: Mapping[str, str] = {}
 

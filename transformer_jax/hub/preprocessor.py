@@ -53,6 +53,8 @@ def read(folder: Path, processors: Mapping[str, Mapping[str, Any]]) -> Preproces
     stem = next((stem for stem in processors if kind in [stem + suffix for suffix in SUFFIXES]), None)
     if stem is None:
         raise InputError(f"{path}: the image processor {kind!r} is not supported; those of {', '.join(processors)} are")
+    if type(given.get("size")) is int and "max_size" in given:  # of old files
+        given["size"] = {"shortest_edge": given["size"], "longest_edge": given["max_size"]}
     s = {**SHARED, **processors[stem], **given}
     for name, value in given.items():
         if name not in UNREAD and name not in SHARED and name not in processors[stem]:

@@ -236,6 +236,15 @@ def label_names(given: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return tuple(str(names[number]) for number in numbers)
 
 
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of labels with the number of each that stands there before: COCO's unused classes are all "N/A".
+
+    Args:
+      names: in order.
+    """
+    return tuple(f"{name} {i}" if name in names[:i] else name for i, name in enumerate(names))
+
+
 def write_labels(names: Sequence[str]) -> dict[str, Any]:
     """The settings that name the labels.
 

@@ -132,7 +132,6 @@ def set_loss(logits_BQK: jax.Array, boxes_BQ4: jax.Array, objects: Objects, cost
       costs: the weights of the terms.
     """
     logits_BQK, boxes_BQ4 = logits_BQK.astype(jnp.float32), boxes_BQ4.astype(jnp.float32)
-    nothing, Q = logits_BQK.shape[-1] - 1, logits_BQK.shape[1]
     log_p_BQK = jax.nn.log_softmax(logits_BQK)
     own_BMQ = jnp.take_along_axis(jnp.exp(log_p_BQK), objects.classes[:, None, :], axis=-1).swapaxes(1, 2)
     pairs_BMQ = objects.boxes[:, :, None], boxes_BQ4[:, None]
@@ -140,14 +139,7 @@ def set_loss(logits_BQK: jax.Array, boxes_BQ4: jax.Array, objects: Objects, cost
     costs_BMQ = costs.l1 * distance_BMQ - costs.giou * overlap(*pairs_BMQ)[1] - costs.classes * own_BMQ
     matched_BM = match(costs_BMQ, objects.weights)
 
-    chosen_BMQ = jax.nn.one_hot(matched_BM, Q) * objects.weights[..., None]
-    some_BQ = jnp.sum(chosen_BMQ, axis=1)
-    wanted_BQ = jnp.einsum("BMQ,BM->BQ", chosen_BMQ, objects.classes.astype(jnp.float32), precision="highest")
-    wanted_BQ = jnp.where(some_BQ > 0, wanted_BQ, nothing).astype(jnp.int32)
-    weight_BQ = jnp.where(some_BQ > 0, 1.0, costs.no_object)
-    nats_BQ = -jnp.take_along_axis(log_p_BQK, wanted_BQ[..., None], axis=-1)[..., 0]
-    nats_B = jnp.sum(weight_BQ * nats_BQ, axis=-1) / jnp.sum(weight_BQ, axis=-1)
-
+    nats_B, right_B, empty_B = class_terms(log_p_BQK, matched_BM, objects.classes, objects.weights, costs.no_object)
     found_BM4 = jnp.take_along_axis(boxes_BQ4, matched_BM[..., None], axis=1)
     l1_BM = jnp.sum(jnp.abs(found_BM4 - objects.boxes), axis=-1) * objects.weights
     iou_BM, giou_BM = (x * objects.weights for x in overlap(found_BM4, objects.boxes))
@@ -155,7 +147,30 @@ def set_loss(logits_BQK: jax.Array, boxes_BQ4: jax.Array, objects: Objects, cost
     box_B = costs.l1 * jnp.sum(l1_BM, axis=-1) + costs.giou * (count_B - jnp.sum(giou_BM, axis=-1))
     loss_B = costs.classes * nats_B + box_B / jnp.maximum(count_B, 1.0)
 
-    says_BQ = jnp.argmax(logits_BQK, axis=-1)
-    right_BM = (jnp.take_along_axis(says_BQ, matched_BM, axis=1) == objects.classes) * objects.weights
-    sums = (nats_B, *(jnp.sum(x, axis=-1) for x in (l1_BM, iou_BM, right_BM, says_BQ == nothing)))
+    sums = (nats_B, jnp.sum(l1_BM, axis=-1), jnp.sum(iou_BM, axis=-1), right_B, empty_B)
     return SetLoss(loss_B, *jax.lax.stop_gradient(sums))
+
+
+def class_terms(
+    log_p_BQK: jax.Array, matched_BM: jax.Array, classes_BM: jax.Array, weights_BM: jax.Array, no_object: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(cross-entropy, objects whose prediction names their class, predictions that say "no object"), [B] each.
+
+    Args:
+      log_p_BQK: logarithms of the classes' probabilities; the last is "no object".
+      matched_BM: the prediction of each object, of `match`.
+      classes_BM: of the objects.
+      weights_BM: 0 for padded objects.
+      no_object: the weight of a prediction without an object in the mean of the cross-entropy.
+    """
+    nothing, Q = log_p_BQK.shape[-1] - 1, log_p_BQK.shape[1]
+    chosen_BMQ = jax.nn.one_hot(matched_BM, Q) * weights_BM[..., None]
+    some_BQ = jnp.sum(chosen_BMQ, axis=1)
+    wanted_BQ = jnp.einsum("BMQ,BM->BQ", chosen_BMQ, classes_BM.astype(jnp.float32), precision="highest")
+    wanted_BQ = jnp.where(some_BQ > 0, wanted_BQ, nothing).astype(jnp.int32)
+    weight_BQ = jnp.where(some_BQ > 0, 1.0, no_object)
+    nats_BQ = -jnp.take_along_axis(log_p_BQK, wanted_BQ[..., None], axis=-1)[..., 0]
+    says_BQ = jnp.argmax(log_p_BQK, axis=-1)
+    right_BM = (jnp.take_along_axis(says_BQ, matched_BM, axis=1) == classes_BM) * weights_BM
+    nats_B = jnp.sum(weight_BQ * nats_BQ, axis=-1) / jnp.sum(weight_BQ, axis=-1)
+    return nats_B, jnp.sum(right_BM, axis=-1), jnp.sum(says_BQ == nothing, axis=-1)

@@ -289,17 +289,28 @@ def cross_keys_values(p: dict[str, Any], cfg: Config, x_BSD: jax.Array) -> tuple
     return _heads(p, cfg, x_BSD, "key"), _heads(p, cfg, x_BSD, "value")
 
 
-def cross_attention(p: dict[str, Any], cfg: Config, x_BTD: jax.Array, memory_BSD: jax.Array) -> jax.Array:
-    """Cross-attention alone, without norm or residual, [B, T, D].
+def cross_attention(
+    p: dict[str, Any],
+    cfg: Config,
+    x_BTD: jax.Array,
+    keys_BSD: jax.Array,
+    values_BSD: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention alone, without a mask, a norm or a residual, [B, T, D].
 
     Args:
-      p: a block's "cross".
+      p: a block's "cross" or "attention".
       cfg: the model's config.
       x_BTD: makes the queries.
-      memory_BSD: makes the keys and values.
+      keys_BSD: makes the keys.
+      values_BSD: makes the values; None: `keys_BSD`.
+      key: the dropout key of the probabilities; None: evaluation.
     """
-    cross = Cross(*cross_keys_values(p, cfg, memory_BSD), Mask())
-    return _project_out(p, _attend_cross(p, cfg, x_BTD, cross, None, cfg.attention))
+    values_BSD = keys_BSD if values_BSD is None else values_BSD
+    cross = Cross(_heads(p, cfg, keys_BSD, "key"), _heads(p, cfg, values_BSD, "value"), Mask())
+    return _project_out(p, _attend_cross(p, cfg, x_BTD, cross, key, cfg.attention))
 
 
 def attention_weights(p: dict[str, Any], cfg: Config, x_BTD: jax.Array) -> jax.Array:

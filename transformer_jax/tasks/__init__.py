@@ -11,6 +11,7 @@ from transformer_jax.tasks.image_classification import ImageClassification
 from transformer_jax.tasks.masked_image import MaskedImage
 from transformer_jax.tasks.masked_lm import MaskedLM
 from transformer_jax.tasks.next_item import NextItem
+from transformer_jax.tasks.panoptic import Panoptic
 from transformer_jax.tasks.preferences import DPO
 from transformer_jax.tasks.segmentation import Segmentation
 from transformer_jax.tasks.span_qa import SpanQA
@@ -34,6 +35,7 @@ __all__ = [
     "MaskedImage",
     "MaskedLM",
     "NextItem",
+    "Panoptic",
     "Segmentation",
     "SpanQA",
     "SpeechRecognition",

@@ -106,6 +106,11 @@ class Config(config.Config):
         return self.grid[0] * self.grid[1]
 
     @property
+    def num_predictions(self) -> int:
+        """Q, the masks of `predict_masks`."""
+        return self.num_queries
+
+    @property
     def num_special(self) -> int:
         """Tokens before the patches."""
         return 1 + self.num_registers

@@ -30,10 +30,13 @@ class Detections(NamedTuple):
     Attributes:
       logits: float32 [B, Q, K + 1]; the last class is "no object".
       boxes: float32 [B, Q, 4], centre x, centre y, width and height as shares of the image.
+      earlier: in training, the predictions after each earlier layer, with a leading dimension of layers, where they
+        have a loss as well (DETR's auxiliary losses); None: they have none.
     """
 
     logits: jax.Array
     boxes: jax.Array
+    earlier: "Detections | None" = None
 
 
 def detect(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Array | None = None) -> Detections:
@@ -50,7 +53,7 @@ def detect(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Ar
     begin = cfg.num_special + (rows * columns if cfg.detector == "queries" else 0)
     x_BQD = x_BTD[:, begin:].astype(jnp.float32)
     with sharding.replicated_length():
-        logits_BQK, offsets_BQ4 = (_mlp(params[name], x_BQD) for name in ("class_head", "box_head"))
+        logits_BQK, offsets_BQ4 = (mlp(params[name], x_BQD) for name in ("class_head", "box_head"))
     if cfg.detector == "patches":
         offsets_BQ4 = offsets_BQ4 + jnp.asarray(_places(rows, columns))
     return Detections(logits_BQK, jax.nn.sigmoid(offsets_BQ4))
@@ -58,11 +61,17 @@ def detect(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.Ar
 
 def declare_detector(cfg: "Config") -> dict[str, Any]:
     """The heads' trees of `Param`s for `cfg`: two MLPs of three layers."""
-    return {"class_head": _declare_mlp(cfg, cfg.num_classes + 1), "box_head": _declare_mlp(cfg, 4)}
+    return {"class_head": declare_mlp(cfg.width, cfg.num_classes + 1), "box_head": declare_mlp(cfg.width, 4)}
 
 
-def _declare_mlp(cfg: "Config", outputs: int) -> dict[str, Any]:
-    D, std = cfg.width, cfg.width**-0.5  # the variance of the states is kept
+def declare_mlp(width: int, outputs: int) -> dict[str, Any]:
+    """An MLP of three layers, whose initial kernels keep the variance of the states.
+
+    Args:
+      width: D, of what it reads and of its hidden layers.
+      outputs: features of the last layer.
+    """
+    D, std = width, width**-0.5
     sizes = dict(zip(MLP, (D, D, outputs), strict=True))
     return {
         name: {"kernel": Param((D, size), ("embed", None), normal(std)), "bias": Param((size,), (None,), zeros)}
@@ -70,7 +79,13 @@ def _declare_mlp(cfg: "Config", outputs: int) -> dict[str, Any]:
     }
 
 
-def _mlp(p: Any, x_BQD: jax.Array) -> jax.Array:
+def mlp(p: Any, x_BQD: jax.Array) -> jax.Array:
+    """The outputs [B, Q, outputs] of an MLP with ReLU.
+
+    Args:
+      p: of `declare_mlp`.
+      x_BQD: what it reads.
+    """
     for name in MLP[:-1]:
         x_BQD = jax.nn.relu(layers.dense(p[name], x_BQD, out=None))
     return layers.dense(p[MLP[-1]], x_BQD, out=None)

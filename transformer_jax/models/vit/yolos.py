@@ -22,7 +22,7 @@ MODEL_TYPES = ("yolos",)
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 IMAGE_PROCESSORS = {
     "Yolos": {
-        **{"size": {"shortest_edge": 800, "longest_edge": 1333}, "multiple": 16},
+        **{"size": {"shortest_edge": 800, "longest_edge": 1333}, "max_size": 1333, "multiple": 16},
         **{"resample": 2, "do_center_crop": False, **IMAGENET},
     }
 }
@@ -102,4 +102,4 @@ def task(folder: Path, cfg: vit.Config) -> Detection | None:
     preprocess = hub.preprocessing(folder) or Preprocess(
         size=size, resize=size, mean=tuple(IMAGENET["image_mean"]), std=tuple(IMAGENET["image_std"])
     )
-    return Detection(labels=hub.labels(folder), preprocess=preprocess)
+    return Detection(labels=settings.distinct(hub.labels(folder)), preprocess=preprocess)

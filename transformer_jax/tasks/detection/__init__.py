@@ -94,7 +94,7 @@ class Detection(Task):
         models.require(model_cfg, "task Detection", ("detect",), settings)
         contracts.require_data(data, "task Detection", ("source", "most_objects", "bad_boxes", "memory"))
         if not model_cfg.num_predictions:
-            raise InputError("model.detector is 'none'; task Detection needs 'queries' or 'patches'")
+            raise InputError("the model predicts no objects; give it a detector, model.detector, or model.num_queries")
         pixels.check(model_cfg, self.preprocess)
         if data.most_objects > model_cfg.num_predictions:
             raise InputError(
@@ -133,7 +133,10 @@ class Detection(Task):
     # ------------------------------------------------------------------------------------------------------------ loss
 
     def loss(self, params: Any, model_cfg: Any, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Any:
-        """(sum, weight, {name: (sum, weight)}), a mean over images; the names are those of `ROW`."""
+        """(sum, weight, {name: (sum, weight)}), a mean over images; the names are those of `ROW`.
+
+        The loss of a model that predicts after several layers is the sum of theirs; the others are of the last alone.
+        """
         images_BYXC = batch["images"].astype(jnp.float32) / 255.0
         boxes_BM4, objects_BM, model_key = batch["boxes"], batch["objects"], None
         if key is not None and self.augment:
@@ -148,8 +151,12 @@ class Detection(Task):
             )
         model_key = key
         found = self._detections(params, model_cfg, images_BYXC, key=model_key)
-        sums = self._sums(found, boxes_BM4, batch["classes"], objects_BM, batch["weights"])
-        return *sums["loss"], jax.lax.stop_gradient(sums)
+        wanted = boxes_BM4, batch["classes"], objects_BM, batch["weights"]
+        sums = self._sums(found, *wanted)
+        total = sums["loss"][0]
+        if found.earlier is not None:
+            total += self._earlier(found.earlier, *wanted)
+        return total, sums["loss"][1], jax.lax.stop_gradient(sums)
 
     def _augmented(
         self, key: jax.Array, images_BYXC: jax.Array, boxes_BM4: jax.Array, objects_BM: jax.Array
@@ -176,6 +183,18 @@ class Detection(Task):
         images_, objects = jnp.sum(weights_B), jnp.sum(objects_BM * weights_B[:, None])
         weights = {"l1": objects, "matched_iou": objects, "class_accuracy": objects, "empty_share": Q * images_}
         return {name: (totals[i], weights.get(name, images_)) for i, name in enumerate(ROW)}
+
+    def _earlier(self, found: Any, boxes_BM4: Any, classes_BM: Any, objects_BM: Any, weights_B: Any) -> jax.Array:
+        """The loss of the predictions after earlier layers, summed over the layers and the batch."""
+
+        def losses(logits_LBQK: Any, boxes_LBQ4: Any, *objects: Any) -> tuple[jax.Array]:
+            of = sets.Objects(*objects)
+            loss = lambda logits_BQK, boxes_BQ4: sets.set_loss(logits_BQK, boxes_BQ4, of, self.costs).loss  # noqa: E731
+            return (jnp.sum(jax.vmap(loss)(logits_LBQK, boxes_LBQ4), axis=0),)
+
+        operands = found.logits, found.boxes, boxes_BM4, classes_BM, objects_BM
+        (losses_B,) = pixels.in_auto_mesh(losses, *operands, out=(("batch",),), shapes=(weights_B.shape,))
+        return jnp.sum(losses_B * weights_B)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 

@@ -48,15 +48,14 @@ class Scenes:
         made = _made(self, side)
         return Pictures(
             f"scenes ({side})",
-            [objects for _, _, objects in made],
-            lambda rows: [made[row][0] for row in rows],
-            lambda rows: [made[row][1] for row in rows],
+            [one[3] for one in made],
+            *(lambda rows, part=part: [made[row][part] for row in rows] for part in range(3)),
         )
 
 
 @functools.lru_cache(maxsize=4)
-def _made(scenes: Scenes, side: Side) -> list[tuple[np.ndarray, np.ndarray, Objects]]:
-    """(pixels uint8 [Y, X], label of each pixel uint8 [Y, X], objects) of each scene."""
+def _made(scenes: Scenes, side: Side) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, Objects]]:
+    """(pixels, label of each pixel, object of each pixel, objects) of each scene; the arrays are uint8 [Y, X]."""
     digits = [Digits().images(part) for part in (("train", "validation") if side == "train" else ("test",))]
     inked = [(np.asarray(item.data), item.label) for part in digits for item in part.read(range(part.count))]
     photographs = _photographs(side)
@@ -78,11 +77,11 @@ def _photographs(side: Side) -> list[np.ndarray]:
 
 def _scene(
     inked: list[tuple[np.ndarray, int]], photographs: list[np.ndarray], size: int, rng: np.random.Generator, where: str
-) -> tuple[np.ndarray, np.ndarray, Objects]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Objects]:
     photograph = photographs[rng.integers(len(photographs))]
     top, left = (int(rng.integers(length - size + 1)) for length in photograph.shape)
     pixels = photograph[top : top + size, left : left + size] * rng.uniform(*DIM)
-    labels = np.zeros((size, size), np.uint8)
+    labels, numbers = np.zeros((2, size, size), np.uint8)
     boxes: list[tuple[int, int, int, int]] = []
     classes: list[int] = []
     for _ in range(rng.integers(1, 5)):
@@ -92,13 +91,14 @@ def _scene(
             continue
         there = slice(box[1], box[3]), slice(box[0], box[2])
         pixels[there] = pixels[there] * (1 - ink) + 255 * ink
-        labels[there] = np.where(ink > INK, label + 1, labels[there])
         boxes.append(box)
         classes.append(label)
+        labels[there] = np.where(ink > INK, label + 1, labels[there])
+        numbers[there] = np.where(ink > INK, len(boxes), numbers[there])
     areas = np.array([(right - left) * (bottom - top) for left, top, right, bottom in boxes], np.float64)
     nothing = np.zeros(len(boxes), bool)
     objects = Objects(where, (size, size), np.array(boxes, np.float64), np.array(classes), nothing, areas)
-    return np.round(pixels).astype(np.uint8), labels, objects
+    return np.round(pixels).astype(np.uint8), labels, numbers, objects
 
 
 def _tight(digit: np.ndarray, side: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class Segmentation(Task):
         """The names in the order of the model's outputs."""
         return ("background", *self.labels) if self.background else self.labels
 
-    def settle(self, data: masks.MaskSet) -> "Segmentation":
+    def settle(self, data: Any) -> Self:
         """This task, with the classes of the data if it has no labels."""
         return self if self.labels else dataclasses.replace(self, labels=data.source.classes())
 
@@ -268,8 +268,8 @@ class Segmentation(Task):
                 pixels = pixels if pixels.ndim == 3 else pixels[..., None]
                 stem = Path(draw) / Path(path).stem
                 answer["pictures"] = [f"{stem}_overlay.png", f"{stem}_labels.png"]
-                _write_png(overlay(pixels, whole + (not self.background)), Path(answer["pictures"][0]))
-                _write_png(whole, Path(answer["pictures"][1]))
+                write_png(overlay(pixels, whole + (not self.background)), Path(answer["pictures"][0]))
+                write_png(whole, Path(answer["pictures"][1]))
             yield answer
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
@@ -319,10 +319,11 @@ def plot_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
         triples.append(np.pad(np.concatenate(parts, axis=1), ((0, gap), (0, 3 * gap), (0, 0))))
     triples += [np.zeros_like(triples[0])] * (-len(triples) % 4)
     lines = [np.concatenate(triples[i : i + 4], axis=1) for i in range(0, len(triples), 4)]
-    _write_png(np.concatenate(lines, axis=0), path)
+    write_png(np.concatenate(lines, axis=0), path)
 
 
-def _write_png(pixels: np.ndarray, path: Path) -> None:
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """Writes `pixels`, uint8 [Y, X] or [Y, X, 3], as a PNG at `path`."""
     extras.need("PIL", "a picture of the classes")
     from PIL import Image
 
