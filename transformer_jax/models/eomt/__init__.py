@@ -201,6 +201,7 @@ def hidden(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: jax.Arra
     with sharding.replicated_length():
         queries_QD = sharding.constrain(params["queries"]["embedding"], (None, None)).astype(cfg.dtype)
         queries_BQD = jnp.broadcast_to(queries_QD, (len(x_BTD), *queries_QD.shape))
+        queries_BQD = sharding.constrain(queries_BQD, ("batch", None, None))
         x_BTD = jnp.concatenate([queries_BQD, sharding.constrain(x_BTD, ("batch", None, None))], axis=1)
     x_BTD = blocks(sharding.constrain(x_BTD, ("batch", "length", None)), first, cfg.num_layers, keys[2])
     return layers.norm(params["final_norm"], x_BTD, cfg.norm, cfg.norm_eps)
@@ -217,6 +218,7 @@ def _embedded(p: Any, cfg: Config, images_BYXC: jax.Array, key: jax.Array | None
             if name in p
         ]
         spread = [jnp.broadcast_to(tokens, (len(x_BTD), *tokens.shape)) for tokens in special]
+        spread = [sharding.constrain(tokens, ("batch", None, None)) for tokens in spread]
         x_BTD = layers.dropout(jnp.concatenate([*spread, x_BTD], axis=1), cfg.dropout, key)
     return sharding.constrain(x_BTD, ("batch", "length", None))
 
@@ -246,15 +248,12 @@ def predict_masks(params: Params, cfg: Config, images_BYXC: jax.Array, *, key: j
 def _enlarged(p: Any, cfg: Config, x_ByxD: jax.Array) -> jax.Array:
     """An image of states with its sides doubled: each state becomes 2 x 2, then neighbours mix feature by feature."""
     B, Y, X, D = x_ByxD.shape
-    parts = jnp.einsum("ByxD,DF->ByxF", x_ByxD, p["up"]["kernel"]).reshape(B, Y, X, D, 2, 2)
-    x_ByxD = parts.transpose(0, 1, 4, 2, 5, 3).reshape(B, 2 * Y, 2 * X, D) + p["up"]["bias"]
-    kernel = p["depthwise"]["kernel"].T.reshape(3, 3, 1, D)
-    x_ByxD = jax.lax.conv_general_dilated(
-        layers.ACTIVATIONS[cfg.activation](x_ByxD),
-        *(kernel, (1, 1), "SAME"),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=D,
-    )
+    parts = jnp.einsum("ByxD,DF->ByxF", x_ByxD, p["up"]["kernel"]).reshape(B, Y, X, D, 2, 2).transpose(0, 1, 4, 2, 5, 3)
+    x_ByxD = parts.reshape(B, 2 * Y, X, 2, D).reshape(B, 2 * Y, 2 * X, D) + p["up"]["bias"]
+    # A sum over neighbours: the compiler shards the kernel's gradient of a convolution by features wrongly.
+    edged = jnp.pad(layers.ACTIVATIONS[cfg.activation](x_ByxD), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel_9D = p["depthwise"]["kernel"].T
+    x_ByxD = sum(edged[:, i // 3 : i // 3 + 2 * Y, i % 3 : i % 3 + 2 * X] * kernel_9D[i] for i in range(9))
     return layers.norm(p["norm"], x_ByxD, "layer", UPSCALE_EPS)
 
 

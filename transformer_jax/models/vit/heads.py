@@ -122,7 +122,9 @@ def segment(params: Params, cfg: "Config", images_BYXC: jax.Array, *, key: jax.A
     rows, columns = (side // cfg.patch_size for side in images_BYXC.shape[1:3])
     with sharding.replicated_length():
         logits_BTK = layers.dense(params["head"], x_BTD.astype(jnp.float32), out=None)
-    parts = logits_BTK.reshape(B, rows, columns, s, s, cfg.num_classes).transpose(0, 1, 3, 2, 4, 5)
+    # One dimension at a time, as Explicit meshes need it.
+    parts = logits_BTK.reshape(B, rows, columns, -1).reshape(B, rows, columns, s, s, cfg.num_classes)
+    parts = parts.transpose(0, 1, 3, 2, 4, 5)
     return parts.reshape(B, rows * s, columns, s, cfg.num_classes).reshape(B, rows * s, columns * s, cfg.num_classes)
 
 
