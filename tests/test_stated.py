@@ -117,6 +117,10 @@ def test_order_and_what_fits(tmp_path, monkeypatch):
     assert running.in_order(book, tmp_path) == ["new", "stale", "old"]
     assert running.why_not(ENTRY, 1) == "" and running.why_not(ENTRY, 0.9) == "takes 1 minutes"
     assert running.why_not(ENTRY | {"machine": "tpu"}, 1) == "is of a tpu"
+    monkeypatch.setattr(running.os, "getloadavg", lambda: (0.6, 0.0, 0.0))
+    assert "the load is 0.6" in running.why_not(ENTRY | {"quiet": True}, 1)
+    monkeypatch.setattr(running.os, "getloadavg", lambda: (0.4, 9.0, 9.0))
+    assert running.why_not(ENTRY | {"quiet": True}, 1) == ""
     monkeypatch.delenv("NO_SUCH_DATA", raising=False)
     assert running.why_not(ENTRY | {"needs": ["NO_SUCH_DATA"]}, 1) == "needs $NO_SUCH_DATA"
 

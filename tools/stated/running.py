@@ -21,6 +21,7 @@ from tools import stated
 from transformer_jax import files
 from transformer_jax.errors import InputError
 
+QUIET = 0.5  # the load below which a machine is quiet
 OVER_SEEDS: dict[str, Callable[[list[float]], float]] = {"mean": statistics.fmean, "min": min, "max": max}
 
 
@@ -30,6 +31,8 @@ def why_not(entry: Mapping[str, Any], minutes: float) -> str:
         return f"is of a {entry['machine']}"
     if missing := [name for name in entry.get("needs", ()) if not os.environ.get(name)]:
         return f"needs ${missing[0]}"
+    if entry.get("quiet") and (load := os.getloadavg()[0]) > QUIET:
+        return f"times what needs a quiet machine, and the load is {load:.1f}"
     return f"takes {entry['minutes']:g} minutes" if entry["minutes"] > minutes else ""
 
 
