@@ -10,6 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.nn import reference
 from transformer_jax import kernels, sharding
+from transformer_jax.kernels import gpu
 from transformer_jax.models import gpt
 from transformer_jax.nn import attention, block
 from transformer_jax.nn import params as params_lib
@@ -275,17 +276,20 @@ F32 = {"dtype": jnp.float32}
         (CAUSAL, {"dropout": True}, "xla", "xla", "xla"),
         (CAUSAL, {"dropout": True, **F32}, "xla", "xla", "xla"),
         (Mask(), {}, "cudnn", "xla", "tpu"),
-        (Mask(), {"T": 197, "S": 197}, "xla", "xla", "tpu"),  # JAX does not differentiate cuDNN's for odd lengths
-        (Mask(), {"S": 197}, "xla", "xla", "tpu"),
+        (Mask(), {"T": 197, "S": 197}, "cudnn", "xla", "tpu"),
+        (Mask(), {"S": 197}, "cudnn", "xla", "tpu"),
+        (Mask(end_B=INTS), {"T": 1}, "xla", "xla", "xla"),
         (Mask(), F32, "xla", "cpu", "tpu"),
         (Mask(end_B=INTS), {}, "cudnn", "xla", "tpu"),
         (Mask(causal=True, end_B=INTS), F32, "xla", "cpu", "tpu"),
-        (Mask(causal=True, start_B=INTS), {}, "xla", "xla", "tpu"),
-        (Mask(window=2), {}, "xla", "xla", "tpu"),
+        (Mask(causal=True, start_B=INTS), {}, "cudnn", "xla", "tpu"),
+        (Mask(window=2), {}, "cudnn", "xla", "tpu"),
+        (Mask(window=2), {"T": 197, "S": 197}, "xla", "xla", "tpu"),  # in blocks
+        (Mask(causal=True, window=2), {"T": 197, "S": 197}, "cudnn", "xla", "tpu"),
         (Mask(window=2), F32, "xla", "cpu", "tpu"),
-        (Mask(causal=True, prefix_B=INTS), {}, "xla", "xla", "xla"),
+        (Mask(causal=True, prefix_B=INTS), {}, "cudnn", "xla", "xla"),
         (Mask(causal=True, prefix_B=INTS), F32, "xla", "cpu", "xla"),
-        (Mask(causal=True, segment_BT=INTS[None]), {}, "xla", "xla", "tpu"),
+        (Mask(causal=True, segment_BT=INTS[None]), {}, "cudnn", "xla", "tpu"),
         (Mask(causal=True, segment_BT=INTS[None]), F32, "xla", "cpu", "tpu"),
     ],
 )
@@ -293,6 +297,47 @@ def test_what_is_chosen(mask, case, gpu, cpu, tpu):
     for platform, expected in (("gpu", gpu), ("cuda", gpu), ("cpu", cpu), ("tpu", tpu)):
         with on(platform):
             assert decide(mask, **case) == expected, platform
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        CAUSAL,
+        Mask(end_B=jnp.array([5, 8])),
+        Mask(causal=True, window=2),
+        Mask(window=2),
+        Mask(causal=True, prefix_B=jnp.array([3, 0])),
+        Mask(causal=True, segment_BT=jnp.array([[1, 1, 1, 2, 2, 2, 3, 3], [1] * 8])),
+        Mask(causal=True, start_B=jnp.array([2, 0]), end_B=jnp.array([8, 7])),
+    ],
+)
+@pytest.mark.parametrize("S", [8, 7])
+def test_what_cudnn_is_asked_for(monkeypatch, mask, S):
+    """JAX's own implementation takes the same arguments, so it stands in for cuDNN, which needs a GPU."""
+    plain = jax.nn.dot_product_attention
+
+    def even(q_BTNH, k_BSKH, v_BSKH, *, implementation, **described):
+        assert q_BTNH.shape[1] % 2 == k_BSKH.shape[1] % 2 == 0
+        return plain(q_BTNH, k_BSKH, v_BSKH, **described)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", even)
+    mask = jax.tree.map(lambda x: x[:, :S] if jnp.ndim(x) == 2 else x, mask)
+    q, k, v = operands(B=2, T=S, S=S, N=4, K=2, H=8)
+    with on("gpu"):
+        assert decide(mask, T=S, S=S) == "cudnn"
+
+    def loss(attend):
+        def mean(q, k, v):
+            out_BTNH = attend(q, k, v)
+            seen_BT = mask.dense(S, S).any(-1) & jnp.ones((2, S), bool)
+            return jnp.sum(jnp.sin(out_BTNH) * seen_BT[:, :, None, None])
+
+        return jax.value_and_grad(mean, (0, 1, 2))(q, k, v)
+
+    found = loss(lambda q, k, v: gpu._cudnn(q, k, v, mask, 0.3))
+    wanted = loss(lambda q, k, v: attention.attend(q, k, v, mask, scale=0.3, implementation="xla"))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sharded_length_takes_the_plain_implementation_on_a_cpu():
@@ -318,8 +363,7 @@ def test_the_platform_is_the_meshs_or_the_default():
 @pytest.mark.parametrize(
     ("name", "mask", "options"),
     [
-        ("cudnn", Mask(causal=True, segment_BT=jnp.ones((2, 4), int)), {}),
-        ("cudnn", Mask(causal=True, start_B=jnp.zeros(2, int)), {}),
+        ("cudnn", Mask(causal=True, segment_BT=jnp.ones((2, 4), int)), {}),  # float32
         ("cudnn", CAUSAL, {}),  # float32
         ("tpu", CAUSAL, {"bias_NTS": jnp.zeros((2, 4, 4))}),
         ("tpu", Mask(causal=True, prefix_B=jnp.ones(2, int)), {}),

@@ -20,16 +20,23 @@ def attention_fits(q_BTNH: Any, mask: Any, *, num_keys: int, bias: bool, dropout
 
     Args:
       q_BTNH: queries, or their shape and dtype: float16 or bfloat16, heads up to 128 wide in multiples of 8.
-      mask: causal, right padding, both or none.
-      num_keys: S; like T it must be even: JAX does not differentiate cuDNN's attention for odd lengths, such as the 197
-        tokens of a ViT with its class token.
-      bias: whether the scores have a bias.
-      dropout: whether the probabilities have dropout.
+      mask: cuDNN reads one that it cannot describe as an array; not so a narrow window, whose blocks the plain form
+        computes alone. One query, as in decoding, has too little work for a kernel of its own.
+      num_keys: S.
+      bias: whether the scores have a bias, which cuDNN would round to the dtype of the queries.
+      dropout: whether the probabilities have dropout, which JAX's interface to cuDNN does not offer.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
-    fits = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
-    fits = fits and T % 2 == 0 and num_keys % 2 == 0 and not bias and not dropout
-    return fits and all(a is None for a in (mask.segment_BT, mask.prefix_B, mask.start_B, mask.window))
+    heads = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
+    masks = _described(mask) or mask.local_block(T) is None
+    return heads and masks and T > 1 and not bias and not dropout
+
+
+def _described(mask: Any) -> bool:
+    """Whether cuDNN knows the mask by flags, numbers of keys and the width of a causal window."""
+    parts = (mask.segment_BT, mask.prefix_B, mask.start_B)
+    window = mask.window is None or (isinstance(mask.window, int) and mask.causal)
+    return window and all(part is None for part in parts)
 
 
 def attention(
@@ -51,7 +58,7 @@ def attention(
       q_BTNH: queries.
       k_BSKH: keys; K divides N.
       v_BSKH: values.
-      mask: an `nn.masks.Mask`, which cuDNN gets as a flag and lengths.
+      mask: an `nn.masks.Mask`.
       bias_NTS: added to the scores.
       scale: what the scores are multiplied by.
       dropout_rate: the dropout rate of the probabilities.
@@ -65,12 +72,25 @@ def attention(
 
 
 def _cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Any, scale: float) -> jax.Array:
-    B, T = q_BTNH.shape[:2]
-    lengths: dict[str, Any] = {}
-    if mask.end_B is not None:
-        # A row that only fills up a batch has no keys. It gets one, so that its softmax is finite.
-        ends_B = jnp.maximum(mask.end_B, 1).astype(jnp.int32)
-        lengths = {"query_seq_lengths": jnp.full((B,), T, jnp.int32), "key_value_seq_lengths": ends_B}
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=mask.causal, implementation="cudnn", **lengths
+    (B, T), S = q_BTNH.shape[:2], k_BSKH.shape[1]
+    # JAX differentiates cuDNN's attention for even lengths only, so the 197 tokens of a ViT get one more.
+    t, s = T % 2, S % 2
+    described: dict[str, Any] = {}
+    if not _described(mask):
+        # One array for all heads, [B, 1, T, S]: the scores of the plain form have it once for each head.
+        allowed_B1TS = jnp.broadcast_to(mask.dense(T, S)[:, None], (B, 1, T, S))
+        described["mask"] = jnp.pad(allowed_B1TS, ((0, 0), (0, 0), (0, t), (0, s)))
+    else:
+        described["is_causal"] = mask.causal
+        if mask.window is not None:
+            described["local_window_size"] = (mask.window, 0)
+        if mask.end_B is not None or t or s:
+            # A row that only fills up a batch has no keys. It gets one, so that its softmax is finite.
+            ends_B = jnp.full((B,), S) if mask.end_B is None else jnp.clip(mask.end_B, 1, S)
+            described["query_seq_lengths"] = jnp.full((B,), T, jnp.int32)
+            described["key_value_seq_lengths"] = ends_B.astype(jnp.int32)
+    more = lambda x, n: jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) if n else x  # noqa: E731
+    out_BTNH = jax.nn.dot_product_attention(
+        more(q_BTNH, t), more(k_BSKH, s), more(v_BSKH, s), scale=scale, implementation="cudnn", **described
     )
+    return out_BTNH[:, :T]
