@@ -10,8 +10,8 @@ Model: 12 pre-norm layers, 256 wide, with steps of 40 ms, over 1,000 subwords; S
 Hardware and time: one host of eight accelerators, about a day (estimated); 10,000 FLAC files a minute are decoded by 8
 CPU threads of a host.
 Expected: a word error rate on test-clean of 5.4 % without a language model (published: PaddleSpeech,
-examples/librispeech/asr1, its Transformer of 32 million parameters by greedy CTC, trained with an attention decoder beside
-it; not measured here).
+examples/librispeech/asr1, its Transformer of 32 million parameters by greedy CTC, trained beside an attention decoder;
+not measured here).
 """
 
 from transformer_jax.augment.speech import SpecAugment, Speed

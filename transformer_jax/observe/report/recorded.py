@@ -175,8 +175,10 @@ def as_number(value: Any) -> float:
 
 
 def interval(name: str, numbers: Container[str]) -> tuple[str, str] | None:
-    """The names of the ends of a number's interval among `numbers`: of "wer_new_texts", "wer_low_new_texts" and
-    "wer_high_new_texts"; None where there are none."""
+    """The names of the ends of the interval of the number `name`; None where `numbers` has none.
+
+    Those of "wer_new_texts" are "wer_low_new_texts" and "wer_high_new_texts".
+    """
     parts = name.rsplit("_", 12)
     for at in range(len(parts), 0, -1):
         low, high = ("_".join([*parts[:at], end, *parts[at:]]) for end in ("low", "high"))
