@@ -376,7 +376,9 @@ def kills(folder: Path, mb: int) -> None:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        end = time.monotonic() + rng.uniform(3, 40)
+        end = time.monotonic() + (
+            rng.uniform(3, 20) if number % 2 else 900
+        )  # every second time once a shard is complete
         while time.monotonic() < end and len(written()) == len(shards):
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 3))

@@ -46,8 +46,8 @@ def open_split(
         here = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else ""
         raise InputError(
             f"TFDS data set {name!r} is not in {root} ({f'it has {here}' if here else 'empty or absent'}); prepare it "
-            f"on a machine with TensorFlow: `tfds build {name} --data_dir {store} --file_format array_record`, "
-            "or set TFDS_DATA_DIR or data_dir to its folder"
+            f"with TensorFlow, `tfds build {name} --data_dir {store} --file_format array_record`, or without it where "
+            "its builder allows (docs/tasks/index.md), or set TFDS_DATA_DIR or data_dir to its folder"
         )
     for path in (root / base).rglob("*.json"):
         _refuse_foreign(read_json(path, MOST_BYTES, inside=root), path)
