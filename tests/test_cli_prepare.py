@@ -122,8 +122,12 @@ def test_evaluating_other_files_reads_them_and_not_the_store():
         (["--out", "texts"], "texts holds files that are not of a token store"),
         (["--out", "x", "--data.source.source.paths", "gone"], "no such file or folder: gone"),
         (["nothing", "--out", "x"], "has no variant 'nothing'"),
+        (["--out", "x", "--data.source.source.field", "body"], "0.jsonl:1: no column 'body'; there are 'text'"),
+        (["--out", "x", "--data.source.source.paths", "texts", "other.jsonl"], "other.jsonl:1: no column 'text'"),
     ],
 )
 def test_what_is_refused(folder, capsys, arguments, message):
+    """And nothing is written, also where only the last file has another schema."""
+    Path("other.jsonl").write_text('{"body": "x"}')
     assert main(["prepare", "mine.py", *arguments]) == 2
     assert message in capsys.readouterr().err and not Path("x").exists()

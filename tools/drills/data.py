@@ -9,7 +9,7 @@ They are run in an environment with `pip install -e '.[all,data-drill]'`, and `w
 `tools/drills/check_integrations beam`.
 
 The text is random lines of the standard library. Servers are on the loopback: the bucket of `bucket.py`, S3 by moto.
-`writers` and `large` compare the processor's time with that of a plain loop over the tokenizer, on one core.
+`writers` compares the processor's time with that of a plain loop over the tokenizer, on one core.
 """
 
 import argparse
@@ -43,6 +43,7 @@ GROUP = 16 << 20  # bytes of a row group
 DOCUMENT = 60  # lines of a document
 BEAM = ["--beam", "--runner", "apache_beam.runners.portability.fn_api_runner.FnApiRunner"]
 RECIPE = """
+import dataclasses
 from transformer_jax.data import corpus, sources, tokenizers
 from transformer_jax.experiment import Checkpoint, Evaluate, Experiment, Sample, Train
 from transformer_jax.models import gpt
@@ -57,6 +58,10 @@ def experiment(source=sources.TextFiles(("train",), validation=("validation",)))
 
 def records() -> Experiment:
     return experiment(sources.Records(("text.parquet",), validation=("validation.parquet",)))
+
+def of_bytes() -> Experiment:
+    made = records()
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, tokenizer=tokenizers.Bytes()))
 """
 
 
@@ -212,7 +217,7 @@ def settings(environment: dict[str, str]) -> None:
 
 def large(folder: Path, mb: int) -> None:
     """A Parquet file at a URL: what is read before the first row, counted by the server; the memory of reading all of
-    it; the store by an array of two jobs."""
+    it; the store of its bytes by an array of two jobs."""
     write_parquet(folder / "text.parquet", mb, 0)
     write_parquet(folder / "validation.parquet", 2, 1)
     size = (folder / "text.parquet").stat().st_size
@@ -230,11 +235,11 @@ def large(folder: Path, mb: int) -> None:
     shutil.rmtree(folder / "large", ignore_errors=True)
     cpu = peak = 0.0
     for job in range(2):
-        used = run(prepare("large", "--shards", f"{job}/2"))
+        used = run(prepare("large", "--shards", f"{job}/2", variant="of_bytes"))
         cpu, peak = cpu + used.cpu, max(peak, used.peak)
         print(f"job {job} of 2: {used}", flush=True)
     assert (folder / "large/store.json").exists()
-    print(f"store of {mb:,} MB: {mb / cpu:.2f} MB/s a core, {rate(folder):.2f} by the loop; {peak:.0f} MB at most")
+    print(f"store of the bytes of {mb:,} MB: {mb / cpu:.0f} MB/s a core; {peak:.0f} MB at most")
 
 
 @contextlib.contextmanager
@@ -310,9 +315,9 @@ def writers(folder: Path, mb: int) -> None:
     assert len(found) == 1, "the stores differ"
 
 
-def prepare(out: str, *flags: str) -> list[str]:
+def prepare(out: str, *flags: str, variant: str = "records") -> list[str]:
     """The command that writes a store."""
-    return [sys.executable, "-m", "transformer_jax", "prepare", "mine.py", "records", "--out", out, *flags]
+    return [sys.executable, "-m", "transformer_jax", "prepare", "mine.py", variant, "--out", out, *flags]
 
 
 def rate(folder: Path) -> float:

@@ -67,6 +67,7 @@ def begin(out: str, tokenizer: Tokenizer, documents: Mapping[str, sources.Docume
         # A process that was killed before it wrote the plan, or one that is writing it now, has left tokenizer/ alone.
         if any(not name.startswith("tokenizer/") for name in remote.names(out)):
             raise InputError(f"--out {out} holds files that are not of a token store; name a new folder")
+        _read_the_first(shards)
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save(folder)
             for file in Path(folder).iterdir():
@@ -77,6 +78,14 @@ def begin(out: str, tokenizer: Tokenizer, documents: Mapping[str, sources.Docume
         changed = [key for key in plan if not isinstance(old, dict) or old.get(key) != plan[key]]
         raise InputError(f"--out {out} holds the store of another {' and '.join(changed)}; name a new folder")
     return Work(out, tokenizer, documents, shards)
+
+
+def _read_the_first(shards: Mapping[str, list[list[sources.Part]]]) -> None:
+    """Reads a document of each file, so that a missing column or a damaged file is found before anything is written."""
+    parts = [part for of_side in shards.values() for of_shard in of_side for part in of_shard]
+    files = {part.name.rpartition(":")[0] or part.name: part for part in reversed(parts)}
+    with ThreadPoolExecutor(token_store.REQUESTS) as pool:
+        list(pool.map(lambda part: next(part.read(), None), files.values()))
 
 
 def _parts(documents: sources.Documents) -> list[sources.Part]:
