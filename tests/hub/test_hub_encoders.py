@@ -526,7 +526,7 @@ SMALL = {"vocab_size": 5, "max_length": 4, "width": 8, "num_layers": 1, "num_hea
         ({"heads": ("mlm",), "norm_order": "pre"}, "norm_order='pre'"),
         ({"heads": ("mlm",), "gated": True}, "gated=True"),
         ({"heads": ("mlm",), "bias": False}, "bias=False"),
-        ({"heads": ("mlm",), "local_window": 2}, "local_window=2"),
+        ({"heads": ("mlm",), "local_window": 2, "global_every": 2}, "local_window=2"),
         ({"heads": ("mlm",), "share_layers": True}, "both 8; ALBERT projects"),
         ({"heads": ("span",), "num_labels": 3}, "two outputs"),
         ({"heads": ("classification",), "embedding_width": 4}, "pooler_activation='tanh'"),

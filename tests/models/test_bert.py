@@ -130,6 +130,7 @@ def test_the_tree_holds_the_heads_that_are_named():
         ({"position": "alibi"}, "model.position is 'alibi'; it is one of learned, rotary"),
         ({"num_labels": 0}, "model.num_labels is 0; it must be at least 1"),
         ({"local_window": -1}, "model.local_window is -1; it must be at least 0"),
+        ({"local_window": 4}, "model.local_window is 4, but model.global_every is 1, so every layer is global"),
         ({"dropout": 1.0}, "model.dropout is 1.0; it must be in"),
     ],
 )

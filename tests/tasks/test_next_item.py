@@ -8,8 +8,10 @@ import pytest
 from scipy.special import log_softmax
 
 from tests.data_room.test_interactions import of
+from transformer_jax import hub, restore
 from transformer_jax.errors import InputError
 from transformer_jax.models import bert, gpt
+from transformer_jax.models.bert import encoders
 from transformer_jax.tasks import NextItem
 from transformer_jax.tasks.next_item.histories import Histories
 
@@ -79,6 +81,18 @@ def test_predictions_have_names_and_unknown_items_are_said(unseen):
     assert "'zz' is none of the 10 items" in answers[1]["error"]
     assert "nothing is known of a user without a history" in answers[2]["error"]
     assert len(answers) == 4
+
+
+def test_an_exported_recommender_answers_as_the_run(tmp_path):
+    task = NextItem()
+    prepared, params = made(task, GPT)
+    hub.export(tmp_path / "out", GPT, params, prepared.tokenizer)
+    loaded = restore.load(tmp_path / "out")
+    assert loaded.task == task
+    (here,) = task.predict(params, GPT, prepared.tokenizer, ["a, b, c"], top=3)
+    (there,) = loaded.task.predict(loaded.params, loaded.config, loaded.tokenizer, ["a, b, c"], top=3)
+    assert [item["name"] for item in there["items"]] == [item["name"] for item in here["items"]]
+    assert encoders.task(tmp_path / "out", BERT) == NextItem(objective="masked")
 
 
 def test_what_is_refused():

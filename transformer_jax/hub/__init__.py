@@ -28,7 +28,7 @@ from transformer_jax.hub.writing import export as export
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model"),
-    *("source.spm", "bytes.json", "characters.json"),
+    *("source.spm", "bytes.json", "characters.json", "items.json"),
 )
 UNREAD_TOKENIZER_FILE = "tokenizer.model"  # Llama's, a BPE of SentencePiece
 

@@ -130,7 +130,7 @@ class Config(config.TextConfig):
     local_window: int = 0
     """Tokens that a local layer sees on each side; 0: all layers are global."""
     global_every: int = 1
-    """With a window, layers 0, n, 2n, ... are still global."""
+    """With a window, n of at least 2: layers 0, n, 2n, ... are still global."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies in global layers."""
     local_rope_theta: float = 10_000.0
@@ -166,7 +166,11 @@ class Config(config.TextConfig):
         ):
             if getattr(self, name) < least:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least {least}")
-
+        if self.local_window and self.global_every == 1:
+            raise InputError(
+                f"model.local_window is {self.local_window}, but model.global_every is 1, so every layer is global; "
+                f"give model.global_every 2 or more: {self.num_layers} leaves only the first layer global"
+            )
         if self.distance_buckets and (self.distance_buckets % 2 or self.max_length < self.distance_buckets // 2 + 2):
             raise InputError(
                 f"model.distance_buckets is {self.distance_buckets}; it must be even, and model.max_length, "

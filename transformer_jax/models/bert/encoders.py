@@ -16,12 +16,14 @@ from typing import Any
 
 from transformer_jax import hub
 from transformer_jax.contracts import Task
+from transformer_jax.data.tokenizers import items
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table, dense, norm
 from transformer_jax.models import bert
 from transformer_jax.tasks.classification import Classification
 from transformer_jax.tasks.masked_lm import MaskedLM
+from transformer_jax.tasks.next_item import NextItem
 from transformer_jax.tasks.span_qa import SpanQA
 from transformer_jax.tasks.tagging import Tagging
 
@@ -237,8 +239,11 @@ def write_fields(
 def task(folder: Path, cfg: bert.Config) -> Task | None:
     """What the model of a folder is for: the head that was fine-tuned, or masked-language modelling.
 
-    None where there is no task here: other heads, labels of which several may hold, tags that are not IOB2.
+    None where there is no task here: other heads, labels of which several may hold, tags that are not IOB2. Where the
+    vocabulary is of items, the next item of a history.
     """
+    if (folder / items.FILE).is_file() and "mlm" in cfg.heads:
+        return NextItem(objective="masked")
     with contextlib.suppress(InputError):
         if "classification" in cfg.heads:
             return Classification(labels=hub.labels(folder))

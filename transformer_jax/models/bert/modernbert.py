@@ -110,13 +110,14 @@ def read_config(given: Mapping[str, Any], names: Collection[str], where: str) ->
     rates = {"hidden_dropout_prob": s["attention_dropout"], "attention_probs_dropout_prob": s["attention_dropout"]}
     ours = s | rates | {"type_vocab_size": 0} | {name: s[theirs] for name, theirs in THEIRS.items()}
     global_theta, local_theta = _bases(s, where)
+    global_every = _global_every(s, where)
     fields = encoders.read_fields(given, ours, heads, where) | {
         "num_types": 0,
         "position": "rotary",
         "rope_theta": global_theta,
         "local_rope_theta": local_theta,
-        "local_window": s["local_attention"] // 2,
-        "global_every": _global_every(s, where),
+        "local_window": s["local_attention"] // 2 if global_every > 1 else 0,
+        "global_every": global_every,
         "norm_order": "pre",
         "first_attention_norm": False,
         "gated": True,

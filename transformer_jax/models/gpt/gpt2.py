@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax import hub
+from transformer_jax.data.tokenizers import items
 from transformer_jax.errors import InputError
 from transformer_jax.hub import settings
 from transformer_jax.hub.mapping import Row, Table
 from transformer_jax.models import gpt
 from transformer_jax.tasks.causal_lm import CausalLM, Sample
+from transformer_jax.tasks.next_item import NextItem
 
 MODEL_TYPES = ("gpt2",)
 SIGNS = ("n_embd", "n_head")
@@ -127,6 +129,11 @@ def write_config(cfg: gpt.Config) -> dict[str, Any]:
     }
 
 
-def task(folder: Path, cfg: gpt.Config) -> CausalLM:
-    """Language modelling, with the tokens that end a text and how the others are chosen as the folder states them."""
+def task(folder: Path, cfg: gpt.Config) -> CausalLM | NextItem:
+    """Language modelling, with the tokens that end a text and how the others are chosen as the folder states them.
+
+    Where the vocabulary is of items, the next item of a history.
+    """
+    if (folder / items.FILE).is_file():
+        return NextItem()
     return CausalLM(stop_ids=hub.stop_ids(folder), defaults=Sample(**hub.sampling(folder)))
