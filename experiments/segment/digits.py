@@ -2,7 +2,7 @@
 
     tools/run experiments.segment.digits
     transformer-jax train segment.digits --seed 1 --workdir runs/segment-1
-    transformer-jax train segment.digits:eomt
+    transformer-jax train segment.digits eomt
     transformer-jax predict runs/segment-digits photo.png --draw .
 
 Data: the scenes of `detect.digits`, 6,000 to train on and 500 to validate on, with the class of each pixel: one of ten
