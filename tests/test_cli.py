@@ -16,7 +16,7 @@ import pytest
 
 from transformer_jax import config_json
 from transformer_jax.__main__ import main
-from transformer_jax.cli import doctor, evaluate, process
+from transformer_jax.cli import doctor, evaluate, process, recipes
 from transformer_jax.cli.main import COMMANDS
 from transformer_jax.data import corpus
 from transformer_jax.experiment import Evaluate, Experiment, Mesh, Train
@@ -218,6 +218,26 @@ def test_convert_takes_the_checkpoint_that_was_reported(trained, tmp_path):
     (run / "results.json").write_text(json.dumps({"step": 9, "best_step": 4, "test": {"accuracy": 1.0}}))
     shutil.rmtree(run / "checkpoints/9/params")
     assert main(["convert", "hf", str(run), str(tmp_path / "hf")]) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.EACCES, 2)])
+def test_a_disk_that_cannot_be_written_is_one_line(monkeypatch, capsys, number, code):
+    def full(arguments):
+        raise OSError(number, os.strerror(number), "out/answers.csv")
+
+    monkeypatch.setattr(recipes, "main", full)
+    assert main(["recipes"]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: out/answers.csv: {os.strerror(number)}; ")
+
+
+def test_another_fault_of_the_system_keeps_its_traceback(monkeypatch):
+    def broken(arguments):
+        raise OSError(errno.ENOTCONN, "a fault of ours")
+
+    monkeypatch.setattr(recipes, "main", broken)
+    with pytest.raises(OSError, match="a fault of ours"):
+        main(["recipes"])
 
 
 def test_inspect(trained, capsys):

@@ -23,6 +23,8 @@ from transformer_jax.errors import InputError
 
 JSON_BYTES = 2**22  # the default limit, for files of settings
 JSON_VALUES = 2**23  # the most values of any JSON: one of 2 bytes in the file takes up to 70 bytes of memory in Python
+# Errors of a disk or folder that cannot be written; commands report them in one line.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

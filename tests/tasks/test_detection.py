@@ -120,7 +120,8 @@ def test_predictions_of_files_and_cocos_json(params, tmp_path):
         TASK.predict_options(Predict()), threshold=0.0, top=3, draw=str(tmp_path), coco=str(tmp_path / "found.json")
     )
     loaded = dataclasses.make_dataclass("Loaded", ["params", "config"])(params, CFG)
-    first, second, broken = TASK.answers(loaded, paths, options)
+    inputs = TASK.read(paths, options)
+    first, second, broken = (answer for _, answer in TASK.answered(loaded, inputs, options))
     assert len(first["objects"]) == len(second["objects"]) == 3 and "error" in broken
     scores = [one["score"] for one in first["objects"]]
     assert scores == sorted(scores, reverse=True)
@@ -131,6 +132,9 @@ def test_predictions_of_files_and_cocos_json(params, tmp_path):
     assert [image["file_name"] for image in tree["images"]] == paths[:2] and len(tree["annotations"]) == 6
     assert tree["annotations"][3]["bbox"] == second["objects"][0]["box"]
     assert TASK.describe(first).endswith(f"{paths[0]} ({tmp_path / 'a_boxes.png'})")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images in .*empty; name image files"):
+        TASK.read([str(tmp_path / "empty")], options)
 
 
 @pytest.mark.parametrize(

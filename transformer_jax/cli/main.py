@@ -40,7 +40,7 @@ from collections.abc import Sequence
 # features when a compiled program is read from the cache; real errors are raised as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from transformer_jax import interrupts
+from transformer_jax import files, interrupts
 from transformer_jax.errors import InputError, RunError
 
 WORK = ("train", "evaluate", "predict", "score", "inspect", "convert", "prepare", "compare", "sweep")
@@ -94,6 +94,10 @@ def _run(arguments: list[str]) -> int | None:
     except Exception as error:
         if interrupts.came:  # a library that calls Python from C++ raised this in place of KeyboardInterrupt
             return None
+        if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror}; make room, or name another folder", file=sys.stderr)
+            return 2 if isinstance(error, PermissionError) else 1
         from transformer_jax.runs import store
 
         explanation = store.explain(error)

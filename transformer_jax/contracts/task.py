@@ -380,6 +380,7 @@ class Task(Protocol):
             answer = {"error": one.error} if one.error else next(answers)
             failed += [f"{one.where}: {answer['error']}"] if "error" in answer else []
             yield one, answer
+        next(answers, None)  # a task may write a file after its last answer
         if failed and len(failed) == len(inputs):
             some = f"none of {len(inputs)} inputs has an answer; the first: " if len(inputs) > 1 else ""
             raise InputError(f"{some}{failed[0]}")

@@ -104,6 +104,9 @@ def images(paths: Sequence[str]) -> list[Input]:
 
     Args:
       paths: image files, and folders, whose images are sorted by path.
+
+    Raises:
+      InputError: the folders contain no image.
     """
     found: list[Input] = []
     skipped: Counter[str] = Counter()
@@ -116,6 +119,8 @@ def images(paths: Sequence[str]) -> list[Input]:
             found.append(text(path, path))
     if skipped:
         print(f"skipped, because they are not images: {records.counted(skipped)}", file=sys.stderr)
+    if paths and not found:
+        raise InputError(f"no images in {', '.join(paths)}; name image files, or folders that contain some")
     return found
 
 

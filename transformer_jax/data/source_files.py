@@ -82,7 +82,7 @@ def find_files(
             while glob.has_magic(str(root)):
                 root = root.parent
         else:
-            raise InputError(f"no such file or folder: {given} (the {split} text; looked in {Path.cwd()})")
+            raise InputError(f"no such file or folder: {given} (the {split} data; looked in {Path.cwd()})")
         matches = [p for p in matches if p.is_file() and not _hidden(p.relative_to(root))]
         if not matches:
             raise _nothing(given, split, suffixes)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_jax import extras
+from transformer_jax import extras, files
 from transformer_jax.tasks.contrastive import paired, retrieval
 
 QUERIES, ANSWERS = 5, 8
@@ -46,4 +46,5 @@ def plot(
             for edge in axes.spines.values():
                 edge.set(color="tab:green" if belongs else "lightgrey", linewidth=3 if belongs else 1)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=110, format="png")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax import extras, sound
+from transformer_jax import extras, files, sound
 from transformer_jax.data import waves
 
 SHOWN = 3  # utterances
@@ -46,4 +46,5 @@ def plot(paths: Mapping[int, np.ndarray], known: Any, path: Path) -> None:
     axes.set_xlabel("seconds")
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # its font lacks letters
         figure.tight_layout()
-        figure.savefig(path, dpi=110)
+        with files.replacing(path) as part:
+            figure.savefig(part, dpi=110, format="png")

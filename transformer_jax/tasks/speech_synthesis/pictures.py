@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer_jax import extras
+from transformer_jax import extras, files
 
 SHOWN = 2  # utterances
 
@@ -35,4 +35,5 @@ def plot(durations_ES: np.ndarray, own_ES: np.ndarray, texts: Sequence[str], pat
             side.set_title(text, fontsize=8)
         axes[0].set_ylabel("tokens")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=110, format="png")
