@@ -57,7 +57,10 @@ def main(arguments: list[str]) -> int:
     if html:
         from transformer_jax import files
 
-        files.write(Path(html), text)
+        try:
+            files.write(Path(html), text)
+        except OSError as error:
+            raise InputError(f"{html} cannot be written ({error.strerror}); name another file with --html") from None
         print(f"written: {html}")
     return 0
 
