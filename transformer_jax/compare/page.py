@@ -7,6 +7,7 @@ import numpy as np
 
 from transformer_jax import compare, pages
 from transformer_jax.compare import terminal
+from transformer_jax.observe.report.recorded import interval
 
 MOST_CURVES = 12  # the most evaluation curves that are drawn
 MOST_LOSSES, MOST_UNITS = 3, 2  # the most losses, and units such as tokens or seconds, that losses are drawn against
@@ -48,7 +49,9 @@ def of_trials(name: str, runs: Sequence[compare.Run]) -> str:
 def curves(runs: Sequence[compare.Run]) -> list[Any]:
     """A figure for the training loss and each number of an evaluation, with a line for each of the `runs`: by step, and
     of the losses also by what has passed, such as tokens and seconds."""
-    names = list(dict.fromkeys(name for run in runs for name in run.curves))
+    names = list(dict.fromkeys(name for run in runs for name, points in run.curves.items() if len(points) > 1))
+    ends = {end for name in names for end in interval(name, names) or ()}
+    names = [name for name in names if name not in ends]
     figures = [
         pages.curves(name, [pages.Line(run.name, run.curves.get(name, [])) for run in runs], x="step")
         for name in names[:MOST_CURVES]

@@ -40,9 +40,9 @@ table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabu
 caption { text-align: left; font-weight: 600; padding: 0.25rem 0; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem 0;
   border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; min-width: 4rem; }
-thead th { color: var(--faint); font-weight: 600; }
+thead th { color: var(--faint); font-weight: 600; overflow-wrap: break-word; }
 tbody th { font-weight: 400; overflow-wrap: break-word; min-width: 5.5rem; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; } td.number, th.number, td.short { white-space: nowrap; }
 pre, code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Noto Sans Mono", monospace; font-size: 0.875rem; }
 pre { background: var(--panel); padding: 0.75rem; border-radius: 0.4rem; white-space: pre-wrap; overflow-wrap: anywhere;
   max-height: 30rem; overflow-y: auto; }

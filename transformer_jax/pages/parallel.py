@@ -7,6 +7,7 @@ from typing import Any
 from transformer_jax.pages.curves import COLOURS, DASHES, HEIGHT, WIDTH
 from transformer_jax.pages.frame import Html, element, join, number, slug
 
+HALO = "paint-order: stroke; stroke: var(--panel); stroke-width: 4px"  # a label is readable across a line
 TOP, BOTTOM, SIDE = 24, 46, 46
 MOST_ITEMS, MOST_AXES = 200, 12
 LOG_SPAN = 100.0  # an axis whose largest value is this many times its smallest, above 0, is logarithmic
@@ -35,10 +36,11 @@ def parallel(title: str, axes: Sequence[str], items: Mapping[str, Sequence[Any]]
     parts = [
         element("title", title, id=f"{slug(title)}-name"),
         element("desc", words, id=f"{slug(title)}-words"),
-        *(part for i, axis in enumerate(axes) for part in _axis(axis, i, across[i], places[i])),
+        *(_rule(x) for x in across[: len(axes)]),
     ]
     for i, (name, row) in reversed(list(enumerate(items.items()))):  # the best is drawn last, above the others
         parts.append(_line(f"{name}: {_text(row[-1])}", row, i, across, places))
+    parts += [part for i, axis in enumerate(axes) for part in _labels(axis, i, across[i], places[i])]
     svg = element(
         "svg",
         join(parts, "\n"),
@@ -76,14 +78,20 @@ def _y(height: float) -> float:
     return HEIGHT - BOTTOM - height * (HEIGHT - BOTTOM - TOP)
 
 
-def _axis(name: str, i: int, x: float, places: Mapping[Any, float]) -> list[Html]:
-    """The axis, its lowest and highest value, or up to six others, and its name below."""
-    parts = [Html(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" style="stroke: var(--rule); stroke-width: 2"/>')]
+def _rule(x: float) -> Html:
+    return Html(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" style="stroke: var(--rule); stroke-width: 2"/>')
+
+
+def _labels(name: str, i: int, x: float, places: Mapping[Any, float]) -> list[Html]:
+    """The lowest and highest value of an axis, or up to six others, and its name below."""
+    parts = []
     shown = sorted(places.items(), key=lambda pair: pair[1])
     shown = shown if len(shown) <= 6 else [shown[0], shown[-1]]
-    short = {"style": "font-size: 11px", "text_anchor": "middle"}
+    short = {"style": f"font-size: 11px; {HALO}", "text_anchor": "middle"}
     for value, height in shown:
         parts.append(element("text", _text(value)[:14], x=f"{x:.1f}", y=f"{_y(height) - 3:.1f}", **short))
+    if i == 0:  # its axis is near the left edge
+        x, short["text_anchor"] = 4, "start"
     parts.append(element("text", name[-22:], x=f"{x:.1f}", y=HEIGHT - (8 if i % 2 else 24), **short))
     return parts
 

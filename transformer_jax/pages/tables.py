@@ -1,6 +1,7 @@
 """Tables, sheets of samples and embedded pictures."""
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,7 +31,9 @@ def table(caption: str, header: Sequence[Any], rows: Iterable[Sequence[Any]], *,
     for first, *rest in rows:
         cells = [
             element(
-                "td", number(x) if _is_number(x) else "" if x is None else x, class_="number" if _is_number(x) else None
+                "td",
+                number(x) if _is_number(x) else "" if x is None else x,
+                class_="number" if _is_number(x) else "short" if _is_short(x) else None,
             )
             for x in rest
         ]
@@ -43,6 +46,11 @@ def table(caption: str, header: Sequence[Any], rows: Iterable[Sequence[Any]], *,
     )
     wide = element("div", made, class_="wide", tabindex=0, role="region", aria_label=caption)
     return element("details", element("summary", caption), wide) if hidden else wide
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a cell is a formatted number or an interval, whose line is not broken."""
+    return isinstance(value, str) and re.fullmatch(r"[-+\d.,%:e\[\] ]{1,30}", value) is not None
 
 
 def _is_number(value: Any) -> bool:
