@@ -49,9 +49,9 @@ def of_trials(name: str, runs: Sequence[compare.Run]) -> str:
 def curves(runs: Sequence[compare.Run]) -> list[Any]:
     """A figure for the training loss and each number of an evaluation, with a line for each of the `runs`: by step, and
     of the losses also by what has passed, such as tokens and seconds."""
-    names = list(dict.fromkeys(name for run in runs for name, points in run.curves.items() if len(points) > 1))
+    names = list(dict.fromkeys(name for run in runs for name in run.curves))
     ends = {end for name in names for end in interval(name, names) or ()}
-    names = [name for name in names if name not in ends]
+    names = [name for name in names if name not in ends and not name.startswith("test/")]
     figures = [
         pages.curves(name, [pages.Line(run.name, run.curves.get(name, [])) for run in runs], x="step")
         for name in names[:MOST_CURVES]
