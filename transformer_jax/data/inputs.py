@@ -4,6 +4,7 @@ asked = inputs.arguments(["a text", ""])          # texts from the command line
 asked = inputs.lines("new.txt")                   # the lines of a file; "-" is stdin
 asked = inputs.table("new.csv", ("review",))      # a column of a table; the other columns are kept
 asked = inputs.images(["photo.jpg", "folder"])
+asked = inputs.sounds(["a.wav", "folder"], "")
 inputs.write(Path("answers.csv"), task.answered(loaded, asked, options))
 """
 
@@ -18,11 +19,11 @@ from typing import Any
 
 from transformer_jax import files
 from transformer_jax.contracts import Input, Query
-from transformer_jax.data import image_files, records, remote, text_files
+from transformer_jax.data import image_files, records, remote, text_files, waves
 from transformer_jax.errors import InputError
 
 OUT = (".csv", ".jsonl")
-ECHOED = ("text", "text_b", "source", "question", "image")  # fields of an answer that repeat its input
+ECHOED = ("text", "text_b", "source", "question", "image", "sound")  # fields of an answer that repeat its input
 
 
 # ---- Reading -------------------------------------------------------------------------------------------------------
@@ -121,6 +122,21 @@ def images(paths: Sequence[str]) -> list[Input]:
         print(f"skipped, because they are not images: {records.counted(skipped)}", file=sys.stderr)
     if paths and not found:
         raise InputError(f"no images in {', '.join(paths)}; name image files, or folders that contain some")
+    return found
+
+
+def sounds(given: Sequence[str], file: str) -> list[Input]:
+    """An input for each sound file.
+
+    Args:
+      given: sound files, and folders, whose sound files are sorted by path.
+      file: where none is given: a text file with such a path on each line; empty: stdin.
+    """
+    paths = given if given and list(given) != ["-"] else [str(one.query) for one in lines(file or "-")]
+    found: list[Input] = []
+    for path in paths:
+        inside = waves.below(Path(path)) if path and Path(path).is_dir() else None
+        found += [text(path, path)] if inside is None else [Input(str(one), str(one), {}) for one in inside]
     return found
 
 

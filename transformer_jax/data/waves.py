@@ -123,6 +123,18 @@ def read(path: Path) -> np.ndarray:
     return as_int16(sound.resample(mono_W[None], found.rate, RATE)[0])
 
 
+def tried(path: Path) -> np.ndarray | str:
+    """The samples of a sound file as `read` returns them, or why there are none.
+
+    Args:
+      path: a file whose name ends in one of `SUFFIXES`.
+    """
+    try:
+        return read(path)
+    except (OSError, Broken) as error:
+        return str(error)
+
+
 def _is_wav(path: Path) -> bool:
     return path.suffix.lower() == ".wav"
 

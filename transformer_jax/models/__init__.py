@@ -30,6 +30,7 @@ MODULES = {
     "whisper": "models.whisper",
     "wav2vec2": "models.wav2vec2",
     "fastspeech": "models.fastspeech",
+    "spectrogram": "models.spectrogram",
     "positions": "nn.positions",
     "optim": "optim",
     "adapters": "adapters",
@@ -57,6 +58,9 @@ MODULES = {
     "next_item": "tasks.next_item",
     "speech_recognition": "tasks.speech_recognition",
     "speech_synthesis": "tasks.speech_synthesis",
+    "audio_classification": "tasks.audio_classification",
+    "sounds": "tasks.audio_classification.sounds",
+    "commands": "tasks.audio_classification.commands",
     "beam": "decoding.beam",
     "masking": "objectives.masking",
     "spans": "objectives.spans",
@@ -173,6 +177,7 @@ FORMATS = {
     "sentence-transformers": "dual.sentences",
     "whisper": "whisper.whisper",
     "wav2vec2": "wav2vec2.wav2vec2",
+    "audio-spectrogram-transformer": "spectrogram.audio_spectrogram_transformer",
 }
 
 

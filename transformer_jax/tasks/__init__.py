@@ -1,5 +1,6 @@
 """The tasks. The folder of each has its data, loss, reported numbers and predictions."""
 
+from transformer_jax.tasks.audio_classification import AudioClassification
 from transformer_jax.tasks.causal_lm import CausalLM
 from transformer_jax.tasks.chat import Chat
 from transformer_jax.tasks.classification import Classification
@@ -24,6 +25,7 @@ from transformer_jax.tasks.translation import Translation
 
 __all__ = [
     "DPO",
+    "AudioClassification",
     "CausalLM",
     "Chat",
     "Classification",

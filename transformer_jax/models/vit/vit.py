@@ -86,14 +86,10 @@ def make_table(cfg: vit.Config, trunk: str, heads: tuple[Row, ...]) -> Table:
       trunk: with which the trunk's tensors begin.
       heads: their rows.
     """
-    layer = f"{trunk}.encoder.layer.{{}}"
     return Table(
         rows=(
             *common_rows(cfg, trunk),
-            *norm("blocks/attention_norm", f"{layer}.layernorm_before"),
-            *norm("blocks/mlp_norm", f"{layer}.layernorm_after"),
-            *dense("blocks/mlp/up", f"{layer}.intermediate.dense"),
-            *dense("blocks/mlp/down", f"{layer}.output.dense"),
+            *mlp_rows(f"{trunk}.encoder.layer.{{}}"),
             *dense("pre_logits", f"{trunk}.pooler.dense"),
             *heads,
         ),
@@ -111,7 +107,7 @@ def common_rows(cfg: vit.Config, trunk: str) -> tuple[Row, ...]:
       cfg: the model's config.
       trunk: with which the trunk's tensors begin.
     """
-    layer, side = f"{trunk}.encoder.layer.{{}}", cfg.patch_size
+    side = cfg.patch_size
     projection, conv = f"{trunk}.embeddings.patch_embeddings.projection", (cfg.channels, side, side)
     return (
         Row("embed/patch/kernel", f"{projection}.weight", transpose=True, unfolded=conv),
@@ -120,11 +116,28 @@ def common_rows(cfg: vit.Config, trunk: str) -> tuple[Row, ...]:
         Row("embed/distillation/embedding", f"{trunk}.embeddings.distillation_token", one_row=True),
         Row("embed/registers/embedding", f"{trunk}.embeddings.register_tokens", one_row=True),
         Row("embed/position/embedding", f"{trunk}.embeddings.position_embeddings", one_row=True),
+        *attention_rows(f"{trunk}.encoder.layer.{{}}"),
+        *norm("final_norm", f"{trunk}.layernorm"),
+    )
+
+
+def attention_rows(layer: str) -> tuple[Row, ...]:
+    """The rows of a block's attention, which is below the tensor `layer`."""
+    return (
         *dense("blocks/attention/query", f"{layer}.attention.attention.query"),
         *dense("blocks/attention/key", f"{layer}.attention.attention.key"),
         *dense("blocks/attention/value", f"{layer}.attention.attention.value"),
         *dense("blocks/attention/out", f"{layer}.attention.output.dense"),
-        *norm("final_norm", f"{trunk}.layernorm"),
+    )
+
+
+def mlp_rows(layer: str) -> tuple[Row, ...]:
+    """The rows of a block's MLP and norms, which are below the tensor `layer`."""
+    return (
+        *norm("blocks/attention_norm", f"{layer}.layernorm_before"),
+        *norm("blocks/mlp_norm", f"{layer}.layernorm_after"),
+        *dense("blocks/mlp/up", f"{layer}.intermediate.dense"),
+        *dense("blocks/mlp/down", f"{layer}.output.dense"),
     )
 
 

@@ -8,7 +8,6 @@ Letters: B rows, W samples, U utterances of a row, F frames, M features, T steps
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,9 +246,7 @@ class SpeechRecognition(Task):
 
     def read(self, given: Sequence[str], options: Listen) -> list[Input]:
         """The given sound files, and those in the given folders."""
-        paths = given if given and given != ["-"] else [str(one.query) for one in inputs_lib.lines(options.file or "-")]
-        found = [[str(file) for file in waves.below(Path(one))] if Path(one).is_dir() else [one] for one in paths]
-        return [inputs_lib.text(one, one) for one in itertools.chain.from_iterable(found)]
+        return inputs_lib.sounds(given, options.file)
 
     def answers(
         self, loaded: Any, queries: Sequence[Any], options: Listen, *, progress: Progress = no_progress
@@ -276,10 +273,8 @@ class SpeechRecognition(Task):
           beam: prefixes of the beam search; 1: the labels of the most probable path.
         """
         for path in inputs:
-            try:
-                samples_W = waves.read(Path(path))
-            except (OSError, waves.Broken) as error:
-                yield {"sound": path, "error": str(error)}
+            if isinstance(samples_W := waves.tried(Path(path)), str):
+                yield {"sound": path, "error": samples_W}
                 continue
             (found,) = self._transcribed(params, model_cfg, tokenizer, [samples_W], beam, top)
             answer: dict[str, Any] = {"sound": path, "text": found[0][0], "seconds": len(samples_W) / waves.RATE}

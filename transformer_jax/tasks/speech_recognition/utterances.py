@@ -343,7 +343,7 @@ def rows(
     """
     held, written = utterances.held, texts(utterances, data.case)
     labels = tokenizer.encode_batch(written)
-    samples, lengths_P = _sound(utterances, data)
+    samples, lengths_P = recorded(utterances, data.memory)
     most = round(data.seconds * waves.RATE)
     slots_P = np.array([-(-int(n * data.room) // step) for n in lengths_P])
     needed_P = np.array([needed(one) for one in labels])
@@ -378,8 +378,16 @@ def rows(
     return made, {name: count for name, count in counts.items() if count}
 
 
-def _sound(utterances: Utterances, data: Speech) -> tuple[Sequence[np.ndarray] | None, np.ndarray]:
-    """(the decoded samples where they fit into memory, the number of samples of each)."""
+def recorded(utterances: Utterances, memory: int) -> tuple[Sequence[np.ndarray] | None, np.ndarray]:
+    """(the decoded samples where they fit into memory, the number of samples of each).
+
+    Args:
+      utterances: of a side.
+      memory: bytes that the samples may take.
+
+    Raises:
+      InputError: files that cannot be read, by name and count.
+    """
     held, broken = utterances.held, []
 
     def length(one: Utterance) -> int | str:
@@ -399,12 +407,12 @@ def _sound(utterances: Utterances, data: Speech) -> tuple[Sequence[np.ndarray] |
     with ThreadPoolExecutor(READERS) as pool:
         found: list[Any] = list(pool.map(length, held))
         broken = [one for one in found if isinstance(one, str)]
-        if not broken and 2 * sum(found) <= data.memory:
+        if not broken and 2 * sum(found) <= memory:
             read: list[Any] = list(pool.map(samples, held))
             broken = [one for one in read if isinstance(one, str)]
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise InputError(f"{broken[0]}{more}; repair or remove the file")
-    if 2 * sum(found) > data.memory:
+    if 2 * sum(found) > memory:
         return None, np.array(found)
     return read, np.array([len(one) for one in read])

@@ -215,12 +215,7 @@ class Transcription(Task):
 
     def read(self, given: Sequence[str], options: Listen) -> list[Input]:
         """The given sound files, and those in the given folders."""
-        paths = given if given and given != ["-"] else [str(one.query) for one in inputs_lib.lines(options.file or "-")]
-        found: list[Input] = []
-        for path in paths:
-            inside = waves.below(Path(path)) if path and Path(path).is_dir() else None
-            found += [inputs_lib.text(path, path)] if inside is None else [Input(str(f), str(f), {}) for f in inside]
-        return found
+        return inputs_lib.sounds(given, options.file)
 
     def answers(
         self, loaded: Any, asked: Sequence[Any], options: Listen, *, progress: Progress = no_progress
@@ -264,7 +259,7 @@ class Transcription(Task):
         """
         paths = list(inputs)
         for first in range(0, len(paths), FILES):
-            group = [(path, _read(path)) for path in paths[first : first + FILES]]
+            group = [(path, waves.tried(Path(path))) for path in paths[first : first + FILES]]
             recordings = [found for _, found in group if not isinstance(found, str)]
             made = iter(self._transcripts(params, model_cfg, tokenizer, recordings, timestamps=timestamps))
             for path, found in group:
@@ -328,11 +323,3 @@ class _Texts(pipeline.Examples):
         made["weights"] = np.zeros(T, np.float32)
         made["weights"][len(self.start) - 1 : len(targets)] = 1
         return made
-
-
-def _read(path: str) -> np.ndarray | str:
-    """The samples of a file, or why there are none."""
-    try:
-        return waves.read(Path(path))
-    except (OSError, waves.Broken) as error:
-        return str(error)
