@@ -42,6 +42,7 @@ from transformer_jax.tasks import (
     chat,
     tagging,
 )
+from transformer_jax.tasks.audio_classification import sounds
 from transformer_jax.tasks.classification import labelled
 from transformer_jax.tasks.contrastive import paired
 from transformer_jax.tasks.detection import scenes
@@ -471,6 +472,8 @@ def shrink(experiment: Experiment, text: Path, write_tfds) -> Experiment:
         return shrink_run(shrink_dual(experiment, text))
     if isinstance(experiment.data, captioned.Captioned):
         return shrink_run(shrink_captioned(experiment, text))
+    if isinstance(experiment.data, sounds.Sounds):
+        return shrink_run(shrink_sounds(experiment, text.with_suffix("")))
     if isinstance(experiment.data, utterances.Speech):
         return shrink_run(shrink_speech(experiment, text.with_suffix("")))
     if isinstance(experiment.data, images.ImageSet):
@@ -523,6 +526,18 @@ def shrink_speech(experiment: Experiment, folder: Path) -> Experiment:
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **small), data=data, task=task)
 
 
+def shrink_sounds(experiment: Experiment, folder: Path) -> Experiment:
+    """Noise of two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = folder / ("high" if i % 2 else "low") / f"{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waves.write(path, rng.normal(0, 0.1, 4000))
+    small = {"num_classes": 2, "num_mels": 20, "max_frames": 26, "width": 16, "num_layers": 1, "num_heads": 2}
+    data = sounds.Sounds(sounds.Folders(str(folder), validation_fraction=0.4), seconds=0.25)
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **small), data=data)
+
+
 def shrink_run(experiment: Experiment) -> Experiment:
     cooled = {"cooldown_steps": 1} if getattr(experiment.optim, "cooldown_steps", 0) else {}
     return dataclasses.replace(
@@ -545,6 +560,7 @@ ALIKE = (
     *("imagenet_b16", "cifar10", "cifar10_finetune", "wmt14_base", "wmt14_big", "multi30k", "sst2", "stdlib_topics"),
     *("roberta_base", "distilbert_base", "stdlib_search", "sentence", "clip_b32", "siglip_b16", "stdlib_calls"),
     *("librispeech_ctc", "synthesis", "whisper_finetune", "llamagen_b", "esm2_8m", "dna", "peptides", "detr_r50_coco"),
+    "commands",
 )
 
 

@@ -135,10 +135,10 @@ def read_extractor(cfg: spectrogram.Config, given: Mapping[str, Any], where: str
     settings.read({name: value for name, value in given.items() if name not in own}, {}, wanted, where)
     if given.get("do_normalize", True) is False:
         return dataclasses.replace(cfg, mean=0.0, std=0.5)  # the identity
-    found = {name: given.get(name, value) for name, value in NORMALISED.items()}
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in found.values()) or found["std"] <= 0:
-        raise InputError(f'{where}: "mean" and "std" are {found}; they must be numbers, the second above 0')
-    return dataclasses.replace(cfg, **{name: float(value) for name, value in found.items()})
+    mean, std = (given.get(name, default) for name, default in NORMALISED.items())
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in (mean, std)) or std <= 0:
+        raise InputError(f'{where}: "mean" is {mean!r} and "std" {std!r}; they must be numbers, the second above 0')
+    return dataclasses.replace(cfg, mean=float(mean), std=float(std))
 
 
 def task(folder: Path, cfg: spectrogram.Config) -> AudioClassification | None:

@@ -23,9 +23,9 @@ from transformer_jax.contracts import Evaluation, Input, Outputs, Predict, Prepa
 from transformer_jax.data import inputs as inputs_lib
 from transformer_jax.data import waves
 from transformer_jax.errors import InputError
-from transformer_jax.tasks import encoder
+from transformer_jax.tasks import encoder, pixels
 from transformer_jax.tasks.audio_classification import sounds
-from transformer_jax.tasks.image_classification import CONFUSION, in_auto_mesh
+from transformer_jax.tasks.image_classification import CONFUSION
 
 NO_MASKS = augmentations.SpecAugment(bands=0, spans=0.0)
 PREDICT_ROWS = 16  # sounds in a batch of `predict`
@@ -132,7 +132,7 @@ class AudioClassification(Task):
 
         given = (batch["waves"], batch["lengths"], *keys)
         shapes = jax.eval_shape(prepared, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given))
-        (x_BFM,) = in_auto_mesh(prepared, *given, out=(("batch", None, None),), shapes=[shapes[0].shape])
+        (x_BFM,) = pixels.in_auto_mesh(prepared, *given, out=(("batch", None, None),), shapes=[shapes[0].shape])
         return family.apply(params, model_cfg, x_BFM, key=model_key)
 
     def _losses(self, logits_BK: jax.Array, batch: Mapping[str, jax.Array]) -> Any:

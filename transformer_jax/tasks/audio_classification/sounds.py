@@ -227,7 +227,7 @@ def baseline(sets: dict[Side, Rows], classes: int, *, seed: int) -> dict[Side, n
       seed: chooses the training sounds.
     """
     train = sets["train"]
-    chosen = objectives.generator(seed, 0).permutation(len(train.held))[:COUNTED]
+    chosen = objectives.generator(seed, 0).permutation(len(train.held))[:COUNTED].tolist()
     x_EF = _summaries(train, chosen)
     mean_F, std_F = x_EF.mean(0), x_EF.std(0) + 1e-6
     x_EF = (x_EF - mean_F) / std_F
