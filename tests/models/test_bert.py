@@ -130,13 +130,17 @@ def test_the_tree_holds_the_heads_that_are_named():
         ({"position": "alibi"}, "model.position is 'alibi'; it is one of learned, rotary"),
         ({"num_labels": 0}, "model.num_labels is 0; it must be at least 1"),
         ({"local_window": -1}, "model.local_window is -1; it must be at least 0"),
-        ({"local_window": 4}, "model.local_window is 4, but model.global_every is 1, so every layer is global"),
         ({"dropout": 1.0}, "model.dropout is 1.0; it must be in"),
     ],
 )
 def test_contradictions_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(BERT, **change)
+
+
+def test_a_window_that_no_layer_has_is_said():
+    with pytest.warns(UserWarning, match="local_window is 4, but model.global_every is 1, so every layer is global"):
+        dataclasses.replace(BERT, local_window=4)
 
 
 def test_text_longer_than_the_positions_is_refused():

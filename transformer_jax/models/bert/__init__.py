@@ -24,6 +24,7 @@ B batch, T length, D width, E embedding width, C labels, V vocabulary, L layers.
 
 import functools
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -167,9 +168,10 @@ class Config(config.TextConfig):
             if getattr(self, name) < least:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least {least}")
         if self.local_window and self.global_every == 1:
-            raise InputError(
+            warnings.warn(  # no error: runs that were trained so are still read
                 f"model.local_window is {self.local_window}, but model.global_every is 1, so every layer is global; "
-                f"give model.global_every 2 or more: {self.num_layers} leaves only the first layer global"
+                f"give model.global_every 2 or more: {self.num_layers} leaves only the first layer global",
+                stacklevel=2,
             )
         if self.distance_buckets and (self.distance_buckets % 2 or self.max_length < self.distance_buckets // 2 + 2):
             raise InputError(
