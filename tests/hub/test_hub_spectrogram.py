@@ -71,7 +71,7 @@ def test_a_folder_classifies_files(tmp_path):
     for i, answer in enumerate(found[:3]):
         assert answer["label"] == task.labels[wanted[i].argmax()]
         assert sorted(one["probability"] for one in answer["top"]) == pytest.approx(sorted(wanted[i]), abs=1e-4)
-    assert found[0]["seconds_unheard"] == pytest.approx((6000 - 4240) / 16_000) and "seconds_unheard" not in found[1]
+    assert found[0]["seconds_unread"] == pytest.approx((6000 - 4240) / 16_000) and "seconds_unread" not in found[1]
     assert "cannot be read as sound" in found[3]["error"]
 
 

@@ -140,7 +140,7 @@ def test_a_model_or_data_that_do_not_fit_are_refused():
     task = AudioClassification(labels=("a", "b", "c"))
     data = sounds.Sounds(Tones(), seconds=0.28)
     task.check(model(), data)
-    with pytest.raises(InputError, match=r"data.seconds = 1 is longer than the 0.305 s that the model hears"):
+    with pytest.raises(InputError, match=r"data.seconds = 1 is longer than the 0.305 s that the model reads"):
         task.check(model(), sounds.Sounds(Tones(), seconds=1))
     with pytest.raises(InputError, match="give --model.num-classes 3"):
         task.check(model(num_classes=4), data)

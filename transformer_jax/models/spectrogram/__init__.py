@@ -1,6 +1,6 @@
 """The audio spectrogram transformer: a DeiT over the patches of a sound's spectrogram (Gong et al. 2021).
 
-Patches overlap. The mean of the class and the distillation token says what is heard. The blocks are those of `vit`.
+Patches overlap. The head classifies the mean of the class and the distillation token. The blocks are those of `vit`.
 
     cfg = spectrogram.Config(num_classes=35, max_frames=128)
     params = spectrogram.init(jax.random.key(0), cfg)
@@ -103,7 +103,7 @@ class Config(config.Config):
 
     @property
     def window(self) -> int:
-        """Samples of the longest sound that is heard whole."""
+        """Samples of the longest sound that is read whole."""
         return (self.max_frames - 1) * HOP + WINDOW
 
     @property
@@ -174,8 +174,8 @@ def features(cfg: Config, waves_BW: jax.Array, lengths_B: jax.Array) -> jax.Arra
     """
     x_BFM = sound.fbank(sound.fitted(sound.as_float(waves_BW), cfg.window), num_mels=cfg.num_mels, rate=RATE)
     frames_B = convolution.length(lengths_B, taps=WINDOW, stride=HOP)
-    is_heard_BF = jnp.arange(cfg.max_frames) < frames_B[:, None]
-    return (jnp.where(is_heard_BF[..., None], x_BFM, 0.0) - cfg.mean) / (2 * cfg.std)
+    is_sound_BF = jnp.arange(cfg.max_frames) < frames_B[:, None]
+    return (jnp.where(is_sound_BF[..., None], x_BFM, 0.0) - cfg.mean) / (2 * cfg.std)
 
 
 def hidden(params: Params, cfg: Config, x_BFM: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

@@ -32,7 +32,7 @@ PREDICT_ROWS = 16  # sounds in a batch of `predict`
 
 
 @dataclass(frozen=True)
-class Hear:
+class Classify:
     """The options of `predict`."""
 
     top: int
@@ -83,7 +83,7 @@ class AudioClassification(Task):
         contracts.require_data(data, "task AudioClassification", ("source", "samples", "memory", "classes"))
         if data.samples > model_cfg.window:
             seconds = model_cfg.window / waves.RATE
-            raise InputError(f"data.seconds = {data.seconds:g} is longer than the {seconds:g} s that the model hears")
+            raise InputError(f"data.seconds = {data.seconds:g} is longer than the {seconds:g} s that the model reads")
         if self.labels and model_cfg.num_classes != len(self.labels):
             raise InputError(
                 f"model.num_classes is {model_cfg.num_classes}, but there are {len(self.labels)} classes "
@@ -208,16 +208,16 @@ class AudioClassification(Task):
             if isinstance(found := waves.tried(Path(path)), str):
                 raise InputError(f"{path}: {found}")
 
-    def predict_options(self, defaults: Predict) -> Hear:
+    def predict_options(self, defaults: Predict) -> Classify:
         """The options of `predict`: how many classes."""
-        return Hear(top=defaults.top)
+        return Classify(top=defaults.top)
 
-    def read(self, given: Sequence[str], options: Hear) -> list[Input]:
+    def read(self, given: Sequence[str], options: Classify) -> list[Input]:
         """The given sound files, and those in the given folders."""
         return inputs_lib.sounds(given, options.file)
 
     def answers(
-        self, loaded: Any, asked: Sequence[Any], options: Hear, *, progress: Progress = no_progress
+        self, loaded: Any, asked: Sequence[Any], options: Classify, *, progress: Progress = no_progress
     ) -> Iterator[dict[str, Any]]:
         """The classes of each sound."""
         return self.predict(loaded.params, loaded.config, None, asked, top=options.top)
@@ -227,7 +227,8 @@ class AudioClassification(Task):
     ) -> Iterator[dict[str, Any]]:
         """For each sound file {"sound": its path, "label", "probability", "top": [{"label", "probability"}, ...]}.
 
-        What the model does not hear has "seconds_unheard" as well. A file that has no sound has {"sound", "error"}.
+        A sound that the model does not read whole has "seconds_unread" as well. A file without sound has {"sound",
+        "error"}.
 
         Args:
           params: of the model.
@@ -259,13 +260,13 @@ class AudioClassification(Task):
                 order = np.argsort(-probability_K, kind="stable")[:top]
                 best = [{"label": self.labels[k], "probability": float(probability_K[k])} for k in order]
                 answer: dict[str, Any] = {"sound": path, **best[0], "top": best}
-                unheard = max(0, len(found) - size) / waves.RATE
-                yield answer | ({"seconds_unheard": unheard} if unheard else {})
+                unread = max(0, len(found) - size) / waves.RATE
+                yield answer | ({"seconds_unread": unread} if unread else {})
 
     def describe(self, prediction: Mapping[str, Any]) -> str:
         """One line: "stop 98.1%, up 1.2%: path"."""
         answers = ", ".join(f"{best['label']} {best['probability']:.1%}" for best in prediction["top"])
-        more = prediction.get("seconds_unheard")
+        more = prediction.get("seconds_unread")
         return f"{answers}: {prediction['sound']}" + (f" (but for its last {more:.1f} s)" if more else "")
 
 
