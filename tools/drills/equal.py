@@ -50,8 +50,9 @@ Instant = tuple[str, int]  # what happens, and how often it has happened before 
 KINDS = ("kill", "SIGTERM", "disk")
 AT_ONCE = 50  # tries of one process: the programs that it compiles stay in its memory
 TIMES = ("seconds", "_per_second", "data_wait", "mfu", "goodput", "seconds_by_activity")
-# The id of a run, TensorBoard's times, the launches and the page that lists them are each folder's own.
-OTHER = ("run.json", "events.out", "launches.jsonl", "report.html")
+# The id of a run, TensorBoard's times, the launches and the page that lists them are each folder's own. The lock of a
+# process that was killed after its last row stays: nothing is written into the folder of a complete run.
+OTHER = ("run.json", "events.out", "launches.jsonl", "report.html", "lock")
 
 
 def drill(job: Job, tries: int) -> Iterator[Row]:
