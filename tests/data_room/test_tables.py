@@ -123,7 +123,7 @@ def test_contradictions(fields, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"no such file or folder: .*b.csv \(the test text"):
+    with pytest.raises(InputError, match=r"no such file or folder: .*b.csv \(the test data"):
         Table((str(tmp_path / "a.csv"),), test=(str(tmp_path / "b.csv"),)).rows("test")
 
 

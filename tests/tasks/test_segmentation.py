@@ -134,7 +134,7 @@ def test_a_folder_of_masks_and_what_is_refused(folder):
     assert labels.shape == (16, 24) and set(np.unique(labels)) == {0, 1, 2} and made.facts["train_images"] == 1
     path = folder / "annotations/training/a.png"
     for values, message in (
-        (np.full((30, 40), 7, np.uint8), r"a.jpg: its labels hold 7; there are 2 classes"),
+        (np.full((30, 40), 7, np.uint8), r"a.jpg: its labels hold 7; the highest label is 2"),
         (np.zeros((20, 40), np.uint8), r"a.jpg: the image has 40 x 30 pixels and its labels 40 x 20"),
         (np.zeros((30, 40, 3), np.uint8), r"a.png has 3 channels"),
     ):

@@ -54,7 +54,7 @@ def create(folder: Path, run: Path, rule: Any, *, types: Any = (), base: str | N
     Args:
       folder: the new workdir, which must not exist.
       run: the workdir of the run.
-      rule: how kernels are stored, a `compress.Rule`; or a value that has `change`, as `Heads`: it makes another model.
+      rule: how kernels are stored, a `compress.Rule`; or a value that has `change`, as `Heads` and `Prune`.
       types: the user's types that the run's config names.
       base: the folder of the model that an adapter of the run is of; None: where it was.
 

@@ -37,9 +37,15 @@ class Prune:
         if not 0 < self.share < 1:
             raise InputError(f"compress.share is {self.share}; it must be above 0 and below 1")
 
-    def declare(self, declaration: Tree) -> Tree:
-        """`declaration`: zeros change values alone."""
-        return declaration
+    def change(self, model: Any, params: Tree, declare: Callable[[Any], Tree]) -> tuple[Any, Tree]:
+        """(`model`, parameters with zeros): zeros change values alone, so nothing is stored of the rule.
+
+        Args:
+          model: the model's Config.
+          params: float parameters.
+          declare: not used.
+        """
+        return model, self.apply(params)
 
     def apply(self, params: Tree) -> Tree:
         """`params` with zeros.
