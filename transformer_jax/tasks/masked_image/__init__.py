@@ -2,7 +2,8 @@
 
 A model that is trained on this is fine-tuned by `--init-from`: its decoder is dropped, and a head begins from scratch.
 
-It reports the squared error of the masked patches. A patch's own mean would give the baseline beside it, close to 1.
+It reports the squared error of the masked patches. The baseline beside it predicts the mean of each patch: its error is
+1, and 0 where a patch has one colour.
 
 Letters: B rows, Y and X pixels, C channels, N patches, P values of a patch.
 """
