@@ -183,7 +183,7 @@ def test_a_run_ends_early_and_a_failed_one_is_tried_again(tmp_path, capsys):
 
 
 def test_runs_at_the_same_time_by_a_launcher(tmp_path, capsys):
-    """Three slots for five runs, of which one fails; each run is started by the command, which is given its slot."""
+    """Three slots for five runs, and one run fails; each run is started by the command, which is given its slot."""
     folder, book = tmp_path / "s", tmp_path / "book"
     arguments = [
         *STDLIB,

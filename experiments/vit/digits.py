@@ -11,7 +11,7 @@ With so few images augmentation helps: each is rotated, shifted and scaled by ra
 device. Model: patches of 2 x 2 pixels, 4 layers, 64 wide, the mean of the patches' last states, averaged over the last
 steps.
 Hardware and time: 2 CPU cores, about a minute.
-Expected: 98 to 100 % of the test digits, the mean of seeds 0, 1 and 2, of which none is below 96 % (measured). The
+Expected: 98 to 100 % of the test digits, the mean of seeds 0, 1 and 2, each at least 96 % (measured). The
 labels are smoothed, so the model is right more often than it says: that is most of its calibration error.
 """
 

@@ -105,7 +105,7 @@ def documents(mb: float, seed: int) -> Iterator[str]:
 
 
 def write_parquet(path: Path, mb: float, seed: int) -> None:
-    """Writes a text column, and one that nobody wants, of a sixteenth of its size."""
+    """Writes a text column, and one that is not read, of a sixteenth of its size."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -361,7 +361,7 @@ def run(command: list[str]) -> Used:
 
 
 def kills(folder: Path, mb: int) -> None:
-    """A store by two processes of this machine, of which all are killed ten times: complete shards are not written
+    """A store by two processes of this machine, all killed ten times: complete shards are not written
     again, and the digests are those of one that was not killed."""
     write_parquet(folder / "text.parquet", mb, 0)
     write_parquet(folder / "validation.parquet", 2, 1)

@@ -239,7 +239,7 @@ def _added(p: Any, cfg: Config, x_BTD: jax.Array, y_BTD: jax.Array, key: jax.Arr
 
 def _places(rows: int, columns: int, width: int) -> jax.Array:
     """Sines and cosines of the place of each feature, float32 [S, D]: half of the width for its row, half for its
-    column. A place is a share of the image, of which the whole is 2 pi."""
+    column. A place is a share of the image; the whole is 2 pi."""
     row_y, column_x = (2 * math.pi * (jnp.arange(n) + 1) / (n + 1e-6) for n in (rows, columns))
     row_yD, column_xD = (positions.sinusoidal(at, width // 2) for at in (row_y, column_x))
     both = [jnp.broadcast_to(row_yD[:, None], (rows, columns, width // 2))]

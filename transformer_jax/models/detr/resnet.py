@@ -1,4 +1,4 @@
-"""ResNet with bottlenecks, of which DETR reads the last stage (He et al. 2016, arXiv 1512.03385, with the stride in the
+"""ResNet with bottlenecks; DETR reads the last stage (He et al. 2016, arXiv 1512.03385, with the stride in the
 3 x 3 convolution), with frozen batch norm.
 
 The statistics, scales and biases of its norms have no gradient: they come with a checkpoint. Without one they change

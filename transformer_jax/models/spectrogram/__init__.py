@@ -223,7 +223,7 @@ def head_logits(params: Params, cfg: Config, x_BTD: jax.Array) -> jax.Array:
 def _trunk(
     params: Params, cfg: Config, x_BFM: jax.Array, key: jax.Array | None, num_outputs: int | None = None
 ) -> jax.Array:
-    """The hidden states, of which only the first `num_outputs` tokens pass through the last layer; None: all."""
+    """The hidden states; only the first `num_outputs` tokens pass through the last layer (None: all)."""
     if x_BFM.shape[1:] != (cfg.max_frames, cfg.num_mels):
         raise InputError(
             f"features have the shape {x_BFM.shape}; the model's are {('B', cfg.max_frames, cfg.num_mels)}"

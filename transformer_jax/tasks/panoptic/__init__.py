@@ -1,6 +1,6 @@
 """Panoptic segmentation: the segments of an image with their classes, by a model that predicts a set of masks (`eomt`).
 
-A segment is an object, of which an image may hold several of a class, or all pixels of a class of `stuff`, such as the
+A segment is an object (an image may hold several of one class), or all pixels of a class of `stuff`, such as the
 sky. From the same masks follow the class of each pixel (mean intersection over union), the segments (panoptic quality),
 and the objects (average precision of masks). Each row of metrics says whether the model learns: "matched_iou", the
 overlap of each segment with its mask; "class_accuracy", how often that mask names its class; and "empty_share", the
@@ -38,7 +38,7 @@ class Panoptic(Segmentation):
     """The set loss of an image's segments; panoptic quality, mean intersection over union, average precision."""
 
     stuff: tuple[str, ...] = ()
-    """The classes of which an image holds one segment; where a source has no masks of objects, all of them."""
+    """The classes with one segment in an image; where a source has no masks of objects, all of them."""
     costs: mask_sets.Costs = MASK2FORMER
     """The weights of the matching's costs and of the loss's terms."""
     threshold: float = 0.8
